@@ -1,0 +1,162 @@
+"""Checks that every backend of ours makes the same way, with the services' rules."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.errors import (
+    BackendError,
+    ChecksumMismatchError,
+    InvalidRequestError,
+    InvalidValueError,
+    NotFoundError,
+)
+from amistore.model import Image, Snapshot
+from amistore.units import BLOCK_SIZE, GIB
+
+__all__ = [
+    "check_block",
+    "check_bucket",
+    "check_complete",
+    "check_part_number",
+    "check_parts",
+    "check_volume_size",
+    "new_id",
+    "new_image",
+]
+
+# S3 user guide, "Bucket naming rules".
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# EC2 API reference, RegisterImage, Name.
+_NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
+
+
+def new_id(prefix: str) -> str:
+    """A new EC2 resource id: prefix and 17 hexadecimal digits."""
+    return f"{prefix}-{secrets.token_hex(9)[:17]}"
+
+
+def check_volume_size(volume_size: int) -> None:
+    """1 to 65,536 GiB (EBS direct APIs, StartSnapshot)."""
+    if not 1 <= volume_size <= 65_536:
+        raise InvalidRequestError(
+            f"a volume has 1 to 65,536 GiB, not {volume_size}", code="InvalidParameterValue"
+        )
+
+
+def check_block(
+    snapshot_id: str, volume_size: int, block_index: int, content: Buffer, checksum: bytes
+) -> None:
+    """Index inside the volume, whole block, right digest."""
+    if not 0 <= block_index < volume_size * GIB // BLOCK_SIZE:
+        raise InvalidRequestError(
+            f"{snapshot_id}: block {block_index} lies outside the volume of {volume_size} GiB",
+            code="InvalidParameterValue",
+        )
+    if memoryview(content).nbytes != BLOCK_SIZE:
+        raise InvalidRequestError(
+            f"{snapshot_id}: block {block_index} has {memoryview(content).nbytes} bytes, not {BLOCK_SIZE}",
+            code="InvalidParameterValue",
+        )
+    if hashlib.sha256(content).digest() != checksum:
+        raise ChecksumMismatchError(
+            "the block's SHA-256 is not the one given",
+            operation="put_snapshot_block",
+            snapshot_id=snapshot_id,
+            block_index=block_index,
+            retryable=True,
+        )
+
+
+def check_complete(snapshot_id: str, blocks: dict[int, bytes], count: int, checksum: bytes) -> None:
+    """`blocks`: the digest of each block written. LINEAR as CompleteSnapshot defines it."""
+    digest = hashlib.sha256()
+    for index in sorted(blocks):
+        digest.update(blocks[index])
+    if count != len(blocks) or checksum != digest.digest():
+        raise ChecksumMismatchError(
+            f"{len(blocks)} blocks were written, not the {count} that the checksum stands for"
+            if count != len(blocks)
+            else "the LINEAR checksum is not that of the blocks written",
+            operation="complete_snapshot",
+            snapshot_id=snapshot_id,
+        )
+
+
+def check_bucket(bucket: str) -> None:
+    """S3's rules for names, which also keep them safe as folder names."""
+    if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket) or ".." in bucket:
+        raise InvalidRequestError(
+            f"{bucket!r} is no bucket name: 3 to 63 of a-z, 0-9, '.' and '-'",
+            code="InaccessibleStorageLocation",
+        )
+
+
+def check_part_number(part_number: int) -> None:
+    """1 to 10,000 (S3 user guide, "Multipart upload limits")."""
+    if not 1 <= part_number <= 10_000:
+        raise InvalidRequestError(f"part numbers are 1 to 10,000, not {part_number}")
+
+
+def check_parts(bucket: str, key: str, given: list[tuple[int, str]], found: list[tuple[int, str]]) -> None:
+    """Parts (number, ETag) given to complete: ascending, at least one, and there."""
+    numbers = [number for number, _ in given]
+    if not given or numbers != sorted(set(numbers)):
+        raise InvalidRequestError("parts must be given in ascending order, at least one")
+    missing = sorted(set(given) - set(found))
+    if missing:
+        raise BackendError(
+            f"part {missing[0][0]} was not uploaded, or replaced since",
+            operation="complete_multipart_upload",
+            bucket=bucket,
+            key=key,
+        )
+
+
+def new_image(
+    image: Image,
+    name: str | None,
+    describe: Callable[[str], Snapshot],
+) -> Image:
+    """The image that RegisterImage makes of `image`: new id, checked name, snapshots that are there.
+
+    Args:
+        image: what to register.
+        name: or None for its own.
+        describe: gives a snapshot by id, or raises NotFoundError.
+    """
+    chosen = image.name if name is None else name
+    if chosen is None or not _NAME.fullmatch(chosen):
+        raise InvalidValueError(
+            f"an image's name has 3 to 128 letters, digits or characters of ()[] ./-'@_ , not {chosen!r}"
+            + ("; give another one with name=" if name is None else ""),
+            field="Image.name",
+            value=chosen,
+        )
+    devices = {mapping.device_name for mapping in image.block_device_mappings}
+    if image.root_device_name is not None and image.root_device_name not in devices:
+        raise InvalidRequestError(
+            f"the root device {image.root_device_name} has no mapping: its snapshot was not restored",
+            code="InvalidParameterValue",
+        )
+    found = []
+    for snapshot_id in image.snapshot_ids:
+        snapshot = describe(snapshot_id)
+        if snapshot.state != "completed":
+            raise InvalidRequestError(
+                f"{snapshot_id} is {snapshot.state}, not completed", code="InvalidSnapshot.NotFound"
+            )
+        known = {each.snapshot_id: each for each in image.snapshots}.get(snapshot_id, snapshot)
+        found.append(attrs.evolve(known, volume_size=snapshot.volume_size, state=snapshot.state))
+    return attrs.evolve(image, image_id=new_id("ami"), name=chosen, snapshots=tuple(found), state="available")
+
+
+def no_snapshot(snapshot_id: str, operation: str) -> NotFoundError:
+    """The error for a snapshot that is not there."""
+    return NotFoundError("no such snapshot", operation=operation, snapshot_id=snapshot_id)

@@ -1,0 +1,107 @@
+"""`DirectoryBackend`: folders stand in for EC2, EBS and S3, crash-safe, with nothing to install.
+
+``<path>/ec2/<image id>.json``, ``<path>/ebs/<snapshot id>/disk.raw``, ``<path>/s3/<bucket>/<key>``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from amistore.backends import checks
+from amistore.backends.base import Backend
+from amistore.backends.directory import disk, files
+from amistore.backends.directory.ebs import DirectoryEBS
+from amistore.backends.directory.ec2 import DirectoryEC2
+from amistore.backends.directory.s3 import DirectoryS3
+from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image
+from amistore.units import GIB
+
+__all__ = ["DirectoryBackend"]
+
+
+class DirectoryBackend(Backend):
+    """EC2, EBS and S3 in a folder, made where it is missing."""
+
+    ebs: DirectoryEBS
+    s3: DirectoryS3
+    ec2: DirectoryEC2
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        root = Path(path).absolute()
+        with files.operation("open"):
+            for service in ("ec2", "ebs", "s3"):
+                (root / service).mkdir(parents=True, exist_ok=True)
+        ebs = DirectoryEBS(root / "ebs")
+        super().__init__(ebs=ebs, s3=DirectoryS3(root / "s3"), ec2=DirectoryEC2(root / "ec2", ebs))
+        self.path = root
+
+    def import_disk(self, path: str | os.PathLike[str], *, name: str, **attributes: Any) -> str:
+        """Make an AMI of a raw disk.
+
+        The volume has the disk's size rounded up to whole GiB and reads as zeros behind the
+        disk's end, as EBS does. Holes of the file stay unlisted blocks.
+
+        Args:
+            path: a raw disk image or a block device.
+            name: the image's name, unique in this backend.
+            **attributes: further fields of `Image`, such as ``architecture="arm64"``.
+
+        Returns:
+            The new image's id.
+
+        Raises:
+            InvalidValueError: the name or an attribute breaks a rule.
+            AlreadyExistsError: the name is taken.
+            BackendError: the disk cannot be read or the folder not written; nothing is left behind.
+        """
+        members = {
+            "architecture": "x86_64",
+            "virtualization_type": "hvm",
+            "root_device_name": "/dev/xvda",
+            "root_device_type": "ebs",
+            "ena_support": True,
+            **attributes,
+        }
+        Image(image_id=checks.new_id("ami"), name=name, **members)  # refuse before the disk is read
+        snapshot_id = self._import_snapshot(Path(path))
+        try:
+            ebs = EbsBlockDevice(snapshot_id=snapshot_id, delete_on_termination=True)
+            mapping = BlockDeviceMapping(device_name=members["root_device_name"], ebs=ebs)
+            image = Image(
+                image_id=checks.new_id("ami"),
+                name=name,
+                block_device_mappings=(mapping,),
+                **members,
+            )
+            return self.ec2.register_image(image)
+        except BaseException:
+            self.ebs.delete_snapshot(snapshot_id)
+            raise
+
+    def _import_snapshot(self, path: Path) -> str:
+        with files.operation("import_disk"):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                size = disk.disk_size(path, descriptor)
+                snapshot_id = self.ebs.start_snapshot(
+                    -(-size // GIB), description=f"Imported from {path.name}"
+                )
+                try:
+                    linear = hashlib.sha256()
+                    count = 0
+                    for index in disk.data_blocks(descriptor, size):
+                        content = disk.read_block(descriptor, index)
+                        digest = hashlib.sha256(content).digest()
+                        self.ebs.put_snapshot_block(snapshot_id, index, content, digest)
+                        linear.update(digest)
+                        count += 1
+                    self.ebs.complete_snapshot(snapshot_id, count, linear.digest())
+                except BaseException:
+                    self.ebs.delete_snapshot(snapshot_id)
+                    raise
+            finally:
+                os.close(descriptor)
+        return snapshot_id

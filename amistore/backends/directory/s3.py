@@ -1,0 +1,224 @@
+"""Buckets as folders, objects as files in them.
+
+A file that someone puts into a bucket's folder is an object; so an archive can be copied
+there by hand. Keys are percent-encoded to one file name each. What an object carries
+beside its bytes (metadata) and unfinished uploads lie in ``<bucket>/.amistore``.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.backends import checks
+from amistore.backends.base import ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.directory import files
+from amistore.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.units import MIB
+
+__all__ = ["DirectoryS3"]
+
+
+@attrs.frozen
+class DirectoryS3(ObjectStore):
+    """S3 in the folder `root`, which holds a folder per bucket."""
+
+    root: Path
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make a bucket; one that is there is fine."""
+        checks.check_bucket(bucket)
+        with files.operation("create_bucket", bucket=bucket):
+            (self.root / bucket / ".amistore" / "uploads").mkdir(parents=True, exist_ok=True)
+            (self.root / bucket / ".amistore" / "objects").mkdir(exist_ok=True)
+            files.sync_directory(self.root)
+
+    def path(self, bucket: str, key: str) -> Path:
+        """The file that holds an object, whether it exists or not."""
+        return self._bucket(bucket) / _file_name(key)
+
+    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+        path = self.path(bucket, key)
+        with files.operation("head_object", bucket=bucket, key=key):
+            try:
+                return self._info(path, path.stat())
+            except FileNotFoundError:
+                raise NotFoundError(
+                    "no such object", operation="head_object", bucket=bucket, key=key
+                ) from None
+
+    def get_object_range(
+        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> bytes:
+        path = self.path(bucket, key)
+        with files.operation("get_object_range", bucket=bucket, key=key):
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise NotFoundError(
+                    "no such object", operation="get_object_range", bucket=bucket, key=key
+                ) from None
+            try:
+                if if_match not in (None, _etag(os.fstat(descriptor))):
+                    raise SourceChangedError("the object was replaced", bucket=bucket, key=key)
+                content = b""
+                while len(content) < length:
+                    piece = os.pread(descriptor, length - len(content), start + len(content))
+                    if not piece:
+                        break
+                    content = content + piece if content else piece
+                return content
+            finally:
+                os.close(descriptor)
+
+    def delete_object(self, bucket: str, key: str) -> None:
+        path = self.path(bucket, key)
+        with files.operation("delete_object", bucket=bucket, key=key):
+            path.unlink(missing_ok=True)
+            for sidecar in self._sidecar(path, "").parent.glob(f"{glob.escape(path.name)}@*.json"):
+                sidecar.unlink(missing_ok=True)
+            files.sync_directory(path.parent)
+
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        self.path(bucket, key)
+        upload_id = checks.new_id("upload")
+        folder = self._bucket(bucket) / ".amistore" / "uploads" / upload_id
+        with files.operation("create_multipart_upload", bucket=bucket, key=key):
+            folder.mkdir(parents=True)
+            files.write_json(folder / "upload.json", {"key": key, "metadata": dict(metadata or {})})
+        return upload_id
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
+    ) -> UploadedPart:
+        checks.check_part_number(part_number)
+        with files.operation("upload_part", bucket=bucket, key=key):
+            path = self._upload(bucket, key, upload_id)[0] / f"{part_number:05}"
+            with files.temporary(path) as name:
+                with name.open("wb", buffering=0) as file:
+                    view = memoryview(content).cast("B")
+                    while view:
+                        view = view[file.write(view) :]
+                    os.fsync(file.fileno())
+                name.replace(path)
+            files.sync_directory(path.parent)
+            return _part(path)
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        with files.operation("list_parts", bucket=bucket, key=key):
+            folder, _ = self._upload(bucket, key, upload_id)
+            return [_part(path) for path in sorted(folder.glob("[0-9]*"))]
+
+    def complete_multipart_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[UploadedPart],
+        *,
+        if_none_match: bool = False,
+    ) -> ObjectInfo:
+        path = self.path(bucket, key)
+        with files.operation("complete_multipart_upload", bucket=bucket, key=key):
+            folder, upload = self._upload(bucket, key, upload_id)
+            checks.check_parts(
+                bucket,
+                key,
+                [(part.part_number, part.etag) for part in parts],
+                [(part.part_number, part.etag) for part in self.list_parts(bucket, key, upload_id)],
+            )
+            # An early answer; the link below is the one that counts.
+            if if_none_match and path.exists():
+                raise AlreadyExistsError("the object exists", bucket=bucket, key=key)
+            with files.temporary(folder / "object") as name:
+                _concatenate(name, [folder / f"{part.part_number:05}" for part in parts])
+                status = name.stat()
+                # The sidecar is there before the object and named after its ETag, so neither
+                # a crash nor a race parts them.
+                files.write_json(self._sidecar(path, _etag(status)), upload["metadata"])
+                if if_none_match:
+                    try:
+                        os.link(name, path)  # fails if it exists, whoever made it
+                    except FileExistsError:
+                        self._sidecar(path, _etag(status)).unlink()
+                        raise AlreadyExistsError("the object exists", bucket=bucket, key=key) from None
+                else:
+                    name.replace(path)
+            files.sync_directory(path.parent)
+            shutil.rmtree(folder, ignore_errors=True)
+            return self._info(path, path.stat())
+
+    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        with files.operation("abort_multipart_upload", bucket=bucket, key=key):
+            try:
+                folder, _ = self._upload(bucket, key, upload_id)
+            except NotFoundError:
+                return
+            shutil.rmtree(folder)
+
+    def _bucket(self, bucket: str) -> Path:
+        checks.check_bucket(bucket)
+        folder = self.root / bucket
+        if not folder.is_dir():
+            raise NotFoundError("no such bucket: make it with create_bucket", bucket=bucket)
+        return folder
+
+    def _upload(self, bucket: str, key: str, upload_id: str) -> tuple[Path, dict[str, Any]]:
+        folder = self._bucket(bucket) / ".amistore" / "uploads" / upload_id
+        upload = files.read_json(folder / "upload.json") if upload_id.startswith("upload-") else None
+        if upload is None or upload["key"] != key or "/" in upload_id:
+            raise NotFoundError("no such upload", bucket=bucket, key=key)
+        return folder, upload
+
+    def _sidecar(self, path: Path, etag: str) -> Path:
+        return path.parent / ".amistore" / "objects" / f"{path.name}@{etag}.json"
+
+    def _info(self, path: Path, status: os.stat_result) -> ObjectInfo:
+        etag = _etag(status)
+        metadata = files.read_json(self._sidecar(path, etag))
+        return ObjectInfo(size=status.st_size, etag=etag, metadata=metadata or {})
+
+
+def _file_name(key: str) -> str:
+    name = urllib.parse.quote(key, safe=" ")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    # 200 leaves room for the sidecar's ending in the 255 bytes that filesystems allow.
+    if not key or len(name) > 200:
+        raise InvalidRequestError(
+            f"a key must have 1 to 200 characters as a file name, percent-encoded, not {len(name)}"
+        )
+    return name
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def _part(path: Path) -> UploadedPart:
+    status = path.stat()
+    return UploadedPart(part_number=int(path.name), size=status.st_size, etag=_etag(status))
+
+
+def _concatenate(target: Path, sources: Sequence[Path]) -> None:
+    with target.open("wb") as file:
+        for source in sources:
+            with source.open("rb") as part:
+                shutil.copyfileobj(part, file, 1 * MIB)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,287 @@
+"""`MemoryBackend`: the reference implementation, for tests and demonstrations.
+
+It keeps the services' promises: digests verified, block tokens that die when the snapshot
+is listed again, conditional complete. Nothing survives the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.backends import checks
+from amistore.backends.base import (
+    Backend,
+    Block,
+    BlockPage,
+    BlockStore,
+    ImageRegistry,
+    ObjectInfo,
+    ObjectStore,
+    SnapshotBlock,
+    UploadedPart,
+)
+from amistore.errors import (
+    AlreadyExistsError,
+    BackendError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.model import Image, Snapshot, Tag
+
+__all__ = ["MemoryBackend"]
+
+
+@attrs.define
+class _Snapshot:
+    description: Snapshot
+    volume_size: int
+    blocks: dict[int, bytes] = attrs.field(factory=dict)
+    digests: dict[int, bytes] = attrs.field(factory=dict)
+    order: list[int] = attrs.field(factory=list)
+    generation: int = 0
+
+
+class _MemoryEBS(BlockStore):
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._snapshots: dict[str, _Snapshot] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> str:
+        raise InvalidRequestError("a MemoryBackend lives in one process and cannot be sent to another")
+
+    def describe(self, snapshot_id: str) -> Snapshot:
+        return self._find(snapshot_id, "describe_snapshots").description
+
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        with self._lock:
+            snapshot = self._find(snapshot_id, "list_snapshot_blocks", state="completed")
+            if next_token is None:
+                snapshot.generation += 1
+                snapshot.order = sorted(snapshot.blocks)
+                start = 0
+            else:
+                generation, _, start_text = next_token.partition(":")
+                if generation != str(snapshot.generation):
+                    raise BackendError("the page token has expired", snapshot_id=snapshot_id)
+                start = int(start_text)
+            end = start + self._page_size
+            token = str(snapshot.generation)
+            return BlockPage(
+                volume_size=snapshot.volume_size,
+                blocks=[Block(index, token) for index in snapshot.order[start:end]],
+                next_token=f"{token}:{end}" if end < len(snapshot.order) else None,
+            )
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        snapshot = self._find(snapshot_id, "get_snapshot_block", state="completed")
+        if block_token != str(snapshot.generation):
+            raise BackendError(
+                "the block token has expired", snapshot_id=snapshot_id, block_index=block_index
+            )
+        if block_index not in snapshot.blocks:
+            raise NotFoundError("no such block", snapshot_id=snapshot_id, block_index=block_index)
+        return SnapshotBlock(snapshot.blocks[block_index], snapshot.digests[block_index])
+
+    def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
+        checks.check_volume_size(volume_size)
+        described = Snapshot(
+            snapshot_id=checks.new_id("snap"),
+            volume_size=volume_size,
+            description=description,
+            tags=tuple(tags),
+            state="pending",
+        )
+        with self._lock:
+            self._snapshots[described.snapshot_id] = _Snapshot(described, volume_size)
+        return described.snapshot_id
+
+    def put_snapshot_block(
+        self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
+    ) -> None:
+        volume_size = self._find(snapshot_id, "put_snapshot_block", state="pending").volume_size
+        checks.check_block(snapshot_id, volume_size, block_index, content, checksum)
+        copy = bytes(content)
+        with self._lock:
+            snapshot = self._find(snapshot_id, "put_snapshot_block", state="pending")
+            snapshot.blocks[block_index] = copy
+            snapshot.digests[block_index] = checksum
+
+    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
+        with self._lock:
+            snapshot = self._find(snapshot_id, "complete_snapshot", state="pending")
+            checks.check_complete(snapshot_id, snapshot.digests, changed_blocks_count, checksum)
+            snapshot.description = attrs.evolve(snapshot.description, state="completed")
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        with self._lock:
+            self._find(snapshot_id, "delete_snapshot")
+            del self._snapshots[snapshot_id]
+
+    def _find(self, snapshot_id: str, operation: str, *, state: str | None = None) -> _Snapshot:
+        snapshot = self._snapshots.get(snapshot_id)
+        if snapshot is None:
+            raise checks.no_snapshot(snapshot_id, operation)
+        if state is not None and snapshot.description.state != state:
+            raise BackendError(
+                f"the snapshot is {snapshot.description.state}, not {state}",
+                operation=operation,
+                snapshot_id=snapshot_id,
+            )
+        return snapshot
+
+
+@attrs.define
+class _Object:
+    info: ObjectInfo
+    content: bytes
+
+
+class _MemoryS3(ObjectStore):
+    def __init__(self) -> None:
+        self._buckets: dict[str, dict[str, _Object]] = {}
+        self._uploads: dict[tuple[str, str, str], tuple[dict[str, str], dict[int, bytes]]] = {}
+        self._lock = threading.Lock()
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make a bucket; one that is there is fine."""
+        checks.check_bucket(bucket)
+        with self._lock:
+            self._buckets.setdefault(bucket, {})
+
+    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+        return self._object(bucket, key).info
+
+    def get_object_range(
+        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> bytes:
+        found = self._object(bucket, key)
+        if if_match not in (None, found.info.etag):
+            raise SourceChangedError("the object was replaced", bucket=bucket, key=key)
+        return found.content[start : start + length]
+
+    def delete_object(self, bucket: str, key: str) -> None:
+        self._bucket(bucket).pop(key, None)
+
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        self._bucket(bucket)
+        upload_id = checks.new_id("upload")
+        with self._lock:
+            self._uploads[bucket, key, upload_id] = (dict(metadata or {}), {})
+        return upload_id
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
+    ) -> UploadedPart:
+        checks.check_part_number(part_number)
+        copy = bytes(content)
+        with self._lock:
+            self._upload(bucket, key, upload_id)[1][part_number] = copy
+        return _part(part_number, copy)
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        parts = self._upload(bucket, key, upload_id)[1]
+        return [_part(number, content) for number, content in sorted(parts.items())]
+
+    def complete_multipart_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[UploadedPart],
+        *,
+        if_none_match: bool = False,
+    ) -> ObjectInfo:
+        found = self.list_parts(bucket, key, upload_id)
+        checks.check_parts(
+            bucket,
+            key,
+            [(part.part_number, part.etag) for part in parts],
+            [(part.part_number, part.etag) for part in found],
+        )
+        with self._lock:
+            metadata, contents = self._upload(bucket, key, upload_id)
+            if if_none_match and key in self._bucket(bucket):
+                raise AlreadyExistsError("the object exists", bucket=bucket, key=key)
+            content = b"".join(contents[part.part_number] for part in parts)
+            etag = hashlib.sha256(content).hexdigest()[:32]
+            info = ObjectInfo(size=len(content), etag=etag, metadata=metadata)
+            self._bucket(bucket)[key] = _Object(info, content)
+            del self._uploads[bucket, key, upload_id]
+        return info
+
+    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        with self._lock:
+            self._uploads.pop((bucket, key, upload_id), None)
+
+    def _bucket(self, bucket: str) -> dict[str, _Object]:
+        checks.check_bucket(bucket)
+        if bucket not in self._buckets:
+            raise NotFoundError("no such bucket", bucket=bucket)
+        return self._buckets[bucket]
+
+    def _object(self, bucket: str, key: str) -> _Object:
+        found = self._bucket(bucket).get(key)
+        if found is None:
+            raise NotFoundError("no such object", bucket=bucket, key=key)
+        return found
+
+    def _upload(self, bucket: str, key: str, upload_id: str) -> tuple[dict[str, str], dict[int, bytes]]:
+        if (bucket, key, upload_id) not in self._uploads:
+            raise NotFoundError("no such upload", bucket=bucket, key=key)
+        return self._uploads[bucket, key, upload_id]
+
+
+def _part(number: int, content: bytes) -> UploadedPart:
+    return UploadedPart(part_number=number, size=len(content), etag=hashlib.sha256(content).hexdigest()[:32])
+
+
+class _MemoryEC2(ImageRegistry):
+    def __init__(self, ebs: _MemoryEBS) -> None:
+        self._ebs = ebs
+        self._images: dict[str, Image] = {}
+        self._lock = threading.Lock()
+
+    def describe_image(self, image_id: str) -> Image:
+        if image_id not in self._images:
+            raise NotFoundError("no such image", operation="describe_image", image_id=image_id)
+        return self._images[image_id]
+
+    def describe_images(self) -> list[Image]:
+        return [self._images[image_id] for image_id in sorted(self._images)]
+
+    def register_image(self, image: Image, *, name: str | None = None) -> str:
+        registered = checks.new_image(image, name, self._ebs.describe)
+        with self._lock:
+            if any(other.name == registered.name for other in self._images.values()):
+                raise AlreadyExistsError(f"an image named {registered.name!r} exists")
+            self._images[registered.image_id] = registered
+        return registered.image_id
+
+    def deregister_image(self, image_id: str) -> None:
+        self.describe_image(image_id)
+        del self._images[image_id]
+
+
+class MemoryBackend(Backend):
+    """EC2, EBS and S3 in this process's memory.
+
+    Args:
+        page_size: blocks in a page of ListSnapshotBlocks.
+    """
+
+    ebs: _MemoryEBS
+    s3: _MemoryS3
+    ec2: _MemoryEC2
+
+    def __init__(self, *, page_size: int = 10_000) -> None:
+        ebs = _MemoryEBS(page_size)
+        super().__init__(ebs=ebs, s3=_MemoryS3(), ec2=_MemoryEC2(ebs))

@@ -1,0 +1,54 @@
+"""The container: format version 1 as pure functions between bytes and objects.
+
+Sans-IO: nothing here opens a file or socket, starts a thread or reads a clock. Imports the
+model only. Where to look: `layout.py` declares every byte, `records.py` turns records into
+objects, `plan.py` says what stands where, `encoder.py` writes, `decoder.py` reads from
+front to end, `index.py` is the way in from the end. `docs/format.md` is the normative text.
+"""
+
+from amistore.container.decoder import (
+    ContainerEnd,
+    ContainerStart,
+    DecodedBlock,
+    Event,
+    StoredSegment,
+    VolumeStart,
+    container_events,
+    decode_frame,
+    decode_segment,
+)
+from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
+from amistore.container.index import Index, IndexedVolume, Ledger
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, plan
+from amistore.container.preamble import PREAMBLE
+from amistore.container.records import Foot, Head, Layout, SegmentDescriptor, VolumeDescriptor
+from amistore.container.runs import Runs
+
+__all__ = [
+    "PREAMBLE",
+    "ContainerEnd",
+    "ContainerStart",
+    "ContainerWriter",
+    "DecodedBlock",
+    "EncodedSegment",
+    "Event",
+    "Foot",
+    "Head",
+    "Index",
+    "IndexedVolume",
+    "Layout",
+    "Ledger",
+    "Plan",
+    "PlannedSegment",
+    "PlannedVolume",
+    "Runs",
+    "SegmentDescriptor",
+    "StoredSegment",
+    "VolumeDescriptor",
+    "VolumeStart",
+    "container_events",
+    "decode_frame",
+    "decode_segment",
+    "encode_segment",
+    "plan",
+]

@@ -1,0 +1,173 @@
+"""Writing: front, prelude, segment and tail of a plan, as bytes.
+
+Pure. A segment depends on its own blocks alone, so any thread, process or machine can
+make it; whoever puts the parts in order keeps the `Ledger`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.container import layout
+from amistore.container.frames import FrameEncoder
+from amistore.container.index import Ledger
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, manifest_member, prelude
+from amistore.container.preamble import PREAMBLE
+from amistore.container.records import (
+    Foot,
+    Frame,
+    Head,
+    SegmentDescriptor,
+    VolumeDescriptor,
+    pad_record,
+)
+from amistore.errors import InvalidRequestError
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["ContainerWriter", "EncodedSegment", "encode_segment", "pad_size"]
+
+
+@attrs.frozen
+class EncodedSegment:
+    """A SEGD record and the frames it describes."""
+
+    descriptor: SegmentDescriptor
+    record: bytes
+    frames: list[bytes]
+
+
+def encode_segment(
+    segment: PlannedSegment, blocks: Iterator[Buffer], *, level: int, check: bool
+) -> EncodedSegment:
+    """Hash and compress one segment.
+
+    Args:
+        segment: from the plan.
+        blocks: exactly its blocks, 524,288 bytes each; taken a frame at a time.
+        level: zstd level.
+        check: decode each frame and compare it before it is handed out.
+
+    Raises:
+        InvalidRequestError: a block of another size, or too few.
+    """
+    encoder = FrameEncoder(level, check=check)
+    frames: list[bytes] = []
+    digests: list[bytes] = []
+    for content_size in segment.frame_contents:
+        contents: list[Buffer] = []
+        for _ in range(content_size // BLOCK_SIZE):
+            block = next(blocks, b"")
+            digests.append(hashlib.sha256(block).digest())
+            contents.append(block)
+        content = b"".join(contents)
+        del contents
+        if len(content) != content_size:
+            raise InvalidRequestError(f"a block does not have {BLOCK_SIZE} bytes")
+        frames.append(encoder.encode(content))
+    descriptor = SegmentDescriptor(
+        file_id=segment.file_id,
+        volume=segment.volume,
+        sequence=segment.sequence,
+        ordinal=segment.ordinal,
+        runs=segment.runs,
+        frames=tuple(Frame.of(frame) for frame in frames),
+        digests=tuple(digests),
+    )
+    return EncodedSegment(descriptor, descriptor.encode(), frames)
+
+
+def pad_size(shard_size: int) -> int:
+    """Bytes of the PAD record after a shard of so many bytes that is not the last; 0 for none."""
+    if shard_size >= layout.MIN_PART:
+        return 0
+    return max(layout.MIN_PART - shard_size, layout.RECORD_OVERHEAD)
+
+
+class ContainerWriter:
+    """Puts the pieces of a plan in order and remembers what the tail needs.
+
+    Call `front`, then per volume `volume` and `segment` for each of its segments, then `tail`.
+    """
+
+    def __init__(self, plan: Plan, level: int) -> None:
+        self._plan = plan
+        self._ledger = Ledger()
+        self._encoder = FrameEncoder(level, check=True)
+        self._segments = 0
+        self._shard_start = 0
+
+    @property
+    def offset(self) -> int:
+        """Bytes given out so far."""
+        return self._ledger.offset
+
+    def front(self) -> list[bytes]:
+        """PREAMBLE, HEAD and the manifest's frames."""
+        plan = self._plan
+        content = manifest_member(plan.image, plan.manifest)
+        frames = self._encoder.encode_all(content)
+        head = Head(
+            layout=plan.layout,
+            volumes=len(plan.volumes),
+            segments=plan.segments,
+            blocks=plan.blocks,
+            file_id=plan.file_id,
+            manifest_content=len(content),
+            manifest_frames=tuple(Frame.of(frame) for frame in frames),
+        ).encode()
+        pieces = [PREAMBLE, head, *frames]
+        self._ledger.add_front(head, b"".join(frames), b"".join(pieces))
+        return pieces
+
+    def volume(self, volume: PlannedVolume) -> list[bytes]:
+        """VOLD and the frames of the volume's tar headers and sparse map."""
+        content = prelude(self._plan.image, volume)
+        frames = self._encoder.encode_all(content)
+        descriptor = VolumeDescriptor(
+            file_id=self._plan.file_id,
+            volume=volume.number,
+            snapshot_id=volume.snapshot_id,
+            first_segment=volume.first_segment,
+            size=volume.size,
+            blocks=volume.runs.blocks,
+            runs=len(volume.runs),
+            runs_digest=volume.runs.digest(),
+            content=len(content),
+            frames=tuple(Frame.of(frame) for frame in frames),
+        )
+        pieces = [descriptor.encode(), *frames]
+        self._ledger.add_volume(descriptor, b"".join(pieces))
+        return pieces
+
+    def segment(self, encoded: EncodedSegment) -> list[bytes]:
+        """The next segment, and PAD where its shard ends too small to be a part."""
+        self._ledger.add_segment(encoded.descriptor, encoded.record)
+        self._segments += 1
+        pieces = [encoded.record, *encoded.frames]
+        if (
+            self._segments % self._plan.layout.segments_per_shard == 0
+            and self._segments < self._plan.segments
+        ):
+            size = pad_size(self.offset - self._shard_start)
+            if size:
+                pieces.append(pad_record(size))
+                self._ledger.add_other(size)
+            self._shard_start = self.offset
+        return pieces
+
+    def tail(self) -> list[bytes]:
+        """END_FRAME, INDX and FOOT."""
+        data_end = self.offset
+        index = self._ledger.index(self._plan.manifest).encode()
+        foot = Foot(
+            index_offset=data_end + len(layout.END_FRAME),
+            index_length=len(index),
+            data_end=data_end,
+            blocks=self._plan.blocks,
+            index_digest=hashlib.sha256(index).digest(),
+        )
+        return [layout.END_FRAME, index, foot.encode()]

@@ -1,0 +1,96 @@
+"""zstd frames: made whole, and decoded only after their header was checked.
+
+python-zstandard ignores `max_output_size` where a header declares a size, and its
+streaming readers accept truncated frames in silence: so the header is parsed first, and
+an exact slice is decoded in one shot.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import zstandard
+
+from amistore.container import layout
+from amistore.errors import AmistoreError, CorruptArchiveError
+
+__all__ = ["FrameDecoder", "FrameEncoder"]
+
+
+class FrameEncoder:
+    """Compress contents of at most 8 MiB to one frame each. One thread at a time."""
+
+    def __init__(self, level: int, *, check: bool) -> None:
+        """Take a zstd level, and whether each frame is decoded and compared before it is returned."""
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        self._check = zstandard.ZstdDecompressor() if check else None
+
+    def encode(self, content: bytes) -> bytes:
+        """One frame with content size and checksum.
+
+        Raises:
+            AmistoreError: the frame does not decode to what went in (faulty memory or libzstd).
+        """
+        frame = self._compressor.compress(content)
+        if self._check is not None:
+            try:
+                same = self._check.decompress(frame, allow_extra_data=False) == content
+            except zstandard.ZstdError:
+                same = False
+            if not same:
+                raise AmistoreError(
+                    "a compressed frame did not decode to its content, so it was not handed out: "
+                    "suspect the machine's memory"
+                )
+        return frame
+
+    def encode_all(self, content: bytes) -> list[bytes]:
+        """Frames of at most 8 MiB of content each that hold `content` together."""
+        view = memoryview(content)
+        step = layout.MAX_FRAME_CONTENT
+        return [self.encode(bytes(view[at : at + step])) for at in range(0, len(view), step)]
+
+
+class FrameDecoder:
+    """Decode checked frames. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=layout.MAX_WINDOW)
+
+    def decode(self, frame: bytes, content_size: int, crc32: int) -> bytes:
+        """The content of exactly one frame.
+
+        Args:
+            frame: its compressed bytes, no more and no fewer.
+            content_size: bytes it must declare and hold.
+            crc32: zlib's CRC-32 of `frame`.
+
+        Raises:
+            CorruptArchiveError: any check fails; nothing is allocated before the header's passed.
+        """
+        if zlib.crc32(frame) != crc32:
+            raise CorruptArchiveError("a frame's CRC-32 is wrong")
+        try:
+            header = zstandard.get_frame_parameters(frame)
+        except zstandard.ZstdError as error:
+            raise CorruptArchiveError(f"a frame has no valid zstd header: {error}") from None
+        if (
+            frame[:4] != layout.ZSTD_MAGIC
+            or header.content_size != content_size
+            or header.window_size > layout.MAX_WINDOW
+            or header.dict_id
+            or not header.has_checksum
+        ):
+            raise CorruptArchiveError(
+                f"a frame's header declares {header.content_size} bytes, window {header.window_size}, "
+                f"dictionary {header.dict_id}, checksum {bool(header.has_checksum)}; "
+                f"expected {content_size} bytes, window up to {layout.MAX_WINDOW}, "
+                "no dictionary and a checksum"
+            )
+        try:
+            content = self._decompressor.decompress(frame, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise CorruptArchiveError(f"a frame does not decode: {error}") from None
+        if len(content) != content_size:
+            raise CorruptArchiveError(f"a frame holds {len(content)} bytes, not {content_size}")
+        return content

@@ -1,0 +1,342 @@
+"""INDX: the index at the end of a container, and the ledger that collects it segment by segment.
+
+Writer and streaming reader keep the same `Ledger`: the one writes what it collected, the
+other compares it with what it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from itertools import accumulate, pairwise
+from typing import Any
+
+import attrs
+
+from amistore.container import identity, layout
+from amistore.container.frames import FrameDecoder, FrameEncoder
+from amistore.container.records import (
+    Frame,
+    Head,
+    SegmentDescriptor,
+    VolumeDescriptor,
+    frame_table,
+    open_envelope,
+    open_record,
+    piece_sizes,
+    read_frame_table,
+    read_snapshot_id,
+    seal,
+)
+from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["Index", "IndexedVolume", "Ledger"]
+
+_COLUMNS = 3
+_COLUMN_LEVEL = 3
+
+
+@attrs.frozen(kw_only=True)
+class IndexedVolume:
+    """A volume as INDX knows it. Offsets, lengths and `size` in bytes.
+
+    `offset` and `length` are those of VOLD and the prelude's frames together.
+    """
+
+    snapshot_id: str
+    offset: int
+    length: int
+    size: int
+    blocks: int
+    runs: int
+    segments: int
+    linear: bytes
+    runs_digest: bytes
+    content_id: bytes
+    prelude_digest: bytes
+
+    def encode(self) -> bytes:
+        fields: tuple[Any, ...] = attrs.astuple(self)
+        return layout.INDX_VOLUME.pack(fields[0].encode(), *fields[1:])
+
+    @classmethod
+    def parse(cls, fields: tuple[Any, ...]) -> IndexedVolume:
+        names = (field.name for field in attrs.fields(cls))
+        values: tuple[Any, ...] = (read_snapshot_id(fields[0]), *fields[1:])
+        return cls(**dict(zip(names, values, strict=True)))
+
+
+@attrs.frozen(kw_only=True)
+class Index:
+    """What INDX holds.
+
+    `offsets`, `firsts` and `lasts` have an entry per segment: file offset of its SEGD, first
+    and last block index. `segment_digests` is 32 bytes per segment: SHA-256 of its SEGD.
+    """
+
+    head: bytes
+    manifest_frames: bytes
+    front_digest: bytes
+    front_end: int
+    content_id: bytes
+    volumes: tuple[IndexedVolume, ...]
+    offsets: array[int]
+    firsts: array[int]
+    lasts: array[int]
+    segment_digests: bytes
+
+    @property
+    def end(self) -> int:
+        """A file offset before which all that it points to begins."""
+        last = max((volume.offset + volume.length for volume in self.volumes), default=self.front_end)
+        return max(last, self.offsets[-1] if self.offsets else 0)
+
+    def segment_digest(self, sequence: int) -> bytes:
+        """SHA-256 that the SEGD record of this segment must have."""
+        return self.segment_digests[32 * sequence : 32 * sequence + 32]
+
+    def encode(self) -> bytes:
+        """The whole INDX record."""
+        columns = b"".join(_encode_column(c) for c in (self.offsets, self.firsts, self.lasts))
+        frames = FrameEncoder(_COLUMN_LEVEL, check=True).encode_all(columns)
+        table = frame_table([Frame.of(frame) for frame in frames])
+        volumes = b"".join(volume.encode() for volume in self.volumes)
+        fixed = layout.INDX_FIXED.pack(
+            self.front_digest,
+            self.front_end,
+            len(self.head),
+            len(self.manifest_frames),
+            len(self.volumes),
+            len(self.offsets),
+            sum(map(len, frames)),
+            len(frames),
+            self.content_id,
+        )
+        return seal(
+            layout.INDX,
+            fixed,
+            tail=b"".join((self.head, self.manifest_frames, volumes, table, *frames, self.segment_digests)),
+        )
+
+    @classmethod
+    def parse(cls, record: bytes) -> Index:
+        """Take the whole record, whose SHA-256 the caller compared with FOOT's.
+
+        Raises:
+            CorruptArchiveError: lengths, counts or order contradict each other.
+        """
+        try:
+            return cls._parse(record)
+        except ArchiveError as error:
+            raise error.locate(record="INDX") from None
+
+    @classmethod
+    def _parse(cls, record: bytes) -> Index:
+        envelope = open_envelope(record[: layout.ENVELOPE.size].ljust(layout.ENVELOPE.size, b"\0"))
+        if envelope.kind != layout.INDX or envelope.size != len(record):
+            raise CorruptArchiveError("no INDX record stands where FOOT says")
+        payload = open_record(record, layout.INDX_FIXED.size)
+        (front_digest, front_end, head, manifest, volumes, segments, columns, frames, content_id) = (
+            layout.INDX_FIXED.unpack_from(payload)
+        )
+        lengths = (
+            head,
+            manifest,
+            volumes * layout.INDX_VOLUME.size,
+            frames * layout.FRAME_ENTRY.size,
+            columns,
+            32 * segments,
+        )
+        if layout.INDX_FIXED.size + sum(lengths) != len(payload) or volumes > layout.MAX_VOLUMES:
+            raise CorruptArchiveError("INDX's length does not follow from its counts")
+        ends = list(accumulate(lengths, initial=layout.INDX_FIXED.size))
+        parts = [payload[start:end] for start, end in pairwise(ends)]
+        numbers = _decode_columns(parts[4], read_frame_table(parts[3], frames), segments)
+        index = cls(
+            head=parts[0],
+            manifest_frames=parts[1],
+            front_digest=front_digest,
+            front_end=front_end,
+            content_id=content_id,
+            volumes=tuple(IndexedVolume.parse(v) for v in layout.INDX_VOLUME.iter_unpack(parts[2])),
+            offsets=numbers[0],
+            firsts=numbers[1],
+            lasts=numbers[2],
+            segment_digests=parts[5],
+        )
+        index._check()
+        return index
+
+    def _check(self) -> None:
+        """Order and sums; whether the bytes agree with it is seen when they are read."""
+        if sum(volume.segments for volume in self.volumes) != len(self.offsets):
+            raise CorruptArchiveError("the volumes' segments are not those of the columns")
+        least = layout.RECORD_OVERHEAD + layout.SEGD_FIXED.size
+        before = self.front_end
+        sequence = 0
+        for volume in self.volumes:
+            if volume.offset < before or volume.length < layout.RECORD_OVERHEAD:
+                raise CorruptArchiveError("the volumes' preludes overlap or are out of order")
+            before = volume.offset + volume.length
+            last = -1
+            for _ in range(volume.segments):
+                first = self.firsts[sequence]
+                if self.offsets[sequence] < before or not last < first <= self.lasts[sequence]:
+                    raise CorruptArchiveError("segments overlap or are out of order", segment=sequence)
+                before = self.offsets[sequence] + least
+                last = self.lasts[sequence]
+                sequence += 1
+            if (last + 1) * BLOCK_SIZE > volume.size:
+                raise CorruptArchiveError("a block lies beyond its volume", segment=sequence - 1)
+        expected = identity.archive_content_id(self.manifest(), [v.content_id for v in self.volumes])
+        if expected != self.content_id:
+            raise CorruptArchiveError("the content id is not that of manifest and volumes")
+        for volume in self.volumes:
+            if volume.content_id != identity.volume_content_id(
+                volume.size, volume.blocks, volume.linear, volume.runs_digest
+            ):
+                raise CorruptArchiveError("a volume's content id is not that of its sums")
+
+    def parse_head(self) -> Head:
+        """The copy of HEAD."""
+        envelope = open_envelope(self.head[: layout.ENVELOPE.size].ljust(layout.ENVELOPE.size, b"\0"))
+        if envelope.kind != layout.HEAD or envelope.size != len(self.head):
+            raise CorruptArchiveError("the copy of HEAD is no HEAD record")
+        head = Head.parse(open_record(self.head))
+        if head.volumes != len(self.volumes) or head.segments != len(self.offsets):
+            raise CorruptArchiveError("HEAD's counts are not the index's")
+        for volume in self.volumes:
+            if volume.segments != head.layout.segments(volume.blocks):
+                raise CorruptArchiveError("a volume has more or fewer segments than its blocks need")
+        return head
+
+    def manifest(self) -> bytes:
+        """The copy of the manifest's bytes, without its tar header."""
+        head = self.parse_head()
+        member = decode_member(self.manifest_frames, head.manifest_frames, head.manifest_content)
+        return manifest_of(member)
+
+
+def manifest_of(member: bytes) -> bytes:
+    """The content of the manifest's tar member; the caller proves the header by building it again."""
+    try:
+        size = int(member[124:135], 8)
+    except ValueError:
+        raise CorruptArchiveError("the manifest's tar header has no size", record="manifest") from None
+    if not 512 + size <= len(member):
+        raise CorruptArchiveError("the manifest is longer than its tar member", record="manifest")
+    return member[512 : 512 + size]
+
+
+def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:
+    """The content of consecutive frames, each of 8 MiB but the last."""
+    if sum(frame.size for frame in table) != len(frames) or len(table) != len(piece_sizes(content)):
+        raise CorruptArchiveError("frames are not as long as their table says")
+    decoder = FrameDecoder()
+    pieces = []
+    at = 0
+    for frame, size in zip(table, piece_sizes(content), strict=True):
+        pieces.append(decoder.decode(frames[at : at + frame.size], size, frame.crc32))
+        at += frame.size
+    return b"".join(pieces)
+
+
+def _encode_column(column: array[int]) -> bytes:
+    deltas = array("Q", column)
+    for at in range(len(column) - 1, 0, -1):
+        deltas[at] = (column[at] - column[at - 1]) % 2**64
+    if sys.byteorder == "big":
+        deltas.byteswap()
+    return deltas.tobytes()
+
+
+def _decode_columns(frames: bytes, table: tuple[Frame, ...], segments: int) -> list[array[int]]:
+    # Each of these entries is bounded by a digest of 32 bytes that is really there.
+    content = decode_member(frames, table, segments * _COLUMNS * 8)
+    columns = []
+    for at in range(_COLUMNS):
+        deltas = array("Q", content[at * segments * 8 : (at + 1) * segments * 8])
+        if sys.byteorder == "big":
+            deltas.byteswap()
+        columns.append(array("Q", (total % 2**64 for total in accumulate(deltas))))
+    return columns
+
+
+class Ledger:
+    """Collects an `Index` while a container is written or read from front to end.
+
+    `offset` is the number of bytes accounted for so far. The front comes first, then each
+    volume and its segments in order.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._front: dict[str, Any] = {}
+        self._volumes: list[dict[str, Any]] = []
+        self._offsets = array("Q")
+        self._firsts = array("Q")
+        self._lasts = array("Q")
+        self._digests = bytearray()
+
+    def add_front(self, head: bytes, manifest_frames: bytes, front: bytes) -> None:
+        """All bytes before the first volume."""
+        self.offset += len(front)
+        self._front = {
+            "head": head,
+            "manifest_frames": manifest_frames,
+            "front_digest": hashlib.sha256(front).digest(),
+            "front_end": self.offset,
+        }
+
+    def add_volume(self, descriptor: VolumeDescriptor, prelude: bytes) -> None:
+        """A volume's VOLD record and the frames of its prelude, as bytes."""
+        self._volumes.append(
+            {
+                "snapshot_id": descriptor.snapshot_id,
+                "offset": self.offset,
+                "length": len(prelude),
+                "size": descriptor.size,
+                "blocks": descriptor.blocks,
+                "runs": descriptor.runs,
+                "segments": 0,
+                "linear": hashlib.sha256(),
+                "runs_digest": descriptor.runs_digest,
+                "prelude_digest": hashlib.sha256(prelude).digest(),
+            }
+        )
+        self.offset += len(prelude)
+
+    def add_segment(self, descriptor: SegmentDescriptor, record: bytes) -> None:
+        """A segment's SEGD record, parsed and as bytes."""
+        self._volumes[-1]["segments"] += 1
+        self._volumes[-1]["linear"].update(b"".join(descriptor.digests))
+        self._offsets.append(self.offset)
+        self._firsts.append(descriptor.runs.first)
+        self._lasts.append(descriptor.runs.end - 1)
+        self._digests += hashlib.sha256(record).digest()
+        self.offset += len(record) + descriptor.payload_size
+
+    def add_other(self, size: int) -> None:
+        """`size` bytes of PAD or of a record that may be skipped."""
+        self.offset += size
+
+    def index(self, manifest: bytes) -> Index:
+        """What was collected."""
+        volumes = []
+        for members in self._volumes:
+            linear = members["linear"].digest()
+            content_id = identity.volume_content_id(
+                members["size"], members["blocks"], linear, members["runs_digest"]
+            )
+            volumes.append(IndexedVolume(**{**members, "linear": linear, "content_id": content_id}))
+        return Index(
+            **self._front,
+            content_id=identity.archive_content_id(manifest, [v.content_id for v in volumes]),
+            volumes=tuple(volumes),
+            offsets=self._offsets,
+            firsts=self._firsts,
+            lasts=self._lasts,
+            segment_digests=bytes(self._digests),
+        )

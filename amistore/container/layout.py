@@ -1,0 +1,143 @@
+"""Every byte of format version 1, declared: magics, constants, limits and structs.
+
+`docs/format.md` is the normative text; the two must say the same. Nothing here reads or
+writes anything. Next: `records.py`, which turns these structs into objects.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
+
+# zstd (RFC 8878, 3.1.1 and 3.1.2): the magic of a frame, and the last of the sixteen of
+# skippable frames. Those are anyone's to use, so a record is known by SIGNATURE and type.
+ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+SKIPPABLE_MAGIC: Final = 0x184D2A5A
+SIGNATURE: Final = b"AMIS"
+
+# A record: a skippable frame whose content is SIGNATURE, type, version, flags, payload and
+# the CRC-32C of all bytes of the record before it (for PAD and INDX: of its fixed part).
+ENVELOPE: Final = struct.Struct("<II4s4sHH")  # magic, length of what follows, SIGNATURE, type, version, flags
+SKIPPABLE_HEADER: Final = 8  # bytes of magic and length, which the length does not count
+CRC: Final = struct.Struct("<I")
+RECORD_OVERHEAD: Final = ENVELOPE.size + CRC.size
+RECORD_VERSION: Final = 1
+CRITICAL: Final = 1  # flags, bit 0: who does not know this type must refuse the file
+
+HEAD: Final = b"HEAD"
+VOLD: Final = b"VOLD"
+SEGD: Final = b"SEGD"
+PAD: Final = b"PAD\0"
+INDX: Final = b"INDX"
+FOOT: Final = b"FOOT"
+KNOWN: Final = frozenset((HEAD, VOLD, SEGD, PAD, INDX, FOOT))
+
+# incompatible and compatible feature masks; block size; blocks per frame, per segment;
+# segments per shard; part size; volumes; segments; listed blocks; file id;
+# bytes of the manifest's tar member; its frames
+HEAD_FIXED: Final = struct.Struct("<QQIHHQQIQQ16sQI")
+# file id; volume; snapshot id (ASCII, NUL-padded); first segment; size in bytes; listed blocks;
+# runs; hash of the runs; bytes of the prelude's tar headers and map; its frames
+VOLD_FIXED: Final = struct.Struct("<16sI24sQQQI32sQI")
+# file id; volume; segment; ordinal of its first block; blocks; frames; bytes of the run varints
+SEGD_FIXED: Final = struct.Struct("<16sIQQHHI")
+FRAME_ENTRY: Final = struct.Struct("<II")  # compressed size, CRC-32 (zlib's) of the compressed bytes
+# SHA-256 of the front; end of the front; length of the HEAD copy; of the manifest's frames;
+# volumes; segments; length of the column frames; their number; content id
+INDX_FIXED: Final = struct.Struct("<32sQIQIQQI32s")
+# snapshot id (ASCII, NUL-padded); offset of VOLD; length of VOLD and prelude frames;
+# size in bytes; listed blocks; runs; segments; LINEAR; hash of the runs; content id;
+# SHA-256 of VOLD and prelude frames
+INDX_VOLUME: Final = struct.Struct("<24sQQQQIQ32s32s32s32s")
+# offset and length of INDX; end of data (where END_FRAME starts); listed blocks; SHA-256 of INDX
+FOOT_FIXED: Final = struct.Struct("<QQQQ32s")
+FOOT_SIZE: Final = RECORD_OVERHEAD + FOOT_FIXED.size
+
+# Feature bits of HEAD's incompatible mask that are taken for later: none is known to version 1.
+RESERVED_DELTA: Final = 1 << 0
+RESERVED_ENCRYPTED: Final = 1 << 1
+KNOWN_INCOMPATIBLE: Final = 0
+
+# Limits: a reader refuses what is beyond them before it allocates for it.
+MAX_FRAME_CONTENT: Final = 8 * MIB
+MAX_FRAME_SIZE: Final = MAX_FRAME_CONTENT + 64 * KIB  # ZSTD_compressBound(8 MiB) is 8 MiB + 32 KiB
+MAX_WINDOW: Final = 8 * MIB
+MAX_SEGMENT_BLOCKS: Final = 512
+MAX_SEGMENT_CONTENT: Final = 512 * BLOCK_SIZE
+MAX_DESCRIPTOR: Final = 64 * KIB  # HEAD, VOLD, SEGD and records of unknown type, envelope included
+MAX_MANIFEST: Final = 16 * MIB
+MAX_INDEX: Final = 256 * MIB
+MAX_VOLUMES: Final = 1024
+MAX_RUNS: Final = 2**22
+MAX_VOLUME_GIB: Final = 65_536  # EBS direct APIs, StartSnapshot: VolumeSize 1 to 65,536 GiB
+MAX_PARTS: Final = 10_000  # S3 user guide, "Multipart upload limits"
+MIN_PART: Final = 5 * MIB
+MAX_PART: Final = 5 * GIB
+MAX_OBJECT: Final = MAX_PARTS * MAX_PART  # 48.8 TiB
+MAX_SHARDS: Final = 512
+MIN_SHARD_SEGMENTS: Final = 256
+
+DOMAIN_FILE: Final = b"amistore file id 1\0"
+DOMAIN_VOLUME: Final = b"amistore volume content 1\0"
+DOMAIN_ARCHIVE: Final = b"amistore archive content 1\0"
+
+README_NAME: Final = "README-amistore.txt"
+README: Final = b"""\
+This file is an Amazon Machine Image (AMI) in one piece: its metadata and all its EBS
+snapshots, stored by amistore as container format version 1.
+
+It is at the same time a Zstandard file and a tar archive, so you can open it without
+amistore, with any of these:
+
+    tar xf FILE                        (GNU tar or bsdtar, with zstd installed)
+    zstd -dc FILE | tar x
+    zstd -t FILE                       (checks every frame)
+
+You get this text, <ami-id>/ami.json (the AMI's metadata, named as EC2's DescribeImages
+names it) and for each snapshot <ami-id>/<snap-id>.raw, a sparse raw disk image. Use it
+as any disk: losetup -fP --show DISK.raw, or qemu-img convert.
+
+With amistore (Python: pip install amistore) it can be verified, opened at any place
+without unpacking, and restored as an AMI:
+
+    import amistore
+    with amistore.open("FILE") as archive:
+        archive.verify()
+
+The bytes between the Zstandard frames are skippable frames that start with "AMIS": the
+records for checking and random access. docs/format.md of amistore describes each byte.
+"""
+
+PREAMBLE_CHECKSUM: Final = bytes.fromhex("5a0ac96e")  # low half of the XXH64 of README's tar member
+
+# A frame of one RLE block: the 1,024 zero bytes that end a tar (POSIX pax, "ustar
+# Interchange Format"). Built by hand, so it is the same for every libzstd.
+END_CONTENT_SIZE: Final = 1024
+END_CHECKSUM: Final = bytes.fromhex("cdac85f0")  # low half of the XXH64 of 1,024 zero bytes
+END_FRAME: Final = (
+    ZSTD_MAGIC
+    + b"\x64"  # single segment, content checksum, content size in 2 bytes
+    + struct.pack("<H", END_CONTENT_SIZE - 256)
+    + (END_CONTENT_SIZE << 3 | 1 << 1 | 1).to_bytes(3, "little")  # RLE block, the last
+    + b"\0"
+    + END_CHECKSUM
+)
+
+
+def raw_frame(content: bytes, checksum: bytes) -> bytes:
+    """A zstd frame that holds `content` (256 to 65,791 bytes) in one RAW block, readable by eye.
+
+    Args:
+        content: the bytes to hold.
+        checksum: low 4 bytes, little-endian, of the content's XXH64.
+    """
+    return (
+        ZSTD_MAGIC
+        + b"\x64"
+        + struct.pack("<H", len(content) - 256)
+        + (len(content) << 3 | 1).to_bytes(3, "little")
+        + content
+        + checksum
+    )

@@ -1,0 +1,178 @@
+"""The plan: everything about a container that is known before a block is read.
+
+A pure function of the image, the runs of listed blocks and the layout. It holds runs only,
+never an entry per block. Imports the model and the container's lower files.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import attrs
+
+from amistore.container import layout
+from amistore.container.identity import file_id
+from amistore.container.records import Layout
+from amistore.container.runs import Runs
+from amistore.container.tar import file_header, padding, sparse_header
+from amistore.errors import InvalidRequestError
+from amistore.model import Image, encode_manifest
+from amistore.units import BLOCK_SIZE, GIB, MIB
+
+__all__ = ["Plan", "PlannedSegment", "PlannedVolume", "manifest_member", "plan", "prelude"]
+
+
+@attrs.frozen(kw_only=True)
+class PlannedVolume:
+    """One distinct snapshot: its size in bytes, its listed blocks and its first segment's number."""
+
+    number: int
+    snapshot_id: str
+    size: int
+    runs: Runs
+    first_segment: int
+
+
+@attrs.frozen(kw_only=True)
+class PlannedSegment:
+    """Up to 64 listed blocks of one volume; `ordinal` counts the listed ones before."""
+
+    file_id: bytes
+    volume: int
+    sequence: int
+    ordinal: int
+    runs: Runs
+    frame_contents: tuple[int, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What will be written. `worst_size` (bytes) is the size if nothing could be compressed."""
+
+    image: Image
+    manifest: bytes
+    layout: Layout
+    volumes: tuple[PlannedVolume, ...]
+    segments: int
+    blocks: int
+    file_id: bytes
+    worst_size: int
+
+    def segment(self, sequence: int) -> PlannedSegment:
+        """The segment of that sequence number, counted across volumes from 0."""
+        firsts = [volume.first_segment for volume in self.volumes]
+        volume = self.volumes[bisect_right(firsts, sequence) - 1]
+        ordinal = (sequence - volume.first_segment) * self.layout.blocks_per_segment
+        return cut_segment(self.file_id, volume, ordinal, self.layout)
+
+
+def cut_segment(file: bytes, volume: PlannedVolume, ordinal: int, form: Layout) -> PlannedSegment:
+    """The segment of `volume` whose first block is the `ordinal`-th listed one."""
+    runs = volume.runs.slice(ordinal, form.blocks_per_segment)
+    return PlannedSegment(
+        file_id=file,
+        volume=volume.number,
+        sequence=volume.first_segment + ordinal // form.blocks_per_segment,
+        ordinal=ordinal,
+        runs=runs,
+        frame_contents=tuple(form.frame_contents(runs.blocks)),
+    )
+
+
+def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | None = None) -> Plan:
+    """Plan a container.
+
+    Args:
+        image: what the manifest will say.
+        volumes: snapshot id, volume size in GiB and listed blocks of each.
+        form: how to cut; None for the default, with shards and parts to fit the size.
+
+    Raises:
+        InvalidRequestError: beyond a limit of the format, or of an object in S3 if nothing
+            could be compressed.
+    """
+    ordered = sorted(volumes, key=lambda volume: volume[0])
+    names = [snapshot_id for snapshot_id, _, _ in ordered]
+    if len(set(names)) != len(names):
+        raise InvalidRequestError("a snapshot was given twice")
+    if len(ordered) > layout.MAX_VOLUMES:
+        raise InvalidRequestError(f"more than {layout.MAX_VOLUMES} volumes in one image")
+    manifest = encode_manifest(image)
+    if len(manifest) > layout.MAX_MANIFEST:
+        raise InvalidRequestError(
+            f"the image's metadata takes {len(manifest)} bytes, more than {layout.MAX_MANIFEST}"
+        )
+    base = form or Layout()
+    planned: list[PlannedVolume] = []
+    segments = 0
+    for number, (snapshot_id, gib, runs) in enumerate(ordered):
+        _check_volume(snapshot_id, gib, runs)
+        planned.append(
+            PlannedVolume(
+                number=number, snapshot_id=snapshot_id, size=gib * GIB, runs=runs, first_segment=segments
+            )
+        )
+        segments += base.segments(runs.blocks)
+    blocks = sum(volume.runs.blocks for volume in planned)
+    worst = _worst_size(base, planned, segments, len(manifest))
+    chosen = form or _fit(base, segments)
+    return Plan(
+        image=image,
+        manifest=manifest,
+        layout=chosen,
+        volumes=tuple(planned),
+        segments=segments,
+        blocks=blocks,
+        file_id=file_id(manifest, [(v.size, v.runs.digest()) for v in planned], chosen),
+        worst_size=worst,
+    )
+
+
+def _check_volume(snapshot_id: str, gib: int, runs: Runs) -> None:
+    if not 1 <= gib <= layout.MAX_VOLUME_GIB:
+        raise InvalidRequestError(f"{snapshot_id}: a volume has 1 to {layout.MAX_VOLUME_GIB} GiB, not {gib}")
+    if runs.end * BLOCK_SIZE > gib * GIB:
+        raise InvalidRequestError(f"{snapshot_id}: block {runs.end - 1} lies beyond the volume's {gib} GiB")
+
+
+def _worst_segment(form: Layout) -> int:
+    """Most bytes of a segment: libzstd stores what it cannot compress with 3 bytes each 128 KiB."""
+    return form.blocks_per_segment * (BLOCK_SIZE + 64 + 32) + layout.MAX_DESCRIPTOR
+
+
+def _worst_size(form: Layout, volumes: Sequence[PlannedVolume], segments: int, manifest: int) -> int:
+    maps = sum(32 * len(volume.runs) + layout.MAX_DESCRIPTOR for volume in volumes)
+    index = segments * (32 + 3 * 8) + 2 * manifest + layout.MAX_DESCRIPTOR * (1 + len(volumes))
+    if index > layout.MAX_INDEX:
+        raise InvalidRequestError(
+            f"{segments} segments need an index beyond the limit of {layout.MAX_INDEX} bytes: "
+            "store fewer snapshots at a time (snapshots=)"
+        )
+    return segments * _worst_segment(form) + maps + manifest + index + MIB
+
+
+def _fit(form: Layout, segments: int) -> Layout:
+    """Shards and a part size with which 10,000 parts hold the worst case.
+
+    Each shard has part numbers of its own (S3 allows gaps), the last one more for the tail.
+    """
+    per_shard = max(layout.MIN_SHARD_SEGMENTS, -(-segments // layout.MAX_SHARDS))
+    shards = max(1, -(-segments // per_shard))
+    parts = (layout.MAX_PARTS - 1) // shards
+    part_size = -(-per_shard * _worst_segment(form) // parts)
+    part_size = min(max(layout.MIN_PART, -(-part_size // MIB) * MIB), layout.MAX_PART)
+    return attrs.evolve(form, segments_per_shard=per_shard, part_size=part_size)
+
+
+def manifest_member(image: Image, manifest: bytes) -> bytes:
+    """The tar member that holds the manifest: header, content, zeros up to a tar record."""
+    header = file_header(f"{image.image_id}/ami.json", len(manifest), image.creation_time)
+    return header + manifest + bytes(padding(len(manifest)))
+
+
+def prelude(image: Image, volume: PlannedVolume) -> bytes:
+    """The tar headers and sparse map that stand before a volume's blocks."""
+    return sparse_header(
+        image.image_id, f"{volume.snapshot_id}.raw", volume.size, volume.runs, image.creation_time
+    )

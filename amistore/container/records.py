@@ -1,0 +1,420 @@
+"""Records: objects for the structs of `layout.py`, encoded and parsed with every check that needs no context.
+
+Each `encode()` gives the whole record, envelope and CRC included; each `parse()` takes the
+payload that `open_record` returned. Imports the container's lower files only.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from amistore.container import layout
+from amistore.container.checksum import crc32c
+from amistore.container.runs import Runs
+from amistore.errors import ArchiveError, CorruptArchiveError, UnsupportedArchiveError
+from amistore.units import BLOCK_SIZE, GIB
+
+__all__ = [
+    "Envelope",
+    "Foot",
+    "Frame",
+    "Head",
+    "Layout",
+    "SegmentDescriptor",
+    "VolumeDescriptor",
+    "open_envelope",
+    "open_record",
+    "pad_record",
+    "seal",
+]
+
+
+_SNAPSHOT_ID = re.compile(rb"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+
+
+@attrs.frozen(kw_only=True)
+class Layout:
+    """How a container is cut; part of HEAD and of the file id.
+
+    Attributes:
+        blocks_per_frame: 1 to 16 blocks of 512 KiB.
+        blocks_per_segment: 1 to 512, a multiple of `blocks_per_frame`.
+        segments_per_shard: segments that one worker turns into parts.
+        part_size: bytes at which a multipart part is cut, at the next segment's end.
+    """
+
+    blocks_per_frame: int = 8
+    blocks_per_segment: int = 64
+    segments_per_shard: int = layout.MIN_SHARD_SEGMENTS
+    part_size: int = layout.MIN_PART
+
+    def __attrs_post_init__(self) -> None:
+        if not (
+            1 <= self.blocks_per_frame <= layout.MAX_FRAME_CONTENT // BLOCK_SIZE
+            and self.blocks_per_frame <= self.blocks_per_segment <= layout.MAX_SEGMENT_BLOCKS
+            and self.blocks_per_segment % self.blocks_per_frame == 0
+            and self.segments_per_shard >= 1
+            and layout.MIN_PART <= self.part_size <= layout.MAX_PART
+        ):
+            raise CorruptArchiveError(f"impossible layout {self}", record="HEAD")
+
+    def segments(self, blocks: int) -> int:
+        """Segments of a volume of so many listed blocks."""
+        return -(-blocks // self.blocks_per_segment)
+
+    def frame_contents(self, blocks: int) -> list[int]:
+        """Content sizes in bytes of the frames of a segment of so many blocks."""
+        full, rest = divmod(blocks, self.blocks_per_frame)
+        contents = [self.blocks_per_frame * BLOCK_SIZE] * full
+        return [*contents, rest * BLOCK_SIZE] if rest else contents
+
+
+@attrs.frozen
+class Frame:
+    """A frame's compressed size in bytes and zlib's CRC-32 of its compressed bytes."""
+
+    size: int
+    crc32: int
+
+    @classmethod
+    def of(cls, frame: bytes) -> Frame:
+        """The entry of these compressed bytes."""
+        return cls(len(frame), zlib.crc32(frame))
+
+
+@attrs.frozen
+class Envelope:
+    """A record's first 20 bytes. `size` is that of the whole record, in bytes."""
+
+    kind: bytes
+    critical: bool
+    size: int
+
+
+def seal(kind: bytes, payload: bytes, *, tail: bytes = b"") -> bytes:
+    """A whole record; the CRC covers all but `tail`."""
+    length = layout.RECORD_OVERHEAD - layout.SKIPPABLE_HEADER + len(payload) + len(tail)
+    head = layout.ENVELOPE.pack(
+        layout.SKIPPABLE_MAGIC, length, layout.SIGNATURE, kind, layout.RECORD_VERSION, layout.CRITICAL
+    )
+    fixed = head + payload
+    return fixed + tail + layout.CRC.pack(crc32c(fixed))
+
+
+def open_envelope(start: bytes) -> Envelope:
+    """The envelope in the first 20 bytes of a record.
+
+    Raises:
+        CorruptArchiveError: no record of this format stands here.
+        UnsupportedArchiveError: a critical record of an unknown type or version.
+    """
+    magic, length, signature, kind, version, flags = layout.ENVELOPE.unpack(start)
+    size = length + layout.SKIPPABLE_HEADER
+    if magic != layout.SKIPPABLE_MAGIC or signature != layout.SIGNATURE or size < layout.RECORD_OVERHEAD:
+        raise CorruptArchiveError(f"no record stands here: {start.hex()}")
+    critical = bool(flags & layout.CRITICAL)
+    if kind in layout.KNOWN:
+        if version != layout.RECORD_VERSION or flags != layout.CRITICAL:
+            raise UnsupportedArchiveError(
+                f"version {version} or flags {flags} of this record are not known: install a newer amistore",
+                record=kind.decode().rstrip("\0"),
+            )
+    elif critical:
+        raise UnsupportedArchiveError(f"a critical record of unknown type {kind!r}: install a newer amistore")
+    return Envelope(kind, critical, size)
+
+
+def open_record(record: bytes, fixed: int | None = None) -> bytes:
+    """The payload of a whole record whose envelope was read, after its CRC was checked.
+
+    Args:
+        record: the record's bytes, exactly.
+        fixed: bytes of payload that the CRC covers; None for all of it.
+
+    Raises:
+        CorruptArchiveError: the CRC is wrong.
+    """
+    covered = len(record) - layout.CRC.size if fixed is None else layout.ENVELOPE.size + fixed
+    if len(record) < layout.RECORD_OVERHEAD + (fixed or 0) or layout.CRC.unpack(
+        record[-layout.CRC.size :]
+    ) != (crc32c(record[:covered]),):
+        raise CorruptArchiveError("a record's CRC-32C is wrong")
+    return record[layout.ENVELOPE.size : -layout.CRC.size]
+
+
+def pad_record(size: int) -> bytes:
+    """A PAD record of `size` bytes, at least 24: zeros between envelope and CRC."""
+    return seal(layout.PAD, b"", tail=bytes(size - layout.RECORD_OVERHEAD))
+
+
+def frame_table(frames: Sequence[Frame]) -> bytes:
+    """The entries of these frames, one behind the other."""
+    return b"".join(layout.FRAME_ENTRY.pack(frame.size, frame.crc32) for frame in frames)
+
+
+def read_frame_table(table: bytes, frames: int) -> tuple[Frame, ...]:
+    """The entries of a table that must hold exactly `frames` of them."""
+    if len(table) != frames * layout.FRAME_ENTRY.size:
+        raise CorruptArchiveError("the frame table has another length than its count says")
+    entries = tuple(Frame(*entry) for entry in layout.FRAME_ENTRY.iter_unpack(table))
+    for entry in entries:
+        if not 1 <= entry.size <= layout.MAX_FRAME_SIZE:
+            raise CorruptArchiveError(f"a frame of {entry.size} bytes is beyond the limit")
+    return entries
+
+
+def read_snapshot_id(field: bytes) -> str:
+    """The id in a NUL-padded field of 24 bytes."""
+    name = field.rstrip(b"\0")
+    if not _SNAPSHOT_ID.fullmatch(name):
+        raise CorruptArchiveError("a snapshot id is malformed")
+    return name.decode()
+
+
+def _fixed(form: struct.Struct, payload: bytes) -> tuple[Any, ...]:
+    if len(payload) < form.size:
+        raise CorruptArchiveError("a record is shorter than its fixed part")
+    return form.unpack_from(payload)
+
+
+def piece_sizes(content: int) -> list[int]:
+    """Content sizes of the frames that hold a member's `content` bytes: 8 MiB each, the last the rest."""
+    full, rest = divmod(content, layout.MAX_FRAME_CONTENT)
+    return [layout.MAX_FRAME_CONTENT] * full + [rest] * bool(rest)
+
+
+@attrs.frozen(kw_only=True)
+class Head:
+    """HEAD: what the whole container is, and the frames of the manifest that follow it."""
+
+    layout: Layout
+    volumes: int
+    segments: int
+    blocks: int
+    file_id: bytes
+    manifest_content: int
+    manifest_frames: tuple[Frame, ...]
+
+    def encode(self) -> bytes:
+        fixed = layout.HEAD_FIXED.pack(
+            0,
+            0,
+            BLOCK_SIZE,
+            self.layout.blocks_per_frame,
+            self.layout.blocks_per_segment,
+            self.layout.segments_per_shard,
+            self.layout.part_size,
+            self.volumes,
+            self.segments,
+            self.blocks,
+            self.file_id,
+            self.manifest_content,
+            len(self.manifest_frames),
+        )
+        return seal(layout.HEAD, fixed + frame_table(self.manifest_frames))
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Head:
+        incompatible, _, block_size, *rest = _fixed(layout.HEAD_FIXED, payload)
+        per_frame, per_segment, per_shard, part_size, volumes, segments, blocks, file_id, content, frames = (
+            rest
+        )
+        unknown = incompatible & ~layout.KNOWN_INCOMPATIBLE
+        if unknown:
+            raise UnsupportedArchiveError(
+                f"unknown incompatible features {unknown:#x}: install a newer amistore", record="HEAD"
+            )
+        if block_size != BLOCK_SIZE:
+            raise UnsupportedArchiveError(f"blocks of {block_size} bytes are not known", record="HEAD")
+        head = cls(
+            layout=Layout(
+                blocks_per_frame=per_frame,
+                blocks_per_segment=per_segment,
+                segments_per_shard=per_shard,
+                part_size=part_size,
+            ),
+            volumes=volumes,
+            segments=segments,
+            blocks=blocks,
+            file_id=file_id,
+            manifest_content=content,
+            manifest_frames=read_frame_table(payload[layout.HEAD_FIXED.size :], frames),
+        )
+        limit = layout.MAX_MANIFEST + 2 * 512
+        if (
+            head.volumes > layout.MAX_VOLUMES
+            or not 1 <= head.manifest_content <= limit
+            or len(head.manifest_frames) != len(piece_sizes(head.manifest_content))
+            or not head.blocks >= head.segments >= head.layout.segments(head.blocks)
+        ):
+            raise CorruptArchiveError("HEAD's counts contradict each other or are beyond the limits")
+        return head
+
+
+@attrs.frozen(kw_only=True)
+class VolumeDescriptor:
+    """VOLD: one volume, and the frames of its tar headers and sparse map that follow it.
+
+    `size` in bytes; `first_segment` is the sequence number of its first segment.
+    """
+
+    file_id: bytes
+    volume: int
+    snapshot_id: str
+    first_segment: int
+    size: int
+    blocks: int
+    runs: int
+    runs_digest: bytes
+    content: int
+    frames: tuple[Frame, ...]
+
+    def encode(self) -> bytes:
+        fixed = layout.VOLD_FIXED.pack(
+            self.file_id,
+            self.volume,
+            self.snapshot_id.encode(),
+            self.first_segment,
+            self.size,
+            self.blocks,
+            self.runs,
+            self.runs_digest,
+            self.content,
+            len(self.frames),
+        )
+        return seal(layout.VOLD, fixed + frame_table(self.frames))
+
+    @classmethod
+    def parse(cls, payload: bytes) -> VolumeDescriptor:
+        file_id, volume, snapshot_id, first, size, blocks, runs, digest, content, frames = _fixed(
+            layout.VOLD_FIXED, payload
+        )
+        descriptor = cls(
+            file_id=file_id,
+            volume=volume,
+            snapshot_id=read_snapshot_id(snapshot_id),
+            first_segment=first,
+            size=size,
+            blocks=blocks,
+            runs=runs,
+            runs_digest=digest,
+            content=content,
+            frames=read_frame_table(payload[layout.VOLD_FIXED.size :], frames),
+        )
+        if (
+            size % GIB
+            or not 1 <= size // GIB <= layout.MAX_VOLUME_GIB
+            or blocks * BLOCK_SIZE > size
+            or not min(blocks, 1) <= runs <= min(blocks, layout.MAX_RUNS)
+            # three records of headers, one or more of map; a run is two numbers of up to 14 digits
+            or not 4 * 512 <= content <= 5 * 512 + 32 * (runs + 2)
+            or frames != len(piece_sizes(content))
+        ):
+            raise CorruptArchiveError("VOLD's counts contradict each other or are beyond the limits")
+        return descriptor
+
+
+@attrs.frozen(kw_only=True)
+class SegmentDescriptor:
+    """SEGD: one segment's blocks, their SHA-256 digests, and the frames that follow it.
+
+    `ordinal` is the number of listed blocks of the volume before its first.
+    """
+
+    file_id: bytes
+    volume: int
+    sequence: int
+    ordinal: int
+    runs: Runs
+    frames: tuple[Frame, ...]
+    digests: tuple[bytes, ...]
+
+    @property
+    def payload_size(self) -> int:
+        """Compressed bytes of its frames."""
+        return sum(frame.size for frame in self.frames)
+
+    def encode(self) -> bytes:
+        runs = self.runs.encode()
+        fixed = layout.SEGD_FIXED.pack(
+            self.file_id,
+            self.volume,
+            self.sequence,
+            self.ordinal,
+            self.runs.blocks,
+            len(self.frames),
+            len(runs),
+        )
+        return seal(layout.SEGD, fixed + runs + frame_table(self.frames) + b"".join(self.digests))
+
+    @classmethod
+    def parse(cls, payload: bytes) -> SegmentDescriptor:
+        file_id, volume, sequence, ordinal, blocks, frames, varints = _fixed(layout.SEGD_FIXED, payload)
+        table = layout.SEGD_FIXED.size + varints
+        digests = table + frames * layout.FRAME_ENTRY.size
+        if len(payload) != digests + blocks * 32 or not 1 <= blocks <= layout.MAX_SEGMENT_BLOCKS:
+            raise CorruptArchiveError("SEGD's length does not follow from its counts")
+        runs = Runs.decode(payload[layout.SEGD_FIXED.size : table])
+        if runs.blocks != blocks:
+            raise CorruptArchiveError(f"SEGD's runs hold {runs.blocks} blocks, not {blocks!r}")
+        return cls(
+            file_id=file_id,
+            volume=volume,
+            sequence=sequence,
+            ordinal=ordinal,
+            runs=runs,
+            frames=read_frame_table(payload[table:digests], frames),
+            digests=tuple(payload[at : at + 32] for at in range(digests, len(payload), 32)),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Foot:
+    """FOOT: the last bytes of a container. Offsets and lengths in bytes."""
+
+    index_offset: int
+    index_length: int
+    data_end: int
+    blocks: int
+    index_digest: bytes
+
+    def encode(self) -> bytes:
+        return seal(
+            layout.FOOT,
+            layout.FOOT_FIXED.pack(
+                self.index_offset, self.index_length, self.data_end, self.blocks, self.index_digest
+            ),
+        )
+
+    @classmethod
+    def parse(cls, record: bytes) -> Foot:
+        """Take the last bytes of the object, exactly.
+
+        Raises:
+            CorruptArchiveError: they are no FOOT, or its offsets contradict each other.
+        """
+        try:
+            envelope = open_envelope(record[: layout.ENVELOPE.size])
+            if envelope.kind != layout.FOOT or envelope.size != layout.FOOT_SIZE:
+                raise CorruptArchiveError("the file does not end with a FOOT record")
+            fields = layout.FOOT_FIXED.unpack(open_record(record))
+        except (struct.error, ArchiveError) as error:
+            if isinstance(error, ArchiveError):
+                raise error.locate(record="FOOT") from None
+            raise CorruptArchiveError("FOOT is cut short", record="FOOT") from None
+        foot = cls(
+            index_offset=fields[0],
+            index_length=fields[1],
+            data_end=fields[2],
+            blocks=fields[3],
+            index_digest=fields[4],
+        )
+        if foot.data_end + len(layout.END_FRAME) != foot.index_offset or foot.index_length > layout.MAX_INDEX:
+            raise CorruptArchiveError("FOOT's offsets contradict each other", record="FOOT")
+        return foot

@@ -1,0 +1,178 @@
+"""The one error tree. Imports nothing of ours.
+
+The class tells whose fault it is: the bytes (`ArchiveError`), the other side
+(`BackendError`) or the caller (`InvalidRequestError`). The facts are attributes, and
+`str()` puts those that are known behind the message. Every error survives pickling, so
+it crosses a process pool whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AlreadyExistsError",
+    "AmistoreError",
+    "ArchiveError",
+    "BackendError",
+    "ChecksumMismatchError",
+    "CorruptArchiveError",
+    "InvalidRequestError",
+    "InvalidValueError",
+    "NotFoundError",
+    "SourceChangedError",
+    "StorageFullError",
+    "TruncatedArchiveError",
+    "UnsupportedArchiveError",
+]
+
+
+class AmistoreError(Exception):
+    """Base of every error this library raises on purpose."""
+
+    _facts: tuple[str, ...] = ()
+
+    def __init__(self, message: str) -> None:
+        # `args` holds the message alone: BaseException.__reduce__ then rebuilds the error
+        # from it and restores the facts from __dict__.
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        known = [
+            f"{name.replace('_', ' ')} {value}"
+            for name in self._facts
+            if (value := getattr(self, name, None)) is not None
+        ]
+        return f"{self.message} ({', '.join(known)})" if known else self.message
+
+
+class ArchiveError(AmistoreError):
+    """The container's bytes cannot be used.
+
+    Attributes:
+        offset: file offset in bytes where the trouble was seen.
+        record: the record or part of the file, such as ``"SEGD"`` or ``"manifest"``.
+        segment: sequence number of the segment.
+        snapshot_id: the volume, by the snapshot it was stored from.
+        block_index: index of the block in its volume.
+    """
+
+    _facts = ("record", "offset", "segment", "snapshot_id", "block_index")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        offset: int | None = None,
+        record: str | None = None,
+        segment: int | None = None,
+        snapshot_id: str | None = None,
+        block_index: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.record = record
+        self.segment = segment
+        self.snapshot_id = snapshot_id
+        self.block_index = block_index
+
+    def locate(self, **facts: Any) -> ArchiveError:
+        """Fill in facts that a deeper layer could not know; known ones stay."""
+        for name, value in facts.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        return self
+
+
+class CorruptArchiveError(ArchiveError):
+    """The bytes are not what a writer of this format writes: damage, or an attack."""
+
+
+class TruncatedArchiveError(CorruptArchiveError):
+    """The bytes end before the container does: fetch or copy the object again."""
+
+
+class UnsupportedArchiveError(ArchiveError):
+    """A newer format that this version cannot read: install a newer amistore."""
+
+
+class BackendError(AmistoreError):
+    """A backend failed: storage, network or service.
+
+    Attributes:
+        retryable: whether the same call may succeed later.
+        operation: the verb that failed, such as ``"get_snapshot_block"``.
+        snapshot_id, block_index, image_id, bucket, key: what it was called on, where known.
+    """
+
+    _facts = ("operation", "snapshot_id", "block_index", "image_id", "bucket", "key")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        operation: str | None = None,
+        snapshot_id: str | None = None,
+        block_index: int | None = None,
+        image_id: str | None = None,
+        bucket: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.operation = operation
+        self.snapshot_id = snapshot_id
+        self.block_index = block_index
+        self.image_id = image_id
+        self.bucket = bucket
+        self.key = key
+
+
+class NotFoundError(BackendError):
+    """The snapshot, image, bucket, object or upload does not exist."""
+
+
+class AlreadyExistsError(BackendError):
+    """The object or name exists, and the call was to create it."""
+
+
+class ChecksumMismatchError(BackendError):
+    """Data and the checksum that came with it differ."""
+
+
+class SourceChangedError(BackendError):
+    """What was listed before differs from what is there now."""
+
+
+class StorageFullError(BackendError):
+    """The storage has no room, or cannot hold a file of this size."""
+
+
+class InvalidRequestError(AmistoreError):
+    """The request cannot be carried out as it is.
+
+    Attributes:
+        code: the EC2 error code that names this case, where there is one.
+    """
+
+    _facts = ("code",)
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InvalidValueError(InvalidRequestError):
+    """A value breaks a rule of its field.
+
+    Attributes:
+        field: ``Class.field`` of the value.
+        value: the value, as given.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, value: object = None) -> None:
+        super().__init__(message, code=None)
+        self.field = field
+        self.value = value

@@ -1,0 +1,23 @@
+"""Values: what an AMI is. Frozen, validated at birth, no I/O. Imports `errors` only."""
+
+from amistore.model.image import (
+    BlockDeviceMapping,
+    EbsBlockDevice,
+    Image,
+    ProductCode,
+    Snapshot,
+    Tag,
+)
+from amistore.model.manifest import MANIFEST_VERSION, decode_manifest, encode_manifest
+
+__all__ = [
+    "MANIFEST_VERSION",
+    "BlockDeviceMapping",
+    "EbsBlockDevice",
+    "Image",
+    "ProductCode",
+    "Snapshot",
+    "Tag",
+    "decode_manifest",
+    "encode_manifest",
+]

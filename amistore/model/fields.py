@@ -1,0 +1,199 @@
+"""Field rules shared by the model's values, and their one mapping to AWS's spelling.
+
+A value's attribute `volume_size` is the wire's `VolumeSize`. Members that this version
+does not know are kept in `extra` and written back, so nothing a newer EC2 or a newer
+minor version of the manifest says is lost. Imports `errors` only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import attrs
+
+from amistore.errors import InvalidValueError
+
+__all__ = ["boolean", "extra", "from_wire", "identifier", "integer", "many", "one", "text", "to_wire"]
+
+V = TypeVar("V")
+
+# EC2 resource ids: a prefix and 8 or, since 2018, 17 hexadecimal digits ("Resource IDs").
+_ID = r"-(?:[0-9a-f]{17}|[0-9a-f]{8})"
+
+
+def _refuse(instance: Any, attribute: attrs.Attribute[Any], value: object, rule: str) -> None:
+    field = f"{type(instance).__name__}.{attribute.name}"
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    raise InvalidValueError(f"{field} must be {rule}, not {shown}", field=field, value=value)
+
+
+def text(*, required: bool = False, default: str | None = None) -> Any:
+    """A string of Unicode scalar values (no lone surrogates, which UTF-8 cannot carry)."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and not required:
+            return
+        if not isinstance(value, str) or (required and not value):
+            _refuse(instance, attribute, value, "a non-empty string" if required else "a string")
+            return
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            _refuse(instance, attribute, value, "a string without lone surrogates")
+
+    if required and default is None:
+        return attrs.field(validator=check)
+    return attrs.field(default=default, validator=check)
+
+
+def identifier(prefix: str, *, required: bool = False) -> Any:
+    """An EC2 resource id such as ``ami-0123456789abcdef0``."""
+    pattern = re.compile(prefix + _ID)
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and not required:
+            return
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            _refuse(instance, attribute, value, f"{prefix}- and 8 or 17 hexadecimal digits")
+
+    return attrs.field(validator=check) if required else attrs.field(default=None, validator=check)
+
+
+def integer(*, least: int = 0, most: int = 2**63 - 1, required: bool = False) -> Any:
+    """A whole number from `least` to `most`."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and not required:
+            return
+        if type(value) is not int or not least <= value <= most:
+            _refuse(instance, attribute, value, f"a whole number from {least} to {most}")
+
+    return attrs.field(validator=check) if required else attrs.field(default=None, validator=check)
+
+
+def boolean() -> Any:
+    """True, False or, where EC2 did not say, None."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None and type(value) is not bool:
+            _refuse(instance, attribute, value, "True, False or None")
+
+    return attrs.field(default=None, validator=check)
+
+
+def one(kind: type[V]) -> Any:
+    """A nested value, or None."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None and not isinstance(value, kind):
+            _refuse(instance, attribute, value, f"of type {kind.__name__}")
+
+    return attrs.field(default=None, validator=check, metadata={"one": kind})
+
+
+def many(kind: type[V], *, key: str) -> Any:
+    """Nested values without duplicates of `key`, kept in its order.
+
+    EC2 gives them in no stated order; sorting at birth makes equal AMIs equal values and
+    equal archives.
+    """
+
+    def convert(value: Any) -> Any:
+        try:
+            return tuple(sorted(value, key=lambda item: getattr(item, key)))
+        except (AttributeError, TypeError):
+            return value
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+            _refuse(instance, attribute, value, f"{kind.__name__} values")
+        keys = [getattr(item, key) for item in value]
+        for before, after in pairwise(keys):
+            if before == after:
+                _refuse(instance, attribute, after, f"without two of the same {key}")
+
+    return attrs.field(default=(), converter=convert, validator=check, metadata={"many": kind})
+
+
+def _plain(value: object) -> Any:
+    """Copy a JSON value; raise TypeError for anything that JSON cannot say again."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    raise TypeError(type(value).__name__)
+
+
+def extra() -> Any:
+    """Members this version does not know, in the wire's spelling and JSON's types."""
+
+    def convert(value: Any) -> Any:
+        try:
+            return _plain(value)
+        except TypeError:
+            return value
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, dict):
+            _refuse(instance, attribute, value, "a mapping of JSON values")
+            return
+        known = {wire_name(field.name) for field in attrs.fields(type(instance))}
+        for name in value:
+            if name in known:
+                _refuse(instance, attribute, name, "free of members that have a field of their own")
+
+    return attrs.field(factory=dict, converter=convert, validator=check, hash=False, repr=False)
+
+
+def wire_name(name: str) -> str:
+    """`volume_size` → `VolumeSize`."""
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def to_wire(value: Any) -> dict[str, Any]:
+    """A model value as the members EC2's Describe calls answer with; None is left out."""
+    members: dict[str, Any] = {}
+    for field in attrs.fields(type(value)):
+        if field.name == "extra" or field.metadata.get("volatile"):
+            continue
+        item = getattr(value, field.name)
+        if item is None or item == ():
+            continue
+        if "many" in field.metadata:
+            item = [to_wire(each) for each in item]
+        elif "one" in field.metadata:
+            item = to_wire(item)
+        members[wire_name(field.name)] = item
+    return {**members, **_plain(value.extra)}
+
+
+def from_wire(kind: type[V], members: Any) -> V:
+    """The reverse of `to_wire`.
+
+    Raises:
+        InvalidValueError: a member breaks a rule of its field.
+    """
+    if not isinstance(members, Mapping):
+        raise InvalidValueError(f"{kind.__name__} must be an object", field=kind.__name__, value=members)
+    left = dict(members)
+    known: dict[str, Any] = {"extra": left}
+    for field in attrs.fields(kind):  # type: ignore[arg-type]
+        if field.name == "extra" or wire_name(field.name) not in left:
+            continue
+        item = left.pop(wire_name(field.name))
+        if "many" in field.metadata and isinstance(item, (list, tuple)):
+            item = tuple(from_wire(field.metadata["many"], each) for each in item)
+        elif "one" in field.metadata and item is not None:
+            item = from_wire(field.metadata["one"], item)
+        known[field.name] = item
+    try:
+        return kind(**known)
+    except TypeError as error:  # a required member is absent
+        raise InvalidValueError(str(error), field=kind.__name__, value=None) from None

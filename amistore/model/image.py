@@ -1,0 +1,193 @@
+"""What an AMI carries: `Image`, its mappings, snapshots and tags.
+
+The fields are those of EC2's DescribeImages, DescribeImageAttribute (UEFI data) and
+DescribeSnapshots, in Python spelling; the API reference gives their meaning. Values are
+frozen and valid from birth. Imports `fields` and `errors` only; next: `manifest.py`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from amistore.model import fields
+
+__all__ = ["BlockDeviceMapping", "EbsBlockDevice", "Image", "ProductCode", "Snapshot", "Tag"]
+
+
+@attrs.frozen(kw_only=True)
+class Tag:
+    """A tag of an image or a snapshot. Tags with an ``aws:`` key are kept in an archive too."""
+
+    key: str = fields.text(required=True)
+    value: str | None = fields.text(default="")
+    extra: Mapping[str, Any] = fields.extra()
+
+
+@attrs.frozen(kw_only=True)
+class ProductCode:
+    """A product code; RegisterImage cannot set those of the Marketplace."""
+
+    product_code_id: str = fields.text(required=True)
+    product_code_type: str | None = fields.text()
+    extra: Mapping[str, Any] = fields.extra()
+
+
+@attrs.frozen(kw_only=True)
+class EbsBlockDevice:
+    """The EBS side of a mapping.
+
+    `volume_size` (GiB) is the size of volumes launched from it. It may exceed the snapshot's
+    and is metadata only: the archive holds the snapshot.
+    """
+
+    snapshot_id: str | None = fields.identifier("snap")
+    volume_size: int | None = fields.integer(least=1)
+    volume_type: str | None = fields.text()
+    iops: int | None = fields.integer()
+    throughput: int | None = fields.integer()
+    delete_on_termination: bool | None = fields.boolean()
+    encrypted: bool | None = fields.boolean()
+    kms_key_id: str | None = fields.text()
+    outpost_arn: str | None = fields.text()
+    extra: Mapping[str, Any] = fields.extra()
+
+
+@attrs.frozen(kw_only=True)
+class BlockDeviceMapping:
+    """One device of an image: an EBS volume, an ephemeral disk, or none."""
+
+    device_name: str = fields.text(required=True)
+    virtual_name: str | None = fields.text()
+    no_device: str | None = fields.text()
+    ebs: EbsBlockDevice | None = fields.one(EbsBlockDevice)
+    extra: Mapping[str, Any] = fields.extra()
+
+
+def _state(default: str) -> Any:
+    return attrs.field(default=default, eq=False, metadata={"volatile": True})
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """What DescribeSnapshots says of a snapshot.
+
+    `volume_size` is in GiB. `state` (``pending``, ``completed``, ``error``) is a fact of the
+    moment: it takes no part in comparisons and is not stored.
+    """
+
+    snapshot_id: str = fields.identifier("snap", required=True)
+    volume_size: int | None = fields.integer(least=1)
+    description: str | None = fields.text()
+    owner_id: str | None = fields.text()
+    start_time: str | None = fields.text()
+    encrypted: bool | None = fields.boolean()
+    kms_key_id: str | None = fields.text()
+    volume_id: str | None = fields.text()
+    storage_tier: str | None = fields.text()
+    tags: tuple[Tag, ...] = fields.many(Tag, key="key")
+    state: str = _state("completed")
+    extra: Mapping[str, Any] = fields.extra()
+
+
+@attrs.frozen(kw_only=True)
+class Image:
+    """An Amazon Machine Image: all its metadata, none of its blocks.
+
+    Mappings are kept in the order of their device names, tags of their keys. `snapshots`
+    describes the snapshots that the mappings name. `state` (``pending``, ``available``,
+    ``failed``) is a fact of the moment: it takes no part in comparisons and is not stored.
+
+    Raises:
+        InvalidValueError: names the field and the value that break a rule.
+    """
+
+    image_id: str = fields.identifier("ami", required=True)
+    name: str | None = fields.text()
+    description: str | None = fields.text()
+    architecture: str | None = fields.text()
+    creation_date: str | None = fields.text()
+    owner_id: str | None = fields.text()
+    image_owner_alias: str | None = fields.text()
+    image_location: str | None = fields.text()
+    image_type: str | None = fields.text()
+    kernel_id: str | None = fields.text()
+    ramdisk_id: str | None = fields.text()
+    platform: str | None = fields.text()
+    platform_details: str | None = fields.text()
+    usage_operation: str | None = fields.text()
+    hypervisor: str | None = fields.text()
+    virtualization_type: str | None = fields.text()
+    root_device_name: str | None = fields.text()
+    root_device_type: str | None = fields.text()
+    ena_support: bool | None = fields.boolean()
+    sriov_net_support: str | None = fields.text()
+    boot_mode: str | None = fields.text()
+    tpm_support: str | None = fields.text()
+    imds_support: str | None = fields.text()
+    uefi_data: str | None = fields.text()
+    deprecation_time: str | None = fields.text()
+    deregistration_protection: str | None = fields.text()
+    source_image_id: str | None = fields.text()
+    source_image_region: str | None = fields.text()
+    source_instance_id: str | None = fields.text()
+    product_codes: tuple[ProductCode, ...] = fields.many(ProductCode, key="product_code_id")
+    block_device_mappings: tuple[BlockDeviceMapping, ...] = fields.many(BlockDeviceMapping, key="device_name")
+    snapshots: tuple[Snapshot, ...] = fields.many(Snapshot, key="snapshot_id")
+    tags: tuple[Tag, ...] = fields.many(Tag, key="key")
+    state: str = _state("available")
+    extra: Mapping[str, Any] = fields.extra()
+
+    @property
+    def snapshot_ids(self) -> tuple[str, ...]:
+        """The distinct snapshots that the mappings name, in their order in an archive."""
+        named = {
+            mapping.ebs.snapshot_id
+            for mapping in self.block_device_mappings
+            if mapping.ebs is not None and mapping.ebs.snapshot_id is not None
+        }
+        return tuple(sorted(named))
+
+    @property
+    def creation_time(self) -> int:
+        """`creation_date` in seconds since 1970, or 0 where it is absent or no date.
+
+        Never above what a tar header's eleven octal digits hold.
+        """
+        try:
+            moment = datetime.datetime.fromisoformat((self.creation_date or "").replace("Z", "+00:00"))
+        except ValueError:
+            return 0
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.timezone.utc)
+        return min(max(int(moment.timestamp()), 0), 8**11 - 1)
+
+    def snapshot(self, snapshot_id: str) -> Snapshot:
+        """What is known of one of its snapshots; the id alone where nothing more is."""
+        for snapshot in self.snapshots:
+            if snapshot.snapshot_id == snapshot_id:
+                return snapshot
+        return Snapshot(snapshot_id=snapshot_id)
+
+    def with_snapshots(self, restored: Mapping[str, str]) -> Image:
+        """The same image on other snapshots: `restored` gives new ids for old ones.
+
+        Mappings whose snapshot is not in `restored` are left out.
+        """
+        mappings = []
+        for mapping in self.block_device_mappings:
+            if mapping.ebs is not None and mapping.ebs.snapshot_id is not None:
+                if mapping.ebs.snapshot_id not in restored:
+                    continue
+                ebs = attrs.evolve(mapping.ebs, snapshot_id=restored[mapping.ebs.snapshot_id])
+                mapping = attrs.evolve(mapping, ebs=ebs)
+            mappings.append(mapping)
+        snapshots = tuple(
+            attrs.evolve(snapshot, snapshot_id=restored[snapshot.snapshot_id])
+            for snapshot in self.snapshots
+            if snapshot.snapshot_id in restored
+        )
+        return attrs.evolve(self, block_device_mappings=tuple(mappings), snapshots=snapshots)

@@ -1,0 +1,73 @@
+"""The manifest, `ami.json`: an `Image` as canonical JSON, and back.
+
+Canonical means: UTF-8, keys sorted, two spaces of indent, a final newline, no floats that
+JSON cannot repeat. A reader re-encodes what it read and refuses a difference, which also
+refuses duplicate keys. Imports the model only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from amistore.errors import CorruptArchiveError, InvalidValueError, UnsupportedArchiveError
+from amistore.model.fields import from_wire, to_wire
+from amistore.model.image import Image
+
+__all__ = ["MANIFEST_VERSION", "decode_manifest", "encode_manifest"]
+
+MANIFEST_VERSION = "1.0"
+"""Major and minor: a reader takes any minor version of its major, and keeps what is new."""
+
+
+def encode_manifest(image: Image) -> bytes:
+    """An image as the bytes of `ami.json`.
+
+    Raises:
+        InvalidValueError: `extra` holds a value that canonical JSON cannot carry.
+    """
+    members = {"ManifestVersion": MANIFEST_VERSION, **to_wire(image)}
+    try:
+        document = json.dumps(members, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False)
+        return document.encode() + b"\n"
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(
+            f"Image.extra cannot be written as JSON: {error}", field="Image.extra"
+        ) from None
+
+
+def decode_manifest(manifest: bytes) -> Image:
+    """The image that `ami.json` describes, lossless for every minor version.
+
+    Raises:
+        CorruptArchiveError: not canonical, or a member breaks a rule of its field.
+        UnsupportedArchiveError: another major version.
+    """
+    try:
+        members: Any = json.loads(manifest.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptArchiveError(f"the manifest is not JSON: {error}", record="manifest") from None
+    if not isinstance(members, dict):
+        raise CorruptArchiveError("the manifest is not a JSON object", record="manifest")
+    version = members.get("ManifestVersion")
+    if not isinstance(version, str) or not version:
+        raise CorruptArchiveError("the manifest has no ManifestVersion", record="manifest")
+    if version.split(".")[0] != MANIFEST_VERSION.split(".", maxsplit=1)[0]:
+        raise UnsupportedArchiveError(
+            f"manifest version {version[:20]!r} is newer than {MANIFEST_VERSION}: install a newer amistore",
+            record="manifest",
+        )
+    if version == MANIFEST_VERSION:
+        del members["ManifestVersion"]  # a newer minor stays, in `extra`, to be written back
+    try:
+        image = from_wire(Image, members)
+        canonical = encode_manifest(image) == manifest
+    except (InvalidValueError, RecursionError) as error:
+        raise CorruptArchiveError(f"the manifest is invalid: {error}", record="manifest") from None
+    if not canonical:
+        raise CorruptArchiveError("the manifest is not canonical JSON", record="manifest")
+    return image
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,42 @@
+"""Progress events, typed; given to `progress=` callbacks in the caller's own thread."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Optional
+
+import attrs
+
+__all__ = ["Phase", "Progress", "ProgressCallback"]
+
+
+class Phase(enum.Enum):
+    """What is being done."""
+
+    LIST = "list"
+    PACK = "pack"
+    UNPACK = "unpack"
+    VERIFY = "verify"
+    EXTRACT = "extract"
+    COMPLETE = "complete"
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far it is.
+
+    Attributes:
+        phase: what is being done.
+        blocks: listed blocks done so far, of 524,288 bytes each.
+        total_blocks: of how many; None while listing.
+        stored_bytes: compressed bytes of the container written or read so far.
+    """
+
+    phase: Phase
+    blocks: int
+    total_blocks: int | None
+    stored_bytes: int
+
+
+ProgressCallback = Optional[Callable[[Progress], None]]

@@ -1,0 +1,154 @@
+"""A container in a seekable file: its index, and any segment or block by its number.
+
+Opening reads the end and the index; a block read for the first time takes two more reads,
+its segment's descriptor and its frame. Usable from several threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from typing import BinaryIO
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.container import Foot, Head, Index, SegmentDescriptor
+from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
+from amistore.container.records import open_record
+from amistore.errors import (
+    ArchiveError,
+    BackendError,
+    CorruptArchiveError,
+    TruncatedArchiveError,
+)
+from amistore.model import Image, decode_manifest
+
+__all__ = ["ContainerFile", "LocatedSegment"]
+
+
+@attrs.frozen
+class LocatedSegment:
+    """A segment's descriptor, the file offset of its first frame, and its frames' content sizes."""
+
+    descriptor: SegmentDescriptor
+    offset: int
+    frame_contents: tuple[int, ...]
+
+
+class ContainerFile:
+    """An opened container.
+
+    Attributes:
+        name: for messages.
+        size: in bytes.
+        index: INDX, authenticated by FOOT.
+        head: from the index.
+        image: from the index's copy of the manifest.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.name = name
+        self.size = file.seek(0, io.SEEK_END)
+        self.index: Index
+        self.head: Head
+        self.index, self.head = self._read_index()
+        self.image: Image = self._read_image()
+
+    def read(self, offset: int, length: int, record: str) -> bytes:
+        """Exactly `length` bytes from `offset`."""
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                content = b""
+                while len(content) < length:
+                    piece = self._file.read(length - len(content))
+                    if not piece:
+                        break
+                    content = content + piece if content else piece
+        except ValueError as error:
+            raise BackendError(f"{self.name}: {error}", operation="read") from None
+        except OSError as error:
+            raise BackendError(f"{self.name}: {error.strerror}", operation="read") from error
+        if len(content) != length:
+            raise TruncatedArchiveError(
+                f"{length} bytes are expected here, there are {len(content)}", offset=offset, record=record
+            )
+        return content
+
+    def _read_index(self) -> tuple[Index, Head]:
+        if self.size < FOOT_SIZE:
+            raise TruncatedArchiveError("the file is too short for an archive", offset=self.size)
+        foot_offset = self.size - FOOT_SIZE
+        try:
+            foot = Foot.parse(self.read(foot_offset, FOOT_SIZE, "FOOT"))
+            if foot.index_offset + foot.index_length != foot_offset:
+                raise CorruptArchiveError("FOOT's offsets are not those of this file", record="FOOT")
+        except ArchiveError as error:
+            raise error.locate(offset=foot_offset) from None
+        record = self.read(foot.index_offset, foot.index_length, "INDX")
+        try:
+            if hashlib.sha256(record).digest() != foot.index_digest:
+                raise CorruptArchiveError("the index's SHA-256 is not the one in FOOT", record="INDX")
+            index = Index.parse(record)
+            if index.end > foot.data_end or sum(v.blocks for v in index.volumes) != foot.blocks:
+                raise CorruptArchiveError("the index contradicts FOOT", record="INDX")
+            return index, index.parse_head()
+        except ArchiveError as error:
+            raise error.locate(offset=foot.index_offset, record="INDX") from None
+
+    def _read_image(self) -> Image:
+        image = decode_manifest(self.index.manifest())
+        before = ""
+        for volume in self.index.volumes:
+            if volume.snapshot_id <= before or volume.snapshot_id not in image.snapshot_ids:
+                raise CorruptArchiveError(
+                    "volumes are not those of the image's mappings, in order",
+                    record="INDX",
+                    snapshot_id=volume.snapshot_id,
+                )
+            before = volume.snapshot_id
+        return image
+
+    def segment(self, sequence: int) -> LocatedSegment:
+        """A segment by its sequence number, its SEGD authenticated by the index."""
+        offset = self.index.offsets[sequence]
+        record = self.read(offset, min(MAX_DESCRIPTOR, self.size - offset), "SEGD")
+        record = record[: int.from_bytes(record[4:8], "little") + 8]
+        try:
+            if hashlib.sha256(record).digest() != self.index.segment_digest(sequence):
+                raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
+            descriptor = SegmentDescriptor.parse(open_record(record))
+            contents = tuple(self.head.layout.frame_contents(descriptor.runs.blocks))
+            if (
+                descriptor.sequence != sequence
+                or descriptor.file_id != self.head.file_id
+                or descriptor.runs.first != self.index.firsts[sequence]
+                or descriptor.runs.end - 1 != self.index.lasts[sequence]
+                or len(descriptor.frames) != len(contents)
+            ):
+                raise CorruptArchiveError("SEGD belongs to another file or another place")
+        except ArchiveError as error:
+            raise error.locate(record="SEGD", offset=offset, segment=sequence) from None
+        return LocatedSegment(descriptor, offset + len(record), contents)
+
+
+class WholeFile(io.RawIOBase):
+    """A container's bytes from the first on, whatever else is read meanwhile."""
+
+    def __init__(self, container: ContainerFile) -> None:
+        self._container = container
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        length = min(len(view), self._container.size - self._position)
+        view[:length] = self._container.read(self._position, length, "file")
+        self._position += length
+        return length

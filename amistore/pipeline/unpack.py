@@ -1,0 +1,246 @@
+"""`unpack`: a container's bytes, from any binary stream, become snapshots.
+
+The caller's thread reads and checks the stream in order; workers decode, hash and put one
+segment each. No snapshot is completed before the tail has verified, and on any error what
+was started is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import BinaryIO
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.backends import BlockSink
+from amistore.container import (
+    ContainerEnd,
+    ContainerStart,
+    DecodedBlock,
+    Event,
+    PlannedVolume,
+    StoredSegment,
+    VolumeStart,
+    container_events,
+    decode_segment,
+)
+from amistore.errors import ArchiveError
+from amistore.model import Image, Tag
+from amistore.pipeline.foreign import check_picklable, foreign_errors
+from amistore.pipeline.pack import choose_snapshots
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.units import GIB, MIB
+
+__all__ = ["check_stream", "unpack"]
+
+_logger = logging.getLogger("amistore")
+
+
+def unpack(
+    stream: BinaryIO,
+    sink: BlockSink,
+    *,
+    snapshots: Iterable[str] | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: ProgressCallback = None,
+) -> Image:
+    """Restore the snapshots of a container, verifying all of it.
+
+    Everything is checked before success is reported: each record and frame, each block's
+    SHA-256, LINEAR per volume, index, tail and content ids, and that nothing follows.
+
+    Args:
+        stream: the container, read once from where it stands to its end; a pipe will do.
+        sink: where new snapshots are made.
+        snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
+        workers: segments worked on at once; None for the number of CPUs.
+        executor: where to work; None for threads. For processes `sink` must be picklable.
+        progress: called with a `Progress` after each segment.
+
+    Returns:
+        The stored image on its new snapshots, ready for `register_image`. Mappings whose
+        snapshot was not restored are left out, and logged.
+
+    Raises:
+        CorruptArchiveError: damaged bytes, with the place; no snapshot was completed.
+        UnsupportedArchiveError: a newer format.
+        BackendError: the sink failed.
+        InvalidRequestError: `snapshots` names one that the archive's image does not have.
+    """
+    check_picklable(executor, sink, "sink")
+    restore = _Restore(sink, read_events(stream), snapshots)
+    try:
+        restore.complete(restore.run(Phase.UNPACK, workers, executor, progress))
+    except BaseException:
+        restore.undo()
+        raise
+    return restore.image()
+
+
+def check_stream(
+    stream: BinaryIO, *, workers: int | None, executor: Executor | None, progress: ProgressCallback
+) -> ContainerEnd:
+    """Read and verify a whole container as `unpack` does, and put it nowhere."""
+    restore = _Restore(_Nowhere(), read_events(stream), None)
+    return restore.run(Phase.VERIFY, workers, executor, progress)
+
+
+class _Nowhere(BlockSink):
+    """Takes blocks and drops them."""
+
+    def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
+        return ""
+
+    def put_snapshot_block(
+        self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
+    ) -> None:
+        pass
+
+    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
+        pass
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        pass
+
+
+def read_events(stream: BinaryIO) -> Iterator[Event]:
+    """Drive the container's reader with a stream."""
+    events = container_events()
+    step = next(events)
+    while True:
+        if isinstance(step, int):
+            step = events.send(_read(stream, step))
+        else:
+            yield step
+            # Nothing of an event is kept here while the next one is read.
+            step = 0
+            try:
+                step = next(events)
+            except StopIteration:
+                return
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """`size` bytes, fewer only at the end; claimed sizes are allocated as bytes arrive."""
+    pieces = []
+    while size:
+        piece = stream.read(min(size, 8 * MIB))
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+_Item = tuple[StoredSegment, "str | None"]  # a segment, and the snapshot to put it into
+
+
+@attrs.frozen
+class _Put:
+    """A worker's task: decode and check one segment, put its blocks. Gives their number."""
+
+    sink: BlockSink
+
+    def __call__(self, item: _Item) -> int:
+        stored, snapshot_id = item
+        try:
+            for block in decode_segment(stored.descriptor, stored.frames, stored.segment.frame_contents):
+                if snapshot_id is not None:
+                    self._put(snapshot_id, block)
+        except ArchiveError as error:
+            raise error.locate(offset=stored.offset, snapshot_id=stored.snapshot_id) from error.__cause__
+        return stored.descriptor.runs.blocks
+
+    def _put(self, snapshot_id: str, block: DecodedBlock) -> None:
+        with foreign_errors("put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index):
+            self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
+
+
+class _Restore:
+    """One unpacking: what it has begun, to complete or to undo."""
+
+    def __init__(self, sink: BlockSink, events: Iterator[Event], snapshots: Iterable[str] | None) -> None:
+        self._sink = sink
+        self._events = events
+        start = next(events)
+        if not isinstance(start, ContainerStart):  # pragma: no cover (the reader's first event)
+            raise TypeError(start)
+        self._start = start
+        self._wanted = choose_snapshots(start.image, snapshots)
+        self._started: dict[str, str] = {}
+        self._stored_bytes = 0
+        self._end: ContainerEnd | None = None
+
+    def run(
+        self, phase: Phase, workers: int | None, executor: Executor | None, progress: ProgressCallback
+    ) -> ContainerEnd:
+        """Put every block; returns once the whole container has verified."""
+        done = 0
+        with (
+            worker_pool(workers, executor) as (pool, limit),
+            contextlib.closing(ordered_map(pool, _Put(self._sink), self._items(), limit)) as segments,
+        ):
+            for blocks in segments:
+                done += blocks
+                if progress is not None:
+                    progress(
+                        Progress(
+                            phase=phase,
+                            blocks=done,
+                            total_blocks=self._start.head.blocks,
+                            stored_bytes=self._stored_bytes,
+                        )
+                    )
+        if self._end is None:  # pragma: no cover (the reader ends with it or raises)
+            raise TypeError("no end")
+        return self._end
+
+    def _items(self) -> Iterator[_Item]:
+        """Read on, starting snapshots as their volumes come."""
+        for event in self._events:
+            if isinstance(event, VolumeStart):
+                self._begin(event.volume)
+            elif isinstance(event, StoredSegment):
+                self._stored_bytes = event.offset
+                yield event, self._started.get(event.snapshot_id)
+            elif isinstance(event, ContainerEnd):
+                self._end = event
+            del event  # up to 32 MiB, while the next one is read
+
+    def _begin(self, volume: PlannedVolume) -> None:
+        if volume.snapshot_id not in self._wanted:
+            return
+        known = self._start.image.snapshot(volume.snapshot_id)
+        with foreign_errors("start_snapshot"):
+            self._started[volume.snapshot_id] = self._sink.start_snapshot(
+                volume.size // GIB, description=known.description or "", tags=known.tags
+            )
+
+    def complete(self, end: ContainerEnd) -> None:
+        """Complete what was started, after the whole container has verified."""
+        for volume in end.index.volumes:
+            snapshot_id = self._started.get(volume.snapshot_id)
+            if snapshot_id is not None:
+                with foreign_errors("complete_snapshot", snapshot_id=snapshot_id):
+                    self._sink.complete_snapshot(snapshot_id, volume.blocks, volume.linear)
+
+    def undo(self) -> None:
+        """Delete every snapshot that was started; what cannot be deleted is logged by id."""
+        for snapshot_id in self._started.values():
+            try:
+                self._sink.delete_snapshot(snapshot_id)
+            except Exception as error:
+                _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+
+    def image(self) -> Image:
+        """The stored image on its new snapshots."""
+        for snapshot_id in self._start.image.snapshot_ids:
+            if snapshot_id not in self._started:
+                _logger.warning("the mapping of %s is left out: it was not restored", snapshot_id)
+        return self._start.image.with_snapshots(self._started)

@@ -1,0 +1,71 @@
+"""The one place with threads: an ordered, bounded map over any `concurrent.futures.Executor`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from amistore.errors import InvalidRequestError
+
+__all__ = ["ordered_map", "worker_pool"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tuple[Executor, int]]:
+    """The executor to use, and how many tasks it may hold at once.
+
+    Twice the workers: results leave in order, so a worker that is ahead needs the next task
+    while a slower one is waited for. An executor of the caller's is left running.
+
+    Args:
+        workers: threads, or what the caller's executor runs at once; None for the CPUs.
+        executor: the caller's, or None for threads of our own, ended at exit.
+    """
+    count = _cpus() if workers is None else workers
+    if count < 1:
+        raise InvalidRequestError(f"workers must be at least 1, not {workers}")
+    if executor is not None:
+        yield executor, 2 * count
+        return
+    pool = ThreadPoolExecutor(count, thread_name_prefix="amistore")
+    try:
+        yield pool, 2 * count
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def ordered_map(
+    executor: Executor, function: Callable[[T], R], items: Iterable[T], limit: int
+) -> Generator[R, None, None]:
+    """`function` of each item, in the items' order, at most `limit` of them begun and not taken.
+
+    Items are taken in the caller's thread. On an error, or when closed, what has not begun
+    is cancelled and what has is waited for: afterwards nothing runs any more.
+    """
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(function, item))
+            del item  # may hold a whole segment
+            if len(pending) >= limit:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+        wait(pending)

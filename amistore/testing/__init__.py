@@ -1,0 +1,1 @@
+"""For authors of backends: contract suites. Nothing of amistore imports it."""
