@@ -28,7 +28,7 @@ from amistore.container import (
     container_events,
     decode_segment,
 )
-from amistore.errors import ArchiveError
+from amistore.errors import ArchiveError, InvalidRequestError
 from amistore.model import Image, Tag
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.pack import choose_snapshots
@@ -71,7 +71,7 @@ def unpack(
         CorruptArchiveError: damaged bytes, with the place; no snapshot was completed.
         UnsupportedArchiveError: a newer format.
         BackendError: the sink failed.
-        InvalidRequestError: `snapshots` names one that the archive's image does not have.
+        InvalidRequestError: `snapshots` names one that is not in the archive.
     """
     check_picklable(executor, sink, "sink")
     restore = _Restore(sink, read_events(stream), snapshots)
@@ -172,6 +172,7 @@ class _Restore:
         if not isinstance(start, ContainerStart):  # pragma: no cover (the reader's first event)
             raise TypeError(start)
         self._start = start
+        self._by_name = snapshots is not None
         self._wanted = choose_snapshots(start.image, snapshots)
         self._started: dict[str, str] = {}
         self._stored_bytes = 0
@@ -223,7 +224,19 @@ class _Restore:
             )
 
     def complete(self, end: ContainerEnd) -> None:
-        """Complete what was started, after the whole container has verified."""
+        """Complete what was started, after the whole container has verified.
+
+        Raises:
+            InvalidRequestError: a snapshot that was asked for by name is not in the archive.
+        """
+        stored = {volume.snapshot_id for volume in end.index.volumes}
+        absent = sorted(set(self._wanted) - stored) if self._by_name else []
+        if absent:
+            raise InvalidRequestError(
+                f"{absent[0]} is mapped by the image, but was not packed into this archive, "
+                f"which has {', '.join(sorted(stored)) or 'none'}",
+                code="InvalidSnapshot.NotFound",
+            )
         for volume in end.index.volumes:
             snapshot_id = self._started.get(volume.snapshot_id)
             if snapshot_id is not None:

@@ -1,0 +1,130 @@
+"""R1, R2: flipped bytes, truncation, appended bytes, for the streaming and the seekable reader."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from collections.abc import Callable, Iterator
+
+import images
+import pytest
+
+import amistore
+from amistore.container import layout
+from amistore.container.records import open_envelope
+
+READERS = [images.read_streaming, images.read_seekable]
+LONG = bool(os.environ.get("AMISTORE_LONG"))
+"""Every byte and every bit (a nox session); else what CI has time for."""
+
+Reader = Callable[[bytes], object]
+
+
+@pytest.fixture(scope="module")
+def container() -> bytes:
+    """Two volumes, three segments, few compressed bytes; payload of 64 KiB and more in the long form."""
+    blocks = {0: images.block(1), 1: images.block(0), 2000: images.block(2)}
+    if LONG:
+        blocks[7] = images.noise(7, 64 * 1024) * 8
+    return images.packed(
+        [(1, blocks), (1, {2047: images.block(3)})], amistore.Layout(blocks_per_frame=1, blocks_per_segment=2)
+    )
+
+
+def payload_offsets(container: bytes) -> set[int]:
+    """Offsets of the bytes of data frames."""
+    offsets: set[int] = set()
+    at = len(layout_front(container))
+    while at < len(container):
+        if container[at : at + 4] == layout.ZSTD_MAGIC:
+            break
+        envelope = open_envelope(container[at : at + layout.ENVELOPE.size])
+        following = container.find(layout.SKIPPABLE_MAGIC.to_bytes(4, "little"), at + envelope.size)
+        if envelope.kind == layout.SEGD:
+            offsets.update(range(at + envelope.size, following))
+        at = following
+        if envelope.kind == layout.INDX or following < 0:
+            break
+    return offsets
+
+
+def layout_front(container: bytes) -> bytes:
+    """All before the first VOLD."""
+    return container[: container.index(b"AMISVOLD") - 8]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_the_whole_container_is_accepted(container: bytes, read: Reader) -> None:
+    read(container)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_every_flipped_byte_is_detected(container: bytes, read: Reader) -> None:
+    payload = payload_offsets(container)
+    assert payload
+    sampled = random.Random(1).sample(sorted(payload), min(2000, len(payload)))
+    offsets = sorted((set(range(len(container))) - payload) | set(sampled))
+    flips: Iterator[tuple[int, int]] = (
+        ((at, bit) for at in range(len(container)) for bit in range(8))
+        if LONG
+        else ((at, at % 8) for at in offsets)
+    )
+    missed = []
+    for at, bit in flips:
+        damaged = bytearray(container)
+        damaged[at] ^= 1 << bit
+        try:
+            read(bytes(damaged))
+            missed.append((at, bit))
+        except amistore.AmistoreError:
+            pass
+    assert missed == []
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_every_truncation_is_refused(container: bytes, read: Reader) -> None:
+    for end in range(0, len(container), 1 if LONG else 3):
+        with pytest.raises(amistore.ArchiveError):
+            read(container[:end])
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    "appended",
+    [
+        b"\0",
+        b"junk",
+        layout.END_FRAME,
+        b"\x50\x2a\x4d\x18\x04\0\0\0junk",
+        "itself",
+        "its foot",
+    ],
+)
+def test_anything_appended_is_refused(container: bytes, read: Reader, appended: bytes | str) -> None:
+    tail = {"itself": container, "its foot": container[-layout.FOOT_SIZE :]}.get(appended, appended)  # type: ignore[call-overload]
+    with pytest.raises(amistore.CorruptArchiveError):
+        read(container + tail)
+
+
+def test_an_error_tells_file_offset_segment_snapshot_and_block(container: bytes) -> None:
+    payload = sorted(payload_offsets(container))
+    damaged = bytearray(container)
+    damaged[payload[-20]] ^= 4
+    with pytest.raises(amistore.CorruptArchiveError) as caught:
+        images.read_seekable(bytes(damaged))
+    error = caught.value
+    with amistore.open(io.BytesIO(container)) as archive:
+        assert error.snapshot_id == archive.volumes[1].snapshot_id
+    assert (error.segment, error.block_index) == (2, 2047)
+    assert error.offset is not None
+    assert payload[0] < error.offset < payload[-20]
+    for fact in ("offset", "segment 2", "block index 2047", str(error.snapshot_id)):
+        assert fact in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"\x28\xb5\x2f\xfd" * 1000, bytes(10_000)])
+@pytest.mark.parametrize("read", READERS)
+def test_what_is_no_container_is_refused(content: bytes, read: Reader) -> None:
+    with pytest.raises(amistore.CorruptArchiveError):
+        read(content)

@@ -1,0 +1,347 @@
+"""R3, R14: segments moved and spliced with every CRC made right again, and bombs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+
+import attrs
+import images
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amistore
+from amistore.container import Foot, Head, Index, SegmentDescriptor, layout
+from amistore.container.records import Frame, Layout, open_envelope, seal
+from amistore.container.runs import Runs
+from amistore.units import MIB
+
+READERS = [images.read_streaming, images.read_seekable]
+FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
+
+
+@attrs.define
+class Pieces:
+    """A container taken apart: front, then (kind, bytes) of each prelude and segment, then INDX."""
+
+    front: bytes
+    body: list[tuple[bytes, bytes]]
+    index: Index
+
+    @classmethod
+    def of(cls, container: bytes) -> Pieces:
+        foot = Foot.parse(container[-layout.FOOT_SIZE :])
+        index = Index.parse(container[foot.index_offset : foot.index_offset + foot.index_length])
+        starts = sorted([*(volume.offset for volume in index.volumes), *index.offsets])
+        ends = [*starts[1:], foot.data_end]
+        body = [
+            (open_envelope(container[start : start + 20]).kind, container[start:end])
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return cls(container[: index.front_end], body, index)
+
+    def segments(self) -> list[int]:
+        return [at for at, (kind, _) in enumerate(self.body) if kind == layout.SEGD]
+
+    def build(self, *, rebuild_index: bool) -> bytes:
+        """A container of these pieces whose index, if asked for, and foot are right for them."""
+        data = self.front + b"".join(piece for _, piece in self.body)
+        index = self._index() if rebuild_index else self.index
+        record = index.encode()
+        end = data + layout.END_FRAME
+        blocks = sum(volume.blocks for volume in index.volumes)
+        foot = Foot(
+            index_offset=len(end),
+            index_length=len(record),
+            data_end=len(data),
+            blocks=blocks,
+            index_digest=hashlib.sha256(record).digest(),
+        )
+        return end + record + foot.encode()
+
+    def _index(self) -> Index:
+        """The old index with offsets, block indexes and digests of the pieces as they stand now."""
+        offsets, firsts, lasts, digests = [], [], [], b""
+        volumes = []
+        at = len(self.front)
+        for kind, piece in self.body:
+            if kind == layout.SEGD:
+                record, descriptor = descriptor_of(piece)
+                offsets.append(at)
+                firsts.append(descriptor.runs.first)
+                lasts.append(descriptor.runs.end - 1)
+                digests += hashlib.sha256(record).digest()
+            else:
+                volumes.append(attrs.evolve(self.index.volumes[len(volumes)], offset=at))
+            at += len(piece)
+        numbers = [type(self.index.offsets)("Q", each) for each in (offsets, firsts, lasts)]
+        return attrs.evolve(
+            self.index,
+            volumes=tuple(volumes),
+            offsets=numbers[0],
+            firsts=numbers[1],
+            lasts=numbers[2],
+            segment_digests=digests,
+        )
+
+
+def descriptor_of(piece: bytes) -> tuple[bytes, SegmentDescriptor]:
+    size = open_envelope(piece[:20]).size
+    return piece[:size], SegmentDescriptor.parse(piece[20 : size - 4])
+
+
+def renumbered(piece: bytes, like: bytes) -> bytes:
+    """The segment `piece` with the place that the descriptor of `like` names, CRC right."""
+    record, descriptor = descriptor_of(piece)
+    _, place = descriptor_of(like)
+    moved = attrs.evolve(
+        descriptor,
+        file_id=place.file_id,
+        volume=place.volume,
+        sequence=place.sequence,
+        ordinal=place.ordinal,
+    )
+    return moved.encode() + piece[len(record) :]
+
+
+# Positions whose runs all differ, so that no two segments can stand for each other.
+ONE = images.packed([(1, {i * i: images.block(i + 1) for i in range(7)}), (1, {9: images.block(9)})], FORM)
+OTHER = images.packed(
+    [(1, {i * i + 3: images.block(i + 50) for i in range(7)}), (1, {8: images.block(99)})], FORM
+)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_pieces_put_together_again_are_accepted(read: Callable[[bytes], object]) -> None:
+    for rebuild in (True, False):
+        assert Pieces.of(ONE).build(rebuild_index=rebuild) == ONE
+    read(ONE)
+
+
+@given(
+    operation=st.sampled_from(["swap", "duplicate", "drop", "splice"]),
+    first=st.integers(0, 4),
+    second=st.integers(0, 4),
+    renumber=st.booleans(),
+    rebuild=st.booleans(),
+)
+def test_segments_swapped_duplicated_dropped_or_spliced_are_refused(
+    operation: str, first: int, second: int, renumber: bool, rebuild: bool
+) -> None:
+    pieces = Pieces.of(ONE)
+    places = pieces.segments()
+    a, b = places[first], places[second]
+    if operation == "swap" and a != b:
+        left, right = pieces.body[a][1], pieces.body[b][1]
+        pieces.body[a] = (layout.SEGD, renumbered(right, left) if renumber else right)
+        pieces.body[b] = (layout.SEGD, renumbered(left, right) if renumber else left)
+    elif operation == "duplicate":
+        pieces.body.insert(b, pieces.body[a])
+    elif operation == "drop":
+        del pieces.body[a]
+    else:
+        other = Pieces.of(OTHER)
+        foreign = other.body[other.segments()[second]][1]
+        own = pieces.body[a][1]
+        pieces.body[a] = (layout.SEGD, renumbered(foreign, own) if renumber else foreign)
+    try:
+        forged = pieces.build(rebuild_index=rebuild)
+    except amistore.CorruptArchiveError:  # the index cannot even be written
+        return
+    for read in READERS:
+        with pytest.raises(amistore.CorruptArchiveError):
+            read(forged)
+
+
+@given(st.data())
+def test_a_block_replaced_with_all_its_checksums_made_right_changes_the_content_id(
+    data: st.DataObject,
+) -> None:
+    volumes = [(1, {i: images.block(i + 1) for i in range(5)})]
+    at = data.draw(st.integers(0, 4))
+    forged = [(1, {**volumes[0][1], at: images.block(77)})]
+    ids = []
+    for each in (volumes, forged):
+        with amistore.open(io.BytesIO(images.packed(each, FORM))) as archive:
+            ids.append((archive.content_id, archive.volumes[0].content_id))
+    assert ids[0][0] != ids[1][0]
+    assert ids[0][1] != ids[1][1]
+
+
+def with_index(container: bytes, change: Callable[[bytearray], None]) -> bytes:
+    """The container with its INDX changed, and CRC and FOOT right for it."""
+    foot = Foot.parse(container[-layout.FOOT_SIZE :])
+    record = bytearray(container[foot.index_offset : foot.index_offset + foot.index_length])
+    change(record)
+    fixed = layout.ENVELOPE.size + layout.INDX_FIXED.size
+    from amistore.container.checksum import crc32c
+
+    record[-4:] = layout.CRC.pack(crc32c(bytes(record[:fixed])))
+    digest = hashlib.sha256(record).digest()
+    return container[: foot.index_offset] + record + attrs.evolve(foot, index_digest=digest).encode()
+
+
+@pytest.mark.parametrize("field", ["segments", "volumes", "columns", "head"])
+@pytest.mark.parametrize("count", [0, 10**9, 2**32 - 1])
+def test_counts_in_the_index_that_lie_are_refused_without_allocating_for_them(field: str, count: int) -> None:
+    names = ["front", "end", "head", "manifest", "volumes", "segments", "columns", "frames", "id"]
+
+    def change(record: bytearray) -> None:
+        values = list(layout.INDX_FIXED.unpack_from(record, 20))
+        values[names.index(field)] = count
+        layout.INDX_FIXED.pack_into(record, 20, *values)
+
+    forged = with_index(ONE, change)
+    for read in READERS:
+        assert_refused_cheaply(read, forged)
+
+
+def assert_refused_cheaply(read: Callable[[bytes], object], forged: bytes) -> None:
+    """Refused with less memory than two more frames take."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(amistore.ArchiveError):
+            read(forged)
+        assert tracemalloc.get_traced_memory()[1] < 2 * layout.MAX_FRAME_CONTENT
+    finally:
+        tracemalloc.stop()
+
+
+def frame_bombs() -> dict[str, bytes]:
+    zeros = bytes(MIB // 2)
+    header = layout.ZSTD_MAGIC
+    compressor = zstandard.ZstdCompressor
+    window = zstandard.ZstdCompressionParameters.from_level(
+        3, window_log=27, write_content_size=True, write_checksum=True
+    )
+    stream = compressor(compression_params=window).compressobj()
+    return {
+        "declares 1 TiB": header + b"\xe4" + struct.pack("<Q", 2**40) + b"\x01\0\0" + bytes(4),
+        "declares nothing": compressor(write_content_size=False, write_checksum=True).compress(zeros),
+        "declares 256 MiB and holds them": compressor(write_checksum=True).compress(bytes(256 * MIB)),
+        "has no checksum": compressor(write_checksum=False).compress(zeros),
+        "has a window of 128 MiB": stream.compress(zeros) + stream.flush(),
+        "is cut short": compressor(write_checksum=True).compress(zeros)[:-1],
+        "is followed by another": compressor(write_checksum=True).compress(zeros)
+        + compressor(write_checksum=True).compress(zeros),
+        "is followed by a skippable frame": compressor(write_checksum=True).compress(zeros)
+        + b"\x50\x2a\x4d\x18\0\0\0\0",
+        "is skippable": b"\x50\x2a\x4d\x18\x04\0\0\0junk",
+        "is of another size": compressor(write_checksum=True).compress(zeros[1:]),
+        "is empty": compressor(write_checksum=True).compress(b""),
+    }
+
+
+@pytest.mark.parametrize("bomb", frame_bombs().items(), ids=lambda item: item[0])
+def test_a_frame_that_lies_about_itself_is_refused_before_it_is_decoded(
+    bomb: tuple[str, bytes],
+) -> None:
+    pieces = Pieces.of(ONE)
+    at = pieces.segments()[0]
+    record, descriptor = descriptor_of(pieces.body[at][1])
+    frames = pieces.body[at][1][len(record) :]
+    entry = Frame(len(bomb[1]), zlib.crc32(bomb[1]))
+    forged = attrs.evolve(descriptor, frames=(entry, *descriptor.frames[1:]))
+    pieces.body[at] = (
+        layout.SEGD,
+        forged.encode() + bomb[1] + frames[descriptor.frames[0].size :],
+    )
+    container = pieces.build(rebuild_index=True)
+    for read in READERS:
+        assert_refused_cheaply(read, container)
+
+
+def with_head(container: bytes, **fields: object) -> bytes:
+    """The container with fields of HEAD changed, and its CRC right."""
+    at = container.index(b"AMISHEAD") - 8
+    size = open_envelope(container[at : at + 20]).size
+    head = Head.parse(container[at + 20 : at + size - 4])
+    changed = attrs.evolve(head, **fields).encode()  # type: ignore[arg-type]
+    return container[:at] + changed + container[at + size :]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"volumes": 2**32 - 1},
+        {"volumes": 0},
+        {"volumes": 3},
+        {"segments": 2**63},
+        {"segments": 0},
+        {"blocks": 2**63},
+        {"manifest_content": 2**40},
+        {"manifest_content": 0},
+        {"file_id": bytes(16)},
+    ],
+)
+def test_a_head_that_lies_is_refused(fields: dict[str, object]) -> None:
+    assert_refused_cheaply(images.read_streaming, with_head(ONE, **fields))
+    assert_refused_cheaply(images.read_seekable, with_head(ONE, **fields))
+
+
+def test_unknown_incompatible_features_and_critical_records_are_refused_as_unsupported() -> None:
+    at = ONE.index(b"AMISHEAD") - 8
+    size = open_envelope(ONE[at : at + 20]).size
+    payload = bytearray(ONE[at + 20 : at + size - 4])
+    payload[0] = 0x80
+    featured = ONE[:at] + seal(layout.HEAD, bytes(payload)) + ONE[at + size :]
+    with pytest.raises(amistore.UnsupportedArchiveError, match="0x80"):
+        images.read_streaming(featured)
+    first = ONE.index(b"AMISVOLD") - 8
+    critical = ONE[:first] + seal(b"NEWS", b"?") + ONE[first:]
+    with pytest.raises(amistore.UnsupportedArchiveError, match="NEWS"):
+        images.read_streaming(critical)
+
+
+def test_unknown_records_that_are_not_critical_are_skipped_and_checked() -> None:
+    first = ONE.index(b"AMISVOLD") - 8
+    record = bytearray(seal(b"NOTE", b"from a newer minor version"))
+    record[18] = 0  # flags
+    from amistore.container.checksum import crc32c
+
+    record[-4:] = layout.CRC.pack(crc32c(bytes(record[:-4])))
+    pieces = Pieces.of(ONE)
+    pieces.body.insert(0, (b"NOTE", bytes(record)))
+    # An index that knows of the record: all that it points to stands further back.
+    shifted = Pieces.of(ONE)
+    moved = [type(shifted.index.offsets)("Q", (o + len(record) for o in shifted.index.offsets))]
+    pieces.index = attrs.evolve(
+        shifted.index,
+        offsets=moved[0],
+        volumes=tuple(attrs.evolve(v, offset=v.offset + len(record)) for v in shifted.index.volumes),
+    )
+    container = pieces.build(rebuild_index=False)
+    images.read_streaming(container)
+    images.read_seekable(container)
+    damaged = bytearray(container)
+    damaged[first + 25] ^= 1
+    with pytest.raises(amistore.CorruptArchiveError):
+        images.read_streaming(bytes(damaged))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(1, 2**20)), max_size=20))
+def test_run_varints_round_trip(gaps: list[tuple[int, int]]) -> None:
+    runs = Runs()
+    at = 0
+    pairs = []
+    for gap, count in gaps:
+        pairs.append((at + gap + bool(pairs), count))
+        at = sum(pairs[-1])
+    runs = Runs(pairs)
+    assert Runs.decode(runs.encode()) == runs
+    assert list(runs) == pairs
+
+
+@given(st.binary(max_size=40))
+def test_run_varints_are_canonical_or_refused(encoded: bytes) -> None:
+    try:
+        runs = Runs.decode(encoded)
+    except amistore.CorruptArchiveError:
+        return
+    assert runs.encode() == encoded

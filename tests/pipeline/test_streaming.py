@@ -1,0 +1,109 @@
+"""Streaming is streaming: pipes, and images larger than the memory a process may have."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import amistore
+
+# A source of 1.5 GiB of blocks that do not compress, made from their index, and a sink that
+# checks them against the same rule; both cheap, so that the pipe is what is tested.
+SCRIPT = textwrap.dedent(
+    """
+    import hashlib, os, resource, sys
+    import amistore
+
+    BLOCKS = 3000
+    NOISE = os.urandom(0) + hashlib.shake_128(b"noise").digest(amistore.BLOCK_SIZE)
+
+    def block(index):
+        return index.to_bytes(8, "big") + NOISE[8:]
+
+    class Source(amistore.BlockSource):
+        def list_snapshot_blocks(self, snapshot_id, *, next_token=None):
+            return amistore.BlockPage(volume_size=2, blocks=[amistore.Block(i) for i in range(BLOCKS)])
+        def get_snapshot_block(self, snapshot_id, block_index, block_token):
+            return amistore.SnapshotBlock(block(block_index))
+
+    class Sink(amistore.BlockSink):
+        count = 0
+        def start_snapshot(self, volume_size, *, description="", tags=()):
+            return "snap-11111111"
+        def put_snapshot_block(self, snapshot_id, block_index, content, checksum):
+            assert content == block(block_index)
+        def complete_snapshot(self, snapshot_id, changed_blocks_count, checksum):
+            self.count = changed_blocks_count
+        def delete_snapshot(self, snapshot_id):
+            pass
+
+    ebs = amistore.EbsBlockDevice(snapshot_id="snap-00000000000000001")
+    mapping = amistore.BlockDeviceMapping(device_name="/dev/xvda", ebs=ebs)
+    image = amistore.Image(image_id="ami-00000000000000001", block_device_mappings=(mapping,))
+
+    limit = 1 << 30  # of address space: threads' stacks and libraries take some of it
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if sys.argv[1] == "pack":
+        with os.fdopen(1, "wb") as pipe:
+            for piece in amistore.pack(image, Source(), workers=2):
+                pipe.write(piece)
+    else:
+        sink = Sink()
+        with os.fdopen(0, "rb") as pipe:
+            amistore.unpack(pipe, sink, workers=2)
+        assert sink.count == BLOCKS
+    # VmHWM is this program's; ru_maxrss is inherited from the process that started it.
+    status = open("/proc/self/status").read()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) // 1024
+    print(sys.argv[1], "peak", peak, "MiB", file=sys.stderr)
+    """
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and VmHWM are Linux's")
+def test_an_image_larger_than_the_processes_memory_goes_through_a_pipe_in_256_mib() -> None:
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "4"}
+    packer = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "pack"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    unpacker = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "unpack"],
+        stdin=packer.stdout,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert packer.stdout is not None
+    packer.stdout.close()
+    said = unpacker.communicate()[1].decode() + packer.communicate()[1].decode()
+    assert (packer.returncode, unpacker.returncode) == (0, 0), said
+    peaks = {verb: int(peak) for verb, peak in re.findall(r"(\w+) peak (\d+) MiB", said)}
+    assert set(peaks) == {"pack", "unpack"}
+    assert max(peaks.values()) <= 256, peaks
+
+
+def test_unpack_reads_a_pipe_that_gives_a_few_bytes_at_a_time() -> None:
+    import images
+
+    container = images.packed([(1, {3: images.block(1), 9: images.block(0)})])
+
+    class Trickle:
+        def __init__(self) -> None:
+            self.at = 0
+
+        def read(self, size: int) -> bytes:
+            piece = container[self.at : self.at + min(size, 7)]
+            self.at += len(piece)
+            return piece
+
+    backend = amistore.MemoryBackend()
+    amistore.unpack(Trickle(), backend.ebs)  # type: ignore[arg-type]
+    (snapshot_id,) = images.leftovers(backend)
+    assert images.contents(backend.ebs, snapshot_id)[1] == {3: images.block(1), 9: images.block(0)}

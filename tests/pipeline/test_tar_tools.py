@@ -1,0 +1,171 @@
+"""A container is a zstd file and a tar for the tools of the world, with no amistore installed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import images
+import pytest
+import zstandard
+
+import amistore
+from amistore.backends.directory.disk import data_blocks
+
+
+def require(tool: str) -> str:
+    """The tool's path; CI sets AMISTORE_REQUIRE_TOOLS, so that there it may not be missing."""
+    path = shutil.which(tool)
+    if path is None:
+        if os.environ.get("AMISTORE_REQUIRE_TOOLS"):
+            pytest.fail(f"{tool} is not installed")
+        pytest.skip(f"{tool} is not installed")
+    return path
+
+
+def gnu_tar(container: Path, target: Path) -> list[str]:
+    require("zstd")
+    command = [require("tar"), "xvf", container, "-C", target]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def bsdtar(container: Path, target: Path) -> list[str]:
+    command = [require("bsdtar"), "xvf", container, "-C", target]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stderr.replace("x ", "").split()
+
+
+def python_tarfile(container: Path, target: Path) -> list[str]:
+    names = []
+    with container.open("rb") as file:
+        stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                names.append(member.name)
+                archive.extract(
+                    member, target, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+                )  # type: ignore[arg-type]
+    return names
+
+
+TOOLS = [gnu_tar, bsdtar, python_tarfile]
+Extract = Callable[[Path, Path], list[str]]
+
+
+def same_disk(path: Path, size: int, blocks: dict[int, bytes]) -> None:
+    """The file has these blocks and zeros elsewhere."""
+    assert path.stat().st_size == size
+    zeros = images.block(0)
+    with path.open("rb") as file:
+        for index in sorted({*blocks, *data_blocks(file.fileno(), size)}):
+            file.seek(index * amistore.BLOCK_SIZE)
+            assert file.read(amistore.BLOCK_SIZE) == blocks.get(index, zeros), index
+
+
+VOLUMES = {
+    "holes at both ends": (1, {5: images.noise(5), 6: images.block(6), 900: images.block(0)}),
+    "first and last block": (1, {0: images.block(1), 2047: images.noise(2)}),
+    "empty": (1, {}),
+    "many runs": (1, {i: images.block(i + 1) for i in range(0, 1200, 2)}),
+}
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("container") / "ami.bin"
+    path.write_bytes(images.packed(VOLUMES.values()))
+    return path
+
+
+@pytest.mark.parametrize("extract", TOOLS)
+def test_tar_extracts_every_disk_and_the_manifest(container: Path, tmp_path: Path, extract: Extract) -> None:
+    names = extract(container, tmp_path)
+    folder = "ami-0123456789abcdef0"
+    disks = [f"snap-{number:017x}.raw" for number in range(len(VOLUMES))]
+    assert names == ["README-amistore.txt", f"{folder}/ami.json", *(f"{folder}/{disk}" for disk in disks)]
+    for disk, (size, blocks) in zip(disks, VOLUMES.values(), strict=True):
+        same_disk(tmp_path / folder / disk, size * amistore.GIB, blocks)
+    if (
+        extract is not python_tarfile
+    ):  # which writes holes by seeking too, but some filesystems do not keep them
+        assert (tmp_path / folder / disks[2]).stat().st_blocks * 512 < amistore.MIB
+    manifest = json.loads((tmp_path / folder / "ami.json").read_text())
+    assert manifest["Name"] == "web"
+    assert "amistore" in (tmp_path / "README-amistore.txt").read_text()
+
+
+@pytest.mark.parametrize("extract", TOOLS)
+def test_a_member_of_more_than_8_gib_and_the_one_behind_it_are_extracted(
+    nine_gib: Path, roomy: Path, extract: Extract
+) -> None:
+    names = extract(nine_gib, roomy)
+    assert len(names) == 4
+    folder = roomy / "ami-0123456789abcdef0"
+    large, small = sorted(folder.glob("*.raw"))
+    assert large.stat().st_size == 10 * amistore.GIB
+    assert large.stat().st_blocks * 512 >= 9 * amistore.GIB
+    with large.open("rb") as file:
+        for at in range(0, 10 * amistore.GIB, amistore.MIB):
+            assert not any(os.pread(file.fileno(), 64, at))
+    same_disk(small, amistore.GIB, {7: images.noise(7)})
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Path]:
+    """A folder for 10 GiB, in memory where there is enough: it is only looked at and dropped."""
+    memory = Path("/dev/shm")
+    room = memory.is_dir() and shutil.disk_usage(memory).free > 11 * amistore.GIB
+    with tempfile.TemporaryDirectory(dir=memory if room else tmp_path) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def nine_gib(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two volumes, the first with 9 GiB of listed zeros; more than one shard, so with PAD."""
+    source = images.Volumes([(10, {}), (1, {7: images.noise(7)})])
+    zeros = dict.fromkeys(range(9 * 2048), images.block(0))
+    source.volumes["snap-00000000000000000"] = (10, zeros)
+    path = tmp_path_factory.mktemp("nine") / "ami.bin"
+    with path.open("wb") as file:
+        file.writelines(amistore.pack(images.image(source.volumes), source))
+    assert b"AMISPAD\0" in path.read_bytes()
+    return path
+
+
+def test_zstd_verifies_the_file_and_tells_its_size(container: Path, nine_gib: Path) -> None:
+    for path in (container, nine_gib):
+        subprocess.run([require("zstd"), "-tq", path], check=True)
+
+
+def test_strings_and_file_show_what_it_is(container: Path) -> None:
+    if shutil.which("strings"):
+        shown = subprocess.run(["strings", container], check=True, capture_output=True, text=True).stdout
+        assert "Amazon Machine Image (AMI)" in "\n".join(shown.splitlines()[:20])
+        assert "tar xf FILE" in shown
+    assert b"Amazon Machine Image (AMI)" in container.read_bytes()[:1024]
+    if shutil.which("file"):
+        shown = subprocess.run(["file", container], check=True, capture_output=True, text=True).stdout
+        assert "Zstandard" in shown
+
+
+def test_the_padded_archive_verifies_for_both_readers(nine_gib: Path) -> None:
+    with amistore.open(nine_gib) as archive:
+        archive.verify()
+        assert archive.volumes[0].blocks == 9 * 2048
+    damaged = bytearray(nine_gib.read_bytes())
+    at = damaged.index(b"AMISPAD\0")
+    damaged[at + 1000] ^= 1
+    with (
+        amistore.open(io.BytesIO(bytes(damaged))) as archive,
+        pytest.raises(amistore.CorruptArchiveError, match="PAD"),
+    ):
+        archive.verify()
