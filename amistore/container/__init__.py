@@ -18,6 +18,7 @@ from amistore.container.decoder import (
     decode_segment,
 )
 from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
+from amistore.container.frames import FrameDecoder
 from amistore.container.index import Index, IndexedVolume, Ledger
 from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, plan
 from amistore.container.preamble import PREAMBLE
@@ -33,6 +34,7 @@ __all__ = [
     "EncodedSegment",
     "Event",
     "Foot",
+    "FrameDecoder",
     "Head",
     "Index",
     "IndexedVolume",

@@ -370,12 +370,17 @@ def decode_segment(
     Raises:
         CorruptArchiveError: a frame or a block is not what its descriptor says.
     """
+    decoder = FrameDecoder()
     for number, frame in enumerate(frames):
-        yield from decode_frame(descriptor, number, frame, frame_contents)
+        yield from decode_frame(descriptor, number, frame, frame_contents, decoder)
 
 
 def decode_frame(
-    descriptor: SegmentDescriptor, number: int, frame: bytes, frame_contents: tuple[int, ...]
+    descriptor: SegmentDescriptor,
+    number: int,
+    frame: bytes,
+    frame_contents: tuple[int, ...],
+    decoder: FrameDecoder,
 ) -> list[DecodedBlock]:
     """Decode a segment's frame of this number and check its blocks' SHA-256."""
     first = sum(frame_contents[:number]) // BLOCK_SIZE
@@ -383,7 +388,7 @@ def decode_frame(
     indexes = descriptor.runs.slice(first, count).indexes()
     try:
         entry = descriptor.frames[number]
-        decoded = FrameDecoder().decode(frame, frame_contents[number], entry.crc32)
+        decoded = decoder.decode(frame, frame_contents[number], entry.crc32)
     except ArchiveError as error:
         raise error.locate(record="frame", segment=descriptor.sequence, block_index=next(indexes)) from None
     content = memoryview(decoded)

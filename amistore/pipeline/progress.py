@@ -19,7 +19,6 @@ class Phase(enum.Enum):
     UNPACK = "unpack"
     VERIFY = "verify"
     EXTRACT = "extract"
-    COMPLETE = "complete"
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from amistore.backends.directory import files
-from amistore.container import DecodedBlock, IndexedVolume, decode_frame
+from amistore.container import DecodedBlock, FrameDecoder, IndexedVolume, decode_frame
 from amistore.errors import AlreadyExistsError, ArchiveError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.reader import ContainerFile, LocatedSegment
@@ -105,7 +105,7 @@ class Volume:
         offset = segment.offset + sum(entry.size for entry in frames[:frame])
         content = self._container.read(offset, frames[frame].size, "frame")
         try:
-            return decode_frame(segment.descriptor, frame, content, segment.frame_contents)
+            return decode_frame(segment.descriptor, frame, content, segment.frame_contents, FrameDecoder())
         except ArchiveError as error:
             raise error.locate(offset=offset, snapshot_id=self.snapshot_id) from None
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amistore
-from amistore.container import Foot, Head, Index, SegmentDescriptor, layout
+from amistore.container import Foot, Head, Index, SegmentDescriptor, VolumeDescriptor, layout
 from amistore.container.records import Frame, Layout, open_envelope, seal
 from amistore.container.runs import Runs
 from amistore.units import MIB
@@ -202,11 +202,11 @@ def test_counts_in_the_index_that_lie_are_refused_without_allocating_for_them(fi
         assert_refused_cheaply(read, forged)
 
 
-def assert_refused_cheaply(read: Callable[[bytes], object], forged: bytes) -> None:
+def assert_refused_cheaply(read: Callable[[bytes], object], forged: bytes, reason: str | None = None) -> None:
     """Refused with less memory than two more frames take."""
     tracemalloc.start()
     try:
-        with pytest.raises(amistore.ArchiveError):
+        with pytest.raises(amistore.ArchiveError, match=reason):
             read(forged)
         assert tracemalloc.get_traced_memory()[1] < 2 * layout.MAX_FRAME_CONTENT
     finally:
@@ -214,47 +214,148 @@ def assert_refused_cheaply(read: Callable[[bytes], object], forged: bytes) -> No
 
 
 def frame_bombs() -> dict[str, bytes]:
-    zeros = bytes(MIB // 2)
-    header = layout.ZSTD_MAGIC
+    """Frames in place of the first one, of the right content where that can be."""
+    right = images.block(1)
     compressor = zstandard.ZstdCompressor
-    window = zstandard.ZstdCompressionParameters.from_level(
-        3, window_log=27, write_content_size=True, write_checksum=True
-    )
-    stream = compressor(compression_params=window).compressobj()
+    frame = compressor(write_checksum=True).compress(right)
+    assert frame[4] == 0xA4  # single segment, content size in 4 bytes, checksum
+    wide = frame[:4] + b"\x84\x88" + frame[5:]  # the same with a window of 128 MiB declared
     return {
-        "declares 1 TiB": header + b"\xe4" + struct.pack("<Q", 2**40) + b"\x01\0\0" + bytes(4),
-        "declares nothing": compressor(write_content_size=False, write_checksum=True).compress(zeros),
+        "declares 1 TiB": frame[:4] + b"\xe4" + struct.pack("<Q", 2**40) + frame[9:],
+        "declares nothing": compressor(write_content_size=False, write_checksum=True).compress(right),
         "declares 256 MiB and holds them": compressor(write_checksum=True).compress(bytes(256 * MIB)),
-        "has no checksum": compressor(write_checksum=False).compress(zeros),
-        "has a window of 128 MiB": stream.compress(zeros) + stream.flush(),
-        "is cut short": compressor(write_checksum=True).compress(zeros)[:-1],
-        "is followed by another": compressor(write_checksum=True).compress(zeros)
-        + compressor(write_checksum=True).compress(zeros),
-        "is followed by a skippable frame": compressor(write_checksum=True).compress(zeros)
-        + b"\x50\x2a\x4d\x18\0\0\0\0",
+        "has no checksum": compressor(write_checksum=False).compress(right),
+        "has a window of 128 MiB": wide,
+        "is cut short": frame[:-1],
+        "is followed by another": frame + frame,
+        "is followed by a skippable frame": frame + b"\x50\x2a\x4d\x18\0\0\0\0",
         "is skippable": b"\x50\x2a\x4d\x18\x04\0\0\0junk",
-        "is of another size": compressor(write_checksum=True).compress(zeros[1:]),
+        "is shorter": compressor(write_checksum=True).compress(right[1:]),
         "is empty": compressor(write_checksum=True).compress(b""),
+        "holds another block": compressor(write_checksum=True).compress(images.block(2)),
     }
 
 
-@pytest.mark.parametrize("bomb", frame_bombs().items(), ids=lambda item: item[0])
-def test_a_frame_that_lies_about_itself_is_refused_before_it_is_decoded(
-    bomb: tuple[str, bytes],
-) -> None:
-    pieces = Pieces.of(ONE)
+REFUSED_FOR = {
+    "declares": "header declares",
+    "has": "header declares",
+    "is cut": "does not decode",
+    "is followed": "does not decode",
+    "is skippable": "header",
+    "is shorter": "header declares",
+    "is empty": "header declares",
+    "holds": "SHA-256",
+}
+
+
+def with_first_frame(container: bytes, frame: bytes) -> Pieces:
+    """The container with another first frame, described by its SEGD with CRCs right."""
+    pieces = Pieces.of(container)
     at = pieces.segments()[0]
     record, descriptor = descriptor_of(pieces.body[at][1])
-    frames = pieces.body[at][1][len(record) :]
-    entry = Frame(len(bomb[1]), zlib.crc32(bomb[1]))
+    rest = pieces.body[at][1][len(record) + descriptor.frames[0].size :]
+    entry = Frame(len(frame), zlib.crc32(frame))
     forged = attrs.evolve(descriptor, frames=(entry, *descriptor.frames[1:]))
-    pieces.body[at] = (
-        layout.SEGD,
-        forged.encode() + bomb[1] + frames[descriptor.frames[0].size :],
+    pieces.body[at] = (layout.SEGD, forged.encode() + frame + rest)
+    return pieces
+
+
+@pytest.mark.parametrize("name", frame_bombs())
+def test_a_frame_that_lies_about_itself_is_refused_for_that(name: str) -> None:
+    container = with_first_frame(ONE, frame_bombs()[name]).build(rebuild_index=True)
+    (reason,) = [text for start, text in REFUSED_FOR.items() if name.startswith(start)]
+    for read in READERS:
+        assert_refused_cheaply(read, container, reason)
+
+
+def test_a_descriptor_that_is_not_the_one_of_the_index_is_refused_when_its_disk_is_read() -> None:
+    forged_blocks = {i * i: images.block(i + 1) for i in range(7)} | {0: images.block(88)}
+    other = images.packed([(1, forged_blocks), (1, {9: images.block(9)})], FORM)
+    pieces, foreign = Pieces.of(ONE), Pieces.of(other)
+    at = pieces.segments()[0]
+    own, new = pieces.body[at][1], foreign.body[at][1]
+    assert own != new
+    pieces.body[at] = (layout.SEGD, new)
+    # The same plan, so the same file id and places; only the index knows the digests.
+    container = pieces.front + b"".join(piece for _, piece in pieces.body)
+    shift = len(new) - len(own)
+    index = attrs.evolve(
+        pieces.index,
+        offsets=type(pieces.index.offsets)(
+            "Q", [o + shift * (i > 0) for i, o in enumerate(pieces.index.offsets)]
+        ),
+        volumes=tuple(
+            attrs.evolve(v, offset=v.offset + shift * (i > 0)) for i, v in enumerate(pieces.index.volumes)
+        ),
     )
+    pieces.index = index
+    container = pieces.build(rebuild_index=False)
+    with (
+        amistore.open(io.BytesIO(container)) as archive,
+        archive.volumes[0].open() as disk,
+        pytest.raises(amistore.CorruptArchiveError, match="not the one in the index"),
+    ):
+        disk.read(10)
+
+
+def test_a_segment_of_another_archive_with_the_same_runs_is_refused_for_its_file_id() -> None:
+    blocks = {i: images.block(i + 1) for i in range(4)}
+    pieces = Pieces.of(images.packed([(1, blocks)], FORM))
+    foreign = Pieces.of(images.packed([(1, blocks)], FORM, name="another"))
+    at = pieces.segments()[0]
+    pieces.body[at] = foreign.body[at]
+    container = pieces.build(rebuild_index=True)
+    with pytest.raises(amistore.CorruptArchiveError, match="another file or another place"):
+        images.read_streaming(container)
+    with (
+        amistore.open(io.BytesIO(container)) as archive,
+        archive.volumes[0].open() as disk,
+        pytest.raises(amistore.CorruptArchiveError, match="another file or another place"),
+    ):
+        disk.read(10)
+
+
+def change_name(prelude: bytes) -> bytes:
+    return prelude.replace(b"GNUSparseFile.0", b"../../../etc/ab")
+
+
+def change_mode(prelude: bytes) -> bytes:
+    return prelude.replace(b"0000600\0", b"0004777\0")
+
+
+def change_size(prelude: bytes) -> bytes:
+    return prelude.replace(b"realsize=1073741824", b"realsize=1073741825")
+
+
+def change_map(prelude: bytes) -> bytes:
+    return prelude.replace(b"\n1073741824\n0\n", b"\n1073741823\n0\n")
+
+
+def change_padding(prelude: bytes) -> bytes:
+    return prelude[:-1] + b"\1"
+
+
+@pytest.mark.parametrize("change", [change_name, change_mode, change_size, change_map, change_padding])
+def test_tar_headers_that_contradict_the_records_are_refused(change: Callable[[bytes], bytes]) -> None:
+    pieces = Pieces.of(ONE)
+    whole = pieces.body[0][1]
+    size = open_envelope(whole[:20]).size
+    descriptor = VolumeDescriptor.parse(whole[20 : size - 4])
+    content = zstandard.ZstdDecompressor().decompress(whole[size:])
+    assert change(content) != content
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(change(content))
+    forged = attrs.evolve(descriptor, content=len(change(content)), frames=(Frame.of(frame),))
+    pieces.body[0] = (layout.VOLD, forged.encode() + frame)
+    digest = hashlib.sha256(pieces.body[0][1]).digest()
+    volumes = (
+        attrs.evolve(pieces.index.volumes[0], prelude_digest=digest, length=len(pieces.body[0][1])),
+        *pieces.index.volumes[1:],
+    )
+    pieces.index = attrs.evolve(pieces.index, volumes=volumes)
     container = pieces.build(rebuild_index=True)
     for read in READERS:
-        assert_refused_cheaply(read, container)
+        with pytest.raises(amistore.CorruptArchiveError, match="VOLD"):
+            read(container)
 
 
 def with_head(container: bytes, **fields: object) -> bytes:

@@ -7,7 +7,8 @@ import gc
 import io
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,56 @@ def test_an_iterator_closed_or_dropped_leaves_no_thread(taken: int, end: str) ->
     if end == "close":
         container.close()
     del container  # the fixture looks for threads
+
+
+def test_closing_waits_for_what_runs_in_the_callers_executor_and_cancels_the_rest() -> None:
+    calls: list[int] = []
+
+    class Counting(images.Volumes):
+        def get_snapshot_block(
+            self, snapshot_id: str, block_index: int, block_token: str
+        ) -> amistore.SnapshotBlock:
+            calls.append(block_index)
+            return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+    source = Counting([(1, {i: images.block(i) for i in range(400)})])
+    with ThreadPoolExecutor(1) as executor:
+        container = amistore.pack(
+            images.image(source.volumes), source, workers=20, executor=executor, form=images.SMALL
+        )
+        while not calls:
+            next(container)
+        container.close()
+        at_close = len(calls)
+    assert at_close == len(calls) < 160
+
+
+class Immediate(Executor):
+    """Runs each task while it is submitted."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def test_no_more_than_twice_the_workers_segments_are_begun_and_not_taken() -> None:
+    begun: list[int] = []
+
+    class Counting(images.Volumes):
+        def get_snapshot_block(
+            self, snapshot_id: str, block_index: int, block_token: str
+        ) -> amistore.SnapshotBlock:
+            begun.append(block_index)
+            return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+    source = Counting([(1, {i: images.block(i) for i in range(100)})])
+    taken = 0
+    image = images.image(source.volumes)
+    for piece in amistore.pack(image, source, workers=2, executor=Immediate(), form=images.SMALL):
+        taken += piece[8:16] == b"AMISSEGD"
+        assert len(begun) <= (taken + 4) * 4
+    assert taken == 25
 
 
 def test_a_progress_callback_that_raises_ends_both_ways_cleanly() -> None:
