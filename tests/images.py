@@ -91,7 +91,7 @@ def packed(
 ) -> bytes:
     """A container of these volumes, each a size in GiB and blocks."""
     source = Volumes(volumes)
-    return b"".join(amistore.pack(image(source.volumes, **members), source, form=form))
+    return b"".join(amistore.pack(image(source.volumes, **members), source, layout=form))
 
 
 def leftovers(backend: amistore.MemoryBackend) -> list[str]:

@@ -50,7 +50,7 @@ def pack(
     executor: Executor | None = None,
     progress: ProgressCallback = None,
     check_frames: bool = True,
-    form: Layout | None = None,
+    layout: Layout | None = None,
 ) -> Generator[bytes, None, None]:
     """Pack an image with its snapshots into one container.
 
@@ -67,7 +67,7 @@ def pack(
         executor: where to work; None for threads. For processes `source` must be picklable.
         progress: called with a `Progress` after each listed page and each segment.
         check_frames: decode each frame and compare it before it is handed out.
-        form: how to cut the container; None for what fits its size.
+        layout: how to cut the container; None for what fits its size.
 
     Returns:
         An iterator of the container's bytes, in pieces of up to 8 MiB and some.
@@ -84,7 +84,7 @@ def pack(
     if workers is not None and workers < 1:
         raise InvalidRequestError(f"workers must be at least 1, not {workers}")
     check_picklable(executor, source, "source")
-    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, form=form)
+    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     encode = _Encode(source, level, check_frames)
     return _pieces(planned, encode, workers, executor, progress)
 
@@ -95,7 +95,7 @@ def plan_pack(
     *,
     snapshots: Iterable[str] | None = None,
     progress: ProgressCallback = None,
-    form: Layout | None = None,
+    layout: Layout | None = None,
 ) -> Plan:
     """List the snapshots and plan the container; see `pack` for the arguments."""
     volumes: list[tuple[str, int, Runs]] = []
@@ -115,7 +115,7 @@ def plan_pack(
                 snapshot_id=snapshot_id,
             )
         volumes.append((snapshot_id, size, runs))
-    return plan(image, volumes, form)
+    return plan(image, volumes, layout)
 
 
 def choose_snapshots(image: Image, snapshots: Iterable[str] | None) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def test_a_source_that_fails_ends_packing_with_a_typed_error(
 ) -> None:
     source = Faulty(answer)
     with pytest.raises(kind, match=message) as caught:
-        list(amistore.pack(images.image(source.volumes), source, workers=workers, form=images.SMALL))
+        list(amistore.pack(images.image(source.volumes), source, workers=workers, layout=images.SMALL))
     if not isinstance(answer, amistore.NotFoundError):
         assert caught.value.block_index == 25
         assert caught.value.snapshot_id == "snap-00000000000000000"
@@ -90,7 +90,7 @@ class Changing(images.Volumes):
 )
 def test_a_second_listing_that_differs_is_refused(second: tuple[int, dict[int, bytes]]) -> None:
     source = Changing(second)
-    container = amistore.pack(images.image(source.volumes), source, form=images.SMALL)
+    container = amistore.pack(images.image(source.volumes), source, layout=images.SMALL)
     with pytest.raises(amistore.SourceChangedError, match="snap-00000000000000000"):
         list(container)
 
@@ -106,7 +106,7 @@ def test_an_empty_snapshot_that_is_not_empty_any_more_is_refused() -> None:
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_an_iterator_closed_or_dropped_leaves_no_thread(taken: int, end: str) -> None:
     source = images.Volumes([(1, BLOCKS)])
-    container = amistore.pack(images.image(source.volumes), source, workers=3, form=images.SMALL)
+    container = amistore.pack(images.image(source.volumes), source, workers=3, layout=images.SMALL)
     for _ in range(taken):
         next(container)
     if end == "close":
@@ -127,7 +127,7 @@ def test_closing_waits_for_what_runs_in_the_callers_executor_and_cancels_the_res
     source = Counting([(1, {i: images.block(i) for i in range(400)})])
     with ThreadPoolExecutor(1) as executor:
         container = amistore.pack(
-            images.image(source.volumes), source, workers=20, executor=executor, form=images.SMALL
+            images.image(source.volumes), source, workers=20, executor=executor, layout=images.SMALL
         )
         while not calls:
             next(container)
@@ -158,7 +158,7 @@ def test_no_more_than_twice_the_workers_segments_are_begun_and_not_taken() -> No
     source = Counting([(1, {i: images.block(i) for i in range(100)})])
     taken = 0
     image = images.image(source.volumes)
-    for piece in amistore.pack(image, source, workers=2, executor=Immediate(), form=images.SMALL):
+    for piece in amistore.pack(image, source, workers=2, executor=Immediate(), layout=images.SMALL):
         taken += piece[8:16] == b"AMISSEGD"
         assert len(begun) <= (taken + 4) * 4
     assert taken == 25
@@ -173,7 +173,7 @@ def test_a_progress_callback_that_raises_ends_both_ways_cleanly() -> None:
 
     image = images.image(source.volumes)
     with pytest.raises(KeyboardInterrupt):
-        list(amistore.pack(image, source, form=images.SMALL, progress=interrupt))
+        list(amistore.pack(image, source, layout=images.SMALL, progress=interrupt))
     container = images.packed([(1, BLOCKS)])
     backend = amistore.MemoryBackend()
     with pytest.raises(KeyboardInterrupt):
