@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import abc
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Generic
 
 import attrs
-from typing_extensions import Buffer
+from typing_extensions import Buffer, TypeVar
 
 from amistore.errors import BackendError, SourceChangedError
 from amistore.model import Image, Tag
@@ -32,6 +34,9 @@ __all__ = [
     "SnapshotBlock",
     "UploadedPart",
 ]
+
+
+_logger = logging.getLogger("amistore")
 
 
 @attrs.frozen
@@ -190,9 +195,10 @@ class ObjectStore(abc.ABC):
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
     ) -> bytes:
-        """Read `length` bytes from `start`, fewer only at the object's end.
+        """Read `length` bytes from `start`, fewer only at the object's end, and none behind it.
 
         Raises:
+            NotFoundError: no such bucket or object.
             SourceChangedError: `if_match` is not the object's ETag.
         """
 
@@ -254,7 +260,8 @@ class ObjectStore(abc.ABC):
             content: pieces of bytes, such as `amistore.pack` yields.
             metadata: user metadata.
             if_none_match: refuse when the object exists.
-            part_size: bytes that are collected before a part is sent.
+            part_size: bytes that are collected before a part is sent; an object has 10,000
+                parts at most.
         """
         upload = self.create_multipart_upload(bucket, key, metadata=metadata)
         try:
@@ -269,7 +276,10 @@ class ObjectStore(abc.ABC):
                 parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
             return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)
         except BaseException:
-            self.abort_multipart_upload(bucket, key, upload)
+            try:
+                self.abort_multipart_upload(bucket, key, upload)
+            except Exception as error:  # the first error is the one to tell
+                _logger.error("upload %s of %s/%s is left behind, abort it: %s", upload, bucket, key, error)
             raise
 
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
@@ -295,10 +305,10 @@ class _ObjectFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset}")
-        self._position = base + offset
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise ValueError(f"cannot seek to {offset}, whence {whence}")
+        self._position = bases[whence] + offset
         return self._position
 
     def readinto(self, buffer: Buffer) -> int:
@@ -355,7 +365,12 @@ class ImageRegistry(abc.ABC):
         """Remove an image; its snapshots stay."""
 
 
-class Backend:
+EBS = TypeVar("EBS", bound=BlockStore, default=BlockStore, covariant=True)
+S3 = TypeVar("S3", bound=ObjectStore, default=ObjectStore, covariant=True)
+EC2 = TypeVar("EC2", bound=ImageRegistry, default=ImageRegistry, covariant=True)
+
+
+class Backend(Generic[EBS, S3, EC2]):
     """The three services together; replace any one of them.
 
     Attributes:
@@ -364,11 +379,11 @@ class Backend:
         ec2: images.
     """
 
-    ebs: BlockStore
-    s3: ObjectStore
-    ec2: ImageRegistry
+    ebs: EBS
+    s3: S3
+    ec2: EC2
 
-    def __init__(self, *, ebs: BlockStore, s3: ObjectStore, ec2: ImageRegistry) -> None:
+    def __init__(self, *, ebs: EBS, s3: S3, ec2: EC2) -> None:
         self.ebs = ebs
         self.s3 = s3
         self.ec2 = ec2

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 from typing_extensions import Buffer
 
+from amistore.backends.base import UploadedPart
 from amistore.errors import (
     BackendError,
     ChecksumMismatchError,
     InvalidRequestError,
     InvalidValueError,
-    NotFoundError,
 )
 from amistore.model import Image, Snapshot
 from amistore.units import BLOCK_SIZE, GIB
@@ -26,6 +26,7 @@ __all__ = [
     "check_complete",
     "check_part_number",
     "check_parts",
+    "check_range",
     "check_volume_size",
     "new_id",
     "new_image",
@@ -44,7 +45,7 @@ def new_id(prefix: str) -> str:
 
 def check_volume_size(volume_size: int) -> None:
     """1 to 65,536 GiB (EBS direct APIs, StartSnapshot)."""
-    if not 1 <= volume_size <= 65_536:
+    if type(volume_size) is not int or not 1 <= volume_size <= 65_536:
         raise InvalidRequestError(
             f"a volume has 1 to 65,536 GiB, not {volume_size}", code="InvalidParameterValue"
         )
@@ -98,25 +99,32 @@ def check_bucket(bucket: str) -> None:
         )
 
 
+def check_range(start: int, length: int) -> None:
+    """A range of bytes, from 0 on."""
+    if start < 0 or length < 0:
+        raise InvalidRequestError(f"there are no {length} bytes at {start}")
+
+
 def check_part_number(part_number: int) -> None:
     """1 to 10,000 (S3 user guide, "Multipart upload limits")."""
     if not 1 <= part_number <= 10_000:
         raise InvalidRequestError(f"part numbers are 1 to 10,000, not {part_number}")
 
 
-def check_parts(bucket: str, key: str, given: list[tuple[int, str]], found: list[tuple[int, str]]) -> None:
-    """Parts (number, ETag) given to complete: ascending, at least one, and there."""
-    numbers = [number for number, _ in given]
+def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Sequence[UploadedPart]) -> None:
+    """Parts given to complete: ascending, at least one, and as they are there."""
+    numbers = [part.part_number for part in given]
     if not given or numbers != sorted(set(numbers)):
         raise InvalidRequestError("parts must be given in ascending order, at least one")
-    missing = sorted(set(given) - set(found))
-    if missing:
-        raise BackendError(
-            f"part {missing[0][0]} was not uploaded, or replaced since",
-            operation="complete_multipart_upload",
-            bucket=bucket,
-            key=key,
-        )
+    there = {part.part_number: part.etag for part in found}
+    for part in given:
+        if there.get(part.part_number) != part.etag:
+            raise BackendError(
+                f"part {part.part_number} was not uploaded, or replaced since",
+                operation="complete_multipart_upload",
+                bucket=bucket,
+                key=key,
+            )
 
 
 def new_image(
@@ -132,7 +140,7 @@ def new_image(
         describe: gives a snapshot by id, or raises NotFoundError.
     """
     chosen = image.name if name is None else name
-    if chosen is None or not _NAME.fullmatch(chosen):
+    if not isinstance(chosen, str) or not _NAME.fullmatch(chosen):
         raise InvalidValueError(
             f"an image's name has 3 to 128 letters, digits or characters of ()[] ./-'@_ , not {chosen!r}"
             + ("; give another one with name=" if name is None else ""),
@@ -155,8 +163,3 @@ def new_image(
         known = {each.snapshot_id: each for each in image.snapshots}.get(snapshot_id, snapshot)
         found.append(attrs.evolve(known, volume_size=snapshot.volume_size, state=snapshot.state))
     return attrs.evolve(image, image_id=new_id("ami"), name=chosen, snapshots=tuple(found), state="available")
-
-
-def no_snapshot(snapshot_id: str, operation: str) -> NotFoundError:
-    """The error for a snapshot that is not there."""
-    return NotFoundError("no such snapshot", operation=operation, snapshot_id=snapshot_id)

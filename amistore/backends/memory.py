@@ -67,10 +67,14 @@ class _MemoryEBS(BlockStore):
                 snapshot.order = sorted(snapshot.blocks)
                 start = 0
             else:
-                generation, _, start_text = next_token.partition(":")
-                if generation != str(snapshot.generation):
-                    raise BackendError("the page token has expired", snapshot_id=snapshot_id)
-                start = int(start_text)
+                generation, _, place = next_token.partition(":")
+                if generation != str(snapshot.generation) or not place.isdecimal():
+                    raise BackendError(
+                        "the page token has expired",
+                        operation="list_snapshot_blocks",
+                        snapshot_id=snapshot_id,
+                    )
+                start = int(place)
             end = start + self._page_size
             token = str(snapshot.generation)
             return BlockPage(
@@ -83,10 +87,18 @@ class _MemoryEBS(BlockStore):
         snapshot = self._find(snapshot_id, "get_snapshot_block", state="completed")
         if block_token != str(snapshot.generation):
             raise BackendError(
-                "the block token has expired", snapshot_id=snapshot_id, block_index=block_index
+                "the block token has expired",
+                operation="get_snapshot_block",
+                snapshot_id=snapshot_id,
+                block_index=block_index,
             )
         if block_index not in snapshot.blocks:
-            raise NotFoundError("no such block", snapshot_id=snapshot_id, block_index=block_index)
+            raise NotFoundError(
+                "no such block",
+                operation="get_snapshot_block",
+                snapshot_id=snapshot_id,
+                block_index=block_index,
+            )
         return SnapshotBlock(snapshot.blocks[block_index], snapshot.digests[block_index])
 
     def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
@@ -127,7 +139,7 @@ class _MemoryEBS(BlockStore):
     def _find(self, snapshot_id: str, operation: str, *, state: str | None = None) -> _Snapshot:
         snapshot = self._snapshots.get(snapshot_id)
         if snapshot is None:
-            raise checks.no_snapshot(snapshot_id, operation)
+            raise NotFoundError("no such snapshot", operation=operation, snapshot_id=snapshot_id)
         if state is not None and snapshot.description.state != state:
             raise BackendError(
                 f"the snapshot is {snapshot.description.state}, not {state}",
@@ -161,6 +173,7 @@ class _MemoryS3(ObjectStore):
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
     ) -> bytes:
+        checks.check_range(start, length)
         found = self._object(bucket, key)
         if if_match not in (None, found.info.etag):
             raise SourceChangedError("the object was replaced", bucket=bucket, key=key)
@@ -188,7 +201,7 @@ class _MemoryS3(ObjectStore):
         return _part(part_number, copy)
 
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        parts = self._upload(bucket, key, upload_id)[1]
+        parts = dict(self._upload(bucket, key, upload_id)[1])
         return [_part(number, content) for number, content in sorted(parts.items())]
 
     def complete_multipart_upload(
@@ -200,14 +213,8 @@ class _MemoryS3(ObjectStore):
         *,
         if_none_match: bool = False,
     ) -> ObjectInfo:
-        found = self.list_parts(bucket, key, upload_id)
-        checks.check_parts(
-            bucket,
-            key,
-            [(part.part_number, part.etag) for part in parts],
-            [(part.part_number, part.etag) for part in found],
-        )
         with self._lock:
+            checks.check_parts(bucket, key, parts, self.list_parts(bucket, key, upload_id))
             metadata, contents = self._upload(bucket, key, upload_id)
             if if_none_match and key in self._bucket(bucket):
                 raise AlreadyExistsError("the object exists", bucket=bucket, key=key)
@@ -256,7 +263,8 @@ class _MemoryEC2(ImageRegistry):
         return self._images[image_id]
 
     def describe_images(self) -> list[Image]:
-        return [self._images[image_id] for image_id in sorted(self._images)]
+        with self._lock:
+            return [image for _, image in sorted(self._images.items())]
 
     def register_image(self, image: Image, *, name: str | None = None) -> str:
         registered = checks.new_image(image, name, self._ebs.describe)
@@ -267,20 +275,17 @@ class _MemoryEC2(ImageRegistry):
         return registered.image_id
 
     def deregister_image(self, image_id: str) -> None:
-        self.describe_image(image_id)
-        del self._images[image_id]
+        with self._lock:
+            self.describe_image(image_id)
+            del self._images[image_id]
 
 
-class MemoryBackend(Backend):
+class MemoryBackend(Backend[_MemoryEBS, _MemoryS3, _MemoryEC2]):
     """EC2, EBS and S3 in this process's memory.
 
     Args:
         page_size: blocks in a page of ListSnapshotBlocks.
     """
-
-    ebs: _MemoryEBS
-    s3: _MemoryS3
-    ec2: _MemoryEC2
 
     def __init__(self, *, page_size: int = 10_000) -> None:
         ebs = _MemoryEBS(page_size)

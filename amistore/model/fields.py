@@ -7,6 +7,7 @@ minor version of the manifest says is lost. Imports `errors` only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -16,17 +17,38 @@ import attrs
 
 from amistore.errors import InvalidValueError
 
-__all__ = ["boolean", "extra", "from_wire", "identifier", "integer", "many", "one", "text", "to_wire"]
+__all__ = [
+    "boolean",
+    "extra",
+    "from_wire",
+    "identifier",
+    "integer",
+    "many",
+    "one",
+    "state",
+    "text",
+    "to_wire",
+]
 
 V = TypeVar("V")
 
 # EC2 resource ids: a prefix and 8 or, since 2018, 17 hexadecimal digits ("Resource IDs").
 _ID = r"-(?:[0-9a-f]{17}|[0-9a-f]{8})"
 
+# Deep enough for any EC2 answer, and far from the interpreter's own limit, which depends on
+# who calls.
+_MOST_LEVELS = 50
+
+# Python reads no more than 4,300 digits (sys.int_info).
+_MOST_BITS = 14_000
+
 
 def _refuse(instance: Any, attribute: attrs.Attribute[Any], value: object, rule: str) -> None:
     field = f"{type(instance).__name__}.{attribute.name}"
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, deep nesting
+        shown = f"such a {type(value).__name__}"
     if len(shown) > 80:
         shown = shown[:77] + "..."
     raise InvalidValueError(f"{field} must be {rule}, not {shown}", field=field, value=value)
@@ -86,6 +108,16 @@ def boolean() -> Any:
     return attrs.field(default=None, validator=check)
 
 
+def state(default: str) -> Any:
+    """A state, a string that takes no part in comparisons and is not written."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, str):
+            _refuse(instance, attribute, value, "a string")
+
+    return attrs.field(default=default, validator=check, eq=False, metadata={"volatile": True})
+
+
 def one(kind: type[V]) -> Any:
     """A nested value, or None."""
 
@@ -120,15 +152,27 @@ def many(kind: type[V], *, key: str) -> Any:
     return attrs.field(default=(), converter=convert, validator=check, metadata={"many": kind})
 
 
-def _plain(value: object) -> Any:
-    """Copy a JSON value; raise TypeError for anything that JSON cannot say again."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+def _plain(value: object, levels: int = _MOST_LEVELS) -> Any:
+    """Copy a JSON value; raise ValueError for anything that JSON cannot say again."""
+    if isinstance(value, str):
+        value.encode()
         return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item) for key, item in value.items()}
-    raise TypeError(type(value).__name__)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > _MOST_BITS:
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        return value
+    if value is None or isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if levels and isinstance(value, (list, tuple)):
+        return [_plain(item, levels - 1) for item in value]
+    if levels and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {_plain(key): _plain(item, levels - 1) for key, item in value.items()}
+    raise ValueError(type(value).__name__)
+
+
+@attrs.frozen
+class _NotJson:
+    value: object
 
 
 def extra() -> Any:
@@ -137,12 +181,13 @@ def extra() -> Any:
     def convert(value: Any) -> Any:
         try:
             return _plain(value)
-        except TypeError:
-            return value
+        except ValueError:
+            return _NotJson(value)
 
     def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, dict):
-            _refuse(instance, attribute, value, "a mapping of JSON values")
+        if isinstance(value, _NotJson) or not isinstance(value, dict):
+            given = value.value if isinstance(value, _NotJson) else value
+            _refuse(instance, attribute, given, f"a mapping of JSON values, {_MOST_LEVELS} levels at most")
             return
         known = {wire_name(field.name) for field in attrs.fields(type(instance))}
         for name in value:
@@ -185,7 +230,12 @@ def from_wire(kind: type[V], members: Any) -> V:
     left = dict(members)
     known: dict[str, Any] = {"extra": left}
     for field in attrs.fields(kind):  # type: ignore[arg-type]
-        if field.name == "extra" or wire_name(field.name) not in left:
+        if field.name == "extra":
+            continue
+        if wire_name(field.name) not in left:
+            if field.default is attrs.NOTHING:
+                name = f"{kind.__name__}.{field.name}"
+                raise InvalidValueError(f"{name} is missing", field=name)
             continue
         item = left.pop(wire_name(field.name))
         if "many" in field.metadata and isinstance(item, (list, tuple)):
@@ -193,7 +243,4 @@ def from_wire(kind: type[V], members: Any) -> V:
         elif "one" in field.metadata and item is not None:
             item = from_wire(field.metadata["one"], item)
         known[field.name] = item
-    try:
-        return kind(**known)
-    except TypeError as error:  # a required member is absent
-        raise InvalidValueError(str(error), field=kind.__name__, value=None) from None
+    return kind(**known)

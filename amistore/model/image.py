@@ -8,6 +8,7 @@ frozen and valid from birth. Imports `fields` and `errors` only; next: `manifest
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,8 +68,10 @@ class BlockDeviceMapping:
     extra: Mapping[str, Any] = fields.extra()
 
 
-def _state(default: str) -> Any:
-    return attrs.field(default=default, eq=False, metadata={"volatile": True})
+# As EC2 writes it; `fromisoformat` alone takes other forms in newer versions of Python.
+_DATE = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2})(?:\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +92,7 @@ class Snapshot:
     volume_id: str | None = fields.text()
     storage_tier: str | None = fields.text()
     tags: tuple[Tag, ...] = fields.many(Tag, key="key")
-    state: str = _state("completed")
+    state: str = fields.state("completed")
     extra: Mapping[str, Any] = fields.extra()
 
 
@@ -138,7 +141,7 @@ class Image:
     block_device_mappings: tuple[BlockDeviceMapping, ...] = fields.many(BlockDeviceMapping, key="device_name")
     snapshots: tuple[Snapshot, ...] = fields.many(Snapshot, key="snapshot_id")
     tags: tuple[Tag, ...] = fields.many(Tag, key="key")
-    state: str = _state("available")
+    state: str = fields.state("available")
     extra: Mapping[str, Any] = fields.extra()
 
     @property
@@ -153,16 +156,17 @@ class Image:
 
     @property
     def creation_time(self) -> int:
-        """`creation_date` in seconds since 1970, or 0 where it is absent or no date.
+        """`creation_date` in seconds since 1970, or 0 where it is absent or no date of EC2's form.
 
         Never above what a tar header's eleven octal digits hold.
         """
+        date = _DATE.fullmatch(self.creation_date or "")
+        if date is None:
+            return 0
         try:
-            moment = datetime.datetime.fromisoformat((self.creation_date or "").replace("Z", "+00:00"))
+            moment = datetime.datetime.fromisoformat(date[1] + date[2].replace("Z", "+00:00"))
         except ValueError:
             return 0
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.timezone.utc)
         return min(max(int(moment.timestamp()), 0), 8**11 - 1)
 
     def snapshot(self, snapshot_id: str) -> Snapshot:

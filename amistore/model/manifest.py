@@ -8,6 +8,7 @@ refuses duplicate keys. Imports the model only.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from amistore.errors import CorruptArchiveError, InvalidValueError, UnsupportedArchiveError
@@ -19,21 +20,23 @@ __all__ = ["MANIFEST_VERSION", "decode_manifest", "encode_manifest"]
 MANIFEST_VERSION = "1.0"
 """Major and minor: a reader takes any minor version of its major, and keeps what is new."""
 
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(?:0|[1-9][0-9]{0,8})")
+
 
 def encode_manifest(image: Image) -> bytes:
     """An image as the bytes of `ami.json`.
 
     Raises:
-        InvalidValueError: `extra` holds a value that canonical JSON cannot carry.
+        InvalidValueError: `extra` holds a ManifestVersion that is not a newer minor one.
     """
-    members = {"ManifestVersion": MANIFEST_VERSION, **to_wire(image)}
-    try:
-        document = json.dumps(members, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False)
-        return document.encode() + b"\n"
-    except (ValueError, RecursionError) as error:
+    newer = image.extra.get("ManifestVersion")
+    if "ManifestVersion" in image.extra and (newer == MANIFEST_VERSION or not _is_ours(newer)):
         raise InvalidValueError(
-            f"Image.extra cannot be written as JSON: {error}", field="Image.extra"
-        ) from None
+            f"Image.extra holds the ManifestVersion {newer!r}", field="Image.extra", value=newer
+        )
+    members = {"ManifestVersion": MANIFEST_VERSION, **to_wire(image)}
+    document = json.dumps(members, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False)
+    return document.encode() + b"\n"
 
 
 def decode_manifest(manifest: bytes) -> Image:
@@ -50,11 +53,11 @@ def decode_manifest(manifest: bytes) -> Image:
     if not isinstance(members, dict):
         raise CorruptArchiveError("the manifest is not a JSON object", record="manifest")
     version = members.get("ManifestVersion")
-    if not isinstance(version, str) or not version:
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
         raise CorruptArchiveError("the manifest has no ManifestVersion", record="manifest")
-    if version.split(".")[0] != MANIFEST_VERSION.split(".", maxsplit=1)[0]:
+    if not _is_ours(version):
         raise UnsupportedArchiveError(
-            f"manifest version {version[:20]!r} is newer than {MANIFEST_VERSION}: install a newer amistore",
+            f"the manifest's version is {version}, not {MANIFEST_VERSION}: install a newer amistore",
             record="manifest",
         )
     if version == MANIFEST_VERSION:
@@ -62,11 +65,16 @@ def decode_manifest(manifest: bytes) -> Image:
     try:
         image = from_wire(Image, members)
         canonical = encode_manifest(image) == manifest
-    except (InvalidValueError, RecursionError) as error:
+    except InvalidValueError as error:
         raise CorruptArchiveError(f"the manifest is invalid: {error}", record="manifest") from None
     if not canonical:
         raise CorruptArchiveError("the manifest is not canonical JSON", record="manifest")
     return image
+
+
+def _is_ours(version: object) -> bool:
+    found = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    return found is not None and found[1] == MANIFEST_VERSION.split(".", maxsplit=1)[0]
 
 
 def _refuse_constant(name: str) -> None:

@@ -28,8 +28,8 @@ from amistore.container import (
     container_events,
     decode_segment,
 )
-from amistore.errors import ArchiveError, InvalidRequestError
-from amistore.model import Image, Tag
+from amistore.errors import ArchiveError, BackendError, InvalidRequestError, InvalidValueError
+from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -76,23 +76,25 @@ def unpack(
     check_picklable(executor, sink, "sink")
     restore = _Restore(sink, read_events(stream), snapshots)
     try:
-        restore.complete(restore.run(Phase.UNPACK, workers, executor, progress))
+        end = restore.run(Phase.UNPACK, workers, executor, progress)
+        image = restore.image()
+        restore.complete(end)
     except BaseException:
         restore.undo()
         raise
-    return restore.image()
+    return image
 
 
 def check_stream(
     stream: BinaryIO, *, workers: int | None, executor: Executor | None, progress: ProgressCallback
 ) -> ContainerEnd:
     """Read and verify a whole container as `unpack` does, and put it nowhere."""
-    restore = _Restore(_Nowhere(), read_events(stream), None)
+    restore = _Restore(_Nowhere(), read_events(stream), snapshots=())
     return restore.run(Phase.VERIFY, workers, executor, progress)
 
 
 class _Nowhere(BlockSink):
-    """Takes blocks and drops them."""
+    """Stands where no snapshot is wanted."""
 
     def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
         return ""
@@ -219,24 +221,20 @@ class _Restore:
             return
         known = self._start.image.snapshot(volume.snapshot_id)
         with foreign_errors("start_snapshot"):
-            self._started[volume.snapshot_id] = self._sink.start_snapshot(
+            started = self._sink.start_snapshot(
                 volume.size // GIB, description=known.description or "", tags=known.tags
             )
+        again = started in self._started.values()
+        self._started[volume.snapshot_id] = started
+        try:
+            Snapshot(snapshot_id=started)
+        except InvalidValueError as error:
+            raise BackendError(f"the sink gave no snapshot id: {error}", operation="start_snapshot") from None
+        if again:
+            raise BackendError(f"the sink gave {started} twice", operation="start_snapshot")
 
     def complete(self, end: ContainerEnd) -> None:
-        """Complete what was started, after the whole container has verified.
-
-        Raises:
-            InvalidRequestError: a snapshot that was asked for by name is not in the archive.
-        """
-        stored = {volume.snapshot_id for volume in end.index.volumes}
-        absent = sorted(set(self._wanted) - stored) if self._by_name else []
-        if absent:
-            raise InvalidRequestError(
-                f"{absent[0]} is mapped by the image, but was not packed into this archive, "
-                f"which has {', '.join(sorted(stored)) or 'none'}",
-                code="InvalidSnapshot.NotFound",
-            )
+        """Complete what was started, after the whole container has verified."""
         for volume in end.index.volumes:
             snapshot_id = self._started.get(volume.snapshot_id)
             if snapshot_id is not None:
@@ -252,7 +250,17 @@ class _Restore:
                 _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
 
     def image(self) -> Image:
-        """The stored image on its new snapshots."""
+        """The stored image on its new snapshots.
+
+        Raises:
+            InvalidRequestError: a snapshot that was asked for by name is not in the archive.
+        """
+        absent = sorted(set(self._wanted) - set(self._started)) if self._by_name else []
+        if absent:
+            raise InvalidRequestError(
+                f"{absent[0]} is mapped by the image, but was not packed into this archive",
+                code="InvalidSnapshot.NotFound",
+            )
         for snapshot_id in self._start.image.snapshot_ids:
             if snapshot_id not in self._started:
                 _logger.warning("the mapping of %s is left out: it was not restored", snapshot_id)

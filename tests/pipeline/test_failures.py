@@ -237,6 +237,28 @@ def test_a_snapshot_that_cannot_be_deleted_is_named_in_the_log(caplog: pytest.Lo
     assert next(iter(sink._snapshots)) in caplog.text
 
 
+@pytest.mark.parametrize("snapshot_id", ["disk-1", "", None])
+def test_a_sink_that_gives_ids_that_are_none_keeps_no_snapshot(snapshot_id: object) -> None:
+    deleted: list[object] = []
+
+    class Odd(FailingSink):
+        def start_snapshot(self, *args: Any, **kwargs: Any) -> Any:
+            return snapshot_id
+
+        def put_snapshot_block(self, *args: Any) -> None:
+            pass
+
+        def complete_snapshot(self, *args: Any) -> None:
+            raise AssertionError("completed")
+
+        def delete_snapshot(self, snapshot_id: str) -> None:
+            deleted.append(snapshot_id)
+
+    with pytest.raises(amistore.BackendError, match="gave no snapshot id"):
+        amistore.unpack(io.BytesIO(images.packed([(1, BLOCKS)])), Odd("", 0))
+    assert deleted == [snapshot_id]
+
+
 def test_no_snapshot_is_completed_before_the_last_byte_was_checked() -> None:
     container = images.packed([(1, BLOCKS)])
     completed: list[int] = []

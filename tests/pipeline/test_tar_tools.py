@@ -57,6 +57,9 @@ def python_tarfile(container: Path, target: Path) -> list[str]:
     return names
 
 
+# One after the other: each takes 10 GiB of memory or disk for a moment.
+pytestmark = pytest.mark.xdist_group("tar")
+
 TOOLS = [gnu_tar, bsdtar, python_tarfile]
 Extract = Callable[[Path, Path], list[str]]
 

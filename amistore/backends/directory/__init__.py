@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 from typing import Any
+
+import attrs
 
 from amistore.backends import checks
 from amistore.backends.base import Backend
@@ -22,18 +25,17 @@ from amistore.units import GIB
 __all__ = ["DirectoryBackend"]
 
 
-class DirectoryBackend(Backend):
+class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
     """EC2, EBS and S3 in a folder, made where it is missing."""
-
-    ebs: DirectoryEBS
-    s3: DirectoryS3
-    ec2: DirectoryEC2
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         root = Path(path).absolute()
         with files.operation("open"):
             for service in ("ec2", "ebs", "s3"):
-                (root / service).mkdir(parents=True, exist_ok=True)
+                try:
+                    (root / service).mkdir(parents=True, exist_ok=True)
+                except FileExistsError as error:
+                    raise NotADirectoryError(errno.ENOTDIR, "Not a directory", error.filename) from None
         ebs = DirectoryEBS(root / "ebs")
         super().__init__(ebs=ebs, s3=DirectoryS3(root / "s3"), ec2=DirectoryEC2(root / "ec2", ebs))
         self.path = root
@@ -47,13 +49,15 @@ class DirectoryBackend(Backend):
         Args:
             path: a raw disk image or a block device.
             name: the image's name, unique in this backend.
-            **attributes: further fields of `Image`, such as ``architecture="arm64"``.
+            **attributes: further fields of `Image`, such as ``architecture="arm64"``; mappings
+                are added to that of the disk.
 
         Returns:
             The new image's id.
 
         Raises:
             InvalidValueError: the name or an attribute breaks a rule.
+            InvalidRequestError: an empty disk, or one that no volume can hold.
             AlreadyExistsError: the name is taken.
             BackendError: the disk cannot be read or the folder not written; nothing is left behind.
         """
@@ -65,43 +69,38 @@ class DirectoryBackend(Backend):
             "ena_support": True,
             **attributes,
         }
-        Image(image_id=checks.new_id("ami"), name=name, **members)  # refuse before the disk is read
+        others = tuple(members.pop("block_device_mappings", ()))
+        ebs = EbsBlockDevice(delete_on_termination=True)
+        root = BlockDeviceMapping(device_name=members["root_device_name"], ebs=ebs)
+        image = Image(
+            image_id=checks.new_id("ami"), name=name, block_device_mappings=(*others, root), **members
+        )
+        self.ec2.prepare_image(image)  # refuse before the disk is read
         snapshot_id = self._import_snapshot(Path(path))
         try:
-            ebs = EbsBlockDevice(snapshot_id=snapshot_id, delete_on_termination=True)
-            mapping = BlockDeviceMapping(device_name=members["root_device_name"], ebs=ebs)
-            image = Image(
-                image_id=checks.new_id("ami"),
-                name=name,
-                block_device_mappings=(mapping,),
-                **members,
-            )
-            return self.ec2.register_image(image)
+            root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
+            return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))
         except BaseException:
             self.ebs.delete_snapshot(snapshot_id)
             raise
 
     def _import_snapshot(self, path: Path) -> str:
-        with files.operation("import_disk"):
-            descriptor = os.open(path, os.O_RDONLY)
+        with files.operation("import_disk"), files.open_descriptor(path) as descriptor:
+            # A file's name may hold bytes that are no UTF-8.
+            name = os.fsencode(path.name).decode(errors="replace")
+            size = disk.disk_size(path, descriptor)
+            snapshot_id = self.ebs.start_snapshot(-(-size // GIB), description=f"Imported from {name}")
             try:
-                size = disk.disk_size(path, descriptor)
-                snapshot_id = self.ebs.start_snapshot(
-                    -(-size // GIB), description=f"Imported from {path.name}"
-                )
-                try:
-                    linear = hashlib.sha256()
-                    count = 0
-                    for index in disk.data_blocks(descriptor, size):
-                        content = disk.read_block(descriptor, index)
-                        digest = hashlib.sha256(content).digest()
-                        self.ebs.put_snapshot_block(snapshot_id, index, content, digest)
-                        linear.update(digest)
-                        count += 1
-                    self.ebs.complete_snapshot(snapshot_id, count, linear.digest())
-                except BaseException:
-                    self.ebs.delete_snapshot(snapshot_id)
-                    raise
-            finally:
-                os.close(descriptor)
+                linear = hashlib.sha256()
+                count = 0
+                for index in disk.data_blocks(descriptor, size):
+                    content = disk.read_block(descriptor, index)
+                    digest = hashlib.sha256(content).digest()
+                    self.ebs.put_snapshot_block(snapshot_id, index, content, digest)
+                    linear.update(digest)
+                    count += 1
+                self.ebs.complete_snapshot(snapshot_id, count, linear.digest())
+            except BaseException:
+                self.ebs.delete_snapshot(snapshot_id)
+                raise
         return snapshot_id

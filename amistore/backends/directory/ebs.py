@@ -1,18 +1,20 @@
-"""Snapshots as folders: ``<snapshot id>/disk.raw`` sparse, ``blocks`` and ``snapshot.json``.
+"""Snapshots as folders: ``<snapshot id>/disk.raw``, sparse, ``digests`` and ``snapshot.json``.
 
-``blocks`` has an entry per block written, its index (8 bytes, little-endian) and SHA-256,
-so that a listed block of zeros and a hole differ and rot is found on reading. While a
-snapshot is pending it is a log, appended to after each block; the last entry of an index
-counts. Completing writes it anew, sorted. Safe for several processes.
+``digests`` has 32 bytes for each block of the volume, in their order: its SHA-256, or zeros
+where the block does not exist. So a listed block of zeros and a hole differ, and rot is
+found on reading. A pending snapshot's is called ``digests.pending``; to complete it is to
+rename that, so a snapshot is one or the other whenever a process dies. Safe for several
+processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import attrs
@@ -20,16 +22,18 @@ from typing_extensions import Buffer
 
 from amistore.backends import checks
 from amistore.backends.base import Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.backends.directory import files
-from amistore.errors import BackendError
+from amistore.backends.directory import disk, files
+from amistore.errors import BackendError, NotFoundError
 from amistore.model import Snapshot, Tag
-from amistore.model.fields import from_wire, to_wire
-from amistore.units import BLOCK_SIZE, GIB
+from amistore.model.fields import to_wire
+from amistore.units import BLOCK_SIZE, GIB, MIB
 
 __all__ = ["DirectoryEBS"]
 
-_ENTRY = struct.Struct("<Q32s")
-_ID = re.compile(r"snap-[0-9a-f]{8,17}")
+_ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+_DIGESTS = {"pending": "digests.pending", "completed": "digests"}
+_DIGEST_SIZE = 32
+_ABSENT = bytes(_DIGEST_SIZE)  # no block has this SHA-256
 
 
 @attrs.frozen
@@ -46,46 +50,40 @@ class DirectoryEBS(BlockStore):
 
     def describe(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot."""
-        folder = self._folder(snapshot_id, "describe_snapshots")
-        members = files.read_json(folder / "snapshot.json")
-        if members is None:
-            raise checks.no_snapshot(snapshot_id, "describe_snapshots")
-        return from_wire(Snapshot, members)
+        with files.operation("describe_snapshots", snapshot_id=snapshot_id):
+            folder = self._folder(snapshot_id)
+            described = files.read_value(folder / "snapshot.json", Snapshot)
+            if described is None:
+                raise NotFoundError("no such snapshot")
+            return attrs.evolve(described, state=_state(folder))
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
-        with files.operation("list_snapshot_blocks", snapshot_id=snapshot_id):
-            described = self._in_state(snapshot_id, "list_snapshot_blocks", "completed")
-            start = int(next_token or 0)
-            with (self._path(snapshot_id) / "blocks").open("rb") as log:
-                log.seek(start * _ENTRY.size)
-                content = log.read(self.page_size * _ENTRY.size)
-                more = bool(log.read(1))
-        # The token is the place of the block's entry in `blocks`.
-        blocks = [
-            Block(index, str(place)) for place, (index, _) in enumerate(_ENTRY.iter_unpack(content), start)
-        ]
-        return BlockPage(
-            volume_size=described.volume_size or 0,
-            blocks=blocks,
-            next_token=str(start + len(blocks)) if more else None,
-        )
+        with (
+            files.operation("list_snapshot_blocks", snapshot_id=snapshot_id),
+            self._open(snapshot_id, "completed") as (disk_file, digests),
+        ):
+            written = islice(_written(digests, _index(next_token or "0")), self.page_size + 1)
+            indexes = [index for index, _ in written]
+            return BlockPage(
+                volume_size=os.fstat(disk_file).st_size // GIB,
+                blocks=[Block(index) for index in indexes[: self.page_size]],
+                next_token=str(indexes[-1]) if len(indexes) > self.page_size else None,
+            )
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        folder = self._folder(snapshot_id, "get_snapshot_block")
-        entry = content = b""
-        with files.operation("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
-            try:
-                entry = _read_at(folder / "blocks", int(block_token) * _ENTRY.size, _ENTRY.size)
-                content = _read_at(folder / "disk.raw", block_index * BLOCK_SIZE, BLOCK_SIZE)
-            except FileNotFoundError:
-                raise checks.no_snapshot(snapshot_id, "get_snapshot_block") from None
-            except ValueError:
-                pass  # a token of another listing's making
-        if len(entry) != _ENTRY.size or _ENTRY.unpack(entry)[0] != block_index:
-            raise BackendError(
-                "the block token is not valid", snapshot_id=snapshot_id, block_index=block_index
-            )
-        return SnapshotBlock(content, _ENTRY.unpack(entry)[1])
+        with (
+            files.operation("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index),
+            self._open(snapshot_id, "completed") as (disk_file, digests),
+        ):
+            digest = b""
+            if block_index >= 0:
+                digest = os.pread(digests, _DIGEST_SIZE, block_index * _DIGEST_SIZE)
+            if len(digest) < _DIGEST_SIZE or digest == _ABSENT:
+                raise NotFoundError("no such block")
+            content = os.pread(disk_file, BLOCK_SIZE, block_index * BLOCK_SIZE)
+            if len(content) < BLOCK_SIZE:
+                raise BackendError(f"{snapshot_id}/disk.raw is damaged: it ends too soon")
+            return SnapshotBlock(content, digest)
 
     def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
         checks.check_volume_size(volume_size)
@@ -95,14 +93,14 @@ class DirectoryEBS(BlockStore):
             description=description,
             tags=tuple(tags),
         )
-        folder = self._path(described.snapshot_id)
+        folder = self.root / described.snapshot_id
         with files.operation("start_snapshot", snapshot_id=described.snapshot_id):
             folder.mkdir()
             try:
-                (folder / "blocks").touch()
-                with (folder / "disk.raw").open("wb") as disk:
-                    disk.truncate(volume_size * GIB)
-                self._describe(described, "pending")
+                (folder / _DIGESTS["pending"]).touch()
+                with (folder / "disk.raw").open("wb") as disk_file:
+                    disk_file.truncate(volume_size * GIB)
+                files.write_json(folder / "snapshot.json", to_wire(described))
                 files.sync_directory(self.root)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -112,85 +110,82 @@ class DirectoryEBS(BlockStore):
     def put_snapshot_block(
         self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
     ) -> None:
-        with files.operation("put_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
-            folder = self._folder(snapshot_id, "put_snapshot_block")
-            try:
-                disk = os.open(folder / "disk.raw", os.O_WRONLY)
-            except FileNotFoundError:
-                raise checks.no_snapshot(snapshot_id, "put_snapshot_block") from None
-            try:
-                # A completed snapshot's disk is read-only, but not to root: the log's name tells.
-                log = os.open(folder / "blocks", os.O_WRONLY | os.O_APPEND)
-                try:
-                    if os.fstat(log).st_mode & 0o200 == 0:
-                        raise BackendError("the snapshot is completed, not pending", snapshot_id=snapshot_id)
-                    volume_size = os.fstat(disk).st_size // GIB
-                    checks.check_block(snapshot_id, volume_size, block_index, content, checksum)
-                    files.write_at(disk, content, block_index * BLOCK_SIZE)
-                    # One write of 40 bytes to a file opened for append is never interleaved.
-                    os.write(log, _ENTRY.pack(block_index, checksum))
-                finally:
-                    os.close(log)
-            finally:
-                os.close(disk)
+        with (
+            files.operation("put_snapshot_block", snapshot_id=snapshot_id, block_index=block_index),
+            # Completing holds the folder alone, so no put is half done then.
+            files.locked(self._folder(snapshot_id), shared=True),
+            self._open(snapshot_id, "pending", os.O_WRONLY) as (disk_file, digests),
+        ):
+            volume_size = os.fstat(disk_file).st_size // GIB
+            checks.check_block(snapshot_id, volume_size, block_index, content, checksum)
+            files.write_at(disk_file, content, block_index * BLOCK_SIZE)
+            files.write_at(digests, checksum, block_index * _DIGEST_SIZE)
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
-        with files.operation("complete_snapshot", snapshot_id=snapshot_id):
-            described = self._in_state(snapshot_id, "complete_snapshot", "pending")
-            folder = self._path(snapshot_id)
-            log = (folder / "blocks").read_bytes()
-            blocks = dict(_ENTRY.iter_unpack(log[: len(log) // _ENTRY.size * _ENTRY.size]))
-            checks.check_complete(snapshot_id, blocks, changed_blocks_count, checksum)
-            with (folder / "disk.raw").open("rb") as disk:
-                os.fsync(disk.fileno())
-            with files.temporary(folder / "blocks") as name:
-                with name.open("wb") as sorted_log:
-                    sorted_log.write(b"".join(_ENTRY.pack(i, blocks[i]) for i in sorted(blocks)))
-                    sorted_log.flush()
-                    os.fsync(sorted_log.fileno())
-                    os.fchmod(sorted_log.fileno(), 0o400)
-                name.replace(folder / "blocks")
-            (folder / "disk.raw").chmod(0o400)
-            self._describe(described, "completed")
+        with (
+            files.operation("complete_snapshot", snapshot_id=snapshot_id),
+            files.locked(folder := self._folder(snapshot_id)),
+        ):
+            with self._open(snapshot_id, "pending") as (disk_file, digests):
+                checks.check_complete(snapshot_id, dict(_written(digests)), changed_blocks_count, checksum)
+                os.fsync(disk_file)
+                os.fsync(digests)
+            (folder / _DIGESTS["pending"]).rename(folder / _DIGESTS["completed"])
+            files.sync_directory(folder)
 
     def delete_snapshot(self, snapshot_id: str) -> None:
-        folder = self._folder(snapshot_id, "delete_snapshot")
         with files.operation("delete_snapshot", snapshot_id=snapshot_id):
-            if not folder.is_dir():
-                raise checks.no_snapshot(snapshot_id, "delete_snapshot")
+            folder = self._folder(snapshot_id)
             # First out of sight, so that a crash leaves no half snapshot under a valid id.
             hidden = folder.with_name(f".{snapshot_id}.deleted")
             folder.rename(hidden)
             shutil.rmtree(hidden)
             files.sync_directory(self.root)
 
-    def _describe(self, described: Snapshot, state: str) -> None:
-        path = self._path(described.snapshot_id) / "snapshot.json"
-        files.write_json(path, {**to_wire(described), "State": state})
-
-    def _in_state(self, snapshot_id: str, operation: str, state: str) -> Snapshot:
-        described = self.describe(snapshot_id)
-        if described.state != state:
-            raise BackendError(
-                f"the snapshot is {described.state}, not {state}",
-                operation=operation,
-                snapshot_id=snapshot_id,
-            )
-        return described
-
-    def _folder(self, snapshot_id: str, operation: str) -> Path:
+    def _folder(self, snapshot_id: str) -> Path:
         """The folder of an id that may come from anywhere."""
         if not isinstance(snapshot_id, str) or not _ID.fullmatch(snapshot_id):
-            raise checks.no_snapshot(snapshot_id, operation)
-        return self._path(snapshot_id)
-
-    def _path(self, snapshot_id: str) -> Path:
+            raise NotFoundError("no such snapshot")
         return self.root / snapshot_id
 
+    @contextlib.contextmanager
+    def _open(self, snapshot_id: str, state: str, flags: int = os.O_RDONLY) -> Iterator[tuple[int, int]]:
+        """Descriptors of the disk and the digests of a snapshot that must be in this state."""
+        # Plain strings and calls: this is done for every block.
+        folder = f"{self._folder(snapshot_id)}"
+        try:
+            digests = os.open(f"{folder}/{_DIGESTS[state]}", flags)
+        except FileNotFoundError:
+            if not Path(folder).exists():
+                raise NotFoundError("no such snapshot") from None
+            raise BackendError(f"the snapshot is {_state(Path(folder))}, not {state}") from None
+        try:
+            disk_file = os.open(f"{folder}/disk.raw", flags)
+            try:
+                yield disk_file, digests
+            finally:
+                os.close(disk_file)
+        finally:
+            os.close(digests)
 
-def _read_at(path: Path, offset: int, length: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, length, offset)
-    finally:
-        os.close(descriptor)
+
+def _state(folder: Path) -> str:
+    return "completed" if (folder / _DIGESTS["completed"]).exists() else "pending"
+
+
+def _index(token: str) -> int:
+    if not token.isascii() or not token.isdecimal() or len(token) > 10:
+        raise BackendError(f"{token[:40]!r} is no page token")
+    return int(token)
+
+
+def _written(digests: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Index and digest of each block that exists, from an index on, ascending."""
+    size = os.fstat(digests).st_size
+    for start, end in disk.extents(digests, size, first * _DIGEST_SIZE):
+        for position in range(start, end, 1 * MIB):
+            content = os.pread(digests, min(1 * MIB, end - position), position)
+            for offset in range(0, len(content), _DIGEST_SIZE):
+                digest = content[offset : offset + _DIGEST_SIZE]
+                if digest != _ABSENT:
+                    yield (position + offset) // _DIGEST_SIZE, digest

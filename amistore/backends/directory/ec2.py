@@ -1,4 +1,4 @@
-"""Images as files: ``<image id>.json``, a manifest each."""
+"""Images as files: ``<image id>.json``, an image's members each, as in a manifest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from amistore.backends import checks
 from amistore.backends.base import ImageRegistry
 from amistore.backends.directory import files
 from amistore.backends.directory.ebs import DirectoryEBS
-from amistore.errors import AlreadyExistsError, NotFoundError
+from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image
-from amistore.model.fields import from_wire, to_wire
+from amistore.model.fields import to_wire
 
 __all__ = ["DirectoryEC2"]
 
-_ID = re.compile(r"ami-[0-9a-f]{8,17}")
+_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 
 
 @attrs.frozen
@@ -28,27 +28,50 @@ class DirectoryEC2(ImageRegistry):
     ebs: DirectoryEBS
 
     def describe_image(self, image_id: str) -> Image:
-        members = None
-        if isinstance(image_id, str) and _ID.fullmatch(image_id):
-            with files.operation("describe_image", image_id=image_id):
-                members = files.read_json(self.root / f"{image_id}.json")
-        if members is None:
-            raise NotFoundError("no such image", operation="describe_image", image_id=image_id)
-        return from_wire(Image, members)
+        with files.operation("describe_image", image_id=image_id):
+            image = self._read(image_id)
+            if image is None:
+                raise NotFoundError("no such image")
+            return image
 
     def describe_images(self) -> list[Image]:
-        return [self.describe_image(path.stem) for path in sorted(self.root.glob("ami-*.json"))]
+        with files.operation("describe_images"):
+            found = [self._read(path.stem) for path in sorted(self.root.glob("ami-*.json"))]
+        # None is a file of another kind, or one that has just gone.
+        return [image for image in found if image is not None]
 
     def register_image(self, image: Image, *, name: str | None = None) -> str:
-        registered = checks.new_image(image, name, self.ebs.describe)
-        with files.operation("register_image"), files.locked(self.root):
-            if any(other.name == registered.name for other in self.describe_images()):
-                raise AlreadyExistsError(f"an image named {registered.name!r} exists: give another name")
-            files.write_json(self.root / f"{registered.image_id}.json", to_wire(registered))
+        with files.operation("register_image"):
+            registered = self.prepare_image(image, name=name)
+            with files.locked(self.root):
+                self._refuse_taken(registered)
+                files.write_json(self._path(registered.image_id), to_wire(registered))
         return registered.image_id
 
+    def prepare_image(self, image: Image, *, name: str | None = None) -> Image:
+        """The image as `register_image` would register it, or its error; changes nothing."""
+        registered = checks.new_image(image, name, self.ebs.describe)
+        self._refuse_taken(registered)
+        return registered
+
     def deregister_image(self, image_id: str) -> None:
-        self.describe_image(image_id)
         with files.operation("deregister_image", image_id=image_id):
-            (self.root / f"{image_id}.json").unlink()
+            if not _ID.fullmatch(str(image_id)):
+                raise NotFoundError("no such image")
+            self._path(image_id).unlink()
             files.sync_directory(self.root)
+
+    def _refuse_taken(self, image: Image) -> None:
+        if any(other.name == image.name for other in self.describe_images()):
+            raise AlreadyExistsError(f"an image named {image.name!r} exists: give another name")
+
+    def _read(self, image_id: str) -> Image | None:
+        if not isinstance(image_id, str) or not _ID.fullmatch(image_id):
+            return None
+        image = files.read_value(self._path(image_id), Image)
+        if image is not None and image.image_id != image_id:
+            raise BackendError(f"{self._path(image_id)} is damaged: it describes {image.image_id}")
+        return image
+
+    def _path(self, image_id: str) -> Path:
+        return self.root / f"{image_id}.json"

@@ -10,22 +10,34 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import Buffer
 
-from amistore.errors import AlreadyExistsError, BackendError, StorageFullError
+from amistore.errors import (
+    AlreadyExistsError,
+    BackendError,
+    InvalidRequestError,
+    InvalidValueError,
+    NotFoundError,
+    StorageFullError,
+)
+from amistore.model.fields import from_wire
 
 __all__ = [
     "locked",
     "new_file",
+    "open_descriptor",
     "operation",
     "read_json",
+    "read_value",
     "sync_directory",
     "temporary",
     "write_at",
     "write_json",
 ]
+
+V = TypeVar("V")
 
 # No room, quota, or a file larger than the filesystem or RLIMIT_FSIZE allows.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -33,28 +45,53 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def operation(name: str, **facts: Any) -> Iterator[None]:
-    """Turn an OSError inside into a BackendError that says what was being done."""
+    """Name what is being done in every error from inside; an OSError becomes a BackendError.
+
+    A missing file is a NotFoundError: what it would hold is not there.
+    """
     try:
         yield
+    except BackendError as error:
+        for fact, value in {"operation": name, **facts}.items():
+            if getattr(error, fact) is None:
+                setattr(error, fact, value)
+        raise
     except FileExistsError as error:
         raise AlreadyExistsError(
             f"{error.filename2 or error.filename} exists", operation=name, **facts
         ) from error
     except OSError as error:
-        kind = StorageFullError if error.errno in _FULL else BackendError
+        kind: type[BackendError] = BackendError
+        if error.errno in _FULL:
+            kind = StorageFullError
+        elif error.errno == errno.ENOENT:
+            kind = NotFoundError
         raise kind(
             f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), operation=name, **facts
         ) from error
+    except ValueError as error:  # a NUL or a lone surrogate, which no file name or file holds
+        raise InvalidRequestError(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
     """A new name beside `path`, removed again if it still exists at the end."""
-    name = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    # 50 characters are at most 200 of the 255 bytes that filesystems allow a name.
+    name = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         yield name
     finally:
         name.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """An open file's descriptor, without the buffers of `open`."""
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -65,12 +102,9 @@ def new_file(path: Path) -> Iterator[int]:
         FileExistsError: the name is taken.
     """
     with temporary(path) as name:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
+        with open_descriptor(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
             yield descriptor
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         os.link(name, path)
     sync_directory(path.parent)
 
@@ -85,23 +119,17 @@ def write_at(descriptor: int, content: Buffer, offset: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory alone among all threads and processes."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a directory among all threads and processes: alone, or with other sharers."""
+    with open_descriptor(directory) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def sync_directory(directory: Path) -> None:
     """Make renames in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
+    with open_descriptor(directory) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -115,11 +143,33 @@ def write_json(path: Path, document: Any) -> None:
     sync_directory(path.parent)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON document; None where there is no such file."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no such file.
+
+    Raises:
+        BackendError: the file is damaged.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        raise BackendError(f"{path} is damaged: {error}") from None
+    if not isinstance(document, dict):
+        raise BackendError(f"{path} is damaged: it holds no JSON object")
+    return document
+
+
+def read_value(path: Path, kind: type[V]) -> V | None:
+    """A model value from its JSON file; None where there is no such file.
+
+    Raises:
+        BackendError: the file is damaged.
+    """
+    members = read_json(path)
+    if members is None:
+        return None
+    try:
+        return from_wire(kind, members)
+    except InvalidValueError as error:
         raise BackendError(f"{path} is damaged: {error}") from None

@@ -2,14 +2,18 @@
 
 A file that someone puts into a bucket's folder is an object; so an archive can be copied
 there by hand. Keys are percent-encoded to one file name each. What an object carries
-beside its bytes (metadata) and unfinished uploads lie in ``<bucket>/.amistore``.
+beside its bytes (metadata) and unfinished uploads lie in ``<bucket>/.amistore``. An ETag
+is a file's size and time; ours are stamped to the nanosecond, as the clock that filesystems
+stamp with may stand still for milliseconds.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +27,7 @@ from amistore.backends.base import ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.directory import files
 from amistore.errors import (
     AlreadyExistsError,
+    BackendError,
     InvalidRequestError,
     NotFoundError,
     SourceChangedError,
@@ -30,6 +35,8 @@ from amistore.errors import (
 from amistore.units import MIB
 
 __all__ = ["DirectoryS3"]
+
+_UPLOAD = re.compile(r"upload-[0-9a-f]{17}")
 
 
 @attrs.frozen
@@ -51,42 +58,30 @@ class DirectoryS3(ObjectStore):
         return self._bucket(bucket) / _file_name(key)
 
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
-        path = self.path(bucket, key)
         with files.operation("head_object", bucket=bucket, key=key):
-            try:
-                return self._info(path, path.stat())
-            except FileNotFoundError:
-                raise NotFoundError(
-                    "no such object", operation="head_object", bucket=bucket, key=key
-                ) from None
+            return self._info(self.path(bucket, key))
 
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
     ) -> bytes:
-        path = self.path(bucket, key)
-        with files.operation("get_object_range", bucket=bucket, key=key):
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise NotFoundError(
-                    "no such object", operation="get_object_range", bucket=bucket, key=key
-                ) from None
-            try:
-                if if_match not in (None, _etag(os.fstat(descriptor))):
-                    raise SourceChangedError("the object was replaced", bucket=bucket, key=key)
-                content = b""
-                while len(content) < length:
-                    piece = os.pread(descriptor, length - len(content), start + len(content))
-                    if not piece:
-                        break
-                    content = content + piece if content else piece
-                return content
-            finally:
-                os.close(descriptor)
+        checks.check_range(start, length)
+        with (
+            files.operation("get_object_range", bucket=bucket, key=key),
+            files.open_descriptor(self.path(bucket, key)) as descriptor,
+        ):
+            if if_match not in (None, _etag(os.fstat(descriptor))):
+                raise SourceChangedError("the object was replaced")
+            content = b""
+            while len(content) < length:
+                piece = os.pread(descriptor, length - len(content), start + len(content))
+                if not piece:
+                    break
+                content = content + piece if content else piece
+            return content
 
     def delete_object(self, bucket: str, key: str) -> None:
-        path = self.path(bucket, key)
         with files.operation("delete_object", bucket=bucket, key=key):
+            path = self.path(bucket, key)
             path.unlink(missing_ok=True)
             for sidecar in self._sidecar(path, "").parent.glob(f"{glob.escape(path.name)}@*.json"):
                 sidecar.unlink(missing_ok=True)
@@ -95,12 +90,15 @@ class DirectoryS3(ObjectStore):
     def create_multipart_upload(
         self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
     ) -> str:
-        self.path(bucket, key)
-        upload_id = checks.new_id("upload")
-        folder = self._bucket(bucket) / ".amistore" / "uploads" / upload_id
         with files.operation("create_multipart_upload", bucket=bucket, key=key):
+            upload_id = checks.new_id("upload")
+            folder = self.path(bucket, key).parent / ".amistore" / "uploads" / upload_id
             folder.mkdir(parents=True)
-            files.write_json(folder / "upload.json", {"key": key, "metadata": dict(metadata or {})})
+            try:
+                files.write_json(folder / "upload.json", {"key": key, "metadata": dict(metadata or {})})
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         return upload_id
 
     def upload_part(
@@ -114,6 +112,7 @@ class DirectoryS3(ObjectStore):
                     view = memoryview(content).cast("B")
                     while view:
                         view = view[file.write(view) :]
+                    _stamp(file.fileno())
                     os.fsync(file.fileno())
                 name.replace(path)
             files.sync_directory(path.parent)
@@ -133,35 +132,40 @@ class DirectoryS3(ObjectStore):
         *,
         if_none_match: bool = False,
     ) -> ObjectInfo:
-        path = self.path(bucket, key)
         with files.operation("complete_multipart_upload", bucket=bucket, key=key):
+            path = self.path(bucket, key)
             folder, upload = self._upload(bucket, key, upload_id)
-            checks.check_parts(
-                bucket,
-                key,
-                [(part.part_number, part.etag) for part in parts],
-                [(part.part_number, part.etag) for part in self.list_parts(bucket, key, upload_id)],
-            )
+            checks.check_parts(bucket, key, parts, self.list_parts(bucket, key, upload_id))
             # An early answer; the link below is the one that counts.
             if if_none_match and path.exists():
-                raise AlreadyExistsError("the object exists", bucket=bucket, key=key)
+                raise AlreadyExistsError("the object exists")
             with files.temporary(folder / "object") as name:
                 _concatenate(name, [folder / f"{part.part_number:05}" for part in parts])
-                status = name.stat()
+                info = ObjectInfo(
+                    size=name.stat().st_size, etag=_etag(name.stat()), metadata=upload["metadata"]
+                )
                 # The sidecar is there before the object and named after its ETag, so neither
                 # a crash nor a race parts them.
-                files.write_json(self._sidecar(path, _etag(status)), upload["metadata"])
-                if if_none_match:
-                    try:
+                sidecar = self._sidecar(path, info.etag)
+                sidecar.parent.mkdir(parents=True, exist_ok=True)
+                files.write_json(sidecar, upload["metadata"])
+                before = None
+                try:
+                    if if_none_match:
                         os.link(name, path)  # fails if it exists, whoever made it
-                    except FileExistsError:
-                        self._sidecar(path, _etag(status)).unlink()
-                        raise AlreadyExistsError("the object exists", bucket=bucket, key=key) from None
-                else:
-                    name.replace(path)
+                    else:
+                        before = _etag(path.stat()) if path.exists() else None
+                        name.replace(path)
+                except OSError as error:
+                    sidecar.unlink()
+                    if isinstance(error, FileExistsError):
+                        raise AlreadyExistsError("the object exists") from None
+                    raise
             files.sync_directory(path.parent)
+            if before is not None:
+                self._sidecar(path, before).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-            return self._info(path, path.stat())
+            return info
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
         with files.operation("abort_multipart_upload", bucket=bucket, key=key):
@@ -179,23 +183,34 @@ class DirectoryS3(ObjectStore):
         return folder
 
     def _upload(self, bucket: str, key: str, upload_id: str) -> tuple[Path, dict[str, Any]]:
-        folder = self._bucket(bucket) / ".amistore" / "uploads" / upload_id
-        upload = files.read_json(folder / "upload.json") if upload_id.startswith("upload-") else None
-        if upload is None or upload["key"] != key or "/" in upload_id:
-            raise NotFoundError("no such upload", bucket=bucket, key=key)
+        folder = self._bucket(bucket) / ".amistore" / "uploads" / str(upload_id)
+        upload = files.read_json(folder / "upload.json") if _UPLOAD.fullmatch(str(upload_id)) else None
+        if upload is None:
+            raise NotFoundError("no such upload")
+        if not isinstance(upload.get("key"), str) or not isinstance(upload.get("metadata"), dict):
+            raise BackendError(f"{folder}/upload.json is damaged")
+        if upload["key"] != key:
+            raise NotFoundError("no such upload of this key")
         return folder, upload
 
     def _sidecar(self, path: Path, etag: str) -> Path:
         return path.parent / ".amistore" / "objects" / f"{path.name}@{etag}.json"
 
-    def _info(self, path: Path, status: os.stat_result) -> ObjectInfo:
-        etag = _etag(status)
-        metadata = files.read_json(self._sidecar(path, etag))
-        return ObjectInfo(size=status.st_size, etag=etag, metadata=metadata or {})
+    def _info(self, path: Path) -> ObjectInfo:
+        while True:
+            status = path.stat()
+            etag = _etag(status)
+            metadata = files.read_json(self._sidecar(path, etag))
+            # A sidecar goes when its object was replaced: look again then.
+            if metadata is not None or _etag(path.stat()) == etag:
+                return ObjectInfo(size=status.st_size, etag=etag, metadata=metadata or {})
 
 
 def _file_name(key: str) -> str:
-    name = urllib.parse.quote(key, safe=" ")
+    try:
+        name = urllib.parse.quote(key, safe=" ")
+    except (TypeError, UnicodeEncodeError):
+        raise InvalidRequestError(f"{key!r} is no key: it cannot be written as UTF-8") from None
     if name.startswith("."):
         name = "%2E" + name[1:]
     # 200 leaves room for the sidecar's ending in the 255 bytes that filesystems allow.
@@ -210,6 +225,11 @@ def _etag(status: os.stat_result) -> str:
     return f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
 
+def _stamp(descriptor: int) -> None:
+    now = time.time_ns()
+    os.utime(descriptor, ns=(now, now))
+
+
 def _part(path: Path) -> UploadedPart:
     status = path.stat()
     return UploadedPart(part_number=int(path.name), size=status.st_size, etag=_etag(status))
@@ -221,4 +241,5 @@ def _concatenate(target: Path, sources: Sequence[Path]) -> None:
             with source.open("rb") as part:
                 shutil.copyfileobj(part, file, 1 * MIB)
         file.flush()
+        _stamp(file.fileno())
         os.fsync(file.fileno())

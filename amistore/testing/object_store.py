@@ -1,0 +1,380 @@
+"""What every `ObjectStore` does; fixture `objects` gives a `BucketCase`."""
+
+# ruff: noqa: S101
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import attrs
+import pytest
+from typing_extensions import Buffer
+
+from amistore.backends import ObjectStore, UploadedPart
+from amistore.errors import AlreadyExistsError, AmistoreError, NotFoundError, SourceChangedError
+
+__all__ = ["BucketCase", "ObjectStoreContract"]
+
+_KEYS = [
+    "ami-0123456789abcdef0.bin",
+    "a/b/c.bin",
+    "a//b",
+    "/leading",
+    "trailing/",
+    "../../escape",
+    "..",
+    ".",
+    ".hidden",
+    ".amistore",
+    "with space",
+    " ",
+    "größe-日本",
+    "line\nbreak",
+    "100%",
+    "%2E%2E",
+    "*?[a]",
+    "a@b",
+]
+
+
+@attrs.frozen(kw_only=True)
+class BucketCase:
+    """A store and a bucket in it.
+
+    Attributes:
+        store: the store.
+        bucket: exists; may hold objects already.
+        part_size: the least bytes that a part before the last may have.
+    """
+
+    store: ObjectStore
+    bucket: str
+    part_size: int = 1024
+
+
+class ObjectStoreContract:
+    """Objects: ranged reads, multipart upload, conditional create."""
+
+    @pytest.fixture
+    def objects(self) -> BucketCase:
+        """A store and a bucket that exists in it."""
+        raise NotImplementedError("override the fixture 'objects'")
+
+    def test_put_object_joins_its_pieces(self, objects: BucketCase) -> None:
+        pieces: list[Buffer] = [
+            b"a",
+            b"",
+            bytes(objects.part_size),
+            bytearray(b"bc"),
+            memoryview(b"d" * 5000),
+        ]
+        info = objects.store.put_object(objects.bucket, "key", pieces, part_size=objects.part_size)
+        expected = b"a" + bytes(objects.part_size) + b"bc" + b"d" * 5000
+        assert info.size == len(expected)
+        assert _read(objects, "key") == expected
+        assert objects.store.head_object(objects.bucket, "key") == info
+
+    def test_an_empty_object_is_an_object(self, objects: BucketCase) -> None:
+        assert objects.store.put_object(objects.bucket, "empty", []).size == 0
+        assert _read(objects, "empty") == b""
+
+    @pytest.mark.parametrize("key", _KEYS)
+    def test_a_hostile_key_is_a_key_like_any_other(self, objects: BucketCase, key: str) -> None:
+        objects.store.put_object(objects.bucket, key, [key.encode()], metadata={"key": "value"})
+        assert _read(objects, key) == key.encode()
+        assert objects.store.head_object(objects.bucket, key).metadata == {"key": "value"}
+        objects.store.delete_object(objects.bucket, key)
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, key)
+
+    def test_keys_that_look_alike_are_different_objects(self, objects: BucketCase) -> None:
+        for key in _KEYS:
+            objects.store.put_object(objects.bucket, key, [key.encode()], metadata={"key": key[:1]})
+        objects.store.delete_object(objects.bucket, "a")
+        for key in _KEYS:
+            assert _read(objects, key) == key.encode()
+            assert objects.store.head_object(objects.bucket, key).metadata == {"key": key[:1]}
+
+    @pytest.mark.parametrize(
+        ("start", "length", "expected"),
+        [(0, 10, b"0123456789"), (3, 4, b"3456"), (8, 10, b"89"), (10, 5, b""), (20, 5, b""), (4, 0, b"")],
+    )
+    def test_a_range_is_short_only_at_the_end(
+        self, objects: BucketCase, start: int, length: int, expected: bytes
+    ) -> None:
+        objects.store.put_object(objects.bucket, "key", [b"0123456789"])
+        assert objects.store.get_object_range(objects.bucket, "key", start, length) == expected
+
+    @pytest.mark.parametrize(("start", "length"), [(-1, 1), (0, -1)])
+    def test_a_negative_range_is_refused(self, objects: BucketCase, start: int, length: int) -> None:
+        objects.store.put_object(objects.bucket, "key", [b"0123456789"])
+        with pytest.raises(AmistoreError):
+            objects.store.get_object_range(objects.bucket, "key", start, length)
+
+    def test_a_range_of_the_etag_it_has_is_given(self, objects: BucketCase) -> None:
+        info = objects.store.put_object(objects.bucket, "key", [b"first"])
+        assert objects.store.get_object_range(objects.bucket, "key", 0, 5, if_match=info.etag) == b"first"
+
+    def test_a_range_of_a_replaced_object_is_refused(self, objects: BucketCase) -> None:
+        before = objects.store.put_object(objects.bucket, "key", [b"first"])
+        after = objects.store.put_object(objects.bucket, "key", [b"other"])
+        assert before.etag != after.etag
+        with pytest.raises(SourceChangedError):
+            objects.store.get_object_range(objects.bucket, "key", 0, 5, if_match=before.etag)
+
+    def test_replacing_replaces_content_and_metadata(self, objects: BucketCase) -> None:
+        for round_ in range(3):
+            metadata = {f"round{round_}": "x"}
+            info = objects.store.put_object(objects.bucket, "key", [b"%d" % round_], metadata=metadata)
+            assert objects.store.head_object(objects.bucket, "key") == info
+            assert dict(info.metadata) == metadata
+            assert _read(objects, "key") == b"%d" % round_
+
+    def test_metadata_is_kept(self, objects: BucketCase) -> None:
+        metadata = {"name": "größe 日本", "empty": "", "long": "x" * 500, "line": "a\tb"}
+        objects.store.put_object(objects.bucket, "key", [b"x"], metadata=metadata)
+        assert dict(objects.store.head_object(objects.bucket, "key").metadata) == metadata
+
+    def test_an_object_without_metadata_has_none(self, objects: BucketCase) -> None:
+        objects.store.put_object(objects.bucket, "key", [b"x"])
+        assert dict(objects.store.head_object(objects.bucket, "key").metadata) == {}
+
+    def test_a_conditional_create_makes_a_new_object(self, objects: BucketCase) -> None:
+        objects.store.put_object(objects.bucket, "key", [b"x"], if_none_match=True)
+        assert _read(objects, "key") == b"x"
+
+    def test_a_conditional_create_leaves_an_object_alone(self, objects: BucketCase) -> None:
+        info = objects.store.put_object(objects.bucket, "key", [b"first"], metadata={"a": "1"})
+        with pytest.raises(AlreadyExistsError):
+            objects.store.put_object(objects.bucket, "key", [b"other"], if_none_match=True)
+        assert objects.store.head_object(objects.bucket, "key") == info
+        assert _read(objects, "key") == b"first"
+
+    def test_one_of_many_racing_creates_wins(self, objects: BucketCase) -> None:
+        threads = 16
+        barrier = threading.Barrier(threads)
+
+        def create(number: int) -> bool:
+            upload = objects.store.create_multipart_upload(
+                objects.bucket, "key", metadata={"number": str(number)}
+            )
+            part = objects.store.upload_part(objects.bucket, "key", upload, 1, b"%d" % number)
+            barrier.wait()
+            try:
+                objects.store.complete_multipart_upload(
+                    objects.bucket, "key", upload, [part], if_none_match=True
+                )
+            except AlreadyExistsError:
+                objects.store.abort_multipart_upload(objects.bucket, "key", upload)
+                return False
+            return True
+
+        with ThreadPoolExecutor(threads) as pool:
+            won = list(pool.map(create, range(threads)))
+        assert won.count(True) == 1
+        assert _read(objects, "key") == b"%d" % won.index(True)
+        metadata = objects.store.head_object(objects.bucket, "key").metadata
+        assert dict(metadata) == {"number": str(won.index(True))}
+
+    def test_an_object_is_invisible_until_its_upload_is_complete(self, objects: BucketCase) -> None:
+        upload, part = self._part(objects, 1, b"x")
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, "key")
+        with pytest.raises(NotFoundError):
+            objects.store.get_object_range(objects.bucket, "key", 0, 1)
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
+        assert _read(objects, "key") == b"x"
+
+    def test_a_completed_upload_is_gone(self, objects: BucketCase) -> None:
+        upload, part = self._part(objects, 1, b"x")
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
+        with pytest.raises(NotFoundError):
+            objects.store.list_parts(objects.bucket, "key", upload)
+
+    def test_an_aborted_upload_leaves_nothing(self, objects: BucketCase) -> None:
+        upload, part = self._part(objects, 1, b"x")
+        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
+        with pytest.raises(NotFoundError):
+            objects.store.list_parts(objects.bucket, "key", upload)
+        with pytest.raises(NotFoundError):
+            objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, "key")
+
+    def test_aborting_twice_is_fine(self, objects: BucketCase) -> None:
+        upload, _ = self._part(objects, 1, b"x")
+        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
+        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
+
+    def test_lists_parts_ascending(self, objects: BucketCase) -> None:
+        upload = objects.store.create_multipart_upload(objects.bucket, "key")
+        assert objects.store.list_parts(objects.bucket, "key", upload) == []
+        parts = [
+            objects.store.upload_part(objects.bucket, "key", upload, number, b"x" * number)
+            for number in (10_000, 2, 30)
+        ]
+        assert [part.size for part in parts] == [10_000, 2, 30]
+        ascending = sorted(parts, key=lambda part: part.part_number)
+        assert objects.store.list_parts(objects.bucket, "key", upload) == ascending
+
+    def test_a_part_uploaded_again_replaces_the_first(self, objects: BucketCase) -> None:
+        upload, _ = self._part(objects, 1, b"first")
+        part = objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
+        assert objects.store.list_parts(objects.bucket, "key", upload) == [part]
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
+        assert _read(objects, "key") == b"other"
+
+    def test_a_part_that_was_replaced_since_is_refused(self, objects: BucketCase) -> None:
+        upload, stale = self._part(objects, 1, b"first")
+        objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
+        with pytest.raises(AmistoreError):
+            objects.store.complete_multipart_upload(objects.bucket, "key", upload, [stale])
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, "key")
+
+    def test_a_part_that_was_never_uploaded_is_refused(self, objects: BucketCase) -> None:
+        upload, part = self._part(objects, 1, b"first")
+        with pytest.raises(AmistoreError):
+            objects.store.complete_multipart_upload(
+                objects.bucket, "key", upload, [part, UploadedPart(part_number=2, size=5, etag=part.etag)]
+            )
+
+    def test_part_numbers_may_have_gaps(self, objects: BucketCase) -> None:
+        upload, first = self._part(objects, 3, b"a" * objects.part_size)
+        last = objects.store.upload_part(objects.bucket, "key", upload, 9_999, b"b")
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [first, last])
+        assert _read(objects, "key") == b"a" * objects.part_size + b"b"
+
+    def test_a_part_that_is_not_named_is_left_out(self, objects: BucketCase) -> None:
+        upload, first = self._part(objects, 1, b"a")
+        objects.store.upload_part(objects.bucket, "key", upload, 2, b"b")
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [first])
+        assert _read(objects, "key") == b"a"
+
+    def test_parts_out_of_order_are_refused(self, objects: BucketCase) -> None:
+        upload, first = self._part(objects, 1, b"a" * objects.part_size)
+        second = objects.store.upload_part(objects.bucket, "key", upload, 2, b"b" * objects.part_size)
+        for parts in ([second, first], [first, first], []):
+            with pytest.raises(AmistoreError):
+                objects.store.complete_multipart_upload(objects.bucket, "key", upload, parts)
+
+    @pytest.mark.parametrize("number", [0, -1, 10_001])
+    def test_an_impossible_part_number_is_refused(self, objects: BucketCase, number: int) -> None:
+        upload = objects.store.create_multipart_upload(objects.bucket, "key")
+        with pytest.raises(AmistoreError):
+            objects.store.upload_part(objects.bucket, "key", upload, number, b"x")
+
+    def test_takes_any_buffer_and_keeps_none(self, objects: BucketCase) -> None:
+        content = bytearray(b"first")
+        upload = objects.store.create_multipart_upload(objects.bucket, "key")
+        part = objects.store.upload_part(objects.bucket, "key", upload, 1, memoryview(content))
+        content[:] = b"other"
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
+        assert _read(objects, "key") == b"first"
+
+    def test_threads_upload_parts_at_once(self, objects: BucketCase) -> None:
+        contents = [bytes([number]) * objects.part_size for number in range(1, 17)]
+        upload = objects.store.create_multipart_upload(objects.bucket, "key")
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(
+                pool.map(
+                    lambda number: objects.store.upload_part(
+                        objects.bucket, "key", upload, number, contents[number - 1]
+                    ),
+                    range(1, 17),
+                )
+            )
+        objects.store.complete_multipart_upload(objects.bucket, "key", upload, parts)
+        assert _read(objects, "key") == b"".join(contents)
+
+    def test_content_that_fails_leaves_no_object(self, objects: BucketCase) -> None:
+        def pieces() -> Iterator[bytes]:
+            yield bytes(3 * objects.part_size)
+            raise LookupError("the content failed")
+
+        with pytest.raises(LookupError, match="the content failed"):
+            objects.store.put_object(objects.bucket, "key", pieces(), part_size=objects.part_size)
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, "key")
+
+    def test_content_that_fails_leaves_the_old_object_alone(self, objects: BucketCase) -> None:
+        def pieces() -> Iterator[bytes]:
+            yield bytes(3 * objects.part_size)
+            raise LookupError("the content failed")
+
+        info = objects.store.put_object(objects.bucket, "key", [b"first"])
+        with pytest.raises(LookupError):
+            objects.store.put_object(objects.bucket, "key", pieces(), part_size=objects.part_size)
+        assert objects.store.head_object(objects.bucket, "key") == info
+
+    def test_deleting_an_object_that_is_not_there_is_fine(self, objects: BucketCase) -> None:
+        objects.store.delete_object(objects.bucket, "none")
+
+    def test_an_unknown_key_is_not_found(self, objects: BucketCase) -> None:
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, "none")
+        with pytest.raises(NotFoundError):
+            objects.store.get_object_range(objects.bucket, "none", 0, 1)
+        with pytest.raises(NotFoundError):
+            objects.store.open_object(objects.bucket, "none")
+
+    def test_an_unknown_bucket_is_not_found(self, objects: BucketCase) -> None:
+        bucket = "amistore-no-such-bucket"
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(bucket, "key")
+        with pytest.raises(NotFoundError):
+            objects.store.get_object_range(bucket, "key", 0, 1)
+        with pytest.raises(NotFoundError):
+            objects.store.delete_object(bucket, "key")
+        with pytest.raises(NotFoundError):
+            objects.store.put_object(bucket, "key", [b"x"])
+
+    @pytest.mark.parametrize("upload", ["upload-00000000000000000", "", "../uploads", "upload-\0"])
+    def test_an_unknown_upload_is_not_found(self, objects: BucketCase, upload: str) -> None:
+        with pytest.raises(NotFoundError):
+            objects.store.upload_part(objects.bucket, "key", upload, 1, b"x")
+        with pytest.raises(NotFoundError):
+            objects.store.list_parts(objects.bucket, "key", upload)
+
+    def test_an_upload_belongs_to_its_key(self, objects: BucketCase) -> None:
+        upload, part = self._part(objects, 1, b"x")
+        with pytest.raises(NotFoundError):
+            objects.store.complete_multipart_upload(objects.bucket, "another", upload, [part])
+
+    def test_an_opened_object_seeks_and_reads(self, objects: BucketCase) -> None:
+        content = bytes(range(256)) * 12_000
+        objects.store.put_object(objects.bucket, "key", [content])
+        with objects.store.open_object(objects.bucket, "key") as file:
+            assert file.read(3) == content[:3]
+            assert file.seek(-5, io.SEEK_END) == len(content) - 5
+            assert file.read() == content[-5:]
+            assert file.read(1) == b""
+            assert file.seek(2_000_000) == 2_000_000
+            assert file.read(2_000) == content[2_000_000:2_002_000]
+            assert file.seek(1, io.SEEK_CUR) == 2_002_001
+            assert file.seek(len(content) + 10) == len(content) + 10
+            assert file.read(1) == b""
+            file.seek(0)
+            assert file.read() == content
+            with pytest.raises(ValueError, match="seek"):
+                file.seek(-1)
+
+    def test_an_opened_object_is_pinned_to_what_it_was(self, objects: BucketCase) -> None:
+        objects.store.put_object(objects.bucket, "key", [b"first"])
+        with objects.store.open_object(objects.bucket, "key") as file:
+            objects.store.put_object(objects.bucket, "key", [b"other"])
+            with pytest.raises(SourceChangedError):
+                file.read(5)
+
+    @staticmethod
+    def _part(objects: BucketCase, number: int, content: bytes) -> tuple[str, UploadedPart]:
+        upload = objects.store.create_multipart_upload(objects.bucket, "key")
+        return upload, objects.store.upload_part(objects.bucket, "key", upload, number, content)
+
+
+def _read(objects: BucketCase, key: str) -> bytes:
+    with objects.store.open_object(objects.bucket, key) as file:
+        return file.read()

@@ -1,0 +1,1 @@
+"""How fast, how small, how frugal: `python -m benchmarks` measures it in one run and prints a table."""

@@ -1,0 +1,80 @@
+"""``python -m benchmarks``: see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from amistore import GIB, DirectoryBackend
+from benchmarks.disk import load_frames, make_disk
+from benchmarks.limit import compare_with_limit
+from benchmarks.machine import facts
+from benchmarks.memory import measure_checksum, measure_index, measure_memory, measure_plan
+from benchmarks.peers import compare_peers
+from benchmarks.table import Row, print_heading, print_row
+
+SECTIONS = ["limit", "peers", "memory", "large", "checksum"]
+
+
+def main() -> None:
+    options = _parse_options()
+    print("| machine | |\n|---|---|")
+    for name, value in facts():
+        print(f"| {name} | {value} |")
+    if {"limit", "peers"} & set(options.only):
+        with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
+            _measure_speed(Path(work), options)
+    if "memory" in options.only:
+        rows = (row for size in options.sizes for row in measure_memory(size))
+        _section("Memory, two workers, a process each", rows)
+    if "large" in options.only:
+        _section("Large volumes", (row for rows in (measure_plan(), measure_index()) for row in rows))
+    if "checksum" in options.only:
+        _section("CRC-32C of records without a C extension", measure_checksum(options.repeats))
+
+
+def _measure_speed(work: Path, options: argparse.Namespace) -> None:
+    disk = options.disk
+    if disk is None:
+        disk = work / "disk.raw"
+        make_disk(disk, int(options.data * GIB))
+    cloud = DirectoryBackend(work / "cloud")
+    image = cloud.ec2.describe_image(cloud.import_disk(disk, name="benchmark"))
+    frames = load_frames(cloud, image.snapshot_ids[0])
+    size = frames.size
+    print(f"| disk | {frames.volume_size} GiB, {size / 1e6:,.0f} MB in listed blocks |")
+    print(f"| repeats | {options.repeats}, interleaved; medians |")
+    if "limit" in options.only:
+        _section(
+            "Speed against the limit, two workers",
+            compare_with_limit(frames, options.repeats, work),
+        )
+    del frames
+    if "peers" in options.only:
+        rows = compare_peers(disk, cloud, image, size, options.repeats)
+        _section("File to file, two workers or threads", rows)
+
+
+def _section(title: str, rows: Iterable[Row]) -> None:
+    print_heading(title)
+    for row in rows:
+        print_row(row)
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--disk", type=Path, help="a raw disk to measure with, instead of a made one")
+    parser.add_argument("--data", type=float, default=2.25, metavar="GIB", help="files on the made disk")
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing (default 3)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], metavar="GIB", help="for memory")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="where temporary files go; needs 4 times the data"
+    )
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

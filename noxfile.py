@@ -1,0 +1,68 @@
+"""Everything that is run on this project: ``nox -s demo``, ``nox -s tests`` and so on.
+
+Words after ``--`` go to what the session runs: ``nox -s tests -- -k runs``.
+"""
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "docs", "examples"]
+
+TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Store and restore a disk, and compare it byte by byte."""
+    session.install("-q", "-e", ".[demo]")
+    session.run("python", "examples/quickstart.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests."""
+    session.install("-q", "-e", ".[testing]", "pytest-xdist>=3.6")
+    session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs)
+
+
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """The long form: every bit of a container flipped, every truncation; about an hour."""
+    session.install("-q", "-e", ".[testing]", "pytest-xdist>=3.6")
+    session.env["AMISTORE_LONG"] = "1"
+    session.run("pytest", "-n", "2", "tests/container/test_damage.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Form, types, and which module may import which."""
+    session.install("-q", "-e", ".[testing]", *TOOLS)
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+    session.run("pyright")
+    session.run("lint-imports")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every Python example in README.md and docs/."""
+    session.install("-q", "-e", ".[testing]")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The quickstart on small disks: with ext4 where it can be made, and without."""
+    session.install("-q", "-e", ".[demo]")
+    session.run("python", "examples/quickstart.py", "--data", "64")
+    session.run("python", "examples/quickstart.py", "--data", "64", "--filesystem", "iso9660")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Speed, memory and limits on a real disk, in a table; takes some minutes."""
+    session.install("-q", "-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)
