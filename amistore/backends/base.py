@@ -17,6 +17,7 @@ from typing import Generic
 import attrs
 from typing_extensions import Buffer, TypeVar
 
+from amistore.backends.rangefile import RangeFile
 from amistore.errors import BackendError, SourceChangedError
 from amistore.model import Image, Tag
 from amistore.units import MIB
@@ -287,49 +288,29 @@ class ObjectStore(abc.ABC):
         return io.BufferedReader(_ObjectFile(self, bucket, key), 1 * MIB)
 
 
-class _ObjectFile(io.RawIOBase):
+class _ObjectFile(RangeFile):
     def __init__(self, store: ObjectStore, bucket: str, key: str) -> None:
         self._store = store
         self._bucket = bucket
         self._key = key
-        self._info = store.head_object(bucket, key)
-        self._position = 0
+        info = store.head_object(bucket, key)
+        self._etag = info.etag
+        super().__init__(info.size)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}
-        if whence not in bases or bases[whence] + offset < 0:
-            raise ValueError(f"cannot seek to {offset}, whence {whence}")
-        self._position = bases[whence] + offset
-        return self._position
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer).cast("B")
-        length = min(len(view), max(0, self._info.size - self._position))
-        if not length:
-            return 0
+    def _fill(self, position: int, view: memoryview) -> int:
         content = self._store.get_object_range(
-            self._bucket, self._key, self._position, length, if_match=self._info.etag
+            self._bucket, self._key, position, len(view), if_match=self._etag
         )
-        if len(content) != length:
+        if len(content) != len(view):
             raise BackendError(
-                f"asked for {length} bytes at {self._position} and got {len(content)}",
+                f"asked for {len(view)} bytes at {position} and got {len(content)}",
                 retryable=True,
                 operation="get_object_range",
                 bucket=self._bucket,
                 key=self._key,
             )
-        view[:length] = content
-        self._position += length
-        return length
+        view[:] = content
+        return len(view)
 
 
 class ImageRegistry(abc.ABC):

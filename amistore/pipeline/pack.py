@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
 
 import attrs
+from typing_extensions import Buffer
 
 from amistore.backends import BlockSource
 from amistore.container import (
@@ -162,7 +163,7 @@ class _Blocks:
     tokens: tuple[str, ...]
     checksums: list[bytes | None] = attrs.field(factory=list)
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Buffer]:
         for index, token in zip(self.segment.runs.indexes(), self.tokens, strict=True):
             with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
                 block = self.source.get_snapshot_block(self.snapshot_id, index, token)
@@ -176,7 +177,7 @@ class _Blocks:
                     block_index=index,
                 )
             self.checksums.append(block.checksum)
-            yield block.content  # type: ignore[misc]
+            yield block.content
 
     def compare(self, digests: tuple[bytes, ...]) -> None:
         for index, given, found in zip(self.segment.runs.indexes(), self.checksums, digests, strict=True):

@@ -12,8 +12,8 @@ import threading
 from typing import BinaryIO
 
 import attrs
-from typing_extensions import Buffer
 
+from amistore.backends.rangefile import RangeFile
 from amistore.container import Foot, Head, Index, SegmentDescriptor
 from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
 from amistore.container.records import open_record
@@ -25,7 +25,7 @@ from amistore.errors import (
 )
 from amistore.model import Image, decode_manifest
 
-__all__ = ["ContainerFile", "LocatedSegment"]
+__all__ = ["ContainerFile", "LocatedSegment", "WholeFile"]
 
 
 @attrs.frozen
@@ -136,19 +136,13 @@ class ContainerFile:
         return LocatedSegment(descriptor, offset + len(record), contents)
 
 
-class WholeFile(io.RawIOBase):
+class WholeFile(RangeFile):
     """A container's bytes from the first on, whatever else is read meanwhile."""
 
     def __init__(self, container: ContainerFile) -> None:
         self._container = container
-        self._position = 0
+        super().__init__(container.size)
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer).cast("B")
-        length = min(len(view), self._container.size - self._position)
-        view[:length] = self._container.read(self._position, length, "file")
-        self._position += length
-        return length
+    def _fill(self, position: int, view: memoryview) -> int:
+        view[:] = self._container.read(position, len(view), "file")
+        return len(view)

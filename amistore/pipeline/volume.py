@@ -8,9 +8,8 @@ import os
 from bisect import bisect_right
 from pathlib import Path
 
-from typing_extensions import Buffer
-
-from amistore.backends.directory import files
+from amistore.backends import files
+from amistore.backends.rangefile import RangeFile
 from amistore.container import DecodedBlock, FrameDecoder, IndexedVolume, decode_frame
 from amistore.errors import AlreadyExistsError, ArchiveError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -124,40 +123,20 @@ class Volume:
         return {block.index: block.content for block in self._frame(segment, frame)}
 
 
-class _VolumeFile(io.RawIOBase):
+class _VolumeFile(RangeFile):
     """A volume as a read-only file that remembers the frame read last."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        self._position = 0
         self._blocks: dict[int, memoryview] = {}
+        super().__init__(volume.size)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._volume.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Buffer) -> int:
+    def _fill(self, position: int, view: memoryview) -> int:
         """Read up to the end of the block that the position is in."""
-        view = memoryview(buffer).cast("B")
-        index, start = divmod(self._position, BLOCK_SIZE)
-        length = min(len(view), BLOCK_SIZE - start, max(0, self._volume.size - self._position))
-        if not length:
-            return 0
+        index, start = divmod(position, BLOCK_SIZE)
+        length = min(len(view), BLOCK_SIZE - start)
         if index not in self._blocks:
             self._blocks = self._volume._blocks_around(index)
         block = self._blocks.get(index)
         view[:length] = bytes(length) if block is None else block[start : start + length]
-        self._position += length
         return length

@@ -13,9 +13,9 @@ from typing import Any
 
 import attrs
 
-from amistore.backends import checks
+from amistore.backends import checks, files
 from amistore.backends.base import Backend
-from amistore.backends.directory import disk, files
+from amistore.backends.directory import disk
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3

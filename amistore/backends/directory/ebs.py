@@ -20,9 +20,9 @@ from pathlib import Path
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends import checks
+from amistore.backends import checks, files
 from amistore.backends.base import Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.backends.directory import disk, files
+from amistore.backends.directory import disk
 from amistore.errors import BackendError, NotFoundError
 from amistore.model import Snapshot, Tag
 from amistore.model.fields import to_wire

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from amistore.backends import checks
+from amistore.backends import checks, files
 from amistore.backends.base import ImageRegistry
-from amistore.backends.directory import files
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image

@@ -22,9 +22,8 @@ from typing import Any
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends import checks
+from amistore.backends import checks, files
 from amistore.backends.base import ObjectInfo, ObjectStore, UploadedPart
-from amistore.backends.directory import files
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
