@@ -32,8 +32,14 @@ def main() -> None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="amistore-")))
         else:
             work = options.keep
-            work.mkdir(parents=True)
-        run(work, options)
+            try:
+                work.mkdir(parents=True)
+            except OSError as error:
+                sys.exit(f"--keep takes a folder that does not exist yet: {error}")
+        try:
+            run(work, options)
+        except amistore.AmistoreError as error:
+            sys.exit(str(error))
 
 
 def run(work: Path, options: argparse.Namespace) -> None:

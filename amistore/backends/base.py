@@ -261,8 +261,8 @@ class ObjectStore(abc.ABC):
             content: pieces of bytes, such as `amistore.pack` yields.
             metadata: user metadata.
             if_none_match: refuse when the object exists.
-            part_size: bytes that are collected before a part is sent; an object has 10,000
-                parts at most.
+            part_size: bytes that are collected in memory before a part is sent; doubled after
+                each 1,000 parts, since an object has 10,000 at most.
         """
         upload = self.create_multipart_upload(bucket, key, metadata=metadata)
         try:
@@ -270,7 +270,8 @@ class ObjectStore(abc.ABC):
             pending = bytearray()
             for piece in content:
                 pending += piece
-                if len(pending) >= part_size:
+                # Doubled every 1,000 parts, so that 10,000 of them hold the largest object.
+                if len(pending) >= part_size << len(parts) // 1000:
                     parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
                     pending = bytearray()
             if pending or not parts:

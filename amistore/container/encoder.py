@@ -57,16 +57,16 @@ def encode_segment(
     encoder = FrameEncoder(level, check=check)
     frames: list[bytes] = []
     digests: list[bytes] = []
+    # A block is copied before it is hashed: its source may use the buffer again.
+    buffer = memoryview(bytearray(max(segment.frame_contents)))
     for content_size in segment.frame_contents:
-        contents: list[Buffer] = []
-        for _ in range(content_size // BLOCK_SIZE):
-            block = next(blocks, b"")
-            digests.append(hashlib.sha256(block).digest())
-            contents.append(block)
-        content = b"".join(contents)
-        del contents
-        if len(content) != content_size:
-            raise InvalidRequestError(f"a block does not have {BLOCK_SIZE} bytes")
+        content = buffer[:content_size]
+        for at in range(0, content_size, BLOCK_SIZE):
+            block = memoryview(next(blocks, b"")).cast("B")
+            if len(block) != BLOCK_SIZE:
+                raise InvalidRequestError(f"a block has {len(block)} bytes, not {BLOCK_SIZE}")
+            content[at : at + BLOCK_SIZE] = block
+            digests.append(hashlib.sha256(content[at : at + BLOCK_SIZE]).digest())
         frames.append(encoder.encode(content))
     descriptor = SegmentDescriptor(
         file_id=segment.file_id,

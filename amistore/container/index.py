@@ -30,7 +30,7 @@ from amistore.container.records import (
     seal,
 )
 from amistore.errors import ArchiveError, CorruptArchiveError
-from amistore.units import BLOCK_SIZE
+from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["Index", "IndexedVolume", "Ledger"]
 
@@ -188,6 +188,8 @@ class Index:
                 before = self.offsets[sequence] + least
                 last = self.lasts[sequence]
                 sequence += 1
+            if volume.size % GIB or not 1 <= volume.size // GIB <= layout.MAX_VOLUME_GIB:
+                raise CorruptArchiveError("a volume's size is no whole number of GiB, or beyond the limit")
             if (last + 1) * BLOCK_SIZE > volume.size:
                 raise CorruptArchiveError("a block lies beyond its volume", segment=sequence - 1)
         expected = identity.archive_content_id(self.manifest(), [v.content_id for v in self.volumes])
@@ -212,11 +214,14 @@ class Index:
                 raise CorruptArchiveError("a volume has more or fewer segments than its blocks need")
         return head
 
+    def manifest_member(self) -> bytes:
+        """The copy of the manifest's tar member."""
+        head = self.parse_head()
+        return decode_member(self.manifest_frames, head.manifest_frames, head.manifest_content)
+
     def manifest(self) -> bytes:
         """The copy of the manifest's bytes, without its tar header."""
-        head = self.parse_head()
-        member = decode_member(self.manifest_frames, head.manifest_frames, head.manifest_content)
-        return manifest_of(member)
+        return manifest_of(self.manifest_member())
 
 
 def manifest_of(member: bytes) -> bytes:

@@ -36,7 +36,7 @@ class PlannedVolume:
 
 @attrs.frozen(kw_only=True)
 class PlannedSegment:
-    """Up to 64 listed blocks of one volume; `ordinal` counts the listed ones before."""
+    """Consecutive listed blocks of one volume; `ordinal` counts the listed ones before."""
 
     file_id: bytes
     volume: int
@@ -89,8 +89,7 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
         form: how to cut; None for the default, with shards and parts to fit the size.
 
     Raises:
-        InvalidRequestError: beyond a limit of the format, or of an object in S3 if nothing
-            could be compressed.
+        InvalidRequestError: beyond a limit of the format.
     """
     ordered = sorted(volumes, key=lambda volume: volume[0])
     names = [snapshot_id for snapshot_id, _, _ in ordered]

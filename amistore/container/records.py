@@ -17,7 +17,12 @@ import attrs
 from amistore.container import layout
 from amistore.container.checksum import crc32c
 from amistore.container.runs import Runs
-from amistore.errors import ArchiveError, CorruptArchiveError, UnsupportedArchiveError
+from amistore.errors import (
+    ArchiveError,
+    CorruptArchiveError,
+    InvalidValueError,
+    UnsupportedArchiveError,
+)
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
@@ -55,14 +60,22 @@ class Layout:
     part_size: int = layout.MIN_PART
 
     def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(Layout):
+            value = getattr(self, field.name)
+            if type(value) is not int:
+                raise InvalidValueError(
+                    f"Layout.{field.name} must be a whole number, not {value!r}",
+                    field=f"Layout.{field.name}",
+                    value=value,
+                )
         if not (
             1 <= self.blocks_per_frame <= layout.MAX_FRAME_CONTENT // BLOCK_SIZE
             and self.blocks_per_frame <= self.blocks_per_segment <= layout.MAX_SEGMENT_BLOCKS
             and self.blocks_per_segment % self.blocks_per_frame == 0
-            and self.segments_per_shard >= 1
+            and 1 <= self.segments_per_shard < 2**64
             and layout.MIN_PART <= self.part_size <= layout.MAX_PART
         ):
-            raise CorruptArchiveError(f"impossible layout {self}", record="HEAD")
+            raise InvalidValueError(f"impossible {self}", field="Layout", value=self)
 
     def segments(self, blocks: int) -> int:
         """Segments of a volume of so many listed blocks."""
@@ -232,13 +245,17 @@ class Head:
             )
         if block_size != BLOCK_SIZE:
             raise UnsupportedArchiveError(f"blocks of {block_size} bytes are not known", record="HEAD")
-        head = cls(
-            layout=Layout(
+        try:
+            form = Layout(
                 blocks_per_frame=per_frame,
                 blocks_per_segment=per_segment,
                 segments_per_shard=per_shard,
                 part_size=part_size,
-            ),
+            )
+        except InvalidValueError as error:
+            raise CorruptArchiveError(str(error)) from None
+        head = cls(
+            layout=form,
             volumes=volumes,
             segments=segments,
             blocks=blocks,

@@ -45,6 +45,8 @@ class Runs:
         runs = cls()
         first = end = -1
         for index in indexes:
+            if index < 0:
+                raise InvalidRequestError(f"block indexes start at 0, not {index}")
             if index == end:
                 end += 1
                 continue

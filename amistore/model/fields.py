@@ -216,7 +216,7 @@ def to_wire(value: Any) -> dict[str, Any]:
         elif "one" in field.metadata:
             item = to_wire(item)
         members[wire_name(field.name)] = item
-    return {**members, **_plain(value.extra)}
+    return {**_plain(value.extra), **members}
 
 
 def from_wire(kind: type[V], members: Any) -> V:

@@ -38,8 +38,9 @@ def open_archive(what: str | os.PathLike[str] | BinaryIO) -> Archive:
             return Archive(path.open("rb", buffering=0), name=str(path), close=True)
         except FileNotFoundError:
             raise NotFoundError(f"no such file: {path}", operation="open") from None
-        except OSError as error:
-            raise BackendError(f"{error.strerror}: {path}", operation="open") from error
+        except (OSError, ValueError) as error:
+            message = getattr(error, "strerror", None) or str(error)
+            raise BackendError(f"{message}: {path}", operation="open") from error
     return Archive(what, name=getattr(what, "name", type(what).__name__), close=False)
 
 

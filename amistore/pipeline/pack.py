@@ -167,7 +167,7 @@ class _Blocks:
         for index, token in zip(self.segment.runs.indexes(), self.tokens, strict=True):
             with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
                 block = self.source.get_snapshot_block(self.snapshot_id, index, token)
-                size = memoryview(block.content).nbytes
+                size = memoryview(block.content).cast("B").nbytes
             if size != BLOCK_SIZE:
                 raise BackendError(
                     f"the source gave {size} bytes for a block of {BLOCK_SIZE}",

@@ -15,7 +15,9 @@ import attrs
 
 from amistore.backends.rangefile import RangeFile
 from amistore.container import Foot, Head, Index, SegmentDescriptor
+from amistore.container.identity import file_id
 from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
+from amistore.container.plan import manifest_member
 from amistore.container.records import open_record
 from amistore.errors import (
     ArchiveError,
@@ -52,7 +54,12 @@ class ContainerFile:
         self._file = file
         self._lock = threading.Lock()
         self.name = name
-        self.size = file.seek(0, io.SEEK_END)
+        try:
+            self.size = file.seek(0, io.SEEK_END)
+        except (OSError, ValueError) as error:
+            raise BackendError(
+                f"{name} cannot be opened for random access: {error}", operation="open"
+            ) from error
         self.index: Index
         self.head: Head
         self.index, self.head = self._read_index()
@@ -96,12 +103,19 @@ class ContainerFile:
             index = Index.parse(record)
             if index.end > foot.data_end or sum(v.blocks for v in index.volumes) != foot.blocks:
                 raise CorruptArchiveError("the index contradicts FOOT", record="INDX")
-            return index, index.parse_head()
+            head = index.parse_head()
+            volumes = [(volume.size, volume.runs_digest) for volume in index.volumes]
+            if head.blocks != foot.blocks or head.file_id != file_id(index.manifest(), volumes, head.layout):
+                raise CorruptArchiveError("HEAD's counts or file id are not those of the volumes")
+            return index, head
         except ArchiveError as error:
             raise error.locate(offset=foot.index_offset, record="INDX") from None
 
     def _read_image(self) -> Image:
-        image = decode_manifest(self.index.manifest())
+        manifest = self.index.manifest()
+        image = decode_manifest(manifest)
+        if manifest_member(image, manifest) != self.index.manifest_member():
+            raise CorruptArchiveError("the manifest's tar member is not as a writer makes it", record="INDX")
         before = ""
         for volume in self.index.volumes:
             if volume.snapshot_id <= before or volume.snapshot_id not in image.snapshot_ids:
@@ -112,6 +126,15 @@ class ContainerFile:
                 )
             before = volume.snapshot_id
         return image
+
+    def _place(self, sequence: int) -> tuple[int, int]:
+        """Number of the volume of a segment, and the ordinal of its first block."""
+        first = 0
+        for number, volume in enumerate(self.index.volumes):
+            if sequence < first + volume.segments:
+                return number, (sequence - first) * self.head.layout.blocks_per_segment
+            first += volume.segments
+        raise IndexError(sequence)
 
     def segment(self, sequence: int) -> LocatedSegment:
         """A segment by its sequence number, its SEGD authenticated by the index."""
@@ -125,6 +148,7 @@ class ContainerFile:
             contents = tuple(self.head.layout.frame_contents(descriptor.runs.blocks))
             if (
                 descriptor.sequence != sequence
+                or (descriptor.volume, descriptor.ordinal) != self._place(sequence)
                 or descriptor.file_id != self.head.file_id
                 or descriptor.runs.first != self.index.firsts[sequence]
                 or descriptor.runs.end - 1 != self.index.lasts[sequence]

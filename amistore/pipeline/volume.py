@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 from bisect import bisect_right
@@ -10,8 +11,15 @@ from pathlib import Path
 
 from amistore.backends import files
 from amistore.backends.rangefile import RangeFile
-from amistore.container import DecodedBlock, FrameDecoder, IndexedVolume, decode_frame
-from amistore.errors import AlreadyExistsError, ArchiveError
+from amistore.container import (
+    DecodedBlock,
+    FrameDecoder,
+    IndexedVolume,
+    Runs,
+    SegmentDescriptor,
+    decode_frame,
+)
+from amistore.errors import AlreadyExistsError, ArchiveError, CorruptArchiveError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.reader import ContainerFile, LocatedSegment
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -40,6 +48,7 @@ class Volume:
         self.blocks = indexed.blocks
         self.content_id = indexed.content_id.hex()
         self.linear = indexed.linear
+        self._runs_digest = indexed.runs_digest
 
     def __repr__(self) -> str:
         return f"<Volume {self.snapshot_id}: {self.size >> 30} GiB, {self.blocks} blocks>"
@@ -77,26 +86,37 @@ class Volume:
                 os.truncate(descriptor, self.size)
                 self._write(descriptor, workers, progress)
 
-    def _write(self, descriptor: int, workers: int | None, progress: ProgressCallback) -> None:
-        def write(sequence: int) -> int:
+    def _write(self, target: int, workers: int | None, progress: ProgressCallback) -> None:
+        def write(sequence: int) -> SegmentDescriptor:
             segment = self._container.segment(sequence)
             for frame in range(len(segment.frame_contents)):
                 for block in self._frame(segment, frame):
-                    files.write_at(descriptor, block.content, block.index * BLOCK_SIZE)
-            return segment.descriptor.runs.blocks
+                    files.write_at(target, block.content, block.index * BLOCK_SIZE)
+            return segment.descriptor
 
+        linear = hashlib.sha256()
+        runs: list[tuple[int, int]] = []
         done = 0
         sequences = range(self._first, self._first + self._segments)
         with (
             worker_pool(workers, None) as (pool, limit),
             contextlib.closing(ordered_map(pool, write, sequences, limit)) as segments,
         ):
-            for blocks in segments:
-                done += blocks
+            for descriptor in segments:
+                linear.update(b"".join(descriptor.digests))
+                runs.extend(descriptor.runs)
+                done += descriptor.runs.blocks
                 if progress is not None:
                     progress(
                         Progress(phase=Phase.EXTRACT, blocks=done, total_blocks=self.blocks, stored_bytes=0)
                     )
+        # Each segment is proved by the index; this proves that the index's sums are theirs.
+        if (done, linear.digest(), Runs(runs).digest()) != (self.blocks, self.linear, self._runs_digest):
+            raise CorruptArchiveError(
+                "the volume's blocks are not those that its content id stands for",
+                record="INDX",
+                snapshot_id=self.snapshot_id,
+            )
 
     def _frame(self, segment: LocatedSegment, frame: int) -> list[DecodedBlock]:
         """The blocks of one frame of a segment, read, decoded and checked."""

@@ -62,10 +62,17 @@ def ordered_map(
             pending.append(executor.submit(function, item))
             del item  # may hold a whole segment
             if len(pending) >= limit:
-                yield pending.popleft().result()
+                yield _first(pending)
         while pending:
-            yield pending.popleft().result()
+            yield _first(pending)
     finally:
         for future in pending:
             future.cancel()
         wait(pending)
+
+
+def _first(pending: deque[Future[R]]) -> R:
+    """The first result, kept in `pending` while it is waited for: an interrupt must not lose it."""
+    result = pending[0].result()
+    pending.popleft()
+    return result

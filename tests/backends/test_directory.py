@@ -514,3 +514,14 @@ def test_a_snapshot_description_is_a_model_s_members(cloud):
         "VolumeSize": 1,
     }
     assert cloud.ebs.describe(snapshot_id).state == "pending"
+
+
+def test_blocks_that_vanish_from_the_list_of_digests_are_missed(tmp_path: Path) -> None:
+    cloud = amistore.DirectoryBackend(tmp_path)
+    blocks = {0: block(1), 7: block(2)}
+    snapshot_id = store_snapshot(cloud.ebs, 1, blocks)
+    with (tmp_path / "ebs" / snapshot_id / "digests").open("r+b") as digests:
+        digests.seek(7 * 32)
+        digests.write(bytes(32))
+    with pytest.raises(amistore.ChecksumMismatchError, match="digests is damaged"):
+        cloud.ebs.list_snapshot_blocks(snapshot_id)

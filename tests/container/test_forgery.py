@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import images
@@ -298,6 +299,24 @@ def test_a_descriptor_that_is_not_the_one_of_the_index_is_refused_when_its_disk_
         disk.read(10)
 
 
+def test_extracting_proves_that_the_content_id_is_that_of_the_blocks(tmp_path: Path) -> None:
+    blocks = {i: images.block(i + 1) for i in range(4)}
+    honest = Pieces.of(images.packed([(1, blocks)], FORM)).index
+    forged = Pieces.of(images.packed([(1, {**blocks, 2: images.block(99)})], FORM))
+    # Another block, under the sums and content ids of the first archive.
+    volume = attrs.evolve(
+        forged.index.volumes[0], linear=honest.volumes[0].linear, content_id=honest.volumes[0].content_id
+    )
+    forged.index = attrs.evolve(forged.index, volumes=(volume,), content_id=honest.content_id)
+    with amistore.open(io.BytesIO(forged.build(rebuild_index=False))) as archive:
+        assert archive.content_id == honest.content_id.hex()
+        with pytest.raises(amistore.CorruptArchiveError, match="content id stands for"):
+            archive.volumes[0].extract(tmp_path / "disk.raw")
+        with pytest.raises(amistore.CorruptArchiveError):
+            archive.verify()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_segment_of_another_archive_with_the_same_runs_is_refused_for_its_file_id() -> None:
     blocks = {i: images.block(i + 1) for i in range(4)}
     pieces = Pieces.of(images.packed([(1, blocks)], FORM))
@@ -446,3 +465,23 @@ def test_run_varints_are_canonical_or_refused(encoded: bytes) -> None:
     except amistore.CorruptArchiveError:
         return
     assert runs.encode() == encoded
+
+
+@pytest.mark.parametrize("pairs", [[(-1, 3)], [(0, 0)], [(5, 2), (6, 1)]])
+def test_runs_that_cannot_be_are_refused(pairs: list[tuple[int, int]]) -> None:
+    with pytest.raises(amistore.InvalidRequestError):
+        Runs(pairs)
+
+
+@pytest.mark.parametrize("indexes", [[-1, 0, 1], [3, 3], [3, 2]])
+def test_block_indexes_that_cannot_be_are_refused(indexes: list[int]) -> None:
+    with pytest.raises(amistore.InvalidRequestError):
+        Runs.of_blocks(indexes)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"blocks_per_frame": 0}, {"part_size": 1.5e7}, {"segments_per_shard": 2**64}]
+)
+def test_a_layout_that_cannot_be_is_refused_as_the_callers_fault(fields: dict[str, object]) -> None:
+    with pytest.raises(amistore.InvalidValueError, match="Layout"):
+        amistore.Layout(**fields)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -63,6 +64,32 @@ def test_a_source_that_fails_ends_packing_with_a_typed_error(
     if not isinstance(answer, amistore.NotFoundError):
         assert caught.value.block_index == 25
         assert caught.value.snapshot_id == "snap-00000000000000000"
+
+
+def test_a_source_may_use_one_buffer_for_all_its_blocks() -> None:
+    class Reusing(images.Volumes):
+        buffer = bytearray(amistore.BLOCK_SIZE)
+
+        def get_snapshot_block(
+            self, snapshot_id: str, block_index: int, block_token: str
+        ) -> amistore.SnapshotBlock:
+            self.buffer[:] = BLOCKS[block_index]
+            return amistore.SnapshotBlock(self.buffer)
+
+    source = Reusing([(1, BLOCKS)])
+    container = b"".join(amistore.pack(images.image(source.volumes), source, workers=1))
+    backend = amistore.MemoryBackend()
+    amistore.unpack(io.BytesIO(container), backend.ebs)
+    assert images.contents(backend.ebs, images.leftovers(backend)[0]) == (1, BLOCKS)
+
+
+def test_what_cannot_be_opened_for_random_access_is_a_typed_error() -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe, pytest.raises(amistore.BackendError, match="random access"):
+        amistore.open(pipe)
+    with pytest.raises(amistore.BackendError):
+        amistore.open("nul\0byte")
 
 
 class Changing(images.Volumes):

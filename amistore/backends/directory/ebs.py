@@ -2,14 +2,15 @@
 
 ``digests`` has 32 bytes for each block of the volume, in their order: its SHA-256, or zeros
 where the block does not exist. So a listed block of zeros and a hole differ, and rot is
-found on reading. A pending snapshot's is called ``digests.pending``; to complete it is to
-rename that, so a snapshot is one or the other whenever a process dies. Safe for several
-processes.
+found on reading; ``linear.json`` has the blocks' number and LINEAR, so that none can vanish.
+A pending snapshot's is called ``digests.pending``; to complete it is to rename that, so a
+snapshot is one or the other whenever a process dies. Safe for several processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from typing_extensions import Buffer
 from amistore.backends import checks, files
 from amistore.backends.base import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.directory import disk
-from amistore.errors import BackendError, NotFoundError
+from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError
 from amistore.model import Snapshot, Tag
 from amistore.model.fields import to_wire
 from amistore.units import BLOCK_SIZE, GIB, MIB
@@ -62,6 +63,8 @@ class DirectoryEBS(BlockStore):
             files.operation("list_snapshot_blocks", snapshot_id=snapshot_id),
             self._open(snapshot_id, "completed") as (disk_file, digests),
         ):
+            if next_token is None:
+                _check_digests(self.root / snapshot_id, digests)
             written = islice(_written(digests, _index(next_token or "0")), self.page_size + 1)
             indexes = [index for index, _ in written]
             return BlockPage(
@@ -130,6 +133,9 @@ class DirectoryEBS(BlockStore):
                 checks.check_complete(snapshot_id, dict(_written(digests)), changed_blocks_count, checksum)
                 os.fsync(disk_file)
                 os.fsync(digests)
+            files.write_json(
+                folder / "linear.json", {"blocks": changed_blocks_count, "linear": checksum.hex()}
+            )
             (folder / _DIGESTS["pending"]).rename(folder / _DIGESTS["completed"])
             files.sync_directory(folder)
 
@@ -173,6 +179,16 @@ def _state(folder: Path) -> str:
     return "completed" if (folder / _DIGESTS["completed"]).exists() else "pending"
 
 
+def _check_digests(folder: Path, digests: int) -> None:
+    """Refuse a list of blocks that is not the one the snapshot was completed with."""
+    count, linear = 0, hashlib.sha256()
+    for _, digest in _written(digests):
+        linear.update(digest)
+        count += 1
+    if files.read_json(folder / "linear.json") != {"blocks": count, "linear": linear.hexdigest()}:
+        raise ChecksumMismatchError(f"{folder.name}/digests is damaged: it is not what was completed")
+
+
 def _index(token: str) -> int:
     if not token.isascii() or not token.isdecimal() or len(token) > 10:
         raise BackendError(f"{token[:40]!r} is no page token")
@@ -185,6 +201,8 @@ def _written(digests: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
     for start, end in disk.extents(digests, size, first * _DIGEST_SIZE):
         for position in range(start, end, 1 * MIB):
             content = os.pread(digests, min(1 * MIB, end - position), position)
+            if len(content) < min(1 * MIB, end - position):
+                raise BackendError("digests is damaged: it ends too soon")
             for offset in range(0, len(content), _DIGEST_SIZE):
                 digest = content[offset : offset + _DIGEST_SIZE]
                 if digest != _ABSENT:
