@@ -164,7 +164,7 @@ class _Reader:
         return data
 
     def _record(self, kind: bytes, limit: int, fixed: int | None = None) -> Generator[int, bytes, bytes]:
-        """The whole record of this kind that must stand here; others are skipped if they may be."""
+        """The whole record of this kind; ones of unknown type are skipped where and if they may be."""
         name = kind.decode().rstrip("\0")
         while True:
             start = yield from self._take(layout.ENVELOPE.size, name)
@@ -174,6 +174,8 @@ class _Reader:
             if known and envelope.kind != kind:
                 found = envelope.kind.decode().rstrip("\0")
                 raise CorruptArchiveError(f"a {found} record stands where {name} is expected", record=name)
+            if not known and kind not in (layout.VOLD, layout.SEGD):
+                raise CorruptArchiveError(f"a record of unknown type stands before {name}", record=name)
             if envelope.size > (limit if known else layout.MAX_DESCRIPTOR):
                 raise CorruptArchiveError(
                     f"a record of {envelope.size} bytes is beyond the limit", record=name
@@ -220,10 +222,6 @@ class _Reader:
                 raise CorruptArchiveError("the manifest's tar member is not as a writer makes it")
         except ArchiveError as error:
             raise error.locate(record="manifest") from None
-        # Skipped records between PREAMBLE and HEAD are not part of the front's digest copy: none
-        # may stand there, since a worker must find HEAD at a constant offset.
-        if self._end != len(PREAMBLE) + len(record) + sum(map(len, frames)):
-            raise CorruptArchiveError("HEAD does not follow PREAMBLE", record="HEAD")
         self._ledger.add_front(record, b"".join(frames), b"".join((preamble, record, *frames)))
 
     def _prelude(self, number: int) -> Generator[int, bytes, PlannedVolume]:

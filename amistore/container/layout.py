@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
+from amistore.units import GIB, KIB, MIB
 
 # zstd (RFC 8878, 3.1.1 and 3.1.2): the magic of a frame, and the last of the sixteen of
 # skippable frames. Those are anyone's to use, so a record is known by SIGNATURE and type.
@@ -55,9 +55,8 @@ INDX_VOLUME: Final = struct.Struct("<24sQQQQIQ32s32s32s32s")
 FOOT_FIXED: Final = struct.Struct("<QQQQ32s")
 FOOT_SIZE: Final = RECORD_OVERHEAD + FOOT_FIXED.size
 
-# Feature bits of HEAD's incompatible mask that are taken for later: none is known to version 1.
-RESERVED_DELTA: Final = 1 << 0
-RESERVED_ENCRYPTED: Final = 1 << 1
+# Bits of HEAD's incompatible mask: 0 is reserved for deltas against another archive, 1 for
+# encrypted segments. Version 1 knows none.
 KNOWN_INCOMPATIBLE: Final = 0
 
 # Limits: a reader refuses what is beyond them before it allocates for it.
@@ -65,7 +64,6 @@ MAX_FRAME_CONTENT: Final = 8 * MIB
 MAX_FRAME_SIZE: Final = MAX_FRAME_CONTENT + 64 * KIB  # ZSTD_compressBound(8 MiB) is 8 MiB + 32 KiB
 MAX_WINDOW: Final = 8 * MIB
 MAX_SEGMENT_BLOCKS: Final = 512
-MAX_SEGMENT_CONTENT: Final = 512 * BLOCK_SIZE
 MAX_DESCRIPTOR: Final = 64 * KIB  # HEAD, VOLD, SEGD and records of unknown type, envelope included
 MAX_MANIFEST: Final = 16 * MIB
 MAX_INDEX: Final = 256 * MIB

@@ -48,7 +48,7 @@ class PlannedSegment:
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What will be written. `worst_size` (bytes) is the size if nothing could be compressed."""
+    """What will be written."""
 
     image: Image
     manifest: bytes
@@ -57,7 +57,6 @@ class Plan:
     segments: int
     blocks: int
     file_id: bytes
-    worst_size: int
 
     def segment(self, sequence: int) -> PlannedSegment:
         """The segment of that sequence number, counted across volumes from 0."""
@@ -114,7 +113,7 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
         )
         segments += base.segments(runs.blocks)
     blocks = sum(volume.runs.blocks for volume in planned)
-    worst = _worst_size(base, planned, segments, len(manifest))
+    _check_index(len(planned), segments, len(manifest))
     chosen = form or _fit(base, segments)
     return Plan(
         image=image,
@@ -124,7 +123,6 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
         segments=segments,
         blocks=blocks,
         file_id=file_id(manifest, [(v.size, v.runs.digest()) for v in planned], chosen),
-        worst_size=worst,
     )
 
 
@@ -140,15 +138,14 @@ def _worst_segment(form: Layout) -> int:
     return form.blocks_per_segment * (BLOCK_SIZE + 64 + 32) + layout.MAX_DESCRIPTOR
 
 
-def _worst_size(form: Layout, volumes: Sequence[PlannedVolume], segments: int, manifest: int) -> int:
-    maps = sum(32 * len(volume.runs) + layout.MAX_DESCRIPTOR for volume in volumes)
-    index = segments * (32 + 3 * 8) + 2 * manifest + layout.MAX_DESCRIPTOR * (1 + len(volumes))
+def _check_index(volumes: int, segments: int, manifest: int) -> None:
+    """Refuse what needs an INDX beyond its limit, with columns that cannot be compressed."""
+    index = segments * (32 + 3 * 8) + 2 * manifest + layout.MAX_DESCRIPTOR * (1 + volumes)
     if index > layout.MAX_INDEX:
         raise InvalidRequestError(
             f"{segments} segments need an index beyond the limit of {layout.MAX_INDEX} bytes: "
             "store fewer snapshots at a time (snapshots=)"
         )
-    return segments * _worst_segment(form) + maps + manifest + index + MIB
 
 
 def _fit(form: Layout, segments: int) -> Layout:

@@ -106,7 +106,6 @@ class Envelope:
     """A record's first 20 bytes. `size` is that of the whole record, in bytes."""
 
     kind: bytes
-    critical: bool
     size: int
 
 
@@ -131,16 +130,15 @@ def open_envelope(start: bytes) -> Envelope:
     size = length + layout.SKIPPABLE_HEADER
     if magic != layout.SKIPPABLE_MAGIC or signature != layout.SIGNATURE or size < layout.RECORD_OVERHEAD:
         raise CorruptArchiveError(f"no record stands here: {start.hex()}")
-    critical = bool(flags & layout.CRITICAL)
     if kind in layout.KNOWN:
         if version != layout.RECORD_VERSION or flags != layout.CRITICAL:
             raise UnsupportedArchiveError(
                 f"version {version} or flags {flags} of this record are not known: install a newer amistore",
                 record=kind.decode().rstrip("\0"),
             )
-    elif critical:
+    elif flags & layout.CRITICAL:
         raise UnsupportedArchiveError(f"a critical record of unknown type {kind!r}: install a newer amistore")
-    return Envelope(kind, critical, size)
+    return Envelope(kind, size)
 
 
 def open_record(record: bytes, fixed: int | None = None) -> bytes:

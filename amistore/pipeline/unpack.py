@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO
 
 import attrs
-from typing_extensions import Buffer
 
 from amistore.backends import BlockSink
 from amistore.container import (
     ContainerEnd,
     ContainerStart,
-    DecodedBlock,
     Event,
     PlannedVolume,
     StoredSegment,
@@ -29,7 +27,7 @@ from amistore.container import (
     decode_segment,
 )
 from amistore.errors import ArchiveError, BackendError, InvalidRequestError, InvalidValueError
-from amistore.model import Image, Snapshot, Tag
+from amistore.model import Image, Snapshot
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -89,26 +87,8 @@ def check_stream(
     stream: BinaryIO, *, workers: int | None, executor: Executor | None, progress: ProgressCallback
 ) -> ContainerEnd:
     """Read and verify a whole container as `unpack` does, and put it nowhere."""
-    restore = _Restore(_Nowhere(), read_events(stream), snapshots=())
+    restore = _Restore(None, read_events(stream), snapshots=())
     return restore.run(Phase.VERIFY, workers, executor, progress)
-
-
-class _Nowhere(BlockSink):
-    """Stands where no snapshot is wanted."""
-
-    def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
-        return ""
-
-    def put_snapshot_block(
-        self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
-    ) -> None:
-        pass
-
-    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
-        pass
-
-    def delete_snapshot(self, snapshot_id: str) -> None:
-        pass
 
 
 def read_events(stream: BinaryIO) -> Iterator[Event]:
@@ -147,27 +127,28 @@ _Item = tuple[StoredSegment, "str | None"]  # a segment, and the snapshot to put
 class _Put:
     """A worker's task: decode and check one segment, put its blocks. Gives their number."""
 
-    sink: BlockSink
+    sink: BlockSink | None
 
     def __call__(self, item: _Item) -> int:
         stored, snapshot_id = item
         try:
             for block in decode_segment(stored.descriptor, stored.frames, stored.segment.frame_contents):
-                if snapshot_id is not None:
-                    self._put(snapshot_id, block)
+                if self.sink is not None and snapshot_id is not None:
+                    with foreign_errors(
+                        "put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index
+                    ):
+                        self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
         except ArchiveError as error:
             raise error.locate(offset=stored.offset, snapshot_id=stored.snapshot_id) from error.__cause__
         return stored.descriptor.runs.blocks
 
-    def _put(self, snapshot_id: str, block: DecodedBlock) -> None:
-        with foreign_errors("put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index):
-            self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
-
 
 class _Restore:
-    """One unpacking: what it has begun, to complete or to undo."""
+    """One unpacking: what it has begun, to complete or to undo. Without a sink it only verifies."""
 
-    def __init__(self, sink: BlockSink, events: Iterator[Event], snapshots: Iterable[str] | None) -> None:
+    def __init__(
+        self, sink: BlockSink | None, events: Iterator[Event], snapshots: Iterable[str] | None
+    ) -> None:
         self._sink = sink
         self._events = events
         start = next(events)
@@ -217,7 +198,7 @@ class _Restore:
             del event  # up to 32 MiB, while the next one is read
 
     def _begin(self, volume: PlannedVolume) -> None:
-        if volume.snapshot_id not in self._wanted:
+        if self._sink is None or volume.snapshot_id not in self._wanted:
             return
         known = self._start.image.snapshot(volume.snapshot_id)
         with foreign_errors("start_snapshot"):
@@ -237,12 +218,14 @@ class _Restore:
         """Complete what was started, after the whole container has verified."""
         for volume in end.index.volumes:
             snapshot_id = self._started.get(volume.snapshot_id)
-            if snapshot_id is not None:
+            if self._sink is not None and snapshot_id is not None:
                 with foreign_errors("complete_snapshot", snapshot_id=snapshot_id):
                     self._sink.complete_snapshot(snapshot_id, volume.blocks, volume.linear)
 
     def undo(self) -> None:
         """Delete every snapshot that was started; what cannot be deleted is logged by id."""
+        if self._sink is None:
+            return
         for snapshot_id in self._started.values():
             try:
                 self._sink.delete_snapshot(snapshot_id)
