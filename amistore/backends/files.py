@@ -69,7 +69,10 @@ def operation(name: str, **facts: Any) -> Iterator[None]:
         raise kind(
             f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), operation=name, **facts
         ) from error
-    except ValueError as error:  # a NUL or a lone surrogate, which no file name or file holds
+    except ValueError as error:
+        # A NUL or a lone surrogate, which no file name or file holds; others are not ours.
+        if not isinstance(error, UnicodeError) and "null" not in str(error):
+            raise
         raise InvalidRequestError(f"{name}: {error}") from error
 
 

@@ -2,7 +2,7 @@
 
 Canonical means: UTF-8, keys sorted, two spaces of indent, a final newline, no floats that
 JSON cannot repeat. A reader re-encodes what it read and refuses a difference, which also
-refuses duplicate keys. Imports the model only.
+refuses duplicate keys. Imports the model and `errors` only.
 """
 
 from __future__ import annotations

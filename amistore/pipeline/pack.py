@@ -107,8 +107,7 @@ def plan_pack(
             if progress is not None:
                 progress(Progress(phase=Phase.LIST, blocks=before + count, total_blocks=None, stored_bytes=0))
 
-        with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-            size, runs = list_runs(source, snapshot_id, listed)
+        size, runs = list_runs(source, snapshot_id, listed)
         known = image.snapshot(snapshot_id).volume_size
         if known not in (None, size):
             raise SourceChangedError(
@@ -224,9 +223,8 @@ def _items(planned: Plan, source: BlockSource) -> Iterator[_Item]:
         first = volume.first_segment
         count = planned.layout.segments(volume.runs.blocks)
         segments = (planned.segment(sequence) for sequence in range(first, first + count))
-        with foreign_errors("list_snapshot_blocks", snapshot_id=volume.snapshot_id):
-            for segment, tokens in list_tokens(source, volume, segments):
-                yield volume.snapshot_id, segment, tokens
+        for segment, tokens in list_tokens(source, volume, segments):
+            yield volume.snapshot_id, segment, tokens
 
 
 def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int) -> None:

@@ -191,6 +191,33 @@ def test_no_more_than_twice_the_workers_segments_are_begun_and_not_taken() -> No
     assert taken == 25
 
 
+def test_an_error_of_the_progress_callback_is_not_taken_for_one_of_the_backends(tmp_path: Path) -> None:
+    def fail(event: amistore.Progress) -> None:
+        raise ValueError("mine")
+
+    source = images.Volumes([(1, BLOCKS)])
+    with pytest.raises(ValueError, match="mine"):
+        amistore.pack(images.image(source.volumes), source, progress=fail)
+    with (
+        amistore.open(io.BytesIO(images.packed([(1, BLOCKS)]))) as archive,
+        pytest.raises(ValueError, match="mine"),
+    ):
+        archive.volumes[0].extract(tmp_path / "disk.raw", progress=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_whose_listing_fails_is_a_typed_error() -> None:
+    class Broken(images.Volumes):
+        def list_snapshot_blocks(
+            self, snapshot_id: str, *, next_token: str | None = None
+        ) -> amistore.BlockPage:
+            raise LookupError("no list")
+
+    source = Broken([(1, BLOCKS)])
+    with pytest.raises(amistore.BackendError, match="LookupError: no list"):
+        amistore.pack(images.image(source.volumes), source)
+
+
 def test_a_progress_callback_that_raises_ends_both_ways_cleanly() -> None:
     source = images.Volumes([(1, BLOCKS)])
 

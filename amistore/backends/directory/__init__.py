@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image
 from amistore.units import GIB
 
 __all__ = ["DirectoryBackend"]
+
+_logger = logging.getLogger("amistore")
 
 
 class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
@@ -81,7 +84,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
             return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))
         except BaseException:
-            self.ebs.delete_snapshot(snapshot_id)
+            self._discard(snapshot_id)
             raise
 
     def _import_snapshot(self, path: Path) -> str:
@@ -101,6 +104,12 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
                     count += 1
                 self.ebs.complete_snapshot(snapshot_id, count, linear.digest())
             except BaseException:
-                self.ebs.delete_snapshot(snapshot_id)
+                self._discard(snapshot_id)
                 raise
         return snapshot_id
+
+    def _discard(self, snapshot_id: str) -> None:
+        try:
+            self.ebs.delete_snapshot(snapshot_id)
+        except Exception as error:  # the first error is the one to tell
+            _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
