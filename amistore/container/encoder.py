@@ -58,15 +58,17 @@ def encode_segment(
     frames: list[bytes] = []
     digests: list[bytes] = []
     # A block is copied before it is hashed: its source may use the buffer again.
-    buffer = memoryview(bytearray(max(segment.frame_contents)))
+    content = bytearray(segment.frame_contents[0])
     for content_size in segment.frame_contents:
-        content = buffer[:content_size]
+        if len(content) != content_size:
+            content = bytearray(content_size)
+        view = memoryview(content)
         for at in range(0, content_size, BLOCK_SIZE):
             block = memoryview(next(blocks, b"")).cast("B")
             if len(block) != BLOCK_SIZE:
                 raise InvalidRequestError(f"a block has {len(block)} bytes, not {BLOCK_SIZE}")
-            content[at : at + BLOCK_SIZE] = block
-            digests.append(hashlib.sha256(content[at : at + BLOCK_SIZE]).digest())
+            view[at : at + BLOCK_SIZE] = block
+            digests.append(hashlib.sha256(view[at : at + BLOCK_SIZE]).digest())
         frames.append(encoder.encode(content))
     descriptor = SegmentDescriptor(
         file_id=segment.file_id,

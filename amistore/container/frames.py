@@ -25,7 +25,7 @@ class FrameEncoder:
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
         self._check = zstandard.ZstdDecompressor() if check else None
 
-    def encode(self, content: bytes | memoryview) -> bytes:
+    def encode(self, content: bytes | bytearray) -> bytes:
         """One frame with content size and checksum.
 
         Raises:
@@ -48,7 +48,7 @@ class FrameEncoder:
         """Frames of at most 8 MiB of content each that hold `content` together."""
         view = memoryview(content)
         step = layout.MAX_FRAME_CONTENT
-        return [self.encode(view[at : at + step]) for at in range(0, len(view), step)]
+        return [self.encode(bytes(view[at : at + step])) for at in range(0, len(view), step)]
 
 
 class FrameDecoder:
