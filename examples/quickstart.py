@@ -4,7 +4,7 @@
     python examples/quickstart.py DISK         with a raw disk image or block device of yours
     python examples/quickstart.py --keep DIR   leaves everything in DIR, to look at it
 
-Needs ``pip install 'amistore[demo]'`` for the progress bars.
+Needs ``pip install '.[demo]'`` for the progress bars.
 """
 
 from __future__ import annotations

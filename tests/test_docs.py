@@ -24,10 +24,6 @@ def test_the_python_blocks_of_a_page_run_in_their_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with Path("disk.raw").open("wb") as disk:  # what the examples say the reader has
-        disk.truncate(3 << 20)
-        disk.seek(1 << 20)
-        disk.write(b"a filesystem " * 1000)
     text = page.read_text()
     # A module, so that what a page defines can be pickled and collected by pytest.
     module = types.ModuleType("page")

@@ -129,7 +129,7 @@ def open_envelope(start: bytes) -> Envelope:
     magic, length, signature, kind, version, flags = layout.ENVELOPE.unpack(start)
     size = length + layout.SKIPPABLE_HEADER
     if magic != layout.SKIPPABLE_MAGIC or signature != layout.SIGNATURE or size < layout.RECORD_OVERHEAD:
-        raise CorruptArchiveError(f"no record stands here: {start.hex()}")
+        raise CorruptArchiveError("no record stands here")
     if kind in layout.KNOWN:
         if version != layout.RECORD_VERSION or flags != layout.CRITICAL:
             raise UnsupportedArchiveError(

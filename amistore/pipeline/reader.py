@@ -14,7 +14,7 @@ from typing import BinaryIO
 import attrs
 
 from amistore.backends.rangefile import RangeFile
-from amistore.container import Foot, Head, Index, SegmentDescriptor
+from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
 from amistore.container.identity import file_id
 from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
 from amistore.container.plan import manifest_member
@@ -87,15 +87,21 @@ class ContainerFile:
         return content
 
     def _read_index(self) -> tuple[Index, Head]:
-        if self.size < FOOT_SIZE:
-            raise TruncatedArchiveError("the file is too short for an archive", offset=self.size)
-        foot_offset = self.size - FOOT_SIZE
+        foot_offset = max(0, self.size - FOOT_SIZE)
         try:
-            foot = Foot.parse(self.read(foot_offset, FOOT_SIZE, "FOOT"))
+            foot = Foot.parse(self.read(foot_offset, self.size - foot_offset, "FOOT"))
             if foot.index_offset + foot.index_length != foot_offset:
                 raise CorruptArchiveError("FOOT's offsets are not those of this file", record="FOOT")
-        except ArchiveError as error:
-            raise error.locate(offset=foot_offset) from None
+        except CorruptArchiveError as error:
+            start = self.read(0, min(self.size, len(PREAMBLE)), "PREAMBLE")
+            if not start or not PREAMBLE.startswith(start):
+                raise CorruptArchiveError("this is no amistore container", offset=0) from None
+            raise TruncatedArchiveError(
+                "the file does not end as an archive does: it is cut short, damaged there, or something "
+                f"follows it ({error.message})",
+                record="FOOT",
+                offset=foot_offset,
+            ) from None
         record = self.read(foot.index_offset, foot.index_length, "INDX")
         try:
             if hashlib.sha256(record).digest() != foot.index_digest:

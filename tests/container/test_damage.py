@@ -123,6 +123,15 @@ def test_an_error_tells_file_offset_segment_snapshot_and_block(container: bytes)
         assert fact in str(error)
 
 
+def test_a_copy_that_is_cut_short_is_told_from_what_is_no_archive(container: bytes) -> None:
+    for end in (1, 2000, 5000, len(container) - 1):
+        with pytest.raises(amistore.TruncatedArchiveError):
+            amistore.open(io.BytesIO(container[:end]))
+    for other in (b"", b"hello", bytes(10_000)):
+        with pytest.raises(amistore.CorruptArchiveError, match="no amistore container"):
+            amistore.open(io.BytesIO(other))
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x28\xb5\x2f\xfd" * 1000, bytes(10_000)])
 @pytest.mark.parametrize("read", READERS)
 def test_what_is_no_container_is_refused(content: bytes, read: Reader) -> None:
