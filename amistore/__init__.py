@@ -21,6 +21,7 @@ from amistore.backends import (
 )
 from amistore.container import Layout
 from amistore.errors import (
+    AccessDeniedError,
     AlreadyExistsError,
     AmistoreError,
     ArchiveError,
@@ -53,6 +54,7 @@ __all__ = [
     "KIB",
     "MIB",
     "TIB",
+    "AccessDeniedError",
     "AlreadyExistsError",
     "AmistoreError",
     "Archive",

@@ -8,9 +8,8 @@ it crosses a process pool whole.
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = [
+    "AccessDeniedError",
     "AlreadyExistsError",
     "AmistoreError",
     "ArchiveError",
@@ -77,11 +76,21 @@ class ArchiveError(AmistoreError):
         self.snapshot_id = snapshot_id
         self.block_index = block_index
 
-    def locate(self, **facts: Any) -> ArchiveError:
+    def locate(
+        self,
+        *,
+        offset: int | None = None,
+        record: str | None = None,
+        segment: int | None = None,
+        snapshot_id: str | None = None,
+        block_index: int | None = None,
+    ) -> ArchiveError:
         """Fill in facts that a deeper layer could not know; known ones stay."""
-        for name, value in facts.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        self.offset = offset if self.offset is None else self.offset
+        self.record = record if self.record is None else self.record
+        self.segment = segment if self.segment is None else self.segment
+        self.snapshot_id = snapshot_id if self.snapshot_id is None else self.snapshot_id
+        self.block_index = block_index if self.block_index is None else self.block_index
         return self
 
 
@@ -132,6 +141,10 @@ class BackendError(AmistoreError):
 
 class NotFoundError(BackendError):
     """The snapshot, image, bucket, object or upload does not exist."""
+
+
+class AccessDeniedError(BackendError):
+    """The other side knows who asks, and refuses: credentials or permissions are missing."""
 
 
 class AlreadyExistsError(BackendError):

@@ -27,6 +27,10 @@ from amistore import BLOCK_SIZE, GIB, MIB
 
 def main() -> None:
     options = parse_options()
+    if options.disk is not None and not options.disk.exists():
+        sys.exit(f"no such disk: {options.disk}")
+    if not 1 <= options.data <= 1500:
+        sys.exit("--data takes 1 to 1,500 MiB: the disk that is made has 2 GiB")
     with contextlib.ExitStack() as stack:
         if options.keep is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="amistore-")))

@@ -35,3 +35,4 @@ def test_the_same_libzstd_writes_the_golden_bytes_again() -> None:
 def test_the_dump_in_the_format_document_is_that_of_the_golden_file() -> None:
     document = (DATA.parents[1] / "docs" / "format.md").read_text()
     assert make_golden.dump((DATA / "tiny-v1.bin").read_bytes()) in document
+    assert make_golden.preamble() in document

@@ -99,15 +99,20 @@ class BlockSource(abc.ABC):
         size = token = None
         while True:
             page = self.list_snapshot_blocks(snapshot_id, next_token=token)
+            if type(page.volume_size) is not int or page.volume_size < 1:
+                raise BackendError(
+                    f"the listing gives a volume of {page.volume_size!r} GiB", snapshot_id=snapshot_id
+                )
             if size not in (None, page.volume_size):
                 raise SourceChangedError(
                     f"the volume had {size} GiB and now has {page.volume_size}", snapshot_id=snapshot_id
                 )
             size = page.volume_size
             for block in page.blocks:
-                if block.block_index <= last:
-                    raise SourceChangedError(
-                        f"block {block.block_index} was listed after {last}", snapshot_id=snapshot_id
+                if type(block.block_index) is not int or block.block_index <= last:
+                    raise BackendError(
+                        f"block indexes must ascend from 0: {block.block_index!r} was listed after {last}",
+                        snapshot_id=snapshot_id,
                     )
                 last = block.block_index
             yield page

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from typing_extensions import Buffer
 
 from amistore.errors import (
+    AccessDeniedError,
     AlreadyExistsError,
     BackendError,
     InvalidRequestError,
@@ -66,6 +67,8 @@ def operation(name: str, **facts: Any) -> Iterator[None]:
             kind = StorageFullError
         elif error.errno == errno.ENOENT:
             kind = NotFoundError
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            kind = AccessDeniedError
         raise kind(
             f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), operation=name, **facts
         ) from error

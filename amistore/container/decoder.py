@@ -16,7 +16,6 @@ from typing import Union
 import attrs
 
 from amistore.container import layout, tar
-from amistore.container.encoder import pad_size
 from amistore.container.frames import FrameDecoder
 from amistore.container.identity import file_id
 from amistore.container.index import Index, Ledger, decode_member, manifest_of
@@ -25,6 +24,7 @@ from amistore.container.plan import (
     PlannedVolume,
     cut_segment,
     manifest_member,
+    pad_size,
     prelude,
 )
 from amistore.container.preamble import PREAMBLE
@@ -117,7 +117,8 @@ class _Reader:
         self._segments = 0
         self._blocks = 0
         self._shard_start = 0
-        self._offset = 0
+        # Where the piece now looked at starts, for errors, and where it ends.
+        self._offset = self._end = 0
 
     def events(self) -> Reading:
         try:
@@ -147,10 +148,6 @@ class _Reader:
                 del stored  # up to 32 MiB that only the receiver should hold
                 yield from self._pad()
         yield from self._tail()
-
-    # Input. `_offset` is where the piece now looked at starts, for errors; `_end` is where it ends.
-
-    _end = 0
 
     def _take(self, size: int, record: str) -> Generator[int, bytes, bytes]:
         self._offset = self._end

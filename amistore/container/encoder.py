@@ -15,7 +15,14 @@ from typing_extensions import Buffer
 from amistore.container import layout
 from amistore.container.frames import FrameEncoder
 from amistore.container.index import Ledger
-from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, manifest_member, prelude
+from amistore.container.plan import (
+    Plan,
+    PlannedSegment,
+    PlannedVolume,
+    manifest_member,
+    pad_size,
+    prelude,
+)
 from amistore.container.preamble import PREAMBLE
 from amistore.container.records import (
     Foot,
@@ -28,7 +35,7 @@ from amistore.container.records import (
 from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["ContainerWriter", "EncodedSegment", "encode_segment", "pad_size"]
+__all__ = ["ContainerWriter", "EncodedSegment", "encode_segment"]
 
 
 @attrs.frozen
@@ -80,13 +87,6 @@ def encode_segment(
         digests=tuple(digests),
     )
     return EncodedSegment(descriptor, descriptor.encode(), frames)
-
-
-def pad_size(shard_size: int) -> int:
-    """Bytes of the PAD record after a shard of so many bytes that is not the last; 0 for none."""
-    if shard_size >= layout.MIN_PART:
-        return 0
-    return max(layout.MIN_PART - shard_size, layout.RECORD_OVERHEAD)
 
 
 class ContainerWriter:

@@ -269,6 +269,35 @@ def _decode_columns(frames: bytes, table: tuple[Frame, ...], segments: int) -> l
     return columns
 
 
+@attrs.define(kw_only=True)
+class _VolumeSums:
+    """A volume while its segments go by."""
+
+    descriptor: VolumeDescriptor
+    offset: int
+    length: int
+    prelude_digest: bytes
+    segments: int = 0
+    linear: Any = attrs.field(factory=hashlib.sha256)
+
+    def indexed(self) -> IndexedVolume:
+        volume = self.descriptor
+        linear = self.linear.digest()
+        return IndexedVolume(
+            snapshot_id=volume.snapshot_id,
+            offset=self.offset,
+            length=self.length,
+            size=volume.size,
+            blocks=volume.blocks,
+            runs=volume.runs,
+            segments=self.segments,
+            linear=linear,
+            runs_digest=volume.runs_digest,
+            content_id=identity.volume_content_id(volume.size, volume.blocks, linear, volume.runs_digest),
+            prelude_digest=self.prelude_digest,
+        )
+
+
 class Ledger:
     """Collects an `Index` while a container is written or read from front to end.
 
@@ -278,8 +307,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self.offset = 0
-        self._front: dict[str, Any] = {}
-        self._volumes: list[dict[str, Any]] = []
+        self._head = self._manifest_frames = self._front_digest = b""
+        self._front_end = 0
+        self._volumes: list[_VolumeSums] = []
         self._offsets = array("Q")
         self._firsts = array("Q")
         self._lasts = array("Q")
@@ -288,35 +318,27 @@ class Ledger:
     def add_front(self, head: bytes, manifest_frames: bytes, front: bytes) -> None:
         """All bytes before the first volume."""
         self.offset += len(front)
-        self._front = {
-            "head": head,
-            "manifest_frames": manifest_frames,
-            "front_digest": hashlib.sha256(front).digest(),
-            "front_end": self.offset,
-        }
+        self._head = head
+        self._manifest_frames = manifest_frames
+        self._front_digest = hashlib.sha256(front).digest()
+        self._front_end = self.offset
 
     def add_volume(self, descriptor: VolumeDescriptor, prelude: bytes) -> None:
         """A volume's VOLD record and the frames of its prelude, as bytes."""
         self._volumes.append(
-            {
-                "snapshot_id": descriptor.snapshot_id,
-                "offset": self.offset,
-                "length": len(prelude),
-                "size": descriptor.size,
-                "blocks": descriptor.blocks,
-                "runs": descriptor.runs,
-                "segments": 0,
-                "linear": hashlib.sha256(),
-                "runs_digest": descriptor.runs_digest,
-                "prelude_digest": hashlib.sha256(prelude).digest(),
-            }
+            _VolumeSums(
+                descriptor=descriptor,
+                offset=self.offset,
+                length=len(prelude),
+                prelude_digest=hashlib.sha256(prelude).digest(),
+            )
         )
         self.offset += len(prelude)
 
     def add_segment(self, descriptor: SegmentDescriptor, record: bytes) -> None:
         """A segment's SEGD record, parsed and as bytes."""
-        self._volumes[-1]["segments"] += 1
-        self._volumes[-1]["linear"].update(b"".join(descriptor.digests))
+        self._volumes[-1].segments += 1
+        self._volumes[-1].linear.update(b"".join(descriptor.digests))
         self._offsets.append(self.offset)
         self._firsts.append(descriptor.runs.first)
         self._lasts.append(descriptor.runs.end - 1)
@@ -329,15 +351,12 @@ class Ledger:
 
     def index(self, manifest: bytes) -> Index:
         """What was collected."""
-        volumes = []
-        for members in self._volumes:
-            linear = members["linear"].digest()
-            content_id = identity.volume_content_id(
-                members["size"], members["blocks"], linear, members["runs_digest"]
-            )
-            volumes.append(IndexedVolume(**{**members, "linear": linear, "content_id": content_id}))
+        volumes = [volume.indexed() for volume in self._volumes]
         return Index(
-            **self._front,
+            head=self._head,
+            manifest_frames=self._manifest_frames,
+            front_digest=self._front_digest,
+            front_end=self._front_end,
             content_id=identity.archive_content_id(manifest, [v.content_id for v in volumes]),
             volumes=tuple(volumes),
             offsets=self._offsets,

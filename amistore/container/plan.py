@@ -20,7 +20,7 @@ from amistore.errors import InvalidRequestError
 from amistore.model import Image, encode_manifest
 from amistore.units import BLOCK_SIZE, GIB, MIB
 
-__all__ = ["Plan", "PlannedSegment", "PlannedVolume", "manifest_member", "plan", "prelude"]
+__all__ = ["Plan", "PlannedSegment", "PlannedVolume", "manifest_member", "pad_size", "plan", "prelude"]
 
 
 @attrs.frozen(kw_only=True)
@@ -159,6 +159,13 @@ def _fit(form: Layout, segments: int) -> Layout:
     part_size = -(-per_shard * _worst_segment(form) // parts)
     part_size = min(max(layout.MIN_PART, -(-part_size // MIB) * MIB), layout.MAX_PART)
     return attrs.evolve(form, segments_per_shard=per_shard, part_size=part_size)
+
+
+def pad_size(shard_size: int) -> int:
+    """Bytes of the PAD record after a shard of so many bytes that is not the last; 0 for none."""
+    if shard_size >= layout.MIN_PART:
+        return 0
+    return max(layout.MIN_PART - shard_size, layout.RECORD_OVERHEAD)
 
 
 def manifest_member(image: Image, manifest: bytes) -> bytes:

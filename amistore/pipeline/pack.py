@@ -32,7 +32,7 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image
-from amistore.pipeline.foreign import check_picklable, foreign_errors
+from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
 from amistore.pipeline.listing import list_runs, list_tokens
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -84,6 +84,11 @@ def pack(
         raise InvalidRequestError(f"zstd levels are -131072 to 22, not {level}")
     if workers is not None and workers < 1:
         raise InvalidRequestError(f"workers must be at least 1, not {workers}")
+    if not isinstance(image, Image):
+        raise InvalidRequestError(
+            f"image must be an amistore.Image, not {type(image).__name__}: describe_image gives one"
+        )
+    check_kind(source, BlockSource, "source")
     check_picklable(executor, source, "source")
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     encode = _Encode(source, level, check_frames)

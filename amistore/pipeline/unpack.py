@@ -28,7 +28,7 @@ from amistore.container import (
 )
 from amistore.errors import ArchiveError, BackendError, InvalidRequestError, InvalidValueError
 from amistore.model import Image, Snapshot
-from amistore.pipeline.foreign import check_picklable, foreign_errors
+from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -71,6 +71,7 @@ def unpack(
         BackendError: the sink failed.
         InvalidRequestError: `snapshots` names one that is not in the archive.
     """
+    check_kind(sink, BlockSink, "sink")
     check_picklable(executor, sink, "sink")
     restore = _Restore(sink, read_events(stream), snapshots)
     try:
@@ -112,7 +113,14 @@ def _read(stream: BinaryIO, size: int) -> bytes:
     """`size` bytes, fewer only at the end; claimed sizes are allocated as bytes arrive."""
     pieces = []
     while size:
-        piece = stream.read(min(size, 8 * MIB))
+        limit = min(size, 8 * MIB)
+        with foreign_errors("read"):
+            piece = stream.read(limit)
+        if not isinstance(piece, bytes) or len(piece) > limit:
+            raise InvalidRequestError(
+                f"reading from {type(stream).__name__} gave {type(piece).__name__}, not up to {limit} bytes: "
+                "unpack takes a binary file or stream in blocking mode"
+            )
         if not piece:
             break
         pieces.append(piece)

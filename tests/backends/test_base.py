@@ -43,7 +43,7 @@ def test_empty_and_short_pages_are_followed():
     ],
 )
 def test_pages_that_contradict_each_other_are_refused(pages):
-    with pytest.raises(amistore.SourceChangedError):
+    with pytest.raises(amistore.BackendError):
         list(Pages(*pages).pages("snap"))
 
 

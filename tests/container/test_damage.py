@@ -24,11 +24,15 @@ Reader = Callable[[bytes], object]
 @pytest.fixture(scope="module")
 def container() -> bytes:
     """Two volumes, three segments, few compressed bytes; payload of 64 KiB and more in the long form."""
-    blocks = {0: images.block(1), 1: images.block(0), 2000: images.block(2)}
-    if LONG:
-        blocks[7] = images.noise(7, 64 * 1024) * 8
+    if LONG:  # few blocks, as each is hashed for each flip
+        volumes = [(1, {7: images.noise(7, 64 * 1024) * 8, 9: images.block(0)}), (1, {2047: images.block(0)})]
+        return images.packed(volumes, amistore.Layout(blocks_per_frame=1, blocks_per_segment=1))
     return images.packed(
-        [(1, blocks), (1, {2047: images.block(3)})], amistore.Layout(blocks_per_frame=1, blocks_per_segment=2)
+        [
+            (1, {0: images.block(1), 1: images.block(0), 2000: images.block(2)}),
+            (1, {2047: images.block(3)}),
+        ],
+        amistore.Layout(blocks_per_frame=1, blocks_per_segment=2),
     )
 
 

@@ -19,7 +19,7 @@ import attrs
 import zstandard
 
 import amistore
-from amistore.container import Foot, Index
+from amistore.container import PREAMBLE, Foot, Index
 from amistore.container import layout as form
 
 HERE = Path(__file__).parent
@@ -129,6 +129,16 @@ def dump(container: bytes) -> str:
     return "\n".join(lines).rstrip()
 
 
+def preamble() -> str:
+    """README's text, and what of PREAMBLE follows from it."""
+    checksum = PREAMBLE[-4:].hex(" ")
+    digest = hashlib.sha256(PREAMBLE).hexdigest()
+    facts = (
+        f"The XXH64's four bytes are `{checksum}`; PREAMBLE has {len(PREAMBLE):,} bytes, SHA-256\n`{digest}`."
+    )
+    return f"```text\n{form.README.decode()}```\n\n{facts}"
+
+
 def row(container: bytes, start: int, end: int) -> str:
     piece = container[start:end]
     shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
@@ -144,8 +154,13 @@ def main() -> None:
     document = HERE.parents[1] / "docs" / "format.md"
     if document.exists():
         text = document.read_text()
-        block = f"<!-- dump -->\n```text\n{dump(tiny())}\n```\n<!-- end of dump -->"
-        text = re.sub(r"<!-- dump -->.*<!-- end of dump -->", lambda _: block, text, flags=re.DOTALL)
+        for name, block in (("dump", f"```text\n{dump(tiny())}\n```"), ("preamble", preamble())):
+            text = re.sub(
+                rf"<!-- {name} -->.*<!-- end of {name} -->",
+                lambda _, name=name, block=block: f"<!-- {name} -->\n{block}\n<!-- end of {name} -->",  # type: ignore[misc]
+                text,
+                flags=re.DOTALL,
+            )
         document.write_text(text)
 
 

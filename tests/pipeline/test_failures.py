@@ -369,3 +369,34 @@ def test_an_image_that_describes_another_volume_size_than_is_listed_is_refused()
     described = amistore.Snapshot(snapshot_id=snapshot_id, volume_size=1)
     with pytest.raises(amistore.SourceChangedError, match="1 GiB, the listing with 2"):
         amistore.pack(images.image([snapshot_id], snapshots=(described,)), source)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda image, cloud: amistore.pack(image.image_id, cloud.ebs), "describe_image gives one"),
+        (lambda image, cloud: amistore.pack(image, cloud), r"give its \.ebs"),
+        (lambda image, cloud: amistore.pack(image, "disk.raw"), "subclass amistore.BlockSource"),
+        (lambda image, cloud: amistore.unpack(io.BytesIO(), cloud), r"give its \.ebs"),
+        (lambda image, cloud: amistore.unpack(io.StringIO("text"), cloud.ebs), "gave str"),
+        (lambda image, cloud: amistore.unpack("ami.bin", cloud.ebs), "'str' object has no attribute 'read'"),
+    ],
+)
+def test_an_argument_of_another_kind_is_a_typed_error_with_the_remedy(
+    call: Callable[..., object], message: str
+) -> None:
+    cloud = amistore.MemoryBackend()
+    image = images.image([images.snapshot(cloud.ebs, 1, {0: images.block(1)})])
+    with pytest.raises(amistore.AmistoreError, match=message):
+        call(image, cloud)
+
+
+@pytest.mark.parametrize("page", [["not a page"], amistore.BlockPage(volume_size="1", blocks=[])])  # type: ignore[arg-type]
+def test_a_listing_of_another_kind_is_the_sources_error(page: object) -> None:
+    class Odd(images.Volumes):
+        def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> Any:
+            return page
+
+    source = Odd([(1, {})])
+    with pytest.raises(amistore.BackendError, match="list"):
+        amistore.pack(images.image(source.volumes), source)

@@ -58,7 +58,10 @@ class DirectoryS3(ObjectStore):
 
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         with files.operation("head_object", bucket=bucket, key=key):
-            return self._info(self.path(bucket, key))
+            try:
+                return self._info(self.path(bucket, key))
+            except FileNotFoundError:
+                raise NotFoundError("no such object") from None
 
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
@@ -172,7 +175,10 @@ class DirectoryS3(ObjectStore):
                 folder, _ = self._upload(bucket, key, upload_id)
             except NotFoundError:
                 return
-            shutil.rmtree(folder)
+            # First out of sight, so that a crash leaves no half upload under a valid id.
+            hidden = folder.with_name(f".{upload_id}.deleted")
+            folder.rename(hidden)
+            shutil.rmtree(hidden)
 
     def _bucket(self, bucket: str) -> Path:
         checks.check_bucket(bucket)
