@@ -4,6 +4,20 @@
 `open` looks into one, and a `Backend` says where images, snapshots and objects are.
 """
 
+from amistore.archive import (
+    Archive,
+    AttributeChange,
+    Difference,
+    RecoveryReport,
+    VerifyReport,
+    Volume,
+    VolumeDifference,
+    VolumeRecovery,
+    compare,
+    diff,
+    recover,
+)
+from amistore.archive import open_archive as open
 from amistore.backends import (
     Backend,
     Block,
@@ -30,6 +44,7 @@ from amistore.errors import (
     CorruptArchiveError,
     InvalidRequestError,
     InvalidValueError,
+    LostBlocksError,
     NotFoundError,
     SourceChangedError,
     StorageFullError,
@@ -38,14 +53,14 @@ from amistore.errors import (
 )
 from amistore.model import (
     BlockDeviceMapping,
+    BlockRange,
     EbsBlockDevice,
     Image,
     ProductCode,
     Snapshot,
     Tag,
 )
-from amistore.pipeline import Archive, Phase, Progress, Volume, pack, unpack
-from amistore.pipeline import open_archive as open
+from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
 __all__ = [
@@ -59,16 +74,19 @@ __all__ = [
     "AmistoreError",
     "Archive",
     "ArchiveError",
+    "AttributeChange",
     "Backend",
     "BackendError",
     "Block",
     "BlockDeviceMapping",
     "BlockPage",
+    "BlockRange",
     "BlockSink",
     "BlockSource",
     "BlockStore",
     "ChecksumMismatchError",
     "CorruptArchiveError",
+    "Difference",
     "DirectoryBackend",
     "EbsBlockDevice",
     "Image",
@@ -76,6 +94,7 @@ __all__ = [
     "InvalidRequestError",
     "InvalidValueError",
     "Layout",
+    "LostBlocksError",
     "MemoryBackend",
     "NotFoundError",
     "ObjectInfo",
@@ -83,6 +102,7 @@ __all__ = [
     "Phase",
     "ProductCode",
     "Progress",
+    "RecoveryReport",
     "Snapshot",
     "SnapshotBlock",
     "SourceChangedError",
@@ -91,9 +111,15 @@ __all__ = [
     "TruncatedArchiveError",
     "UnsupportedArchiveError",
     "UploadedPart",
+    "VerifyReport",
     "Volume",
+    "VolumeDifference",
+    "VolumeRecovery",
+    "compare",
+    "diff",
     "open",
     "pack",
+    "recover",
     "unpack",
 ]
 

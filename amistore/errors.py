@@ -18,6 +18,7 @@ __all__ = [
     "CorruptArchiveError",
     "InvalidRequestError",
     "InvalidValueError",
+    "LostBlocksError",
     "NotFoundError",
     "SourceChangedError",
     "StorageFullError",
@@ -104,6 +105,10 @@ class TruncatedArchiveError(CorruptArchiveError):
 
 class UnsupportedArchiveError(ArchiveError):
     """A newer format that this version cannot read: install a newer amistore."""
+
+
+class LostBlocksError(ArchiveError):
+    """The archive was recovered from a damaged one, and blocks that are wanted were lost."""
 
 
 class BackendError(AmistoreError):

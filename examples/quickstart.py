@@ -71,7 +71,7 @@ def run(work: Path, options: argparse.Namespace) -> None:
     # Look into it and check every byte.
     path = cloud.s3.path("archive", key)
     with step("verify") as done, amistore.open(path) as archive:
-        archive.verify(progress=done)
+        archive.verify(progress=done).check()
 
     # Restore: new snapshots, registered as a new image.
     with step("restore") as done, cloud.s3.open_object("archive", key) as stream:

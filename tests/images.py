@@ -112,4 +112,4 @@ def read_streaming(container: bytes) -> amistore.Image:
 def read_seekable(container: bytes) -> None:
     """Open, and verify all of it."""
     with amistore.open(io.BytesIO(container)) as archive:
-        archive.verify(workers=1)
+        archive.verify(workers=1).check()

@@ -17,7 +17,7 @@ from typing import Generic
 import attrs
 from typing_extensions import Buffer, TypeVar
 
-from amistore.backends.rangefile import RangeFile
+from amistore.backends.ranges import ObjectRanges, RangeStream
 from amistore.errors import BackendError, SourceChangedError
 from amistore.model import Image, Tag
 from amistore.units import MIB
@@ -108,7 +108,11 @@ class BlockSource(abc.ABC):
                     f"the volume had {size} GiB and now has {page.volume_size}", snapshot_id=snapshot_id
                 )
             size = page.volume_size
+            if not isinstance(page.blocks, Sequence):
+                raise BackendError(f"a page's blocks are a {type(page.blocks).__name__}, not a sequence")
             for block in page.blocks:
+                if not isinstance(block.block_token, str):
+                    raise BackendError(f"the token of block {block.block_index!r} is no string")
                 if type(block.block_index) is not int or block.block_index <= last:
                     raise BackendError(
                         f"block indexes must ascend from 0: {block.block_index!r} was listed after {last}",
@@ -291,32 +295,7 @@ class ObjectStore(abc.ABC):
 
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
         """An object as a seekable binary file, pinned to the ETag it has now."""
-        return io.BufferedReader(_ObjectFile(self, bucket, key), 1 * MIB)
-
-
-class _ObjectFile(RangeFile):
-    def __init__(self, store: ObjectStore, bucket: str, key: str) -> None:
-        self._store = store
-        self._bucket = bucket
-        self._key = key
-        info = store.head_object(bucket, key)
-        self._etag = info.etag
-        super().__init__(info.size)
-
-    def _fill(self, position: int, view: memoryview) -> int:
-        content = self._store.get_object_range(
-            self._bucket, self._key, position, len(view), if_match=self._etag
-        )
-        if len(content) != len(view):
-            raise BackendError(
-                f"asked for {len(view)} bytes at {position} and got {len(content)}",
-                retryable=True,
-                operation="get_object_range",
-                bucket=self._bucket,
-                key=self._key,
-            )
-        view[:] = content
-        return len(view)
+        return io.BufferedReader(RangeStream(ObjectRanges(self, bucket, key)), 1 * MIB)
 
 
 class ImageRegistry(abc.ABC):

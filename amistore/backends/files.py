@@ -30,6 +30,8 @@ __all__ = [
     "new_file",
     "open_descriptor",
     "operation",
+    "publish",
+    "read_at",
     "read_json",
     "read_value",
     "sync_directory",
@@ -101,18 +103,42 @@ def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[int]:
-    """A descriptor to fill; the file gets its name when that is done, and never over another.
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[int]:
+    """A descriptor to fill; the file gets its name when that is done.
 
     Raises:
-        FileExistsError: the name is taken.
+        FileExistsError: the name is taken, and not to `overwrite`.
     """
     with temporary(path) as name:
         with open_descriptor(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
             yield descriptor
             os.fsync(descriptor)
-        os.link(name, path)
+        publish(name, path, overwrite=overwrite)
+
+
+def publish(finished: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a file that is whole and on the disk its name.
+
+    Raises:
+        FileExistsError: the name is taken, and not to `overwrite`.
+    """
+    if overwrite:
+        finished.replace(path)
+    else:
+        os.link(finished, path)
+        finished.unlink()
     sync_directory(path.parent)
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """`length` bytes from an offset, fewer only at the file's end."""
+    content = b""
+    while len(content) < length:
+        piece = os.pread(descriptor, length - len(content), offset + len(content))
+        if not piece:
+            break
+        content = content + piece if content else piece
+    return content
 
 
 def write_at(descriptor: int, content: Buffer, offset: int) -> None:

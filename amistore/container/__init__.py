@@ -3,19 +3,17 @@
 Sans-IO: nothing here opens a file or socket, starts a thread or reads a clock. Imports the
 model only. Where to look: `layout.py` declares every byte, `records.py` turns records into
 objects, `plan.py` says what stands where, `encoder.py` writes, `decoder.py` reads from
-front to end, `index.py` is the way in from the end. `docs/format.md` is the normative text.
+front to end, `index.py` is the way in from the end, `segments.py` proves blocks.
+`docs/format.md` is the normative text.
 """
 
 from amistore.container.decoder import (
     ContainerEnd,
     ContainerStart,
-    DecodedBlock,
     Event,
     StoredSegment,
     VolumeStart,
     container_events,
-    decode_frame,
-    decode_segment,
 )
 from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
 from amistore.container.frames import FrameDecoder
@@ -24,6 +22,7 @@ from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, plan
 from amistore.container.preamble import PREAMBLE
 from amistore.container.records import Foot, Head, Layout, SegmentDescriptor, VolumeDescriptor
 from amistore.container.runs import Runs
+from amistore.container.segments import DecodedBlock, DecodedFrame, decode_frame, decode_segment
 
 __all__ = [
     "PREAMBLE",
@@ -31,6 +30,7 @@ __all__ = [
     "ContainerStart",
     "ContainerWriter",
     "DecodedBlock",
+    "DecodedFrame",
     "EncodedSegment",
     "Event",
     "Foot",

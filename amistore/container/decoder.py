@@ -1,32 +1,25 @@
-"""Reading a container from front to end, and decoding its segments.
+"""Reading a container from front to end.
 
 Sans-IO: `container_events` is a generator that yields either a number, the bytes it wants
 next, or an event; send it those bytes, fewer only at the end of the input. It knows at
 each place what must stand there, so nothing is searched for and nothing is allocated on
 a stranger's word. Everything but the blocks' digests is checked here; those are checked
-by `decode_segment`, wherever it runs.
+by `decode_segment` (`segments.py`), wherever it runs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Union
 
 import attrs
 
-from amistore.container import layout, tar
-from amistore.container.frames import FrameDecoder
+from amistore.container import layout
 from amistore.container.identity import file_id
-from amistore.container.index import Index, Ledger, decode_member, manifest_of
-from amistore.container.plan import (
-    PlannedSegment,
-    PlannedVolume,
-    cut_segment,
-    manifest_member,
-    pad_size,
-    prelude,
-)
+from amistore.container.index import Index, Ledger
+from amistore.container.members import open_manifest, open_prelude
+from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment, pad_size
 from amistore.container.preamble import PREAMBLE
 from amistore.container.records import (
     Foot,
@@ -37,24 +30,21 @@ from amistore.container.records import (
     open_envelope,
     open_record,
 )
+from amistore.container.segments import check_segment
 from amistore.errors import (
     ArchiveError,
     CorruptArchiveError,
     TruncatedArchiveError,
 )
-from amistore.model import Image, decode_manifest
-from amistore.units import BLOCK_SIZE
+from amistore.model import Image
 
 __all__ = [
     "ContainerEnd",
     "ContainerStart",
-    "DecodedBlock",
     "Event",
     "StoredSegment",
     "VolumeStart",
     "container_events",
-    "decode_frame",
-    "decode_segment",
 ]
 
 
@@ -211,14 +201,7 @@ class _Reader:
         except ArchiveError as error:
             raise error.locate(record="HEAD") from None
         frames = yield from self._frames(self._head.manifest_frames, "manifest")
-        try:
-            member = decode_member(b"".join(frames), self._head.manifest_frames, self._head.manifest_content)
-            self._manifest = manifest_of(member)
-            self._image = decode_manifest(self._manifest)
-            if member != manifest_member(self._image, self._manifest):
-                raise CorruptArchiveError("the manifest's tar member is not as a writer makes it")
-        except ArchiveError as error:
-            raise error.locate(record="manifest") from None
+        self._manifest, self._image = open_manifest(self._head, b"".join(frames))
         self._ledger.add_front(record, b"".join(frames), b"".join((preamble, record, *frames)))
 
     def _prelude(self, number: int) -> Generator[int, bytes, PlannedVolume]:
@@ -233,29 +216,9 @@ class _Reader:
             raise CorruptArchiveError("VOLD belongs to another file or another place")
         frames = yield from self._frames(descriptor.frames, "VOLD")
         self._offset = at
-        content = decode_member(b"".join(frames), descriptor.frames, descriptor.content)
-        runs = tar.parse_map(content, descriptor.size)
-        volume = PlannedVolume(
-            number=number,
-            snapshot_id=descriptor.snapshot_id,
-            size=descriptor.size,
-            runs=runs,
-            first_segment=self._segments,
-        )
-        self._offset = at
-        if (runs.blocks, len(runs), runs.digest()) != (
-            descriptor.blocks,
-            descriptor.runs,
-            descriptor.runs_digest,
-        ) or content != prelude(self._image, volume):
-            raise CorruptArchiveError("tar headers and sparse map contradict VOLD or the manifest")
-        if volume.snapshot_id not in self._image.snapshot_ids or (
-            self._volumes and self._volumes[-1].snapshot_id >= volume.snapshot_id
-        ):
-            raise CorruptArchiveError(
-                "no mapping of the image names this volume, or volumes are out of order",
-                snapshot_id=volume.snapshot_id,
-            )
+        volume = open_prelude(descriptor, b"".join(frames), self._image)
+        if self._volumes and self._volumes[-1].snapshot_id >= volume.snapshot_id:
+            raise CorruptArchiveError("volumes are out of order", snapshot_id=volume.snapshot_id)
         self._volumes.append(volume)
         self._ledger.add_volume(descriptor, b"".join((record, *frames)))
         return volume
@@ -337,67 +300,3 @@ def _index_limit(index: Index) -> int:
         + layout.MAX_DESCRIPTOR,
         layout.MAX_INDEX,
     )
-
-
-def check_segment(descriptor: SegmentDescriptor, planned: PlannedSegment) -> None:
-    """Refuse a SEGD that is not the one of this place in this file."""
-    found = (descriptor.file_id, descriptor.volume, descriptor.sequence, descriptor.ordinal)
-    if found != (planned.file_id, planned.volume, planned.sequence, planned.ordinal):
-        raise CorruptArchiveError("SEGD belongs to another file or another place")
-    if descriptor.runs != planned.runs or len(descriptor.frames) != len(planned.frame_contents):
-        raise CorruptArchiveError("SEGD's blocks or frames are not those of the sparse map")
-
-
-@attrs.frozen
-class DecodedBlock:
-    """A block whose digest was checked."""
-
-    index: int
-    content: memoryview
-    digest: bytes
-
-
-def decode_segment(
-    descriptor: SegmentDescriptor, frames: list[bytes], frame_contents: tuple[int, ...]
-) -> Iterator[DecodedBlock]:
-    """Decode a segment's frames one by one and check each block's SHA-256.
-
-    Raises:
-        CorruptArchiveError: a frame or a block is not what its descriptor says.
-    """
-    decoder = FrameDecoder()
-    for number, frame in enumerate(frames):
-        yield from decode_frame(descriptor, number, frame, frame_contents, decoder)
-
-
-def decode_frame(
-    descriptor: SegmentDescriptor,
-    number: int,
-    frame: bytes,
-    frame_contents: tuple[int, ...],
-    decoder: FrameDecoder,
-) -> list[DecodedBlock]:
-    """Decode a segment's frame of this number and check its blocks' SHA-256."""
-    first = sum(frame_contents[:number]) // BLOCK_SIZE
-    count = frame_contents[number] // BLOCK_SIZE
-    indexes = descriptor.runs.slice(first, count).indexes()
-    try:
-        entry = descriptor.frames[number]
-        decoded = decoder.decode(frame, frame_contents[number], entry.crc32)
-    except ArchiveError as error:
-        raise error.locate(record="frame", segment=descriptor.sequence, block_index=next(indexes)) from None
-    content = memoryview(decoded)
-    blocks = []
-    for at, (index, digest) in enumerate(
-        zip(indexes, descriptor.digests[first : first + count], strict=True)
-    ):
-        block = content[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE]
-        if hashlib.sha256(block).digest() != digest:
-            raise CorruptArchiveError(
-                "a block's SHA-256 is wrong",
-                record="frame",
-                segment=descriptor.sequence,
-                block_index=index,
-            )
-        blocks.append(DecodedBlock(index, block, digest))
-    return blocks

@@ -120,6 +120,7 @@ class ContainerWriter:
             file_id=plan.file_id,
             manifest_content=len(content),
             manifest_frames=tuple(Frame.of(frame) for frame in frames),
+            lost_blocks=plan.image.lost_blocks,
         ).encode()
         pieces = [PREAMBLE, head, *frames]
         self._ledger.add_front(head, b"".join(frames), b"".join(pieces))

@@ -15,7 +15,8 @@ from typing import Any
 import attrs
 
 from amistore.container import identity, layout
-from amistore.container.frames import FrameDecoder, FrameEncoder
+from amistore.container.frames import FrameEncoder
+from amistore.container.members import decode_member, open_manifest
 from amistore.container.records import (
     Frame,
     Head,
@@ -24,12 +25,12 @@ from amistore.container.records import (
     frame_table,
     open_envelope,
     open_record,
-    piece_sizes,
     read_frame_table,
     read_snapshot_id,
     seal,
 )
 from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.model import Image
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["Index", "IndexedVolume", "Ledger"]
@@ -192,9 +193,6 @@ class Index:
                 raise CorruptArchiveError("a volume's size is no whole number of GiB, or beyond the limit")
             if (last + 1) * BLOCK_SIZE > volume.size:
                 raise CorruptArchiveError("a block lies beyond its volume", segment=sequence - 1)
-        expected = identity.archive_content_id(self.manifest(), [v.content_id for v in self.volumes])
-        if expected != self.content_id:
-            raise CorruptArchiveError("the content id is not that of manifest and volumes")
         for volume in self.volumes:
             if volume.content_id != identity.volume_content_id(
                 volume.size, volume.blocks, volume.linear, volume.runs_digest
@@ -214,38 +212,25 @@ class Index:
                 raise CorruptArchiveError("a volume has more or fewer segments than its blocks need")
         return head
 
-    def manifest_member(self) -> bytes:
-        """The copy of the manifest's tar member."""
+    def open(self) -> tuple[Head, Image]:
+        """HEAD and the image, from their copies, proved against the content and file ids.
+
+        Raises:
+            CorruptArchiveError: they are not those of the volumes.
+            UnsupportedArchiveError: a newer format.
+        """
         head = self.parse_head()
-        return decode_member(self.manifest_frames, head.manifest_frames, head.manifest_content)
-
-    def manifest(self) -> bytes:
-        """The copy of the manifest's bytes, without its tar header."""
-        return manifest_of(self.manifest_member())
-
-
-def manifest_of(member: bytes) -> bytes:
-    """The content of the manifest's tar member; the caller proves the header by building it again."""
-    try:
-        size = int(member[124:135], 8)
-    except ValueError:
-        raise CorruptArchiveError("the manifest's tar header has no size", record="manifest") from None
-    if not 512 + size <= len(member):
-        raise CorruptArchiveError("the manifest is longer than its tar member", record="manifest")
-    return member[512 : 512 + size]
-
-
-def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:
-    """The content of consecutive frames, each of 8 MiB but the last."""
-    if sum(frame.size for frame in table) != len(frames) or len(table) != len(piece_sizes(content)):
-        raise CorruptArchiveError("frames are not as long as their table says")
-    decoder = FrameDecoder()
-    pieces = []
-    at = 0
-    for frame, size in zip(table, piece_sizes(content), strict=True):
-        pieces.append(decoder.decode(frames[at : at + frame.size], size, frame.crc32))
-        at += frame.size
-    return b"".join(pieces)
+        manifest, image = open_manifest(head, self.manifest_frames)
+        if self.content_id != identity.archive_content_id(manifest, [v.content_id for v in self.volumes]):
+            raise CorruptArchiveError("the content id is not that of manifest and volumes")
+        if head.file_id != identity.file_id(
+            manifest, [(volume.size, volume.runs_digest) for volume in self.volumes], head.layout
+        ) or head.blocks != sum(volume.blocks for volume in self.volumes):
+            raise CorruptArchiveError("HEAD's counts or file id are not those of the volumes")
+        names = [volume.snapshot_id for volume in self.volumes]
+        if names != sorted(set(names)) or not set(names) <= set(image.snapshot_ids):
+            raise CorruptArchiveError("volumes are not those of the image's mappings, in order")
+        return head, image
 
 
 def _encode_column(column: array[int]) -> bytes:

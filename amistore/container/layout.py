@@ -56,8 +56,9 @@ FOOT_FIXED: Final = struct.Struct("<QQQQ32s")
 FOOT_SIZE: Final = RECORD_OVERHEAD + FOOT_FIXED.size
 
 # Bits of HEAD's incompatible mask: 0 is reserved for deltas against another archive, 1 for
-# encrypted segments. Version 1 knows none.
-KNOWN_INCOMPATIBLE: Final = 0
+# encrypted segments. 2: the manifest lists blocks that were lost, so a hole may be none.
+LOST_BLOCKS: Final = 1 << 2
+KNOWN_INCOMPATIBLE: Final = LOST_BLOCKS
 
 # Limits: a reader refuses what is beyond them before it allocates for it.
 MAX_FRAME_CONTENT: Final = 8 * MIB
@@ -65,7 +66,7 @@ MAX_FRAME_SIZE: Final = MAX_FRAME_CONTENT + 64 * KIB  # ZSTD_compressBound(8 MiB
 MAX_WINDOW: Final = 8 * MIB
 MAX_SEGMENT_BLOCKS: Final = 512
 MAX_DESCRIPTOR: Final = 64 * KIB  # HEAD, VOLD, SEGD and records of unknown type, envelope included
-MAX_MANIFEST: Final = 16 * MIB
+MAX_MANIFEST: Final = 4 * MIB
 MAX_INDEX: Final = 256 * MIB
 MAX_VOLUMES: Final = 1024
 MAX_RUNS: Final = 2**22

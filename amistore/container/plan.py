@@ -20,7 +20,17 @@ from amistore.errors import InvalidRequestError
 from amistore.model import Image, encode_manifest
 from amistore.units import BLOCK_SIZE, GIB, MIB
 
-__all__ = ["Plan", "PlannedSegment", "PlannedVolume", "manifest_member", "pad_size", "plan", "prelude"]
+__all__ = [
+    "Plan",
+    "PlannedSegment",
+    "PlannedVolume",
+    "check_lost_blocks",
+    "cut_segment",
+    "manifest_member",
+    "pad_size",
+    "plan",
+    "prelude",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -106,11 +116,11 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
     segments = 0
     for number, (snapshot_id, gib, runs) in enumerate(ordered):
         _check_volume(snapshot_id, gib, runs)
-        planned.append(
-            PlannedVolume(
-                number=number, snapshot_id=snapshot_id, size=gib * GIB, runs=runs, first_segment=segments
-            )
+        volume = PlannedVolume(
+            number=number, snapshot_id=snapshot_id, size=gib * GIB, runs=runs, first_segment=segments
         )
+        check_lost_blocks(image, volume)
+        planned.append(volume)
         segments += base.segments(runs.blocks)
     blocks = sum(volume.runs.blocks for volume in planned)
     _check_index(len(planned), segments, len(manifest))
@@ -176,6 +186,27 @@ def manifest_member(image: Image, manifest: bytes) -> bytes:
 
 def prelude(image: Image, volume: PlannedVolume) -> bytes:
     """The tar headers and sparse map that stand before a volume's blocks."""
+    # In the tar view lost blocks look like holes: the name tells.
+    ending = "incomplete.raw" if image.snapshot(volume.snapshot_id).lost_blocks else "raw"
     return sparse_header(
-        image.image_id, f"{volume.snapshot_id}.raw", volume.size, volume.runs, image.creation_time
+        image.image_id, f"{volume.snapshot_id}.{ending}", volume.size, volume.runs, image.creation_time
     )
+
+
+def check_lost_blocks(image: Image, volume: PlannedVolume) -> None:
+    """Refuse lost blocks that are listed, overlap, or lie outside the volume.
+
+    Raises:
+        InvalidRequestError: they do.
+    """
+    end = 0
+    for lost in image.snapshot(volume.snapshot_id).lost_blocks:
+        if lost.first_block < end or lost.end * BLOCK_SIZE > volume.size:
+            raise InvalidRequestError(f"{volume.snapshot_id}: lost blocks overlap or lie outside the volume")
+        end = lost.end
+        listed = volume.runs.after(lost.first_block)
+        if listed < end:
+            raise InvalidRequestError(
+                f"{volume.snapshot_id}: its description says that block {listed} was lost, but it is "
+                "listed: take lost_blocks out of the description"
+            )

@@ -87,6 +87,11 @@ class Layout:
         contents = [self.blocks_per_frame * BLOCK_SIZE] * full
         return [*contents, rest * BLOCK_SIZE] if rest else contents
 
+    def frame_limit(self, blocks: int) -> int:
+        """Most compressed bytes of the frames of a segment of so many blocks."""
+        slack = layout.MAX_FRAME_SIZE - layout.MAX_FRAME_CONTENT
+        return sum(content + slack for content in self.frame_contents(blocks))
+
 
 @attrs.frozen
 class Frame:
@@ -202,7 +207,10 @@ def piece_sizes(content: int) -> list[int]:
 
 @attrs.frozen(kw_only=True)
 class Head:
-    """HEAD: what the whole container is, and the frames of the manifest that follow it."""
+    """HEAD: what the whole container is, and the frames of the manifest that follow it.
+
+    `lost_blocks`: the manifest lists blocks that were lost.
+    """
 
     layout: Layout
     volumes: int
@@ -211,10 +219,11 @@ class Head:
     file_id: bytes
     manifest_content: int
     manifest_frames: tuple[Frame, ...]
+    lost_blocks: bool = False
 
     def encode(self) -> bytes:
         fixed = layout.HEAD_FIXED.pack(
-            0,
+            layout.LOST_BLOCKS if self.lost_blocks else 0,
             0,
             BLOCK_SIZE,
             self.layout.blocks_per_frame,
@@ -260,6 +269,7 @@ class Head:
             file_id=file_id,
             manifest_content=content,
             manifest_frames=read_frame_table(payload[layout.HEAD_FIXED.size :], frames),
+            lost_blocks=bool(incompatible & layout.LOST_BLOCKS),
         )
         limit = layout.MAX_MANIFEST + 2 * 512
         if (

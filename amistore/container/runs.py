@@ -128,6 +128,18 @@ class Runs:
             return None
         return self._ordinals[at] + index - self._starts[at]
 
+    def after(self, index: int) -> int:
+        """The first listed block from `index` on; 2**64 where there is none."""
+        at = bisect_right(self._starts, index) - 1
+        if at >= 0 and index < self._starts[at] + self._lengths[at]:
+            return index
+        return self._starts[at + 1] if at + 1 < len(self._starts) else 2**64
+
+    def run_end(self, index: int) -> int:
+        """One past the run that a listed block is in."""
+        at = bisect_right(self._starts, index) - 1
+        return self._starts[at] + self._lengths[at]
+
     def digest(self) -> bytes:
         """SHA-256 over (first block index, count) of each run, as 8-byte little-endian integers."""
         pairs = array("Q", bytes(16 * len(self)))

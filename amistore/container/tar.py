@@ -9,6 +9,7 @@ and more are base-256 in the ustar header, which GNU tar, bsdtar and Python all 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from amistore.container.runs import Runs
 from amistore.errors import CorruptArchiveError, InvalidRequestError
@@ -18,6 +19,7 @@ __all__ = ["file_header", "padding", "parse_map", "sparse_header"]
 
 RECORD = 512
 _OCTAL_LIMIT = 8**11
+_COUNT = re.compile(rb"(\d{1,8})\n")
 _PAIR = re.compile(rb"(\d{1,20})\n(\d{1,20})\n")
 
 
@@ -102,16 +104,24 @@ def parse_map(prelude: bytes, size: int) -> Runs:
         CorruptArchiveError: not a map that `sparse_header` writes.
     """
     # Two headers of one record each, and one record of pax body between them.
-    at = prelude.find(b"\n", 3 * RECORD) + 1
-    pairs = _PAIR.finditer(prelude, at) if at else iter(())
+    count = _COUNT.match(prelude, 3 * RECORD)
+    if count is None:
+        raise CorruptArchiveError("the sparse map is invalid: no number of pairs")
     try:
-        runs = Runs(
-            (int(offset) // BLOCK_SIZE, int(length) // BLOCK_SIZE)
-            for offset, length in (pair.groups() for pair in pairs)
-            if length != b"0"
-        )
+        runs = Runs(_pairs(prelude, count.end(), int(count[1])))
     except InvalidRequestError as error:
         raise CorruptArchiveError(f"the sparse map is invalid: {error}") from None
     if runs.end * BLOCK_SIZE > size:
         raise CorruptArchiveError("the sparse map reaches beyond the volume")
     return runs
+
+
+def _pairs(prelude: bytes, at: int, count: int) -> Iterator[tuple[int, int]]:
+    """First block and number of blocks of each pair of the map, but for one of length 0 at its end."""
+    for number in range(count):
+        pair = _PAIR.match(prelude, at)
+        if pair is None:
+            raise CorruptArchiveError(f"the sparse map is invalid: pair {number} of {count} is none")
+        at = pair.end()
+        if pair[2] != b"0" or number + 1 < count:
+            yield int(pair[1]) // BLOCK_SIZE, int(pair[2]) // BLOCK_SIZE

@@ -2,6 +2,7 @@
 
 from amistore.model.image import (
     BlockDeviceMapping,
+    BlockRange,
     EbsBlockDevice,
     Image,
     ProductCode,
@@ -13,6 +14,7 @@ from amistore.model.manifest import MANIFEST_VERSION, decode_manifest, encode_ma
 __all__ = [
     "MANIFEST_VERSION",
     "BlockDeviceMapping",
+    "BlockRange",
     "EbsBlockDevice",
     "Image",
     "ProductCode",

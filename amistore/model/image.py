@@ -16,7 +16,15 @@ import attrs
 
 from amistore.model import fields
 
-__all__ = ["BlockDeviceMapping", "EbsBlockDevice", "Image", "ProductCode", "Snapshot", "Tag"]
+__all__ = [
+    "BlockDeviceMapping",
+    "BlockRange",
+    "EbsBlockDevice",
+    "Image",
+    "ProductCode",
+    "Snapshot",
+    "Tag",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -68,6 +76,20 @@ class BlockDeviceMapping:
     extra: Mapping[str, Any] = fields.extra()
 
 
+@attrs.frozen(kw_only=True)
+class BlockRange:
+    """Consecutive blocks of 524,288 bytes of a volume."""
+
+    first_block: int = fields.integer(required=True, most=2**53)
+    block_count: int = fields.integer(required=True, least=1, most=2**53)
+    extra: Mapping[str, Any] = fields.extra()
+
+    @property
+    def end(self) -> int:
+        """One past its last block."""
+        return self.first_block + self.block_count
+
+
 # As EC2 writes it; `fromisoformat` alone takes other forms in newer versions of Python.
 _DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2})(?:\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})"
@@ -79,7 +101,8 @@ class Snapshot:
     """What DescribeSnapshots says of a snapshot.
 
     `volume_size` is in GiB. `state` (``pending``, ``completed``, ``error``) is a fact of the
-    moment: it takes no part in comparisons and is not stored.
+    moment: it takes no part in comparisons and is not stored. `lost_blocks` is ours: blocks
+    that could not be recovered from a damaged archive; what they held is not known.
     """
 
     snapshot_id: str = fields.identifier("snap", required=True)
@@ -91,6 +114,7 @@ class Snapshot:
     kms_key_id: str | None = fields.text()
     volume_id: str | None = fields.text()
     storage_tier: str | None = fields.text()
+    lost_blocks: tuple[BlockRange, ...] = fields.many(BlockRange, key="first_block")
     tags: tuple[Tag, ...] = fields.many(Tag, key="key")
     state: str = fields.state("completed")
     extra: Mapping[str, Any] = fields.extra()
@@ -153,6 +177,11 @@ class Image:
             if mapping.ebs is not None and mapping.ebs.snapshot_id is not None
         }
         return tuple(sorted(named))
+
+    @property
+    def lost_blocks(self) -> bool:
+        """Whether any snapshot of it has lost blocks."""
+        return any(snapshot.lost_blocks for snapshot in self.snapshots)
 
     @property
     def creation_time(self) -> int:

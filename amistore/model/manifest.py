@@ -20,6 +20,9 @@ __all__ = ["MANIFEST_VERSION", "decode_manifest", "encode_manifest"]
 MANIFEST_VERSION = "1.0"
 """Major and minor: a reader takes any minor version of its major, and keeps what is new."""
 
+MAX_ELEMENTS = 2**17
+"""Most braces, brackets and commas of a manifest: each costs a reader some hundred bytes of memory."""
+
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(?:0|[1-9][0-9]{0,8})")
 
 
@@ -36,7 +39,12 @@ def encode_manifest(image: Image) -> bytes:
         )
     members = {"ManifestVersion": MANIFEST_VERSION, **to_wire(image)}
     document = json.dumps(members, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False)
-    return document.encode() + b"\n"
+    manifest = document.encode() + b"\n"
+    if _elements(manifest) > MAX_ELEMENTS:
+        raise InvalidValueError(
+            f"the image's metadata has more than {MAX_ELEMENTS} members and items", field="Image"
+        )
+    return manifest
 
 
 def decode_manifest(manifest: bytes) -> Image:
@@ -46,6 +54,10 @@ def decode_manifest(manifest: bytes) -> Image:
         CorruptArchiveError: not canonical, or a member breaks a rule of its field.
         UnsupportedArchiveError: another major version.
     """
+    if _elements(manifest) > MAX_ELEMENTS:  # before anything is made of them
+        raise CorruptArchiveError(
+            f"the manifest has more than {MAX_ELEMENTS} members and items", record="manifest"
+        )
     try:
         members: Any = json.loads(manifest.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -70,6 +82,10 @@ def decode_manifest(manifest: bytes) -> Image:
     if not canonical:
         raise CorruptArchiveError("the manifest is not canonical JSON", record="manifest")
     return image
+
+
+def _elements(manifest: bytes) -> int:
+    return sum(map(manifest.count, (b"{", b"[", b",")))
 
 
 def _is_ours(version: object) -> bool:

@@ -1,12 +1,10 @@
-"""Joins containers and backends: pack, unpack, opened archives.
+"""Joins containers and backends: pack and unpack.
 
-Threads live in `workers.py` only. Imports `container` and `backends`.
+Threads live in `workers.py`. Imports `container` and `backends`.
 """
 
-from amistore.pipeline.archive import Archive, open_archive
 from amistore.pipeline.pack import pack, plan_pack
 from amistore.pipeline.progress import Phase, Progress
 from amistore.pipeline.unpack import unpack
-from amistore.pipeline.volume import Volume
 
-__all__ = ["Archive", "Phase", "Progress", "Volume", "open_archive", "pack", "plan_pack", "unpack"]
+__all__ = ["Phase", "Progress", "pack", "plan_pack", "unpack"]

@@ -35,7 +35,7 @@ from amistore.model import Image
 from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
 from amistore.pipeline.listing import list_runs, list_tokens
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["choose_snapshots", "pack", "plan_pack"]
@@ -82,8 +82,7 @@ def pack(
     """
     if not -131072 <= level <= 22:
         raise InvalidRequestError(f"zstd levels are -131072 to 22, not {level}")
-    if workers is not None and workers < 1:
-        raise InvalidRequestError(f"workers must be at least 1, not {workers}")
+    worker_count(workers)  # refused here, not at the first piece
     if not isinstance(image, Image):
         raise InvalidRequestError(
             f"image must be an amistore.Image, not {type(image).__name__}: describe_image gives one"
@@ -172,6 +171,9 @@ class _Blocks:
             with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
                 block = self.source.get_snapshot_block(self.snapshot_id, index, token)
                 size = memoryview(block.content).cast("B").nbytes
+                checksum = block.checksum
+                if checksum is not None and not isinstance(checksum, bytes):
+                    raise TypeError(f"the checksum is a {type(checksum).__name__}, not bytes")
             if size != BLOCK_SIZE:
                 raise BackendError(
                     f"the source gave {size} bytes for a block of {BLOCK_SIZE}",
@@ -180,7 +182,7 @@ class _Blocks:
                     snapshot_id=self.snapshot_id,
                     block_index=index,
                 )
-            self.checksums.append(block.checksum)
+            self.checksums.append(checksum)
             yield block.content
 
     def compare(self, digests: tuple[bytes, ...]) -> None:

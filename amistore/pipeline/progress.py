@@ -19,6 +19,8 @@ class Phase(enum.Enum):
     UNPACK = "unpack"
     VERIFY = "verify"
     EXTRACT = "extract"
+    COMPARE = "compare"
+    RECOVER = "recover"
 
 
 @attrs.frozen(kw_only=True)

@@ -26,7 +26,13 @@ from amistore.container import (
     container_events,
     decode_segment,
 )
-from amistore.errors import ArchiveError, BackendError, InvalidRequestError, InvalidValueError
+from amistore.errors import (
+    ArchiveError,
+    BackendError,
+    InvalidRequestError,
+    InvalidValueError,
+    LostBlocksError,
+)
 from amistore.model import Image, Snapshot
 from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
 from amistore.pipeline.pack import choose_snapshots
@@ -34,7 +40,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import GIB, MIB
 
-__all__ = ["check_stream", "unpack"]
+__all__ = ["unpack"]
 
 _logger = logging.getLogger("amistore")
 
@@ -44,6 +50,7 @@ def unpack(
     sink: BlockSink,
     *,
     snapshots: Iterable[str] | None = None,
+    allow_lost: bool = False,
     workers: int | None = None,
     executor: Executor | None = None,
     progress: ProgressCallback = None,
@@ -57,6 +64,8 @@ def unpack(
         stream: the container, read once from where it stands to its end; a pipe will do.
         sink: where new snapshots are made.
         snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
+        allow_lost: restore snapshots with lost blocks, of an archive that `recover` wrote, too.
+            What was lost is not put; `Snapshot.lost_blocks` of the returned image lists it.
         workers: segments worked on at once; None for the number of CPUs.
         executor: where to work; None for threads. For processes `sink` must be picklable.
         progress: called with a `Progress` after each segment.
@@ -68,28 +77,21 @@ def unpack(
     Raises:
         CorruptArchiveError: damaged bytes, with the place; no snapshot was completed.
         UnsupportedArchiveError: a newer format.
+        LostBlocksError: blocks of a snapshot were lost, without `allow_lost`.
         BackendError: the sink failed.
         InvalidRequestError: `snapshots` names one that is not in the archive.
     """
     check_kind(sink, BlockSink, "sink")
     check_picklable(executor, sink, "sink")
-    restore = _Restore(sink, read_events(stream), snapshots)
+    restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
     try:
-        end = restore.run(Phase.UNPACK, workers, executor, progress)
+        end = restore.run(workers, executor, progress)
         image = restore.image()
         restore.complete(end)
     except BaseException:
         restore.undo()
         raise
     return image
-
-
-def check_stream(
-    stream: BinaryIO, *, workers: int | None, executor: Executor | None, progress: ProgressCallback
-) -> ContainerEnd:
-    """Read and verify a whole container as `unpack` does, and put it nowhere."""
-    restore = _Restore(None, read_events(stream), snapshots=())
-    return restore.run(Phase.VERIFY, workers, executor, progress)
 
 
 def read_events(stream: BinaryIO) -> Iterator[Event]:
@@ -135,13 +137,13 @@ _Item = tuple[StoredSegment, "str | None"]  # a segment, and the snapshot to put
 class _Put:
     """A worker's task: decode and check one segment, put its blocks. Gives their number."""
 
-    sink: BlockSink | None
+    sink: BlockSink
 
     def __call__(self, item: _Item) -> int:
         stored, snapshot_id = item
         try:
             for block in decode_segment(stored.descriptor, stored.frames, stored.segment.frame_contents):
-                if self.sink is not None and snapshot_id is not None:
+                if snapshot_id is not None:
                     with foreign_errors(
                         "put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index
                     ):
@@ -152,10 +154,14 @@ class _Put:
 
 
 class _Restore:
-    """One unpacking: what it has begun, to complete or to undo. Without a sink it only verifies."""
+    """One unpacking: what it has begun, to complete or to undo."""
 
     def __init__(
-        self, sink: BlockSink | None, events: Iterator[Event], snapshots: Iterable[str] | None
+        self,
+        sink: BlockSink,
+        events: Iterator[Event],
+        snapshots: Iterable[str] | None,
+        allow_lost: bool,
     ) -> None:
         self._sink = sink
         self._events = events
@@ -165,13 +171,18 @@ class _Restore:
         self._start = start
         self._by_name = snapshots is not None
         self._wanted = choose_snapshots(start.image, snapshots)
+        lossy = [each.snapshot_id for each in start.image.snapshots if each.lost_blocks]
+        if not allow_lost and set(lossy) & set(self._wanted):
+            raise LostBlocksError(
+                "the archive was recovered from a damaged one, and blocks of this snapshot were lost: "
+                "allow_lost=True restores the rest",
+                snapshot_id=lossy[0],
+            )
         self._started: dict[str, str] = {}
         self._stored_bytes = 0
         self._end: ContainerEnd | None = None
 
-    def run(
-        self, phase: Phase, workers: int | None, executor: Executor | None, progress: ProgressCallback
-    ) -> ContainerEnd:
+    def run(self, workers: int | None, executor: Executor | None, progress: ProgressCallback) -> ContainerEnd:
         """Put every block; returns once the whole container has verified."""
         done = 0
         with (
@@ -183,7 +194,7 @@ class _Restore:
                 if progress is not None:
                     progress(
                         Progress(
-                            phase=phase,
+                            phase=Phase.UNPACK,
                             blocks=done,
                             total_blocks=self._start.head.blocks,
                             stored_bytes=self._stored_bytes,
@@ -206,7 +217,7 @@ class _Restore:
             del event  # up to 32 MiB, while the next one is read
 
     def _begin(self, volume: PlannedVolume) -> None:
-        if self._sink is None or volume.snapshot_id not in self._wanted:
+        if volume.snapshot_id not in self._wanted:
             return
         known = self._start.image.snapshot(volume.snapshot_id)
         with foreign_errors("start_snapshot"):
@@ -226,19 +237,21 @@ class _Restore:
         """Complete what was started, after the whole container has verified."""
         for volume in end.index.volumes:
             snapshot_id = self._started.get(volume.snapshot_id)
-            if self._sink is not None and snapshot_id is not None:
+            if snapshot_id is not None:
                 with foreign_errors("complete_snapshot", snapshot_id=snapshot_id):
                     self._sink.complete_snapshot(snapshot_id, volume.blocks, volume.linear)
 
     def undo(self) -> None:
         """Delete every snapshot that was started; what cannot be deleted is logged by id."""
-        if self._sink is None:
-            return
+        interrupt: BaseException | None = None
         for snapshot_id in self._started.values():
             try:
                 self._sink.delete_snapshot(snapshot_id)
-            except Exception as error:
+            except BaseException as error:  # the others are deleted all the same
                 _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+                interrupt = interrupt if isinstance(error, Exception) else error
+        if interrupt is not None:
+            raise interrupt
 
     def image(self) -> Image:
         """The stored image on its new snapshots.

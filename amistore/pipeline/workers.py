@@ -1,4 +1,4 @@
-"""The one place with threads: an ordered, bounded map over any `concurrent.futures.Executor`."""
+"""Threads: an ordered, bounded map over any `concurrent.futures.Executor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from amistore.errors import InvalidRequestError
 
-__all__ = ["ordered_map", "worker_pool"]
+__all__ = ["ordered_map", "worker_count", "worker_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,9 +28,7 @@ def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tupl
         workers: threads, or what the caller's executor runs at once; None for the CPUs.
         executor: the caller's, or None for threads of our own, ended at exit.
     """
-    count = _cpus() if workers is None else workers
-    if count < 1:
-        raise InvalidRequestError(f"workers must be at least 1, not {workers}")
+    count = worker_count(workers)
     if executor is not None:
         yield executor, 2 * count
         return
@@ -39,6 +37,14 @@ def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tupl
         yield pool, 2 * count
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def worker_count(workers: int | None) -> int:
+    """How many workers were asked for; the number of CPUs for None."""
+    count = _cpus() if workers is None else workers
+    if type(count) is not int or count < 1:
+        raise InvalidRequestError(f"workers must be a whole number from 1 on, not {workers!r}")
+    return count
 
 
 def _cpus() -> int:

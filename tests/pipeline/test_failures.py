@@ -88,8 +88,11 @@ def test_what_cannot_be_opened_for_random_access_is_a_typed_error() -> None:
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe, pytest.raises(amistore.BackendError, match="random access"):
         amistore.open(pipe)
-    with pytest.raises(amistore.BackendError):
+    with pytest.raises(amistore.InvalidRequestError):
         amistore.open("nul\0byte")
+    for other in (b"abc", 5, None):
+        with pytest.raises(amistore.InvalidRequestError, match="path, a URL, a seekable binary file"):
+            amistore.open(other)  # type: ignore[arg-type]
 
 
 class Changing(images.Volumes):

@@ -23,7 +23,7 @@ def test_progress_rises_to_the_total_in_every_phase(tmp_path: Path) -> None:
     )
     amistore.unpack(io.BytesIO(container), amistore.MemoryBackend().ebs, progress=events.append)
     with amistore.open(io.BytesIO(container)) as archive:
-        archive.verify(progress=events.append)
+        archive.verify(progress=events.append).check()
         archive.volumes[0].extract(tmp_path / "disk.raw", progress=events.append)
     assert [event.blocks for event in of(events, Phase.LIST)] == [30, 31]
     for phase, total in ((Phase.PACK, 31), (Phase.UNPACK, 31), (Phase.VERIFY, 31), (Phase.EXTRACT, 30)):

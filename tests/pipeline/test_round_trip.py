@@ -102,7 +102,7 @@ def test_hostile_names_and_tags_come_back_unchanged(text: str) -> None:
     container = b"".join(amistore.pack(image, source))
     with amistore.open(io.BytesIO(container)) as archive:
         assert archive.image == image
-        archive.verify()
+        archive.verify().check()
 
 
 def test_a_snapshot_mapped_twice_is_one_volume_and_ephemeral_disks_stay() -> None:
@@ -126,7 +126,7 @@ def test_a_subset_of_snapshots_is_packed_and_restored_and_the_rest_left_out() ->
     with amistore.open(io.BytesIO(container)) as archive:
         assert [volume.snapshot_id for volume in archive.volumes] == [first, third]
         assert archive.image == image
-        archive.verify()
+        archive.verify().check()
     backend = amistore.MemoryBackend()
     back = amistore.unpack(io.BytesIO(container), backend.ebs, snapshots=[third])
     (restored_id,) = images.leftovers(backend)

@@ -162,7 +162,7 @@ def test_strings_and_file_show_what_it_is(container: Path) -> None:
 
 def test_the_padded_archive_verifies_for_both_readers(nine_gib: Path) -> None:
     with amistore.open(nine_gib) as archive:
-        archive.verify()
+        archive.verify().check()
         assert archive.volumes[0].blocks == 9 * 2048
     damaged = bytearray(nine_gib.read_bytes())
     at = damaged.index(b"AMISPAD\0")
@@ -171,4 +171,4 @@ def test_the_padded_archive_verifies_for_both_readers(nine_gib: Path) -> None:
         amistore.open(io.BytesIO(bytes(damaged))) as archive,
         pytest.raises(amistore.CorruptArchiveError, match="PAD"),
     ):
-        archive.verify()
+        archive.verify().check()

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from amistore.backends import files
 from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE
 
@@ -46,13 +47,7 @@ def data_blocks(descriptor: int, size: int) -> Iterator[int]:
 
 def read_block(descriptor: int, index: int) -> bytes:
     """A block of the disk, filled up with zeros behind the file's end."""
-    content = b""
-    while len(content) < BLOCK_SIZE:
-        piece = os.pread(descriptor, BLOCK_SIZE - len(content), index * BLOCK_SIZE + len(content))
-        if not piece:
-            break
-        content += piece
-    return content.ljust(BLOCK_SIZE, b"\0")
+    return files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE).ljust(BLOCK_SIZE, b"\0")
 
 
 def disk_size(path: Path, descriptor: int) -> int:

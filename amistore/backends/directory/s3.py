@@ -73,13 +73,7 @@ class DirectoryS3(ObjectStore):
         ):
             if if_match not in (None, _etag(os.fstat(descriptor))):
                 raise SourceChangedError("the object was replaced")
-            content = b""
-            while len(content) < length:
-                piece = os.pread(descriptor, length - len(content), start + len(content))
-                if not piece:
-                    break
-                content = content + piece if content else piece
-            return content
+            return files.read_at(descriptor, length, start)
 
     def delete_object(self, bucket: str, key: str) -> None:
         with files.operation("delete_object", bucket=bucket, key=key):

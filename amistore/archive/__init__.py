@@ -1,0 +1,26 @@
+"""Archives where they lie: open, read, verify, extract, compare, recover.
+
+`reader.py` finds segments by the index, `volumereader.py` blocks in a volume; each other file
+is one thing to do with them. Imports `pipeline`, `container` and `backends`.
+"""
+
+from amistore.archive.archive import Archive, open_archive
+from amistore.archive.comparison import AttributeChange, Difference, VolumeDifference, compare, diff
+from amistore.archive.recovery import RecoveryReport, VolumeRecovery, recover
+from amistore.archive.verification import VerifyReport
+from amistore.archive.volume import Volume
+
+__all__ = [
+    "Archive",
+    "AttributeChange",
+    "Difference",
+    "RecoveryReport",
+    "VerifyReport",
+    "Volume",
+    "VolumeDifference",
+    "VolumeRecovery",
+    "compare",
+    "diff",
+    "open_archive",
+    "recover",
+]

@@ -1,0 +1,252 @@
+"""`open`: an archive where it lies, without unpacking it."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from typing_extensions import Self
+
+from amistore.archive.reader import ContainerFile
+from amistore.archive.verification import VerifyReport, verify
+from amistore.archive.volume import Volume
+from amistore.backends import ObjectStore, files
+from amistore.backends.ranges import FileRanges, ObjectRanges, RangeReader, StreamRanges
+from amistore.backends.remote import is_url, open_url
+from amistore.errors import AlreadyExistsError, InvalidRequestError, LostBlocksError, NotFoundError
+from amistore.model import encode_manifest
+from amistore.pipeline.progress import ProgressCallback
+from amistore.units import BLOCK_SIZE, GIB, MIB
+
+__all__ = ["Archive", "open_archive", "open_ranges"]
+
+
+def open_archive(
+    what: str | os.PathLike[str] | BinaryIO | ObjectStore,
+    *,
+    bucket: str | None = None,
+    key: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Archive:
+    """Open an archive to look into it, verify it, compare it, or take disks out.
+
+    Reads its end, and the index where that is longer than 64 KiB; nothing else is read before
+    it is asked for. Ranges of an object or URL are pinned to the ETag that it has now.
+
+    Args:
+        what: a path; a URL (``file:``, ``http:``, ``https:``, and with ``amistore[remote]``
+            ``s3:``, ``gs:``, ``az:``); a seekable binary file that stays yours to close; or an
+            object store.
+        bucket: of the object, for an object store.
+        key: of the object, for an object store.
+        options: for ``http(s):`` URLs headers, such as ``Authorization``; for ``s3:``, ``gs:`` and
+            ``az:`` what `obstore.store.from_url` takes, such as ``region`` or ``client_options``.
+
+    Raises:
+        NotFoundError: no such file or object.
+        AccessDeniedError: it may not be read.
+        CorruptArchiveError: its end or index is damaged, or it is no archive.
+        UnsupportedArchiveError: a newer format.
+        InvalidRequestError: arguments that do not go together, or an extra that is missing.
+    """
+    ranges = open_ranges(what, bucket, key, options)
+    try:
+        return Archive(ContainerFile(ranges))
+    except BaseException:
+        ranges.close()
+        raise
+
+
+def open_ranges(
+    what: str | os.PathLike[str] | BinaryIO | ObjectStore,
+    bucket: str | None,
+    key: str | None,
+    options: dict[str, Any] | None,
+) -> RangeReader:
+    """The bytes of what `open_archive` takes."""
+    store = isinstance(what, ObjectStore)
+    if store is not (bucket is not None and key is not None) or (not store and (bucket or key)):
+        raise InvalidRequestError("bucket= and key= go together with an object store, and only with one")
+    url = isinstance(what, str) and is_url(what)
+    if options is not None and not url:
+        raise InvalidRequestError("options= are for URLs")
+    if isinstance(what, ObjectStore):
+        return ObjectRanges(what, bucket or "", key or "")
+    if isinstance(what, str) and url:
+        return open_url(what, options)
+    if isinstance(what, (str, os.PathLike)):
+        try:
+            return FileRanges(what)
+        except NotFoundError:
+            raise NotFoundError(f"no such file: {os.fspath(what)}", operation="open") from None
+    if not (hasattr(what, "read") and hasattr(what, "seek")):
+        raise InvalidRequestError(
+            f"open takes a path, a URL, a seekable binary file or an ObjectStore, not {type(what).__name__}"
+        )
+    return StreamRanges(what)
+
+
+class Archive:
+    """An opened container; a context manager. May be used from several threads.
+
+    Attributes:
+        image: the stored image.
+        volumes: one `Volume` per distinct snapshot, by snapshot id.
+        content_id: what the archive holds, in hexadecimal: equal for equal images and data.
+        size: of the container, in bytes.
+    """
+
+    def __init__(self, container: ContainerFile) -> None:
+        self._container = container
+        self.image = container.image
+        self.size = container.size
+        self.content_id = container.index.content_id.hex()
+        self.volumes = tuple(Volume(container, number) for number in range(len(container.index.volumes)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Archive {self._container.name}: {self.image.image_id}, {len(self.volumes)} volumes, "
+            f"{self._container.head.blocks} blocks in {self.size} bytes>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image and a table of its volumes."""
+        blocks = self._container.head.blocks * BLOCK_SIZE
+        ratio = f", {blocks / self.size:.1f} times smaller than its blocks" if blocks > self.size else ""
+        facts = {
+            "archive": self._container.name,
+            "image": f"{self.image.image_id} {self.image.name or ''}",
+            "created": self.image.creation_date or "",
+            "architecture": self.image.architecture or "",
+            "size": f"{self.size / MIB:,.1f} MiB{ratio}",
+            "content id": self.content_id,
+        }
+        rows = [
+            f"<tr><th style='text-align:left'>{name}</th><td colspan=4 style='text-align:left'>"
+            f"{html.escape(value)}</td></tr>"
+            for name, value in facts.items()
+            if value
+        ]
+        rows.append("<tr><th>volume</th><th>devices</th><th>size</th><th>in blocks</th><th>lost</th></tr>")
+        for volume in self.volumes:
+            lost = sum(each.block_count for each in volume.lost_blocks)
+            cells = (
+                volume.snapshot_id,
+                ", ".join(volume.device_names),
+                f"{volume.size // GIB:,} GiB",
+                f"{volume.blocks * BLOCK_SIZE / MIB:,.1f} MiB",
+                f"{lost} blocks" if lost else "",
+            )
+            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+    def close(self) -> None:
+        """Close the file or connections, if they were opened here."""
+        self._container.close()
+
+    def verify(
+        self,
+        *,
+        quick: bool = False,
+        expected_content_id: str | None = None,
+        workers: int | None = None,
+        progress: ProgressCallback = None,
+    ) -> VerifyReport:
+        """Read all of it and check every byte; `report.check()` raises what was found.
+
+        Args:
+            quick: check records, index, the CRC-32 of each frame and that both views agree, but
+                decompress and hash no block.
+            expected_content_id: from a place of yours: only with it is an archive proved that an
+                attacker may have written.
+            workers: threads; None for the number of CPUs.
+            progress: called with a `Progress` after each segment.
+
+        Returns:
+            What was checked and found. Damage does not raise here.
+
+        Raises:
+            BackendError: the archive could not be read.
+        """
+        return verify(
+            self._container,
+            quick=quick,
+            expected_content_id=expected_content_id,
+            workers=workers,
+            progress=progress,
+        )
+
+    def extract(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        allow_lost: bool = False,
+        workers: int | None = None,
+        progress: ProgressCallback = None,
+    ) -> list[Path]:
+        """Write ``ami.json`` and each volume, as ``<snapshot id>.raw``, into a folder.
+
+        A volume with lost blocks becomes ``<snapshot id>.incomplete.raw``. See `Volume.extract`
+        for the arguments and errors.
+
+        Args:
+            folder: made where it is missing.
+            overwrite: replace files that exist.
+            resume: go on from what an interrupted call left.
+            allow_lost: also volumes with lost blocks.
+            workers: threads; None for the number of CPUs.
+            progress: called with a `Progress` after each segment.
+
+        Returns:
+            The paths of the disks, in the order of `volumes`.
+        """
+        root = Path(folder)
+        manifest = root / "ami.json"
+        paths = [root / _disk_name(volume) for volume in self.volumes]
+        lost = [volume.snapshot_id for volume in self.volumes if volume.lost_blocks]
+        if lost and not allow_lost:
+            raise LostBlocksError(
+                "blocks of this volume were lost before this archive was recovered; allow_lost=True "
+                "writes the rest",
+                snapshot_id=lost[0],
+            )
+        with files.operation("extract"):
+            root.mkdir(parents=True, exist_ok=True)
+            done = [path for path in (manifest, *paths) if path.exists()]
+            if done and not (overwrite or resume):
+                raise AlreadyExistsError(f"{done[0]} exists")
+            for volume, path in zip(self.volumes, paths, strict=True):
+                if path not in done or overwrite:
+                    volume.extract(
+                        path,
+                        overwrite=overwrite,
+                        resume=resume,
+                        allow_lost=allow_lost,
+                        workers=workers,
+                        progress=progress,
+                    )
+            # Last, so that it tells that all is there.
+            if manifest not in done or overwrite:
+                with files.new_file(manifest, overwrite=overwrite) as descriptor:
+                    files.write_at(descriptor, encode_manifest(self.image), 0)
+        return paths
+
+
+def _disk_name(volume: Volume) -> str:
+    return f"{volume.snapshot_id}.{'incomplete.raw' if volume.lost_blocks else 'raw'}"

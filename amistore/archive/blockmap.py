@@ -1,0 +1,144 @@
+"""A picture of a volume: what is where, and how well each place compresses. Needs matplotlib."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from amistore.archive.volumereader import VolumeReader
+from amistore.container import SegmentDescriptor
+from amistore.errors import InvalidRequestError
+from amistore.units import BLOCK_SIZE, GIB, MIB
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot"]
+
+_HOLE, _ZERO, _DATA, _LOST = range(4)
+_NAMES = ("hole", "zeros", "data", "lost")
+# Okabe and Ito's palette, told apart by colour-blind readers too; holes in a light grey.
+_COLOURS = ("#eeeeee", "#56b4e9", "#0072b2", "#d55e00")
+_ZERO_BLOCK = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
+
+_COLUMNS = 128
+_ROWS = 48
+"""Most cells of the picture; a cell stands for one block or for several."""
+
+
+def plot(volume: VolumeReader, axes: Axes | None, workers: int | None) -> Axes:
+    """See `Volume.plot`."""
+    try:
+        from matplotlib import pyplot
+        from matplotlib.colors import BoundaryNorm, ListedColormap
+        from matplotlib.patches import Patch
+    except ImportError:
+        raise InvalidRequestError("matplotlib is not installed: pip install 'amistore[plot]'") from None
+    if axes is None:
+        _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
+    cells = _Cells(volume)
+    for descriptor in volume.descriptors(workers):
+        cells.add(descriptor)
+    width = cells.per_cell * _COLUMNS * BLOCK_SIZE
+    end = volume.indexed.size / GIB
+    extent = (0.0, width / MIB, cells.rows * width / GIB, 0.0)
+    norm = BoundaryNorm([each - 0.5 for each in range(len(_NAMES) + 1)], len(_NAMES))
+    axes.imshow(
+        cells.kinds(), cmap=ListedColormap(_COLOURS), norm=norm, extent=extent, aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.set_title(
+        f"{volume.indexed.snapshot_id}: {end:,.0f} GiB, "
+        f"{volume.indexed.blocks * BLOCK_SIZE / MIB:,.0f} MiB in blocks"
+    )
+    cell = cells.per_cell * BLOCK_SIZE
+    axes.set_xlabel(
+        f"MiB within the row; a cell is {cell / MIB:g} MiB"
+        if cell >= MIB
+        else "MiB within the row; a cell is one block, 512 KiB"
+    )
+    axes.set_ylabel("GiB of the disk")
+    counts = cells.counts
+    axes.legend(
+        handles=[
+            Patch(
+                facecolor=_COLOURS[kind], edgecolor="#888888", label=f"{_NAMES[kind]}: {_size(counts[kind])}"
+            )
+            for kind in (_DATA, _ZERO, _HOLE, _LOST)
+            if counts[kind]
+        ],
+        loc="upper left",
+        bbox_to_anchor=(0.0, -0.16),
+        ncols=4,
+        frameon=False,
+    )
+    _plot_ratio(axes, cells, end)
+    return axes
+
+
+def _plot_ratio(axes: Axes, cells: _Cells, end: float) -> None:
+    """Beside the map, row by row: compressed size as a part of the blocks'."""
+    strip = axes.inset_axes((1.02, 0.0, 0.16, 1.0))
+    height = cells.rows_gib
+    for row, ratio in enumerate(cells.ratios()):
+        if ratio is not None:
+            strip.barh((row + 0.5) * height, min(ratio, 1.0) * 100, height=height, color="#009e73")
+    strip.set_xlim(0, 100)
+    strip.set_ylim(axes.get_ylim())
+    strip.set_yticks([])
+    strip.set_xticks([0, 50, 100])
+    strip.set_xlabel("stored, %")
+
+
+class _Cells:
+    """The picture's cells, and what they stand for."""
+
+    def __init__(self, volume: VolumeReader) -> None:
+        self._blocks = volume.indexed.size // BLOCK_SIZE
+        self.per_cell = max(1, -(-self._blocks // (_COLUMNS * _ROWS)))
+        cells = -(-self._blocks // self.per_cell)
+        self.rows = -(-cells // _COLUMNS)
+        self.rows_gib = self.per_cell * _COLUMNS * BLOCK_SIZE / GIB
+        self._cells = bytearray(cells)
+        self._stored = [0.0] * self.rows
+        self._listed = [0] * self.rows
+        self.counts = [self._blocks - volume.indexed.blocks, 0, 0, 0]
+        for lost in volume.lost_blocks:
+            self.counts[_LOST] += lost.block_count
+            self.counts[_HOLE] -= lost.block_count
+            first = lost.first_block // self.per_cell
+            last = (lost.end - 1) // self.per_cell
+            self._cells[first : last + 1] = bytes([_LOST]) * (last + 1 - first)
+
+    def add(self, segment: SegmentDescriptor) -> None:
+        """Blocks of a segment; what weighs most in a cell gives it its colour: lost, data, zeros."""
+        compressed = segment.payload_size / segment.runs.blocks
+        for index, digest in zip(segment.runs.indexes(), segment.digests, strict=True):
+            kind = _ZERO if digest == _ZERO_BLOCK else _DATA
+            self.counts[kind] += 1
+            cell = index // self.per_cell
+            self._cells[cell] = max(self._cells[cell], kind)
+            row = cell // _COLUMNS
+            self._stored[row] += compressed
+            self._listed[row] += 1
+
+    def kinds(self) -> Any:
+        """The cells as rows of a masked array; those behind the disk's end are masked."""
+        import numpy
+
+        grid = numpy.full(self.rows * _COLUMNS, -1, dtype=numpy.int8)
+        grid[: len(self._cells)] = numpy.frombuffer(bytes(self._cells), dtype=numpy.int8)
+        return numpy.ma.masked_less(grid.reshape(self.rows, _COLUMNS), 0)
+
+    def ratios(self) -> Sequence[float | None]:
+        """Compressed size as a part of the blocks', for each row; None where none is listed."""
+        return [
+            stored / (listed * BLOCK_SIZE) if listed else None
+            for stored, listed in zip(self._stored, self._listed, strict=True)
+        ]
+
+
+def _size(blocks: int) -> str:
+    size = blocks * BLOCK_SIZE
+    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / MIB:,.1f} MiB"

@@ -1,0 +1,345 @@
+"""`diff` of archives, `compare` of an archive and live snapshots: by hashes, nothing is decompressed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import attrs
+
+from amistore.archive.archive import Archive, open_archive
+from amistore.archive.volumereader import VolumeReader
+from amistore.backends import BlockSource
+from amistore.errors import InvalidRequestError
+from amistore.model import BlockRange, Image, Snapshot
+from amistore.model.fields import to_wire
+from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.units import BLOCK_SIZE, GIB, MIB
+
+__all__ = ["AttributeChange", "Difference", "VolumeDifference", "compare", "diff"]
+
+_Digest = tuple[int, bytes]  # block index, SHA-256 of the block
+
+
+@attrs.frozen
+class AttributeChange:
+    """An attribute of the image that differs, in EC2's spelling: ``Tags[Name].Value``. None: absent."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+@attrs.frozen(kw_only=True)
+class VolumeDifference:
+    """A volume of either side, or a pair of them.
+
+    A listed block of zeros and a hole differ here, though both read as zeros.
+
+    Attributes:
+        devices: that the volume is mapped as.
+        before: snapshot id on the first side; None where it has no such volume.
+        after: the same on the second.
+        size_before: in bytes; 0 where it has none.
+        size_after: the same of the second.
+        changed: blocks listed on both sides, with other content.
+        added: blocks listed on the second only.
+        removed: blocks listed on the first only.
+    """
+
+    devices: tuple[str, ...]
+    before: str | None
+    after: str | None
+    size_before: int
+    size_after: int
+    changed: tuple[BlockRange, ...] = ()
+    added: tuple[BlockRange, ...] = ()
+    removed: tuple[BlockRange, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides hold the same at the same places."""
+        return self.size_before == self.size_after and not self.bytes_changed
+
+    @property
+    def bytes_changed(self) -> int:
+        """Bytes of all blocks that differ."""
+        ranges = (*self.changed, *self.added, *self.removed)
+        return sum(each.block_count for each in ranges) * BLOCK_SIZE
+
+    def __str__(self) -> str:
+        name = f"{', '.join(self.devices) or 'volume'} ({self.before or 'none'} -> {self.after or 'none'})"
+        if self.equal:
+            return f"{name}: equal"
+        parts = [
+            f"{sum(each.block_count for each in ranges)} blocks {what}"
+            for what, ranges in (("changed", self.changed), ("added", self.added), ("removed", self.removed))
+            if ranges
+        ]
+        if self.size_before != self.size_after:
+            parts.append(f"{self.size_before // GIB} -> {self.size_after // GIB} GiB")
+        return f"{name}: {', '.join(parts)}; {self.bytes_changed / MIB:,.1f} MiB"
+
+
+@attrs.frozen
+class Difference:
+    """What differs between two sides; `str()` tells it in lines."""
+
+    attributes: tuple[AttributeChange, ...]
+    volumes: tuple[VolumeDifference, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return not self.attributes and all(volume.equal for volume in self.volumes)
+
+    @property
+    def bytes_changed(self) -> int:
+        """Bytes of all blocks that differ, in all volumes."""
+        return sum(volume.bytes_changed for volume in self.volumes)
+
+    def __str__(self) -> str:
+        lines = [f"{each.name}: {each.before!r} -> {each.after!r}" for each in self.attributes]
+        return "\n".join([*lines, *map(str, self.volumes)]) or "equal"
+
+
+def diff(
+    before: Archive | str | os.PathLike[str] | BinaryIO,
+    after: Archive | str | os.PathLike[str] | BinaryIO,
+    *,
+    workers: int | None = None,
+) -> Difference:
+    """What differs between two archives: attributes of the image, volumes, ranges of blocks.
+
+    Volumes are paired by device name, and what is left by snapshot id. Reads descriptors only,
+    and none of volumes with equal content ids.
+
+    Args:
+        before: an opened archive, or what `open` takes.
+        after: the same.
+        workers: threads; None for the number of CPUs.
+
+    Raises:
+        CorruptArchiveError: a descriptor that is needed is damaged.
+    """
+    with _opened(before) as first, _opened(after) as second:
+        attributes = tuple(_attribute_changes(_members(first.image), _members(second.image)))
+        pairs = _pairs(first, second)
+        return Difference(attributes, tuple(_volume_difference(*pair, workers) for pair in pairs))
+
+
+def compare(
+    archive: Archive | str | os.PathLike[str] | BinaryIO,
+    source: BlockSource,
+    *,
+    snapshots: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: ProgressCallback = None,
+) -> Difference:
+    """What differs between an archive and live snapshots. Nothing of the archive is decompressed.
+
+    Args:
+        archive: an opened archive, or what `open` takes: the side before.
+        source: where the snapshots are: the side after. Each listed block is read.
+        snapshots: the live snapshot's id for an archived one's; None for the same ids.
+        workers: threads; None for the number of CPUs.
+        progress: called with a `Progress` now and then.
+
+    Raises:
+        NotFoundError: a snapshot does not exist.
+        InvalidRequestError: `snapshots` names none of the archive's.
+    """
+    check_kind(source, BlockSource, "source")
+    with _opened(archive) as opened:
+        names = [volume.snapshot_id for volume in opened.volumes]
+        live = {name: name for name in names} if snapshots is None else dict(snapshots)
+        foreign = sorted(set(live) - set(names))
+        if foreign:
+            raise InvalidRequestError(
+                f"{foreign[0]} is no volume of the archive, which has {', '.join(names) or 'none'}",
+                code="InvalidSnapshot.NotFound",
+            )
+        total = sum(volume.blocks for volume in opened.volumes if volume.snapshot_id in live)
+        done = 0
+        volumes = []
+        for volume in opened.volumes:
+            if volume.snapshot_id not in live:
+                continue
+            other = _Live(source, live[volume.snapshot_id])
+            ranges = _Ranges()
+            with contextlib.closing(other.digests(workers)) as digests:
+                for _ in _merged(_digests(volume._reader, workers), digests, ranges):
+                    done += 1
+                    if progress is not None and done % 64 == 0:
+                        progress(
+                            Progress(phase=Phase.COMPARE, blocks=done, total_blocks=total, stored_bytes=0)
+                        )
+            volumes.append(
+                VolumeDifference(
+                    devices=volume.device_names,
+                    before=volume.snapshot_id,
+                    after=other.snapshot_id,
+                    size_before=volume.size,
+                    size_after=other.size,
+                    **ranges.found(),
+                )
+            )
+        return Difference((), tuple(volumes))
+
+
+@contextlib.contextmanager
+def _opened(what: Archive | str | os.PathLike[str] | BinaryIO) -> Iterator[Archive]:
+    if isinstance(what, Archive):
+        yield what
+        return
+    with open_archive(what) as archive:
+        yield archive
+
+
+def _members(image: Image) -> dict[str, Any]:
+    """Every attribute of an image by its path."""
+    flat: dict[str, Any] = {}
+    keys = ("Key", "DeviceName", "SnapshotId", "ProductCodeId", "FirstBlock")
+
+    def flatten(path: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for name, item in value.items():
+                flatten(f"{path}.{name}" if path else name, item)
+        elif isinstance(value, list) and value:
+            for number, item in enumerate(value):
+                known = [item[key] for key in keys if isinstance(item, dict) and key in item]
+                flatten(f"{path}[{known[0] if known else number}]", item)
+        else:
+            flat[path] = value
+
+    flatten("", to_wire(image))
+    return flat
+
+
+def _attribute_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[AttributeChange]:
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            yield AttributeChange(name, before.get(name), after.get(name))
+
+
+_Pair = tuple["VolumeReader | None", "VolumeReader | None", tuple[str, ...]]
+
+
+def _pairs(first: Archive, second: Archive) -> list[_Pair]:
+    """The volumes of two archives that stand for each other."""
+    left = list(second.volumes)
+    pairs: list[_Pair] = []
+    alone = []
+    for volume in first.volumes:
+        other = next((each for each in left if set(each.device_names) & set(volume.device_names)), None)
+        if other is None:
+            alone.append(volume)
+            continue
+        left.remove(other)
+        pairs.append((volume._reader, other._reader, volume.device_names))
+    for volume in alone:
+        other = next((each for each in left if each.snapshot_id == volume.snapshot_id), None)
+        if other is not None:
+            left.remove(other)
+        pairs.append((volume._reader, other._reader if other else None, volume.device_names))
+    return [*pairs, *((None, each._reader, each.device_names) for each in left)]
+
+
+def _volume_difference(
+    before: VolumeReader | None, after: VolumeReader | None, devices: tuple[str, ...], workers: int | None
+) -> VolumeDifference:
+    ranges = _Ranges()
+    same = before and after and before.indexed.content_id == after.indexed.content_id
+    if not same:
+        for _ in _merged(_digests(before, workers), _digests(after, workers), ranges):
+            pass
+    return VolumeDifference(
+        devices=devices,
+        before=before.indexed.snapshot_id if before else None,
+        after=after.indexed.snapshot_id if after else None,
+        size_before=before.indexed.size if before else 0,
+        size_after=after.indexed.size if after else 0,
+        **ranges.found(),
+    )
+
+
+def _digests(volume: VolumeReader | None, workers: int | None) -> Iterator[_Digest]:
+    if volume is not None:
+        for descriptor in volume.descriptors(workers):
+            yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
+
+
+@attrs.define
+class _Live:
+    """A live snapshot's blocks, hashed as they come."""
+
+    source: BlockSource
+    snapshot_id: str
+    size: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        Snapshot(snapshot_id=self.snapshot_id)  # refuse what is no id
+
+    def digests(self, workers: int | None) -> Generator[_Digest, None, None]:
+        def digest(block: tuple[int, str]) -> _Digest:
+            index, token = block
+            with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
+                content = self.source.get_snapshot_block(self.snapshot_id, index, token).content
+                return index, hashlib.sha256(content).digest()
+
+        with (
+            worker_pool(workers, None) as (pool, limit),
+            contextlib.closing(ordered_map(pool, digest, self._listed(), 4 * limit)) as digests,
+        ):
+            yield from digests
+
+    def _listed(self) -> Iterator[tuple[int, str]]:
+        with foreign_errors("list_snapshot_blocks", snapshot_id=self.snapshot_id):
+            for page in self.source.pages(self.snapshot_id):
+                self.size = page.volume_size * GIB
+                yield from ((block.block_index, block.block_token) for block in page.blocks)
+
+
+class _Ranges:
+    """Collects block indexes, ascending, into ranges of each kind."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[list[int]]] = {"changed": [], "added": [], "removed": []}
+
+    def add(self, kind: str, index: int) -> None:
+        ranges = self._found[kind]
+        if ranges and sum(ranges[-1]) == index:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([index, 1])
+
+    def found(self) -> dict[str, Any]:
+        return {
+            kind: tuple(BlockRange(first_block=first, block_count=count) for first, count in ranges)
+            for kind, ranges in self._found.items()
+        }
+
+
+def _merged(before: Iterable[_Digest], after: Iterable[_Digest], ranges: _Ranges) -> Iterator[int]:
+    """Walk two ascending lists of blocks side by side; gives each block index once."""
+    left, right = iter(before), iter(after)
+    end: _Digest = (2**64, b"")
+    one, two = next(left, end), next(right, end)
+    while one != two or one != end:
+        index = min(one[0], two[0])
+        if index < two[0]:
+            ranges.add("removed", index)
+        elif index < one[0]:
+            ranges.add("added", index)
+        elif one[1] != two[1]:
+            ranges.add("changed", index)
+        yield index
+        if one[0] == index:
+            one = next(left, end)
+        if two[0] == index:
+            two = next(right, end)

@@ -1,0 +1,285 @@
+"""Writing a volume out: to a sparse raw file, a block device or a stream.
+
+Workers load and prove a segment each and write its blocks at their places. What a worker
+may touch is told by the index alone: from the end of the segment before to its own end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+
+from amistore.archive.volumefile import VolumeFile
+from amistore.archive.volumereader import VolumeReader
+from amistore.backends import files
+from amistore.backends.directory.disk import data_blocks
+from amistore.container import Runs, SegmentDescriptor
+from amistore.errors import (
+    AlreadyExistsError,
+    BackendError,
+    CorruptArchiveError,
+    InvalidRequestError,
+    LostBlocksError,
+    NotFoundError,
+)
+from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.units import BLOCK_SIZE, MIB
+
+__all__ = ["LOST_BLOCK", "extract"]
+
+_NOTE = b"amistore: this block was lost before this disk was recovered\n"
+LOST_BLOCK = (_NOTE * (BLOCK_SIZE // len(_NOTE) + 1))[:BLOCK_SIZE]
+"""What stands for a lost block in a disk: neither data nor zeros, and readable."""
+
+_BLKZEROOUT = 0x127F  # linux/fs.h
+
+
+def extract(
+    volume: VolumeReader,
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    overwrite: bool,
+    resume: bool,
+    allow_lost: bool,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> None:
+    """See `Volume.extract`."""
+    if volume.lost_blocks and not allow_lost:
+        raise LostBlocksError(
+            f"{sum(lost.block_count for lost in volume.lost_blocks)} blocks of this volume were lost before "
+            "this archive was recovered; allow_lost=True writes the rest",
+            snapshot_id=volume.indexed.snapshot_id,
+        )
+    if not isinstance(target, (str, os.PathLike)):
+        if not hasattr(target, "write"):
+            raise InvalidRequestError(
+                f"extract writes to a path or a binary file, not to {type(target).__name__}"
+            )
+        _to_stream(volume, target, workers, progress)
+        return
+    path = Path(target)
+    with files.operation("extract"):
+        writing = _Writing(volume, workers, progress, resume)
+        if path.is_block_device():
+            if not overwrite:
+                raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces what is on it")
+            _to_device(writing, path)
+            return
+        if not path.parent.is_dir():
+            raise NotFoundError(f"no such folder: {path.parent}")
+        if path.exists() and not overwrite:
+            raise AlreadyExistsError(f"{path} exists")
+        _to_file(writing, path, overwrite)
+        if volume.lost_blocks:
+            map_path = path.with_name(f"{path.name}.map")
+            with files.new_file(map_path, overwrite=overwrite) as descriptor:
+                files.write_at(descriptor, _ddrescue_map(volume).encode(), 0)
+
+
+def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
+    if not writing.resume:
+        with files.new_file(path, overwrite=overwrite) as descriptor:
+            os.truncate(descriptor, writing.volume.indexed.size)
+            writing.write(descriptor)
+        return
+    part = path.with_name(f"{path.name}.part")
+    with files.open_descriptor(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackendError(f"{part} is being written by another extraction") from None
+        os.truncate(descriptor, writing.volume.indexed.size)
+        writing.write(descriptor)
+        _check_holes(writing, descriptor, part)
+        os.fsync(descriptor)
+        files.publish(part, path, overwrite=overwrite)
+
+
+def _check_holes(writing: _Writing, descriptor: int, part: Path) -> None:
+    """Refuse bytes between the blocks, which an extraction of something else left there."""
+    size = writing.volume.indexed.size
+    for index in data_blocks(descriptor, size):
+        if writing.runs.ordinal(index) is None and writing.lost.ordinal(index) is None:
+            content = files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE)
+            if content.count(0) != len(content):
+                raise BackendError(
+                    f"{part} holds bytes of something else: remove it, then extract again", block_index=index
+                )
+
+
+def _to_device(writing: _Writing, path: Path) -> None:
+    # O_EXCL on a block device: refuse one that is mounted (open(2)).
+    with files.open_descriptor(path, os.O_RDWR | os.O_EXCL) as descriptor:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        if size < writing.volume.indexed.size:
+            raise InvalidRequestError(
+                f"{path} has {size} bytes, the volume has {writing.volume.indexed.size}"
+            )
+        writing.zero_holes = True
+        writing.write(descriptor)
+        os.fsync(descriptor)
+
+
+def _to_stream(
+    volume: VolumeReader, stream: BinaryIO, workers: int | None, progress: ProgressCallback
+) -> None:
+    position = 0
+    total = volume.indexed.size // BLOCK_SIZE
+    with contextlib.closing(VolumeFile(volume, cache_size=0, workers=workers)) as disk:
+        for piece in _disk_pieces(volume, disk):
+            with foreign_errors("extract"), files.operation("extract"):
+                view = memoryview(piece)
+                while view:
+                    written = stream.write(view)
+                    view = view[written:] if isinstance(written, int) else view[:0]
+            position += len(piece)
+            if progress is not None:
+                progress(
+                    Progress(
+                        phase=Phase.EXTRACT,
+                        blocks=position // BLOCK_SIZE,
+                        total_blocks=total,
+                        stored_bytes=0,
+                    )
+                )
+
+
+def _disk_pieces(volume: VolumeReader, disk: VolumeFile) -> Iterator[bytes]:
+    """All bytes of a disk in order, lost blocks as `LOST_BLOCK`."""
+    position = 0
+    for start, end in [
+        *((lost.first_block, lost.end) for lost in volume.lost_blocks),
+        (volume.indexed.size // BLOCK_SIZE,) * 2,
+    ]:
+        while position < start * BLOCK_SIZE:
+            disk.seek(position)
+            piece = disk.read(min(4 * MIB, start * BLOCK_SIZE - position))
+            yield piece
+            position += len(piece)
+        for _ in range(start, end):
+            yield LOST_BLOCK
+        position = end * BLOCK_SIZE
+
+
+@attrs.define
+class _Writing:
+    """One volume on its way to a file or device."""
+
+    volume: VolumeReader
+    workers: int | None
+    progress: ProgressCallback
+    resume: bool
+    zero_holes: bool = False
+    runs: Runs = attrs.field(factory=Runs)
+    lost: Runs = attrs.field(factory=Runs)
+
+    def write(self, descriptor: int) -> None:
+        """Write all blocks, and prove that they are the volume's."""
+        self.lost = Runs((lost.first_block, lost.block_count) for lost in self.volume.lost_blocks)
+        linear = hashlib.sha256()
+        found: list[tuple[int, int]] = []
+        done = 0
+
+        def write(sequence: int) -> SegmentDescriptor:
+            return self._segment(descriptor, sequence)
+
+        with (
+            worker_pool(self.workers, None) as (pool, limit),
+            contextlib.closing(ordered_map(pool, write, self.volume.segments, limit)) as segments,
+        ):
+            for segment in segments:
+                linear.update(b"".join(segment.digests))
+                found.extend(segment.runs)
+                done += segment.runs.blocks
+                self._report(done)
+        indexed = self.volume.indexed
+        self.runs = Runs(found)
+        # Each segment is proved by the index; this proves that the index's sums are theirs.
+        if (done, linear.digest(), self.runs.digest()) != (
+            indexed.blocks,
+            indexed.linear,
+            indexed.runs_digest,
+        ):
+            raise CorruptArchiveError(
+                "the volume's blocks are not those that its content id stands for",
+                record="INDX",
+                snapshot_id=indexed.snapshot_id,
+            )
+        if self.zero_holes:
+            _zero(descriptor, self.runs.end * BLOCK_SIZE, indexed.size)
+        for index in self.lost.indexes():
+            files.write_at(descriptor, LOST_BLOCK, index * BLOCK_SIZE)
+
+    def _segment(self, descriptor: int, sequence: int) -> SegmentDescriptor:
+        container = self.volume.container
+        if self.zero_holes:
+            located = container.segment(sequence)
+            end = container.index.lasts[sequence - 1] + 1 if sequence > self.volume.segments.start else 0
+            for first, count in located.descriptor.runs:
+                _zero(descriptor, end * BLOCK_SIZE, first * BLOCK_SIZE)
+                end = first + count
+        if self.resume:
+            located = container.segment(sequence)
+            if _there(descriptor, located.descriptor):
+                return located.descriptor
+        loaded = container.load(sequence)
+        for block in self.volume.blocks(loaded):
+            files.write_at(descriptor, block.content, block.index * BLOCK_SIZE)
+        return loaded.located.descriptor
+
+    def _report(self, blocks: int) -> None:
+        if self.progress is not None:
+            self.progress(
+                Progress(
+                    phase=Phase.EXTRACT,
+                    blocks=blocks,
+                    total_blocks=self.volume.indexed.blocks,
+                    stored_bytes=0,
+                )
+            )
+
+
+def _there(descriptor: int, segment: SegmentDescriptor) -> bool:
+    """Whether a segment's blocks stand in the file already, by their SHA-256."""
+    for index, digest in zip(segment.runs.indexes(), segment.digests, strict=True):
+        content = files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE)
+        if hashlib.sha256(content).digest() != digest:
+            return False
+    return True
+
+
+def _zero(descriptor: int, start: int, end: int) -> None:
+    """Write zeros to a part of a block device, by the device itself where it can."""
+    if start >= end:
+        return
+    try:
+        fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("=QQ", start, end - start))
+    except OSError:
+        for at in range(start, end, 4 * MIB):
+            files.write_at(descriptor, bytes(min(4 * MIB, end - at)), at)
+
+
+def _ddrescue_map(volume: VolumeReader) -> str:
+    """The lost parts as GNU ddrescue's map file (its manual, "Mapfile structure")."""
+    rows: list[tuple[int, int, str]] = []
+    position = 0
+    for lost in volume.lost_blocks:
+        start, end = lost.first_block * BLOCK_SIZE, lost.end * BLOCK_SIZE
+        rows += [(position, start - position, "+"), (start, end - start, "-")]
+        position = end
+    rows.append((position, volume.indexed.size - position, "+"))
+    lines = ["# Mapfile. Written by amistore", "# current_pos  current_status  current_pass", "0x0 + 1"]
+    lines += ["#      pos        size  status"]
+    lines += [f"0x{start:010X}  0x{size:010X}  {status}" for start, size, status in rows if size]
+    return "\n".join(lines) + "\n"

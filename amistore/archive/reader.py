@@ -1,0 +1,258 @@
+"""A container that is read by ranges: its index, and any segment by its number.
+
+Opening reads the end and, where it does not fit in there, the index; a block read for the
+first time takes two more reads, its segment's descriptor and its frame. Usable from several
+threads. The front and the preludes are not read: INDX has what they say, and `verification.py`
+compares the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+
+import attrs
+
+from amistore.backends.ranges import RangeReader
+from amistore.backends.remote import TAIL
+from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
+from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
+from amistore.container.records import open_record
+from amistore.container.segments import descriptor_limit
+from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
+from amistore.model import Image
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment"]
+
+_KEPT_DESCRIPTORS = 128
+"""Parsed SEGD records that are kept, of some 7 KiB each."""
+
+
+@attrs.frozen
+class LocatedSegment:
+    """A segment's descriptor, the file offset of its first frame, and its frames' content sizes."""
+
+    descriptor: SegmentDescriptor
+    offset: int
+    frame_contents: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The file offset behind its last frame."""
+        return self.offset + self.descriptor.payload_size
+
+    def frame_offset(self, number: int) -> int:
+        """The file offset of one of its frames."""
+        return self.offset + sum(frame.size for frame in self.descriptor.frames[:number])
+
+    def first_block(self, number: int) -> int:
+        """The index of the first block of one of its frames."""
+        return self.descriptor.runs.slice(sum(self.frame_contents[:number]) // BLOCK_SIZE, 1).first
+
+
+@attrs.frozen
+class LoadedSegment:
+    """A segment with the bytes of its frames."""
+
+    located: LocatedSegment
+    frames: Sequence[bytes]
+
+
+class ContainerFile:
+    """An opened container.
+
+    Attributes:
+        name: for messages.
+        size: in bytes.
+        foot: FOOT.
+        index: INDX, authenticated by FOOT.
+        head: from the index.
+        image: from the index's copy of the manifest.
+    """
+
+    def __init__(self, ranges: RangeReader) -> None:
+        self._ranges = ranges
+        self._lock = threading.Lock()
+        self._located: OrderedDict[int, LocatedSegment] = OrderedDict()
+        self.name = ranges.name
+        self.size = ranges.size
+        self.foot: Foot
+        self.index: Index
+        self.head: Head
+        self.image: Image
+        tail = self.read(max(0, self.size - TAIL), min(self.size, TAIL), "FOOT")
+        self.foot = self._open_foot(tail[-FOOT_SIZE:])
+        start = self.foot.index_offset - (self.size - len(tail))
+        if start >= 0:
+            record = tail[start : start + self.foot.index_length]
+        else:
+            record = self.read(self.foot.index_offset, self.foot.index_length, "INDX")
+        try:
+            self._open_index(record)
+        except ArchiveError as error:
+            raise error.locate(offset=self.foot.index_offset, record="INDX") from None
+        counts = [volume.segments for volume in self.index.volumes]
+        self._first_segments: list[int] = list(accumulate(counts, initial=0))
+
+    def _open_foot(self, record: bytes) -> Foot:
+        offset = self.size - len(record)
+        try:
+            foot = Foot.parse(record)
+            if foot.index_offset + foot.index_length != offset:
+                raise CorruptArchiveError("FOOT's offsets are not those of this file", record="FOOT")
+        except CorruptArchiveError as error:
+            start = self.read(0, min(self.size, len(PREAMBLE)), "PREAMBLE")
+            if not start or not PREAMBLE.startswith(start):
+                raise CorruptArchiveError(
+                    "this is no amistore container, or its first and last bytes are damaged", offset=0
+                ) from None
+            raise TruncatedArchiveError(
+                "the file does not end as an archive does: it is cut short, damaged there, or something "
+                f"follows it ({error.message}); amistore.recover saves what is left",
+                record="FOOT",
+                offset=offset,
+            ) from None
+        return foot
+
+    def _open_index(self, record: bytes) -> None:
+        if hashlib.sha256(record).digest() != self.foot.index_digest:
+            raise CorruptArchiveError(
+                "the index's SHA-256 is not the one in FOOT: amistore.recover saves what is left"
+            )
+        self.index = Index.parse(record)
+        self.head, self.image = self.index.open()
+        if self.index.end > self.foot.data_end or self.head.blocks != self.foot.blocks:
+            raise CorruptArchiveError("the index contradicts FOOT")
+
+    def read(self, offset: int, length: int, record: str) -> bytes:
+        """Exactly `length` bytes from `offset`."""
+        content = self._ranges.read(offset, length)
+        if len(content) != length:
+            raise TruncatedArchiveError(
+                f"{length} bytes are expected here, there are {len(content)}", offset=offset, record=record
+            )
+        return content
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._ranges.close()
+
+    def volume_of(self, sequence: int) -> int:
+        """The number of the volume that a segment belongs to."""
+        return bisect_right(self._first_segments, sequence) - 1
+
+    def first_segment(self, volume: int) -> int:
+        """The sequence number of a volume's first segment."""
+        return self._first_segments[volume]
+
+    def segment_blocks(self, sequence: int) -> int:
+        """How many listed blocks a segment has."""
+        volume = self.volume_of(sequence)
+        per_segment = self.head.layout.blocks_per_segment
+        before = (sequence - self._first_segments[volume]) * per_segment
+        return min(per_segment, self.index.volumes[volume].blocks - before)
+
+    def segment_end(self, sequence: int) -> int:
+        """The file offset of what follows a segment in the index: the most that it can reach to."""
+        volume = self.volume_of(sequence)
+        if sequence + 1 < self._first_segments[volume + 1]:
+            return self.index.offsets[sequence + 1]
+        return self.volume_end(volume)
+
+    def volume_end(self, number: int) -> int:
+        """The file offset of what follows a volume in the index."""
+        following = self.index.volumes[number + 1 : number + 2]
+        return following[0].offset if following else self.foot.data_end
+
+    def segment(self, sequence: int) -> LocatedSegment:
+        """A segment by its sequence number, its SEGD authenticated by the index."""
+        with self._lock:
+            located = self._located.get(sequence)
+            if located is not None:
+                self._located.move_to_end(sequence)
+                return located
+        offset = self.index.offsets[sequence]
+        located = self._parse(sequence, self.read(offset, self._descriptor_limit(sequence), "SEGD"))
+        with self._lock:
+            self._located[sequence] = located
+            if len(self._located) > _KEPT_DESCRIPTORS:
+                self._located.popitem(last=False)
+        return located
+
+    def load(self, sequence: int) -> LoadedSegment:
+        """A segment and its frames, in one read."""
+        offset = self.index.offsets[sequence]
+        blocks = self.segment_blocks(sequence)
+        most = MAX_DESCRIPTOR + self.head.layout.frame_limit(blocks)
+        content = self.read(offset, min(self.segment_end(sequence) - offset, most), "SEGD")
+        located = self._parse(sequence, content)
+        frames = _cut(located, 0, memoryview(content)[located.offset - offset :])
+        missing = len(located.descriptor.frames) - len(frames)
+        if missing:  # frames longer than zstd makes them
+            frames += self.frames(located, len(frames), missing)
+        return LoadedSegment(located, frames)
+
+    def frames(self, located: LocatedSegment, first: int, count: int) -> list[bytes]:
+        """Consecutive frames of a segment, in one read."""
+        offset = located.frame_offset(first)
+        size = sum(frame.size for frame in located.descriptor.frames[first : first + count])
+        return _cut(located, first, memoryview(self.read(offset, size, "frame")))
+
+    def _descriptor_limit(self, sequence: int) -> int:
+        """Most bytes that the SEGD of a segment can have."""
+        blocks = self.segment_blocks(sequence)
+        first, last = self.index.firsts[sequence], self.index.lasts[sequence]
+        frames = len(self.head.layout.frame_contents(blocks))
+        if not blocks <= last - first + 1:
+            raise CorruptArchiveError("more blocks than fit between the first and the last", segment=sequence)
+        offset = self.index.offsets[sequence]
+        return min(descriptor_limit(blocks, frames, first, last), self.segment_end(sequence) - offset)
+
+    def _parse(self, sequence: int, content: bytes) -> LocatedSegment:
+        """The segment whose SEGD `content` begins with."""
+        offset = self.index.offsets[sequence]
+        record = content[: min(int.from_bytes(content[4:8], "little") + 8, MAX_DESCRIPTOR)]
+        try:
+            if hashlib.sha256(record).digest() != self.index.segment_digest(sequence):
+                raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
+            descriptor = SegmentDescriptor.parse(open_record(record))
+            contents = tuple(self.head.layout.frame_contents(descriptor.runs.blocks))
+            volume = self.volume_of(sequence)
+            ordinal = (sequence - self._first_segments[volume]) * self.head.layout.blocks_per_segment
+            if (
+                (descriptor.sequence, descriptor.volume, descriptor.ordinal) != (sequence, volume, ordinal)
+                or descriptor.runs.blocks != self.segment_blocks(sequence)
+                or descriptor.file_id != self.head.file_id
+                or descriptor.runs.first != self.index.firsts[sequence]
+                or descriptor.runs.end - 1 != self.index.lasts[sequence]
+                or len(descriptor.frames) != len(contents)
+            ):
+                raise CorruptArchiveError("SEGD belongs to another file or another place")
+            located = LocatedSegment(descriptor, offset + len(record), contents)
+            if located.end > self.segment_end(sequence):
+                raise CorruptArchiveError("the segment reaches into what follows it")
+        except ArchiveError as error:
+            raise error.locate(
+                record="SEGD",
+                offset=offset,
+                segment=sequence,
+                snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
+            ) from None
+        return located
+
+
+def _cut(located: LocatedSegment, first: int, content: memoryview) -> list[bytes]:
+    """The bytes of the frames from the `first` on that `content` holds."""
+    frames = []
+    at = 0
+    for frame in located.descriptor.frames[first:]:
+        if at + frame.size > len(content):
+            break
+        frames.append(bytes(content[at : at + frame.size]))
+        at += frame.size
+    return frames

@@ -1,0 +1,294 @@
+"""`recover`: what is left of a damaged archive, as a new and valid one.
+
+First a scan finds every record that proves itself; then the pieces are put in their places,
+by the front's or INDX's copy of the manifest, by sparse maps, and by INDX where it is whole; then
+every frame is decoded and hashed. Blocks that prove themselves by their SHA-256 are packed
+anew; all others that were listed are written down as lost, never as data or as a hole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+
+from amistore.archive.archive import open_archive, open_ranges
+from amistore.archive.pieces import FoundVolume, Pieces, find_pieces
+from amistore.archive.scan import FoundSegment, scan
+from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
+from amistore.backends.ranges import RangeReader
+from amistore.container import DecodedFrame, FrameDecoder, Runs, decode_frame
+from amistore.errors import AlreadyExistsError, ArchiveError, NotFoundError
+from amistore.model import BlockRange, Image, Snapshot
+from amistore.pipeline.pack import pack
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
+from amistore.units import BLOCK_SIZE, GIB, MIB
+
+__all__ = ["RecoveryReport", "VolumeRecovery", "recover"]
+
+
+@attrs.frozen(kw_only=True)
+class VolumeRecovery:
+    """What became of a volume.
+
+    Attributes:
+        snapshot_id: of the snapshot it was stored from.
+        size: in bytes.
+        recovered: blocks that were saved.
+        lost: ranges of blocks that were not.
+        exact: whether `lost` is exactly the blocks that were listed and not saved. If not, the map
+            of listed blocks was lost too, and `lost` may hold blocks that were never listed.
+    """
+
+    snapshot_id: str
+    size: int
+    recovered: int
+    lost: tuple[BlockRange, ...]
+    exact: bool
+
+    def __str__(self) -> str:
+        count = sum(each.block_count for each in self.lost)
+        lost = f"{count}" if self.exact else f"up to {count}"
+        text = f"{self.snapshot_id}: {self.recovered} blocks recovered, {lost} lost"
+        shown = [f"{each.first_block}-{each.end - 1}" for each in self.lost[:8]]
+        more = ", …" if len(self.lost) > 8 else ""
+        return f"{text} ({', '.join(shown)}{more})" if shown else text
+
+
+@attrs.frozen(kw_only=True)
+class RecoveryReport:
+    """What was saved, and what was not.
+
+    Attributes:
+        image: as the new archive has it; its snapshots list their lost blocks.
+        content_id: of the new archive. Where nothing was lost it is the old one's.
+        volumes: what became of each.
+        findings: what was damaged, in words.
+    """
+
+    image: Image
+    content_id: str
+    volumes: tuple[VolumeRecovery, ...]
+    findings: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no block was lost."""
+        return not any(volume.lost for volume in self.volumes)
+
+    @property
+    def bytes_lost(self) -> int:
+        """Bytes of all lost blocks."""
+        return sum(each.block_count for volume in self.volumes for each in volume.lost) * BLOCK_SIZE
+
+    def __str__(self) -> str:
+        verdict = "everything was saved" if self.complete else f"{self.bytes_lost / MIB:,.1f} MiB were lost"
+        lines = [f"{self.image.image_id}: {verdict}", *(f"  {volume}" for volume in self.volumes)]
+        return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
+
+
+def recover(
+    damaged: str | os.PathLike[str] | BinaryIO | ObjectStore,
+    target: str | os.PathLike[str],
+    *,
+    bucket: str | None = None,
+    key: str | None = None,
+    options: dict[str, object] | None = None,
+    level: int = 3,
+    workers: int | None = None,
+    progress: ProgressCallback = None,
+) -> RecoveryReport:
+    """Save what is left of a damaged archive into a new, valid one.
+
+    A segment of up to 32 MiB is lost with its descriptor, a frame of up to 4 MiB by itself.
+    The new archive lists what was lost: to restore or extract it takes ``allow_lost=True``, to
+    read a lost block raises `LostBlocksError`. It is read twice, and once more to be scanned.
+
+    Args:
+        damaged: what `open` takes.
+        target: path of the new archive.
+        bucket: as for `open`.
+        key: as for `open`.
+        options: as for `open`.
+        level: zstd level of the new archive.
+        workers: segments worked on at once; None for the number of CPUs.
+        progress: called with a `Progress`: phase RECOVER while reading, then PACK.
+
+    Returns:
+        What was saved and what was not.
+
+    Raises:
+        CorruptArchiveError: neither copy of the manifest is left, or it is no archive.
+        AlreadyExistsError: `target` exists.
+        BackendError: `damaged` cannot be read, or `target` not be written.
+    """
+    path = Path(target)
+    ranges = open_ranges(damaged, bucket, key, options)
+    with contextlib.closing(ranges), files.operation("recover"):
+        if path.exists():
+            raise AlreadyExistsError(f"{path} exists")
+        pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
+        salvage = _Salvage(ranges, pieces, worker_count(workers))
+        salvage.prove(workers, progress)
+        image = salvage.image()
+        with files.new_file(path) as descriptor:
+            offset = 0
+            names = [volume.snapshot_id for volume in pieces.volumes]
+            for piece in pack(
+                image, salvage, snapshots=names, level=level, workers=workers, progress=progress
+            ):
+                files.write_at(descriptor, piece, offset)
+                offset += len(piece)
+    with open_archive(path) as archive:
+        return RecoveryReport(
+            image=image,
+            content_id=archive.content_id,
+            volumes=tuple(salvage.outcome(volume) for volume in pieces.volumes),
+            findings=tuple(pieces.findings),
+        )
+
+
+def _report(progress: ProgressCallback, blocks: int, stored: int) -> None:
+    if progress is not None:
+        progress(Progress(phase=Phase.RECOVER, blocks=blocks, total_blocks=None, stored_bytes=stored))
+
+
+_Token = tuple[int, int, int]  # number of a volume, place of a segment in it, number of a frame
+
+
+class _Salvage(BlockSource):
+    """The blocks that prove themselves, as a source to pack from."""
+
+    def __init__(self, ranges: RangeReader, pieces: Pieces, workers: int) -> None:
+        self._ranges = ranges
+        self._pieces = pieces
+        self._image = pieces.image
+        self._volumes = {volume.snapshot_id: volume for volume in pieces.volumes}
+        self._blocks: dict[str, list[tuple[int, str]]] = {name: [] for name in self._volumes}
+        self._lock = threading.Lock()
+        # A worker goes through consecutive blocks, so through one frame after the other.
+        self._frames: OrderedDict[_Token, DecodedFrame] = OrderedDict()
+        self._kept = 3 * workers
+
+    def prove(self, workers: int | None, progress: ProgressCallback) -> None:
+        """Decode and hash every frame that was found."""
+        tasks = [
+            (number, place)
+            for number, volume in enumerate(self._pieces.volumes)
+            for place in range(len(volume.segments))
+        ]
+        done = 0
+        with (
+            worker_pool(workers, None) as (pool, limit),
+            contextlib.closing(ordered_map(pool, self._proved, tasks, limit)) as proved,
+        ):
+            for (number, place), blocks in zip(tasks, proved, strict=True):
+                volume = self._pieces.volumes[number]
+                self._blocks[volume.snapshot_id] += blocks
+                done += len(blocks)
+                _report(progress, done, volume.segments[place].offset)
+
+    def _proved(self, task: tuple[int, int]) -> list[tuple[int, str]]:
+        """Index and token of each block of a segment whose SHA-256 is right."""
+        number, place = task
+        segment = self._pieces.volumes[number].segments[place]
+        proved = []
+        for frame in range(len(segment.descriptor.frames)):
+            with contextlib.suppress(ArchiveError):
+                decoded = self._decode(segment, frame)
+                for at, index in enumerate(decoded.indexes):
+                    with contextlib.suppress(ArchiveError):
+                        decoded.block(at)
+                        proved.append((index, f"{number}.{place}.{frame}"))
+        return proved
+
+    def _decode(self, segment: FoundSegment, frame: int) -> DecodedFrame:
+        descriptor = segment.descriptor
+        offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
+        content = self._ranges.read(offset, descriptor.frames[frame].size)
+        contents = self._pieces.frame_contents(descriptor)
+        return decode_frame(descriptor, frame, content, contents, FrameDecoder())
+
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        start = int(next_token or 0)
+        blocks = self._blocks[snapshot_id]
+        end = start + 10_000
+        return BlockPage(
+            volume_size=self._volumes[snapshot_id].size // GIB,
+            blocks=[Block(index, token) for index, token in blocks[start:end]],
+            next_token=str(end) if end < len(blocks) else None,
+        )
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        number, place, frame = map(int, block_token.split("."))
+        token = (number, place, frame)
+        with self._lock:
+            decoded = self._frames.get(token)
+        if decoded is None:
+            decoded = self._decode(self._pieces.volumes[number].segments[place], frame)
+            with self._lock:
+                self._frames[token] = decoded
+                if len(self._frames) > self._kept:
+                    self._frames.popitem(last=False)
+        if block_index not in decoded.indexes:  # pragma: no cover (the token says where)
+            raise NotFoundError("no such block")
+        block = decoded.block(decoded.indexes.index(block_index))
+        return SnapshotBlock(block.content, block.digest)
+
+    def image(self) -> Image:
+        """The image, its snapshots with what was lost of them."""
+        known = {snapshot.snapshot_id: snapshot for snapshot in self._image.snapshots}
+        for volume in self._pieces.volumes:
+            lost = self.outcome(volume).lost
+            if lost:
+                snapshot = known.get(volume.snapshot_id) or Snapshot(snapshot_id=volume.snapshot_id)
+                known[volume.snapshot_id] = attrs.evolve(
+                    snapshot, lost_blocks=lost, volume_size=volume.size // GIB
+                )
+        return attrs.evolve(self._image, snapshots=tuple(known.values()))
+
+    def outcome(self, volume: FoundVolume) -> VolumeRecovery:
+        """What became of a volume, the losses of an earlier recovery included."""
+        saved = Runs.of_blocks(index for index, _ in self._blocks[volume.snapshot_id])
+        earlier = self._image.snapshot(volume.snapshot_id).lost_blocks
+        wanted = _joined([*volume.listed, *((lost.first_block, lost.block_count) for lost in earlier)])
+        return VolumeRecovery(
+            snapshot_id=volume.snapshot_id,
+            size=volume.size,
+            recovered=saved.blocks,
+            lost=tuple(_missing(wanted, saved)),
+            exact=volume.exact,
+        )
+
+
+def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges in order, those that touch or overlap joined."""
+    first = end = 0
+    for start, count in sorted(ranges):
+        if start > end:
+            if end > first:
+                yield first, end
+            first, end = start, start + count
+        end = max(end, start + count)
+    if end > first:
+        yield first, end
+
+
+def _missing(wanted: Iterator[tuple[int, int]], saved: Runs) -> Iterator[BlockRange]:
+    """What of the ranges (first, end) is not in `saved`."""
+    for first, end in wanted:
+        at = first
+        while at < end:
+            if saved.ordinal(at) is not None:
+                at = saved.run_end(at)
+                continue
+            stop = min(end, saved.after(at))
+            yield BlockRange(first_block=at, block_count=stop - at)
+            at = stop

@@ -1,0 +1,146 @@
+"""Finding what is left of a damaged container: every record that still proves itself.
+
+A forward scan for "AMIS". A record counts when its CRC-32C is right; of a HEAD, VOLD or INDX
+that is damaged itself the place is kept, since what follows it may be whole. Over a segment
+whose frames are all right the scan jumps, so containers in the guest's own files are not
+taken for parts of this one.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import attrs
+
+from amistore.backends.ranges import RangeReader
+from amistore.container import Head, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container.records import Frame, open_envelope, open_record
+from amistore.errors import ArchiveError
+from amistore.units import MIB
+
+__all__ = ["Found", "FoundSegment", "scan"]
+
+_WINDOW = 64 * MIB
+
+
+@attrs.frozen
+class FoundSegment:
+    """A SEGD whose CRC is right, where it stands, and which of its frames have the right CRC-32."""
+
+    offset: int
+    record: bytes
+    descriptor: SegmentDescriptor
+    intact: tuple[bool, ...]
+
+    @property
+    def payload(self) -> int:
+        """The file offset of its first frame."""
+        return self.offset + len(self.record)
+
+
+@attrs.frozen
+class Found:
+    """What a scan found: records with their file offsets, in the file's order.
+
+    `broken_volumes` and `indexes` are offsets of VOLD and INDX records, the one damaged, the
+    other not checked. `ends` are offsets where an intact segment ends.
+    """
+
+    heads: list[tuple[int, Head]] = attrs.field(factory=list)
+    volumes: list[tuple[int, VolumeDescriptor]] = attrs.field(factory=list)
+    broken_volumes: list[int] = attrs.field(factory=list)
+    indexes: list[int] = attrs.field(factory=list)
+    segments: list[FoundSegment] = attrs.field(factory=list)
+    ends: list[int] = attrs.field(factory=list)
+
+
+def scan(ranges: RangeReader, progress: Callable[[int], None]) -> Found:
+    """Scan from front to end; `progress` gets the offset reached, again and again."""
+    found = Found()
+    window = _Window(ranges)
+    offset = 0
+    while True:
+        at = window.find(layout.SIGNATURE, offset + layout.SKIPPABLE_HEADER)
+        if at is None:
+            break
+        start = at - layout.SKIPPABLE_HEADER
+        offset = _take(window, start, found)
+        progress(offset)
+    return found
+
+
+class _Window:
+    """A sliding piece of the file, so that neighbouring small reads cost one."""
+
+    def __init__(self, ranges: RangeReader) -> None:
+        self._ranges = ranges
+        self._start = 0
+        self._content = b""
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """`length` bytes, fewer at the file's end."""
+        if not self._start <= offset or offset + length > self._start + len(self._content):
+            self._content = self._ranges.read(offset, max(length, _WINDOW))
+            self._start = offset
+        at = offset - self._start
+        return memoryview(self._content)[at : at + length]
+
+    def find(self, wanted: bytes, offset: int) -> int | None:
+        """The offset of the next place that holds `wanted`."""
+        while offset < self._ranges.size:
+            self.read(offset, len(wanted))
+            at = self._content.find(wanted, offset - self._start)
+            if at >= 0:
+                return self._start + at
+            end = self._start + len(self._content)
+            if end >= self._ranges.size:
+                return None
+            offset = max(offset + 1, end - len(wanted) + 1)
+        return None
+
+
+def _take(window: _Window, start: int, found: Found) -> int:
+    """Look at what may be a record; the offset to go on from."""
+    onward = start + layout.SKIPPABLE_HEADER + len(layout.SIGNATURE)
+    try:
+        envelope = open_envelope(bytes(window.read(start, layout.ENVELOPE.size)))
+    except (ArchiveError, struct.error):
+        return onward - layout.SKIPPABLE_HEADER
+    onward -= layout.SKIPPABLE_HEADER
+    if envelope.kind == layout.INDX:
+        found.indexes.append(start)
+        return onward
+    if envelope.kind not in (layout.HEAD, layout.VOLD, layout.SEGD):
+        return onward
+    try:
+        if envelope.size > layout.MAX_DESCRIPTOR:
+            raise ArchiveError("beyond the limit")
+        record = bytes(window.read(start, envelope.size))
+        payload = open_record(record)
+        if envelope.kind == layout.HEAD:
+            found.heads.append((start, Head.parse(payload)))
+        elif envelope.kind == layout.VOLD:
+            found.volumes.append((start, VolumeDescriptor.parse(payload)))
+        else:
+            segment = _segment(window, start, record, SegmentDescriptor.parse(payload))
+            found.segments.append(segment)
+            if all(segment.intact):
+                found.ends.append(segment.payload + segment.descriptor.payload_size)
+                return found.ends[-1]
+    except ArchiveError:
+        if envelope.kind == layout.VOLD:
+            found.broken_volumes.append(start)
+        return onward
+    return start + len(record)
+
+
+def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDescriptor) -> FoundSegment:
+    at = start + len(record)
+    intact = []
+    for frame in descriptor.frames:
+        content = window.read(at, frame.size)
+        intact.append(Frame(len(content), zlib.crc32(content)) == frame)
+        at += frame.size
+    return FoundSegment(start, record, descriptor, tuple(intact))

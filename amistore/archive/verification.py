@@ -1,0 +1,378 @@
+"""`verify`: every byte of an archive, in parallel, and all that is wrong with it.
+
+What opening trusts INDX for is read here where it stands first: the front, each volume's
+prelude, each segment and whatever lies between. Both views must say the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+import zlib
+from collections.abc import Iterator
+
+import attrs
+
+from amistore.archive.reader import ContainerFile, LoadedSegment
+from amistore.archive.volumereader import VolumeReader
+from amistore.container import PREAMBLE, PlannedVolume, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container.identity import linear
+from amistore.container.members import open_prelude
+from amistore.container.plan import cut_segment, pad_size
+from amistore.container.records import open_envelope, open_record
+from amistore.container.segments import check_segment
+from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.units import BLOCK_SIZE, MIB
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@attrs.frozen(kw_only=True)
+class VerifyReport:
+    """What was checked and what was found.
+
+    Attributes:
+        name: of the archive.
+        quick: whether no block was decompressed and hashed.
+        content_id: of the archive, in hexadecimal.
+        size: bytes read and checked.
+        volumes: how many.
+        segments: how many.
+        blocks: listed blocks, of 524,288 bytes.
+        seconds: that it took.
+        findings: what is wrong, each an error with its place; empty for an intact archive.
+    """
+
+    name: str
+    quick: bool
+    content_id: str
+    size: int
+    volumes: int
+    segments: int
+    blocks: int
+    seconds: float
+    findings: tuple[ArchiveError, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    @property
+    def throughput(self) -> float:
+        """Bytes of the archive checked per second."""
+        return self.size / self.seconds if self.seconds else 0.0
+
+    def check(self) -> VerifyReport:
+        """Return the report of an intact archive.
+
+        Raises:
+            ArchiveError: the first finding.
+        """
+        if self.findings:
+            raise self.findings[0]
+        return self
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {'intact' if self.ok else f'DAMAGED, {len(self.findings)} findings'}",
+            f"  content id  {self.content_id}",
+            f"  checked     {'quickly: records, index, CRCs' if self.quick else 'fully: every block'}",
+            f"  volumes     {self.volumes}, {self.segments} segments, {self.blocks} blocks "
+            f"({self.blocks * BLOCK_SIZE / MIB:,.0f} MiB)",
+            f"  read        {self.size / MIB:,.1f} MiB in {self.seconds:.1f} s, "
+            f"{self.throughput / MIB:,.0f} MiB/s",
+        ]
+        return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
+
+
+def verify(
+    container: ContainerFile,
+    *,
+    quick: bool,
+    expected_content_id: str | None,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> VerifyReport:
+    """See `Archive.verify`."""
+    start = time.perf_counter()
+    verification = _Verification(container, quick, progress)
+    content_id = container.index.content_id.hex()
+    if expected_content_id is not None and expected_content_id.lower() != content_id:
+        verification.findings.append(
+            CorruptArchiveError(f"the content id is {content_id}, not the expected {expected_content_id}")
+        )
+    verification.run(workers)
+    return VerifyReport(
+        name=container.name,
+        quick=quick,
+        content_id=content_id,
+        size=container.size,
+        volumes=len(container.index.volumes),
+        segments=len(container.index.offsets),
+        blocks=container.head.blocks,
+        seconds=time.perf_counter() - start,
+        findings=tuple(verification.findings),
+    )
+
+
+@attrs.frozen
+class _Checked:
+    """A segment that was read: its descriptor, its end, and what was wrong with it."""
+
+    descriptor: SegmentDescriptor | None
+    end: int
+    findings: tuple[ArchiveError, ...]
+
+
+class _Verification:
+    """One pass over a container, from front to end; what is wrong is collected."""
+
+    def __init__(self, container: ContainerFile, quick: bool, progress: ProgressCallback) -> None:
+        self._container = container
+        self._quick = quick
+        self._progress = progress
+        self._blocks = 0
+        self._shard_start: int | None = 0
+        self.findings: list[ArchiveError] = []
+
+    def run(self, workers: int | None) -> None:
+        with self._noting():
+            self._front()
+        volumes: list[PlannedVolume | None] = []
+        for number in range(len(self._container.index.volumes)):
+            volumes.append(self._prelude(number))
+        tasks = (
+            (number, volumes[number], sequence)
+            for number in range(len(volumes))
+            for sequence in VolumeReader(self._container, number).segments
+        )
+        with (
+            worker_pool(workers, None) as (pool, limit),
+            contextlib.closing(ordered_map(pool, self._segment, tasks, limit)) as checked,
+        ):
+            for number in range(len(volumes)):
+                self._volume(number, checked)
+        with self._noting():
+            self._end()
+
+    @contextlib.contextmanager
+    def _noting(self, **facts: int | str) -> Iterator[None]:
+        """Note an error of the bytes as a finding; those of the backend go on up."""
+        try:
+            yield
+        except ArchiveError as error:
+            self.findings.append(error.locate(**facts))  # type: ignore[arg-type]
+
+    def _front(self) -> None:
+        """The front is, byte for byte, PREAMBLE and the index's copies of HEAD and manifest."""
+        index = self._container.index
+        parts = (("PREAMBLE", PREAMBLE), ("HEAD", index.head), ("manifest", index.manifest_frames))
+        offset = 0
+        expected = hashlib.sha256()
+        for record, content in parts:
+            expected.update(content)
+            if self._container.read(offset, len(content), record) != content:
+                raise CorruptArchiveError("it is not as the index says", record=record, offset=offset)
+            offset += len(content)
+        if (offset, expected.digest()) != (index.front_end, index.front_digest):
+            raise CorruptArchiveError("the front is not the one that the index was made for", record="INDX")
+        following = index.volumes[0].offset if index.volumes else self._container.foot.data_end
+        self._gap(index.front_end, following)
+
+    def _prelude(self, number: int) -> PlannedVolume | None:
+        """The volume as VOLD and its sparse map have it; None where they are damaged."""
+        indexed = self._container.index.volumes[number]
+        with self._noting(record="VOLD", offset=indexed.offset, snapshot_id=indexed.snapshot_id):
+            content = self._container.read(indexed.offset, indexed.length, "VOLD")
+            if hashlib.sha256(content).digest() != indexed.prelude_digest:
+                raise CorruptArchiveError("VOLD, tar headers or sparse map are not as the index says")
+            size = open_envelope(content[: layout.ENVELOPE.size]).size
+            descriptor = VolumeDescriptor.parse(open_record(content[:size]))
+            volume = open_prelude(descriptor, content[size:], self._container.image)
+            if (
+                descriptor.file_id,
+                descriptor.volume,
+                descriptor.first_segment,
+                descriptor.snapshot_id,
+                descriptor.size,
+                descriptor.blocks,
+                descriptor.runs,
+                descriptor.runs_digest,
+            ) != (
+                self._container.head.file_id,
+                number,
+                self._container.first_segment(number),
+                indexed.snapshot_id,
+                indexed.size,
+                indexed.blocks,
+                indexed.runs,
+                indexed.runs_digest,
+            ):
+                raise CorruptArchiveError("VOLD is not the volume of the index")
+            return volume
+        return None
+
+    def _segment(self, task: tuple[int, PlannedVolume | None, int]) -> _Checked:
+        """Runs in a worker."""
+        number, volume, sequence = task
+        container = self._container
+        descriptor: SegmentDescriptor | None = None
+        end = container.segment_end(sequence)
+        findings: list[ArchiveError] = []
+        try:
+            loaded = container.load(sequence)
+            descriptor = loaded.located.descriptor
+            end = loaded.located.end
+            if volume is not None:
+                planned = cut_segment(
+                    container.head.file_id, volume, descriptor.ordinal, container.head.layout
+                )
+                check_segment(descriptor, planned)
+            if self._quick:
+                findings += self._frame_crcs(number, loaded)
+            else:
+                findings += self._decoded(number, loaded)
+        except ArchiveError as error:
+            snapshot_id = container.index.volumes[number].snapshot_id
+            findings.append(
+                error.locate(
+                    record="SEGD",
+                    segment=sequence,
+                    offset=container.index.offsets[sequence],
+                    snapshot_id=snapshot_id,
+                )
+            )
+        return _Checked(descriptor, end, tuple(findings))
+
+    def _frame_crcs(self, number: int, loaded: LoadedSegment) -> Iterator[ArchiveError]:
+        located = loaded.located
+        for place, (entry, frame) in enumerate(zip(located.descriptor.frames, loaded.frames, strict=True)):
+            if zlib.crc32(frame) != entry.crc32:
+                yield CorruptArchiveError(
+                    "a frame's CRC-32 is wrong",
+                    record="frame",
+                    offset=located.frame_offset(place),
+                    segment=located.descriptor.sequence,
+                    snapshot_id=self._container.index.volumes[number].snapshot_id,
+                    block_index=located.first_block(place),
+                )
+
+    def _decoded(self, number: int, loaded: LoadedSegment) -> Iterator[ArchiveError]:
+        volume = VolumeReader(self._container, number)
+        for place in range(len(loaded.frames)):
+            try:
+                for _ in volume.frame(loaded, place).blocks():
+                    pass
+            except ArchiveError as error:
+                yield error.locate(
+                    offset=loaded.located.frame_offset(place), snapshot_id=volume.indexed.snapshot_id
+                )
+
+    def _volume(self, number: int, checked: Iterator[_Checked]) -> None:
+        """A volume's segments in order: what lies between them, and what the index sums up of them."""
+        container = self._container
+        indexed = container.index.volumes[number]
+        segments = VolumeReader(container, number).segments
+        following = container.index.offsets[segments.start] if segments else container.volume_end(number)
+        with self._noting(snapshot_id=indexed.snapshot_id):
+            self._gap(indexed.offset + indexed.length, following)
+        digests: list[bytes] | None = []
+        for sequence in segments:
+            found = next(checked)
+            self.findings += found.findings
+            if found.descriptor is None:
+                digests = self._shard_start = None  # where it ends is not known
+            else:
+                if digests is not None:
+                    digests += found.descriptor.digests
+                with self._noting(segment=sequence, snapshot_id=indexed.snapshot_id):
+                    self._behind(sequence, found.end)
+            self._blocks += container.segment_blocks(sequence)
+            self._report(found.end)
+        if digests is not None and (len(digests), linear(digests)) != (indexed.blocks, indexed.linear):
+            self.findings.append(
+                CorruptArchiveError(
+                    "the volume's blocks are not those that its content id stands for",
+                    record="INDX",
+                    snapshot_id=indexed.snapshot_id,
+                )
+            )
+
+    def _behind(self, sequence: int, end: int) -> None:
+        """PAD where a shard ends, and records of unknown type."""
+        container = self._container
+        following = container.segment_end(sequence)
+        last = sequence + 1 == len(container.index.offsets)
+        if (sequence + 1) % container.head.layout.segments_per_shard == 0 and not last:
+            if self._shard_start is not None:
+                size = pad_size(end - self._shard_start)
+                if end + size > following:
+                    raise CorruptArchiveError("a shard lacks its PAD", record="PAD", offset=end)
+                self._pad(end, size)
+                end += size
+                self._shard_start = end
+            else:  # a damaged segment in this shard: its PAD cannot be foretold
+                self._shard_start = following
+                return
+        self._gap(end, following)
+
+    def _pad(self, offset: int, size: int) -> None:
+        if not size:
+            return
+        record = self._container.read(offset, size, "PAD")
+        envelope = open_envelope(record[: layout.ENVELOPE.size])
+        if (envelope.kind, envelope.size) != (layout.PAD, size) or record.count(
+            0, layout.ENVELOPE.size, -layout.CRC.size
+        ) != size - layout.RECORD_OVERHEAD:
+            raise CorruptArchiveError(
+                "PAD has another length or does not hold zeros", record="PAD", offset=offset
+            )
+        open_record(record, 0)
+
+    def _gap(self, offset: int, end: int) -> None:
+        """Records of unknown type are all that may stand here, and nothing at the end of data."""
+        if offset != end == self._container.foot.data_end:
+            raise CorruptArchiveError("bytes stand behind the last segment", offset=offset)
+        while offset < end:
+            start = self._container.read(offset, min(layout.ENVELOPE.size, end - offset), "record")
+            try:
+                if len(start) < layout.ENVELOPE.size:
+                    raise CorruptArchiveError("no record stands here")
+                envelope = open_envelope(start)
+                if envelope.kind in layout.KNOWN or not envelope.size <= min(
+                    layout.MAX_DESCRIPTOR, end - offset
+                ):
+                    raise CorruptArchiveError("a record stands here that belongs elsewhere")
+                open_record(self._container.read(offset, envelope.size, "record"))
+            except ArchiveError as error:
+                raise error.locate(offset=offset, record="record") from None
+            offset += envelope.size
+
+    def _end(self) -> None:
+        """The tail as it is now is the one that was opened."""
+        container = self._container
+        foot = container.foot
+        end = container.read(foot.data_end, len(layout.END_FRAME), "end of tar")
+        if end != layout.END_FRAME:
+            raise CorruptArchiveError(
+                "the frame that ends the tar is damaged", record="end of tar", offset=foot.data_end
+            )
+        record = container.read(foot.index_offset, foot.index_length, "INDX")
+        now = container.read(container.size - layout.FOOT_SIZE, layout.FOOT_SIZE, "FOOT")
+        if hashlib.sha256(record).digest() != foot.index_digest or now != foot.encode():
+            raise CorruptArchiveError("the file changed while it was open", record="INDX")
+
+    def _report(self, offset: int) -> None:
+        if self._progress is not None:
+            self._progress(
+                Progress(
+                    phase=Phase.VERIFY,
+                    blocks=self._blocks,
+                    total_blocks=self._container.head.blocks,
+                    stored_bytes=offset,
+                )
+            )

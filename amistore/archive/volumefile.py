@@ -1,0 +1,188 @@
+"""`VolumeFile`: a volume as a file, with a cache of decoded frames and read-ahead.
+
+Read in order, groups of frames are fetched and decoded by threads while the caller takes
+what is there; read anywhere else, one frame is fetched and only the blocks asked for are
+hashed. Memory is bounded: the cache, and a group of 16 MiB for each thread and one more.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from amistore.archive.volumereader import Hole, VolumeReader
+from amistore.backends.ranges import RangeFile
+from amistore.container import DecodedFrame
+from amistore.errors import ArchiveError, InvalidRequestError, LostBlocksError
+from amistore.pipeline.workers import worker_count
+from amistore.units import BLOCK_SIZE, MIB
+
+__all__ = ["VolumeFile"]
+
+_GROUP_SIZE = 16 * MIB
+"""Decoded bytes that are read ahead at once, in one read."""
+
+_Place = tuple[int, int]  # sequence number of a segment, number of a frame in it
+
+
+class VolumeFile(RangeFile):
+    """A volume as a read-only file. One thread at a time."""
+
+    def __init__(self, volume: VolumeReader, *, cache_size: int, workers: int | None) -> None:
+        if cache_size < 0:
+            raise InvalidRequestError(f"cache_size must not be negative, it is {cache_size}")
+        self._volume = volume
+        self._cache = _FrameCache(cache_size)
+        self._ahead = _ReadAhead(volume, worker_count(workers))
+        self._place: _Place | None = None
+        self._lost_starts = [lost.first_block for lost in volume.lost_blocks]
+        super().__init__(volume.indexed.size)
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        if not self.closed:
+            self._ahead.stop()
+            self._cache.clear()
+        super().close()
+
+    def _fill(self, position: int, view: memoryview) -> int:
+        """Read up to the end of the block or hole that the position is in."""
+        index, start = divmod(position, BLOCK_SIZE)
+        place = self._volume.locate(index)
+        if isinstance(place, Hole):
+            length = min(len(view), self._hole_end(index, place.end) * BLOCK_SIZE - position)
+            view[:length] = bytes(length)
+            return length
+        frame = self._frame(place)
+        at = frame.indexes.index(index)
+        length = min(len(view), BLOCK_SIZE - start)
+        try:
+            view[:length] = frame.block(at).content[start : start + length]
+        except ArchiveError as error:
+            raise error.locate(snapshot_id=self._volume.indexed.snapshot_id) from None
+        return length
+
+    def _hole_end(self, index: int, end: int) -> int:
+        """Where the hole ends or, before that, lost blocks begin."""
+        at = bisect_right(self._lost_starts, index) - 1
+        if at >= 0 and index < self._volume.lost_blocks[at].end:
+            raise LostBlocksError(
+                "the block was lost before this archive was recovered: what it held is not known",
+                snapshot_id=self._volume.indexed.snapshot_id,
+                block_index=index,
+            )
+        following = self._lost_starts[at + 1 : at + 2]
+        return min([end, *following])
+
+    def _frame(self, place: _Place) -> DecodedFrame:
+        frame = self._cache.get(place) or self._ahead.take(place)
+        if frame is None:
+            frame = self._volume.read_frames(*place, 1)[0]
+        self._cache.put(place, frame)
+        if place != self._place:
+            if self._place is not None and place == self._following(self._place):
+                self._ahead.start(self._following(place))
+            else:
+                self._ahead.drop()
+            self._place = place
+        return frame
+
+    def _following(self, place: _Place) -> _Place:
+        sequence, number = place
+        if number + 1 < self._volume.frames_of(sequence):
+            return sequence, number + 1
+        return sequence + 1, 0
+
+
+class _FrameCache:
+    """Decoded frames, those used least lately dropped first; at least one is kept."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._frames: OrderedDict[_Place, DecodedFrame] = OrderedDict()
+
+    def get(self, place: _Place) -> DecodedFrame | None:
+        frame = self._frames.get(place)
+        if frame is not None:
+            self._frames.move_to_end(place)
+        return frame
+
+    def put(self, place: _Place, frame: DecodedFrame) -> None:
+        if place in self._frames:
+            return
+        self._frames[place] = frame
+        self._used += len(frame.indexes) * BLOCK_SIZE
+        while self._used > self._size and len(self._frames) > 1:
+            _, dropped = self._frames.popitem(last=False)
+            self._used -= len(dropped.indexes) * BLOCK_SIZE
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self._used = 0
+
+
+class _ReadAhead:
+    """Groups of frames that threads fetch, in the order in which they will be wanted."""
+
+    def __init__(self, volume: VolumeReader, workers: int) -> None:
+        self._volume = volume
+        self._workers = workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: deque[tuple[_Place, Future[list[DecodedFrame]]]] = deque()
+        self._arrived: dict[_Place, DecodedFrame] = {}
+        self._next: Iterator[tuple[_Place, int]] | None = None
+
+    def start(self, place: _Place) -> None:
+        """Read ahead from a frame on, unless that is being done."""
+        if self._next is None:
+            self._next = self._groups(place)
+        while len(self._pending) <= self._workers:
+            group = next(self._next, None)
+            if group is None:
+                return
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="amistore-read")
+            self._pending.append((group[0], self._pool.submit(self._fetch, *group)))
+
+    def take(self, place: _Place) -> DecodedFrame | None:
+        """A frame that was read ahead, waited for; None where it is none of the next group."""
+        if self._pending and self._pending[0][0] == place:
+            (sequence, first), future = self._pending.popleft()
+            self._arrived = {(sequence, number): frame for number, frame in enumerate(future.result(), first)}
+        return self._arrived.pop(place, None)
+
+    def drop(self) -> None:
+        """Forget what was read ahead: it is read elsewhere now."""
+        for *_, future in self._pending:
+            future.cancel()
+        self._pending.clear()
+        self._arrived.clear()
+        self._next = None
+
+    def stop(self) -> None:
+        """End the threads."""
+        self.drop()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _groups(self, place: _Place) -> Iterator[tuple[_Place, int]]:
+        sequence, first = place
+        while sequence < self._volume.segments.stop:
+            frames = self._volume.frames_of(sequence)
+            step = max(1, _GROUP_SIZE // self._volume.frame_size)
+            while first < frames:
+                count = min(step, frames - first)
+                yield (sequence, first), count
+                first += count
+            sequence, first = sequence + 1, 0
+
+    def _fetch(self, place: _Place, count: int) -> list[DecodedFrame]:
+        frames = self._volume.read_frames(*place, count)
+        for frame in frames:
+            for _ in frame.blocks():  # hashed here, beside the caller
+                pass
+        return frames

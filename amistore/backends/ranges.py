@@ -1,0 +1,205 @@
+"""Bytes that are read by ranges: a local file, any seekable file, an object in a store.
+
+What reads an archive sees a `RangeReader` only; remote ones are in `remote.py`.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+import os
+import threading
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from typing_extensions import Buffer
+
+from amistore.backends import files
+from amistore.errors import BackendError, InvalidRequestError
+
+__all__ = ["FileRanges", "ObjectRanges", "RangeFile", "RangeReader", "RangeStream", "StreamRanges"]
+
+
+class RangeReader(abc.ABC):
+    """Bytes of a known size that do not change while they are read; from several threads at once.
+
+    Attributes:
+        name: for messages and reprs; holds no secret.
+        size: in bytes.
+    """
+
+    name: str
+    size: int
+
+    @abc.abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer only where the bytes end.
+
+        Raises:
+            SourceChangedError: they are not those that were opened.
+            BackendError: they cannot be read.
+        """
+
+    def close(self) -> None:
+        """Let go of what was opened for it."""
+        return
+
+
+class FileRanges(RangeReader):
+    """A local file, held open: a file that replaces it later is another one."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        target = Path(path)
+        self.name = str(target)
+        with files.operation("open"):
+            self._file = target.open("rb", buffering=0)
+            self.size = self._file.seek(0, io.SEEK_END)
+
+    def read(self, offset: int, length: int) -> bytes:
+        with files.operation("read"):
+            try:
+                return files.read_at(self._file.fileno(), length, offset)
+            except ValueError:
+                raise BackendError(f"{self.name} is closed") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class StreamRanges(RangeReader):
+    """A seekable binary file that stays its owner's to close."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.name = str(getattr(file, "name", type(file).__name__))
+        try:
+            self.size = file.seek(0, io.SEEK_END)
+            if type(self.size) is not int or self.size < 0:
+                raise TypeError(f"seek gave {self.size!r}")
+        except Exception as error:
+            raise BackendError(
+                f"{self.name} cannot be opened for random access: {error}", operation="open"
+            ) from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        pieces = []
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                while length:
+                    piece = self._file.read(length)
+                    if not isinstance(piece, bytes) or len(piece) > length:
+                        raise InvalidRequestError(
+                            f"reading {self.name} gave {type(piece).__name__}, not up to {length} bytes: "
+                            "open it in binary mode"
+                        )
+                    if not piece:
+                        break
+                    pieces.append(piece)
+                    length -= len(piece)
+        except InvalidRequestError:
+            raise
+        except Exception as error:
+            message = f"{self.name}: {type(error).__name__}: {error}"
+            raise BackendError(message, operation="read") from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class _Object(Protocol):
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def etag(self) -> str: ...
+
+
+class _Store(Protocol):
+    """What of an `ObjectStore` is needed to read."""
+
+    def head_object(self, bucket: str, key: str) -> _Object: ...
+
+    def get_object_range(
+        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> bytes: ...
+
+
+class ObjectRanges(RangeReader):
+    """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened."""
+
+    def __init__(self, store: _Store, bucket: str, key: str) -> None:
+        self.name = f"{bucket}/{key}"
+        self._store = store
+        self._bucket = bucket
+        self._key = key
+        info = store.head_object(bucket, key)
+        self._etag = info.etag
+        self.size = info.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._store.get_object_range(self._bucket, self._key, offset, length, if_match=self._etag)
+
+
+class RangeFile(io.RawIOBase):
+    """A read-only file over ranged reads. One thread at a time.
+
+    Args:
+        size: in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._position = 0
+
+    @abc.abstractmethod
+    def _fill(self, position: int, view: memoryview) -> int:
+        """Read at `position` into `view`, which ends within the file; return how much of it, not 0."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, content: object, /) -> int:
+        raise io.UnsupportedOperation("an archive's bytes are read-only")
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise ValueError(f"cannot seek to {offset}, whence {whence}")
+        self._position = bases[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill `buffer`, less only at the end."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        done = 0
+        while done < len(view):
+            done += self._fill(self._position + done, view[done:])
+        self._position += done
+        return done
+
+
+class RangeStream(RangeFile):
+    """A `RangeReader`'s bytes from the first on."""
+
+    def __init__(self, reader: RangeReader) -> None:
+        self._reader = reader
+        super().__init__(reader.size)
+
+    def _fill(self, position: int, view: memoryview) -> int:
+        content = self._reader.read(position, len(view))
+        if len(content) != len(view):
+            raise BackendError(
+                f"{self._reader.name}: asked for {len(view)} bytes at {position} and got {len(content)}",
+                retryable=True,
+                operation="read",
+            )
+        view[:] = content
+        return len(view)

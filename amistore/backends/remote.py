@@ -1,0 +1,248 @@
+"""Remote bytes by URL: ``http(s):`` through urllib3, ``s3:``, ``gs:`` and ``az:`` through obstore.
+
+Both are extras (``amistore[remote]``), imported when a URL is opened. Names that are shown
+hold no query and no user, where signatures and passwords are.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from amistore.backends.ranges import FileRanges, RangeReader
+from amistore.errors import (
+    AccessDeniedError,
+    BackendError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.units import KIB
+
+__all__ = ["TAIL", "is_url", "open_url"]
+
+TAIL = 64 * KIB
+"""Bytes at the end that are read first: FOOT, and INDX too of up to some 35 GiB of blocks."""
+
+_OBJECT_SCHEMES = ("s3", "gs", "az")
+_ATTEMPTS = 4
+_TIMEOUT = 60.0  # seconds without a byte
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+def is_url(text: str) -> bool:
+    """Whether a string is a URL and no path: a scheme and two slashes, or ``file:``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|file:", text) is not None
+
+
+def open_url(url: str, options: Mapping[str, Any] | None) -> RangeReader:
+    """Open a URL of one of the schemes above, or ``file:``.
+
+    Args:
+        url: for ``http(s):`` a presigned one will do.
+        options: for ``http(s):`` headers; for the others what `obstore.store.from_url` takes.
+
+    Raises:
+        InvalidRequestError: another scheme, or the extra is not installed.
+        NotFoundError, AccessDeniedError, BackendError: it cannot be opened.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in ("http", "https"):
+        return _HTTPRanges(url, dict(options or {}))
+    if parts.scheme in _OBJECT_SCHEMES:
+        return _ObstoreRanges(parts, dict(options or {}))
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return FileRanges(urllib.parse.unquote(parts.path))
+    raise InvalidRequestError(
+        f"{_shown(parts)}: this scheme is not known; file:, http:, https:, s3:, gs: and az: are"
+    )
+
+
+def _shown(parts: urllib.parse.SplitResult) -> str:
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _missing(package: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{package} is not installed: pip install 'amistore[remote]'")
+
+
+class _HTTPRanges(RangeReader):
+    """A resource of a server that answers range requests.
+
+    Its size is learnt from the answer to a first request for its last `TAIL` bytes, which a
+    presigned URL allows as well (HEAD would need another signature). Later requests are
+    pinned to its ETag or, where there is none, its time of change (RFC 9110, 13.1).
+    """
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        try:
+            import urllib3
+        except ImportError:
+            raise _missing("urllib3") from None
+        self.name = _shown(urllib.parse.urlsplit(url))
+        self._url = url
+        self._headers = {"Accept-Encoding": "identity", **headers}
+        self._errors = urllib3.exceptions
+        retries = urllib3.Retry(
+            total=_ATTEMPTS,
+            backoff_factor=0.2,
+            status_forcelist=(429, 500, 502, 503, 504),
+            raise_on_status=False,
+        )
+        self._pool = urllib3.PoolManager(
+            maxsize=16, retries=retries, timeout=urllib3.Timeout(connect=10.0, read=_TIMEOUT)
+        )
+        self._pin: dict[str, str | None] = {}
+        self.size = 0
+        first, self._tail = self._get(f"bytes=-{TAIL}", TAIL)
+        self._tail_offset = first
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        if offset >= self._tail_offset:
+            return self._tail[offset - self._tail_offset :][:length]
+        first, content = self._get(f"bytes={offset}-{offset + length - 1}", length)
+        if first != offset or len(content) != length:
+            raise BackendError(
+                f"{self.name}: asked for {length} bytes at {offset}, got {len(content)} at {first}",
+                operation="read",
+            )
+        return content
+
+    def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
+        """Offset and content of a range."""
+        headers = {**self._headers, "Range": wanted, **self._conditions()}
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                answer = self._pool.request("GET", self._url, headers=headers, preload_content=False)
+                try:
+                    first = self._check(answer)
+                    content: bytes = answer.read(length + 1)
+                except BaseException:
+                    answer.close()  # what was not read must not be taken for the next answer
+                    raise
+                answer.release_conn()
+                return first, content
+            except self._errors.HTTPError as error:
+                # A failed connection was tried again by urllib3; a body that broke off was not.
+                if attempt == _ATTEMPTS or isinstance(error, self._errors.MaxRetryError):
+                    # The messages of urllib3 hold the URL, and that the signature.
+                    raise BackendError(
+                        f"{self.name}: {type(error).__name__}", retryable=True, operation="read"
+                    ) from None
+        raise AssertionError  # pragma: no cover
+
+    def _conditions(self) -> dict[str, str]:
+        etag, changed = self._pin.get("ETag"), self._pin.get("Last-Modified")
+        if etag and not etag.startswith("W/"):  # RFC 9110, 13.1.1: If-Match compares strongly
+            return {"If-Match": etag}
+        return {"If-Unmodified-Since": changed} if changed else {}
+
+    def _check(self, answer: Any) -> int:
+        """Refuse an answer that is not the range of the resource that was opened; its first offset."""
+        if answer.status in (401, 403):
+            raise AccessDeniedError(f"{self.name}: HTTP {answer.status}", operation="read")
+        if answer.status in (404, 410):
+            raise NotFoundError(f"{self.name}: HTTP {answer.status}", operation="read")
+        if answer.status == 412:
+            raise self._changed()
+        if answer.status == 416 and not self._pin:  # a suffix of nothing
+            raise NotFoundError(f"{self.name} is empty", operation="read")
+        if answer.status == 200:
+            raise BackendError(
+                f"{self.name}: the server does not answer range requests; download the archive first",
+                operation="read",
+            )
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or found is None:
+            raise BackendError(
+                f"{self.name}: HTTP {answer.status} for a range",
+                retryable=answer.status >= 500 or answer.status == 429,
+                operation="read",
+            )
+        pin = {name: answer.headers.get(name) for name in ("ETag", "Last-Modified")}
+        if not self._pin:
+            self._pin = pin
+            self.size = int(found[3])
+        elif pin != self._pin or int(found[3]) != self.size:
+            raise self._changed()
+        return int(found[1])
+
+    def _changed(self) -> SourceChangedError:
+        return SourceChangedError(f"{self.name} was replaced while it was open", operation="read")
+
+    def close(self) -> None:
+        self._pool.clear()
+
+
+class _ObstoreRanges(RangeReader):
+    """An object of S3, Google Cloud Storage or Azure, pinned to its ETag and version."""
+
+    def __init__(self, parts: urllib.parse.SplitResult, options: dict[str, Any]) -> None:
+        try:
+            import obstore
+            from obstore import exceptions, store
+        except ImportError:
+            raise _missing("obstore") from None
+        self.name = _shown(parts)
+        self._obstore = obstore
+        self._exceptions: Any = exceptions
+        root, key = parts.netloc, urllib.parse.unquote(parts.path.lstrip("/"))
+        if parts.scheme == "az":  # az://account/container/key
+            container, _, key = key.partition("/")
+            root = f"{root}/{container}"
+        if not root.strip("/") or not key:
+            raise InvalidRequestError(f"{self.name} names no object")
+        self._key = key
+        try:
+            self._store = store.from_url(f"{parts.scheme}://{root}", **options)
+            found = obstore.head(self._store, key)
+        except Exception as error:
+            raise self._typed(error) from None
+        self.size = found["size"]
+        self._pin: Any = {}
+        if found["e_tag"]:
+            self._pin["if_match"] = found["e_tag"]
+        if found["version"]:
+            self._pin["version"] = found["version"]
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        try:
+            options: Any = {"range": (offset, offset + length), **self._pin}
+            answer = self._obstore.get(self._store, self._key, options=options)
+            found = answer.range
+            content = bytes(answer.bytes())
+        except Exception as error:
+            raise self._typed(error) from None
+        if found != (offset, offset + length) or len(content) != length:
+            raise BackendError(
+                f"{self.name}: asked for {length} bytes at {offset}, got {len(content)} of the range {found}",
+                operation="read",
+            )
+        return content
+
+    def _typed(self, error: Exception) -> Exception:
+        """The same in our tree; obstore's own message holds the request, and that may hold secrets."""
+        if isinstance(error, (FileNotFoundError, self._exceptions.NotFoundError)):
+            return NotFoundError(f"{self.name}: no such object", operation="read")
+        if isinstance(error, (self._exceptions.PermissionDeniedError, self._exceptions.UnauthenticatedError)):
+            return AccessDeniedError(f"{self.name}: access denied", operation="read")
+        if isinstance(error, self._exceptions.PreconditionError):
+            return SourceChangedError(f"{self.name} was replaced while it was open", operation="read")
+        if isinstance(error, (TypeError, ValueError, self._exceptions.UnknownConfigurationKeyError)):
+            return InvalidRequestError(f"{self.name}: {error}")
+        return BackendError(
+            f"{self.name}: {type(error).__name__}: {_first_line(error)}", retryable=True, operation="read"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of a message, without the queries of URLs in it."""
+    return re.sub(r"\?[^\s\"')]*", "", str(error).strip().split("\n")[0])

@@ -1,0 +1,97 @@
+"""The tar members that hold the manifest and a volume's sparse map: out of their frames, and proved.
+
+What is parsed is proved by building it again: a reader accepts only what a writer makes.
+"""
+
+from __future__ import annotations
+
+from amistore.container import tar
+from amistore.container.frames import FrameDecoder
+from amistore.container.plan import (
+    PlannedVolume,
+    check_lost_blocks,
+    manifest_member,
+    prelude,
+)
+from amistore.container.records import Frame, Head, VolumeDescriptor, piece_sizes
+from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
+from amistore.model import Image, decode_manifest
+
+__all__ = ["decode_member", "open_manifest", "open_prelude"]
+
+
+def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:
+    """The content of consecutive frames, each of 8 MiB but the last."""
+    if sum(frame.size for frame in table) != len(frames) or len(table) != len(piece_sizes(content)):
+        raise CorruptArchiveError("frames are not as long as their table says")
+    decoder = FrameDecoder()
+    pieces = []
+    at = 0
+    for frame, size in zip(table, piece_sizes(content), strict=True):
+        pieces.append(decoder.decode(frames[at : at + frame.size], size, frame.crc32))
+        at += frame.size
+    return b"".join(pieces)
+
+
+def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
+    """The manifest's bytes and the image that they describe.
+
+    Args:
+        head: has the table of the frames.
+        frames: all of them.
+
+    Raises:
+        CorruptArchiveError: not as a writer makes it.
+        UnsupportedArchiveError: another major version.
+    """
+    try:
+        member = decode_member(frames, head.manifest_frames, head.manifest_content)
+        manifest = _content(member)
+        image = decode_manifest(manifest)
+        if member != manifest_member(image, manifest):
+            raise CorruptArchiveError("the manifest's tar member is not as a writer makes it")
+        if image.lost_blocks != head.lost_blocks:
+            raise CorruptArchiveError("HEAD and the manifest differ on whether blocks were lost")
+    except ArchiveError as error:
+        raise error.locate(record="manifest") from None
+    return manifest, image
+
+
+def _content(member: bytes) -> bytes:
+    try:
+        size = int(member[124:135], 8)
+    except ValueError:
+        raise CorruptArchiveError("the manifest's tar header has no size") from None
+    if not 512 + size <= len(member):
+        raise CorruptArchiveError("the manifest is longer than its tar member")
+    return member[512 : 512 + size]
+
+
+def open_prelude(descriptor: VolumeDescriptor, frames: bytes, image: Image) -> PlannedVolume:
+    """The volume whose tar headers and sparse map are in the frames behind its VOLD.
+
+    Raises:
+        CorruptArchiveError: they contradict VOLD or the manifest.
+    """
+    content = decode_member(frames, descriptor.frames, descriptor.content)
+    runs = tar.parse_map(content, descriptor.size)
+    volume = PlannedVolume(
+        number=descriptor.volume,
+        snapshot_id=descriptor.snapshot_id,
+        size=descriptor.size,
+        runs=runs,
+        first_segment=descriptor.first_segment,
+    )
+    if (runs.blocks, len(runs), runs.digest()) != (
+        descriptor.blocks,
+        descriptor.runs,
+        descriptor.runs_digest,
+    ) or content != prelude(image, volume):
+        raise CorruptArchiveError("tar headers and sparse map contradict VOLD or the manifest")
+    if volume.snapshot_id not in image.snapshot_ids:
+        raise CorruptArchiveError("no mapping of the image names this volume", snapshot_id=volume.snapshot_id)
+    try:
+        check_lost_blocks(image, volume)
+    except InvalidRequestError as error:
+        raise CorruptArchiveError(error.message) from None
+    return volume
