@@ -13,9 +13,10 @@ from benchmarks.limit import compare_with_limit
 from benchmarks.machine import facts
 from benchmarks.memory import measure_checksum, measure_index, measure_memory, measure_plan
 from benchmarks.peers import compare_peers
+from benchmarks.reading import measure_reading
 from benchmarks.table import Row, print_heading, print_row
 
-SECTIONS = ["limit", "peers", "memory", "large", "checksum"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum"]
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     print("| machine | |\n|---|---|")
     for name, value in facts():
         print(f"| {name} | {value} |")
-    if {"limit", "peers"} & set(options.only):
+    if {"limit", "reading", "peers"} & set(options.only):
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _measure_speed(Path(work), options)
     if "memory" in options.only:
@@ -51,6 +52,8 @@ def _measure_speed(work: Path, options: argparse.Namespace) -> None:
             "Speed against the limit, two workers",
             compare_with_limit(frames, options.repeats, work),
         )
+    if "reading" in options.only:
+        _section("An opened archive, two workers", measure_reading(frames, options.repeats, work))
     del frames
     if "peers" in options.only:
         rows = compare_peers(disk, cloud, image, size, options.repeats)

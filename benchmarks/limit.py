@@ -19,7 +19,8 @@ from typing_extensions import Buffer
 
 import amistore
 from amistore import BLOCK_SIZE
-from amistore.pipeline.reader import ContainerFile
+from amistore.archive.reader import ContainerFile
+from amistore.backends.ranges import StreamRanges
 from benchmarks.blocks import DroppingSink, MemorySource, image_of_one_snapshot
 from benchmarks.disk import Frames
 from benchmarks.table import Row, interleave
@@ -107,7 +108,7 @@ def decompress_all(stored: Sequence[tuple[memoryview, int, tuple[bytes, ...]]]) 
 def _stored_frames(container: bytes) -> Iterable[tuple[memoryview, int, tuple[bytes, ...]]]:
     """Each frame of a container, its CRC-32 and its blocks' digests."""
     view = memoryview(container)
-    file = ContainerFile(io.BytesIO(container), "container")
+    file = ContainerFile(StreamRanges(io.BytesIO(container)))
     for sequence in range(len(file.index.offsets)):
         segment = file.segment(sequence)
         at, block = segment.offset, 0

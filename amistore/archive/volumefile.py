@@ -2,7 +2,7 @@
 
 Read in order, groups of frames are fetched and decoded by threads while the caller takes
 what is there; read anywhere else, one frame is fetched and only the blocks asked for are
-hashed. Memory is bounded: the cache, and a group of 16 MiB for each thread and one more.
+hashed. Memory is bounded: the cache, and two groups of 8 MiB for each thread and one more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amistore.units import BLOCK_SIZE, MIB
 
 __all__ = ["VolumeFile"]
 
-_GROUP_SIZE = 16 * MIB
+_GROUP_SIZE = 8 * MIB
 """Decoded bytes that are read ahead at once, in one read."""
 
 _Place = tuple[int, int]  # sequence number of a segment, number of a frame in it
@@ -139,7 +139,7 @@ class _ReadAhead:
         """Read ahead from a frame on, unless that is being done."""
         if self._next is None:
             self._next = self._groups(place)
-        while len(self._pending) <= self._workers:
+        while len(self._pending) <= 2 * self._workers:
             group = next(self._next, None)
             if group is None:
                 return

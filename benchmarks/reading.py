@@ -1,0 +1,86 @@
+"""Reading an opened archive: in order beside `unpack`, at random, verifying it, both ways."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import amistore
+from amistore import BLOCK_SIZE, MIB
+from benchmarks.blocks import DroppingSink, MemorySource, image_of_one_snapshot
+from benchmarks.disk import Frames
+from benchmarks.table import Row, interleave
+
+__all__ = ["measure_reading"]
+
+WORKERS = 2
+SEQUENTIAL_GOAL, RANDOM_GOAL = 0.80, 25.0
+RANDOM_READS = 300
+
+
+def measure_reading(frames: Frames, repeats: int, work: Path) -> Iterable[Row]:
+    """Sequential reading against `unpack` of the same file, random reads of 4 KiB, and `verify`."""
+    source = MemorySource(frames.volume_size, frames.indexes, frames.contents)
+    with tempfile.NamedTemporaryFile(dir=work) as file:  # it stays in the page cache
+        for piece in amistore.pack(image_of_one_snapshot(), source, workers=WORKERS):
+            file.write(piece)
+        file.flush()
+        path = Path(file.name)
+        yield from _sequential(path, frames, repeats)
+        yield from _random(path, frames.indexes)
+
+
+def _sequential(path: Path, frames: Frames, repeats: int) -> Iterable[Row]:
+    def unpack() -> None:
+        with path.open("rb", buffering=0) as stream:
+            amistore.unpack(stream, DroppingSink(), workers=WORKERS)
+
+    def read() -> None:
+        buffer = bytearray(MIB)
+        with amistore.open(path) as archive, archive.volumes[0].open(workers=WORKERS) as disk:
+            while disk.readinto(buffer):
+                pass
+
+    def verify(quick: bool) -> None:
+        with amistore.open(path) as archive:
+            archive.verify(quick=quick, workers=WORKERS).check()
+
+    unpacked, sequential, full, quick = interleave(
+        [unpack, read, lambda: verify(False), lambda: verify(True)], repeats
+    )
+    speed = frames.size / 1e6
+    for name, seconds, goal in (
+        ("read in order", sequential, SEQUENTIAL_GOAL),
+        ("verify", full, None),
+        ("verify quickly", quick, None),
+    ):
+        yield Row(
+            name=f"{name}: speed as a part of unpack's",
+            value=unpacked / seconds,
+            goal=goal,
+            at_least=True,
+            note=f"{speed / seconds:,.0f} of {speed / unpacked:,.0f} MB/s",
+        )
+
+
+def _random(path: Path, listed: list[int]) -> Iterable[Row]:
+    """Each read is of a block whose frame was not read before."""
+    times = []
+    chosen = random.Random(1).sample(listed, min(RANDOM_READS, len(listed)))  # noqa: S311
+    with amistore.open(path) as archive, archive.volumes[0].open(cache_size=0) as disk:
+        for index in chosen:
+            start = time.perf_counter()
+            disk.seek(index * BLOCK_SIZE + 4096)
+            disk.read(4096)
+            times.append(time.perf_counter() - start)
+    yield Row(
+        name="read 4 KiB at random, median",
+        value=statistics.median(times) * 1000,
+        unit="ms",
+        goal=RANDOM_GOAL,
+        note=f"{len(times)} reads, the slowest {max(times) * 1000:.1f} ms",
+    )
