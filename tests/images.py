@@ -109,6 +109,25 @@ def read_streaming(container: bytes) -> amistore.Image:
         raise
 
 
+def read_quickly(container: bytes) -> None:
+    """Open, and verify all of it without decompressing."""
+    with amistore.open(io.BytesIO(container)) as archive:
+        archive.verify(quick=True, workers=1).check()
+
+
+def read_blocks(container: bytes) -> dict[tuple[str, int], bytes]:
+    """Open, and read every listed block of every volume as a file does."""
+    blocks = {}
+    with amistore.open(io.BytesIO(container)) as archive:
+        for volume in archive.volumes:
+            with volume.open(workers=1) as disk:
+                for each in volume.listed(workers=1):
+                    for index in range(each.first_block, each.end):
+                        disk.seek(index * amistore.BLOCK_SIZE)
+                        blocks[volume.snapshot_id, index] = disk.read(amistore.BLOCK_SIZE)
+    return blocks
+
+
 def read_seekable(container: bytes) -> None:
     """Open, and verify all of it."""
     with amistore.open(io.BytesIO(container)) as archive:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-import zlib
 from collections.abc import Iterator
 
 import attrs
@@ -17,6 +16,7 @@ import attrs
 from amistore.archive.reader import ContainerFile, LoadedSegment
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import PREAMBLE, PlannedVolume, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container.frames import check_frame
 from amistore.container.identity import linear
 from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
@@ -232,10 +232,7 @@ class _Verification:
                     container.head.file_id, volume, descriptor.ordinal, container.head.layout
                 )
                 check_segment(descriptor, planned)
-            if self._quick:
-                findings += self._frame_crcs(number, loaded)
-            else:
-                findings += self._decoded(number, loaded)
+            findings += self._frames(number, loaded)
         except ArchiveError as error:
             snapshot_id = container.index.volumes[number].snapshot_id
             findings.append(
@@ -248,28 +245,25 @@ class _Verification:
             )
         return _Checked(descriptor, end, tuple(findings))
 
-    def _frame_crcs(self, number: int, loaded: LoadedSegment) -> Iterator[ArchiveError]:
+    def _frames(self, number: int, loaded: LoadedSegment) -> Iterator[ArchiveError]:
+        """What is wrong with a segment's frames: each is checked, whatever the others are."""
+        volume = VolumeReader(self._container, number)
         located = loaded.located
-        for place, (entry, frame) in enumerate(zip(located.descriptor.frames, loaded.frames, strict=True)):
-            if zlib.crc32(frame) != entry.crc32:
-                yield CorruptArchiveError(
-                    "a frame's CRC-32 is wrong",
+        for place, frame in enumerate(loaded.frames):
+            try:
+                if self._quick:
+                    entry = located.descriptor.frames[place]
+                    check_frame(frame, located.frame_contents[place], entry.crc32)
+                else:
+                    for _ in volume.frame(loaded, place).blocks():
+                        pass
+            except ArchiveError as error:
+                yield error.locate(
                     record="frame",
                     offset=located.frame_offset(place),
                     segment=located.descriptor.sequence,
-                    snapshot_id=self._container.index.volumes[number].snapshot_id,
+                    snapshot_id=volume.indexed.snapshot_id,
                     block_index=located.first_block(place),
-                )
-
-    def _decoded(self, number: int, loaded: LoadedSegment) -> Iterator[ArchiveError]:
-        volume = VolumeReader(self._container, number)
-        for place in range(len(loaded.frames)):
-            try:
-                for _ in volume.frame(loaded, place).blocks():
-                    pass
-            except ArchiveError as error:
-                yield error.locate(
-                    offset=loaded.located.frame_offset(place), snapshot_id=volume.indexed.snapshot_id
                 )
 
     def _volume(self, number: int, checked: Iterator[_Checked]) -> None:
@@ -310,11 +304,11 @@ class _Verification:
         if (sequence + 1) % container.head.layout.segments_per_shard == 0 and not last:
             if self._shard_start is not None:
                 size = pad_size(end - self._shard_start)
+                self._shard_start = end + size
                 if end + size > following:
                     raise CorruptArchiveError("a shard lacks its PAD", record="PAD", offset=end)
                 self._pad(end, size)
                 end += size
-                self._shard_start = end
             else:  # a damaged segment in this shard: its PAD cannot be foretold
                 self._shard_start = following
                 return

@@ -14,7 +14,7 @@ import zstandard
 from amistore.container import layout
 from amistore.errors import AmistoreError, CorruptArchiveError
 
-__all__ = ["FrameDecoder", "FrameEncoder"]
+__all__ = ["FrameDecoder", "FrameEncoder", "check_frame"]
 
 
 class FrameEncoder:
@@ -51,6 +51,33 @@ class FrameEncoder:
         return [self.encode(bytes(view[at : at + step])) for at in range(0, len(view), step)]
 
 
+def check_frame(frame: bytes, content_size: int, crc32: int) -> None:
+    """Refuse a frame whose CRC-32 (zlib's, of all of it) or header is not what it must be.
+
+    Raises:
+        CorruptArchiveError: it is not; nothing was decoded or allocated.
+    """
+    if zlib.crc32(frame) != crc32:
+        raise CorruptArchiveError("a frame's CRC-32 is wrong")
+    try:
+        header = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError as error:
+        raise CorruptArchiveError(f"a frame has no valid zstd header: {error}") from None
+    if (
+        frame[:4] != layout.ZSTD_MAGIC
+        or header.content_size != content_size
+        or header.window_size > layout.MAX_WINDOW
+        or header.dict_id
+        or not header.has_checksum
+    ):
+        raise CorruptArchiveError(
+            f"a frame's header declares {header.content_size} bytes, window {header.window_size}, "
+            f"dictionary {header.dict_id}, checksum {bool(header.has_checksum)}; "
+            f"expected {content_size} bytes, window up to {layout.MAX_WINDOW}, "
+            "no dictionary and a checksum"
+        )
+
+
 class FrameDecoder:
     """Decode checked frames. One thread at a time."""
 
@@ -68,25 +95,7 @@ class FrameDecoder:
         Raises:
             CorruptArchiveError: any check fails; nothing is allocated before the header's passed.
         """
-        if zlib.crc32(frame) != crc32:
-            raise CorruptArchiveError("a frame's CRC-32 is wrong")
-        try:
-            header = zstandard.get_frame_parameters(frame)
-        except zstandard.ZstdError as error:
-            raise CorruptArchiveError(f"a frame has no valid zstd header: {error}") from None
-        if (
-            frame[:4] != layout.ZSTD_MAGIC
-            or header.content_size != content_size
-            or header.window_size > layout.MAX_WINDOW
-            or header.dict_id
-            or not header.has_checksum
-        ):
-            raise CorruptArchiveError(
-                f"a frame's header declares {header.content_size} bytes, window {header.window_size}, "
-                f"dictionary {header.dict_id}, checksum {bool(header.has_checksum)}; "
-                f"expected {content_size} bytes, window up to {layout.MAX_WINDOW}, "
-                "no dictionary and a checksum"
-            )
+        check_frame(frame, content_size, crc32)
         try:
             content = self._decompressor.decompress(frame, allow_extra_data=False)
         except zstandard.ZstdError as error:

@@ -14,7 +14,7 @@ import amistore
 from amistore.container import layout
 from amistore.container.records import open_envelope
 
-READERS = [images.read_streaming, images.read_seekable]
+READERS = [images.read_streaming, images.read_seekable, images.read_quickly]
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 """Every byte and every bit (a nox session); else what CI has time for."""
 
@@ -84,6 +84,23 @@ def test_every_flipped_byte_is_detected(container: bytes, read: Reader) -> None:
         except amistore.AmistoreError:
             pass
     assert missed == []
+
+
+def test_reading_blocks_of_a_flipped_container_gives_their_bytes_or_an_error(container: bytes) -> None:
+    right = images.read_blocks(container)
+    payload = payload_offsets(container)
+    offsets = sorted(set(range(layout.FOOT_SIZE * 20, len(container))) - payload)[::7]
+    offsets += random.Random(2).sample(sorted(payload), min(200, len(payload)))
+    wrong = []
+    for at in offsets:
+        damaged = bytearray(container)
+        damaged[at] ^= 1 << at % 8
+        try:
+            if images.read_blocks(bytes(damaged)) != right:
+                wrong.append(at)
+        except amistore.AmistoreError:
+            pass
+    assert wrong == []
 
 
 @pytest.mark.parametrize("read", READERS)
