@@ -175,10 +175,9 @@ def compare(
             with contextlib.closing(other.digests(workers)) as digests:
                 for _ in _merged(_digests(volume._reader, workers), digests, ranges):
                     done += 1
-                    if progress is not None and done % 64 == 0:
-                        progress(
-                            Progress(phase=Phase.COMPARE, blocks=done, total_blocks=total, stored_bytes=0)
-                        )
+                    if done % 64 == 0:
+                        _report(progress, done, total)
+            _report(progress, done, total)
             volumes.append(
                 VolumeDifference(
                     devices=volume.device_names,
@@ -190,6 +189,11 @@ def compare(
                 )
             )
         return Difference((), tuple(volumes))
+
+
+def _report(progress: ProgressCallback, blocks: int, total: int) -> None:
+    if progress is not None:
+        progress(Progress(phase=Phase.COMPARE, blocks=blocks, total_blocks=total, stored_bytes=0))
 
 
 @contextlib.contextmanager
