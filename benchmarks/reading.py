@@ -70,7 +70,7 @@ def _sequential(path: Path, frames: Frames, repeats: int) -> Iterable[Row]:
 def _random(path: Path, listed: list[int]) -> Iterable[Row]:
     """Each read is of a block whose frame was not read before."""
     times = []
-    chosen = random.Random(1).sample(listed, min(RANDOM_READS, len(listed)))  # noqa: S311
+    chosen = random.Random(1).sample(listed, min(RANDOM_READS, len(listed)))
     with amistore.open(path) as archive, archive.volumes[0].open(cache_size=0) as disk:
         for index in chosen:
             start = time.perf_counter()

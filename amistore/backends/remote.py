@@ -6,6 +6,7 @@ hold no query and no user, where signatures and passwords are.
 
 from __future__ import annotations
 
+import logging
 import re
 import urllib.parse
 from collections.abc import Mapping
@@ -68,6 +69,15 @@ def _missing(package: str) -> InvalidRequestError:
     return InvalidRequestError(f"{package} is not installed: pip install 'amistore[remote]'")
 
 
+def _hide_queries(record: logging.LogRecord) -> bool:
+    """urllib3 logs URLs whole, and their queries hold signatures."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            re.sub(r"\?.*", "?...", each) if isinstance(each, str) else each for each in record.args
+        )
+    return True
+
+
 class _HTTPRanges(RangeReader):
     """A resource of a server that answers range requests.
 
@@ -81,6 +91,8 @@ class _HTTPRanges(RangeReader):
             import urllib3
         except ImportError:
             raise _missing("urllib3") from None
+        for logger in ("urllib3.connectionpool", "urllib3.util.retry"):
+            logging.getLogger(logger).addFilter(_hide_queries)
         self.name = _shown(urllib.parse.urlsplit(url))
         self._url = url
         self._headers = {"Accept-Encoding": "identity", **headers}
@@ -130,9 +142,12 @@ class _HTTPRanges(RangeReader):
             except self._errors.HTTPError as error:
                 # A failed connection was tried again by urllib3; a body that broke off was not.
                 if attempt == _ATTEMPTS or isinstance(error, self._errors.MaxRetryError):
-                    # The messages of urllib3 hold the URL, and that the signature.
+                    # MaxRetryError's own message holds the URL, and that the signature; its reason's not.
+                    reason = getattr(error, "reason", None) or error
                     raise BackendError(
-                        f"{self.name}: {type(error).__name__}", retryable=True, operation="read"
+                        f"{self.name}: {type(reason).__name__}: {_first_line(reason)}",
+                        retryable=True,
+                        operation="read",
                     ) from None
         raise AssertionError  # pragma: no cover
 
@@ -237,7 +252,7 @@ class _ObstoreRanges(RangeReader):
         if isinstance(error, self._exceptions.PreconditionError):
             return SourceChangedError(f"{self.name} was replaced while it was open", operation="read")
         if isinstance(error, (TypeError, ValueError, self._exceptions.UnknownConfigurationKeyError)):
-            return InvalidRequestError(f"{self.name}: {error}")
+            return InvalidRequestError(f"{self.name}: {_first_line(error)}")
         return BackendError(
             f"{self.name}: {type(error).__name__}: {_first_line(error)}", retryable=True, operation="read"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 
@@ -168,7 +169,7 @@ def test_a_source_that_lies_about_its_checksums_does_not_make_things_equal() -> 
             self, snapshot_id: str, block_index: int, block_token: str
         ) -> amistore.SnapshotBlock:
             got = super().get_snapshot_block(snapshot_id, block_index, block_token)
-            return attrs.evolve(got, checksum=images.hashlib.sha256(BLOCKS[block_index]).digest())
+            return attrs.evolve(got, checksum=hashlib.sha256(BLOCKS[block_index]).digest())
 
     source = Lying([(1, {**BLOCKS, 2: images.block(99)})])
     found = amistore.compare(packed(BLOCKS), source)

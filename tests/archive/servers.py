@@ -1,0 +1,137 @@
+"""Servers on loopback: one of ours that misbehaves on purpose, and processes of others'."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+
+RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@attrs.define
+class Resource:
+    """What the server has to give, and how it misbehaves.
+
+    `faults` are taken one by one, each for one request: a status, or ``short`` (the body breaks
+    off), or ``close`` (no answer at all).
+    """
+
+    content: bytes
+    etag: str | None = '"one"'
+    changed: str | None = None
+    ranges: bool = True
+    key: str | None = None  # that the query must hold, as a presigned URL's does
+    token: str | None = None  # that Authorization must be
+    faults: list[int | str] = attrs.field(factory=list)
+    requests: list[str] = attrs.field(factory=list)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    resource: Resource
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        resource = self.resource
+        resource.requests.append(f"{self.path} {self.headers.get('Range')}")
+        fault = resource.faults.pop(0) if resource.faults else None
+        if fault == "close":
+            self.close_connection = True
+        elif isinstance(fault, int):
+            self._answer(fault)
+        elif self.path.startswith("/moved"):
+            self._answer(302, {"Location": "/ami.bin"})
+        elif not self.path.startswith("/ami.bin"):
+            self._answer(404)
+        elif (resource.key and f"signature={resource.key}" not in self.path) or (
+            resource.token and self.headers.get("Authorization") != resource.token
+        ):
+            self._answer(403)
+        elif self.headers.get("If-Match") not in (None, resource.etag) or (
+            self.headers.get("If-Unmodified-Since") not in (None, resource.changed)
+        ):
+            self._answer(412)
+        else:
+            self._give(short=fault == "short")
+
+    def _give(self, *, short: bool) -> None:
+        content = self.resource.content
+        found = RANGE.fullmatch(self.headers.get("Range", ""))
+        if not self.resource.ranges or found is None:
+            self._answer(200, body=content)
+            return
+        if found[1]:
+            first, last = int(found[1]), min(int(found[2] or 2**62), len(content) - 1)
+        else:
+            first, last = max(0, len(content) - int(found[2])), len(content) - 1
+        if first > last:
+            self._answer(416)
+            return
+        members = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+        for name, value in (("ETag", self.resource.etag), ("Last-Modified", self.resource.changed)):
+            if value:
+                members[name] = value
+        self._answer(206, members, content[first : last + 1], short=short)
+
+    def _answer(
+        self, status: int, members: dict[str, str] | None = None, body: bytes = b"", *, short: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in (members or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if short else body)
+        self.close_connection = short
+
+
+@contextlib.contextmanager
+def serving(resource: Resource) -> Iterator[str]:
+    """The URL of a server that has this resource at ``/ami.bin``, and redirects ``/moved`` there."""
+    handler = type("Handler", (Handler,), {"resource": resource})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/ami.bin"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(command: Sequence[Any], port: int) -> Iterator[None]:
+    """A server process, once it accepts connections on this port."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} does not serve: exit status {process.poll()}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,355 @@
+"""Archives are opened where they lie, over HTTP, in S3, in any store: pinned, retried, typed errors."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import images
+import pytest
+from archive.servers import Resource, free_port, running, serving
+
+import amistore
+from amistore.container.records import Layout
+
+FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
+BLOCKS = {i: images.noise(i) for i in range(8)}
+CONTAINER = images.packed([(1, BLOCKS)], FORM)
+OTHER = images.packed([(1, {i: images.noise(i + 100) for i in range(8)})], FORM)
+
+
+def read(archive: amistore.Archive) -> None:
+    with archive.volumes[0].open(workers=2) as disk:
+        assert disk.read(8 * amistore.BLOCK_SIZE) == b"".join(BLOCKS[i] for i in range(8))
+    archive.verify().check()
+
+
+def test_an_archive_is_opened_over_http_in_one_request_and_read_by_ranges() -> None:
+    resource = Resource(CONTAINER)
+    with serving(resource) as url, amistore.open(url) as archive:
+        assert len(resource.requests) == 1
+        assert archive.size == len(CONTAINER)
+        with archive.volumes[0].open() as disk:
+            disk.seek(3 * amistore.BLOCK_SIZE + 5)
+            assert disk.read(10) == BLOCKS[3][5:15]
+        assert len(resource.requests) == 3
+        read(archive)
+        assert url in repr(archive)
+
+
+@pytest.mark.parametrize(
+    ("etag", "changed"),
+    [('"one"', None), ('W/"weak"', None), (None, "Mon, 23 Nov 2026 01:02:03 GMT"), (None, None)],
+)
+def test_a_replaced_resource_is_noticed(etag: str | None, changed: str | None) -> None:
+    resource = Resource(CONTAINER, etag=etag, changed=changed)
+    with serving(resource) as url, amistore.open(url) as archive:
+        resource.content = OTHER if etag or changed else OTHER + b"\0"  # a size is the last resort
+        resource.etag = '"two"' if etag else None
+        resource.changed = "Mon, 23 Nov 2026 01:02:04 GMT" if changed else None
+        with pytest.raises(amistore.SourceChangedError):
+            archive.verify()
+
+
+def test_without_anything_to_pin_a_replacement_of_the_same_size_is_damage() -> None:
+    resource = Resource(CONTAINER, etag=None)
+    with serving(resource) as url, amistore.open(url) as archive:
+        resource.content = OTHER
+        assert not archive.verify().ok
+
+
+@pytest.mark.parametrize(
+    "faults", [[503, 429, 500], ["short", "short"], ["close", 502, "short"], [], ["close"]]
+)
+def test_passing_faults_are_waited_out(faults: list[int | str]) -> None:
+    resource = Resource(CONTAINER)
+    with serving(resource) as url, amistore.open(url) as archive:
+        resource.faults = faults.copy()
+        read(archive)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "retryable"),
+    [
+        (403, amistore.AccessDeniedError, False),
+        (401, amistore.AccessDeniedError, False),
+        (404, amistore.NotFoundError, False),
+        (410, amistore.NotFoundError, False),
+        (412, amistore.SourceChangedError, False),
+        (418, amistore.BackendError, False),
+        (503, amistore.BackendError, True),
+        ("short", amistore.BackendError, True),
+        ("close", amistore.BackendError, True),
+    ],
+)
+@pytest.mark.parametrize("when", ["opening", "reading"])
+def test_a_lasting_fault_is_a_typed_error(
+    fault: int | str, kind: type[amistore.BackendError], retryable: bool, when: str
+) -> None:
+    resource = Resource(CONTAINER)
+    with serving(resource) as url:
+        if when == "opening":
+            resource.faults = [fault] * 30
+            with pytest.raises(kind) as caught:
+                amistore.open(url)
+        else:
+            with amistore.open(url) as archive:
+                resource.faults = [fault] * 200
+                with pytest.raises(kind) as caught:
+                    archive.volumes[0].open().read(1)
+        assert type(caught.value) is kind
+        assert caught.value.retryable is retryable
+        assert url in str(caught.value)
+
+
+def test_a_server_without_ranges_is_refused_before_its_body_is_read() -> None:
+    with (
+        serving(Resource(CONTAINER, ranges=False)) as url,
+        pytest.raises(amistore.BackendError, match="does not answer range requests"),
+    ):
+        amistore.open(url)
+
+
+def test_a_truncated_an_empty_and_a_foreign_resource_are_told_apart() -> None:
+    for content, kind in (
+        (CONTAINER[:-1], amistore.TruncatedArchiveError),
+        (b"", amistore.NotFoundError),
+        (bytes(1000), amistore.CorruptArchiveError),
+    ):
+        with serving(Resource(content)) as url, pytest.raises(kind) as caught:
+            amistore.open(url)
+        assert type(caught.value) is kind
+
+
+def test_a_resource_that_was_cut_while_it_was_open_is_no_silent_end() -> None:
+    resource = Resource(CONTAINER)
+    with serving(resource) as url, amistore.open(url) as archive:
+        resource.content = CONTAINER[:1_000_000]
+        with pytest.raises(amistore.SourceChangedError):
+            archive.volumes[0].open().read()
+
+
+def test_a_presigned_url_is_followed_and_its_signature_is_shown_nowhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    resource = Resource(CONTAINER, key="CANARY")
+    with serving(resource) as url:
+        signed = url.replace("//", "//user:CANARY@") + "?signature=CANARY&x=1"
+        with amistore.open(signed) as archive:
+            read(archive)
+            texts = [repr(archive), archive._repr_html_(), str(archive.verify(quick=True))]
+            for fault in (403, 404, 503, "short", "close", 412, 418):
+                resource.faults = [fault] * 200
+                with pytest.raises(amistore.BackendError) as caught:
+                    archive.volumes[0].open().read(1)
+                chain: BaseException | None = caught.value
+                while chain is not None:
+                    texts.append(f"{chain!r} {chain}")
+                    chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+                resource.faults = []
+    assert "GET" in caplog.text  # urllib3 did log
+    assert not [text for text in [*texts, caplog.text] if "CANARY" in text]
+
+
+def test_headers_are_sent_and_a_redirect_is_followed() -> None:
+    resource = Resource(CONTAINER, token="Bearer canary")
+    with serving(resource) as url:
+        with pytest.raises(amistore.AccessDeniedError):
+            amistore.open(url)
+        headers = {"Authorization": "Bearer canary"}
+        with amistore.open(url.replace("/ami.bin", "/moved"), options=headers) as archive:
+            read(archive)
+
+
+def test_a_server_that_is_not_there_is_a_typed_error() -> None:
+    with pytest.raises(amistore.BackendError, match="NewConnectionError") as caught:
+        amistore.open(f"http://127.0.0.1:{free_port()}/ami.bin?signature=CANARY")
+    assert caught.value.retryable
+    assert "CANARY" not in str(caught.value)
+
+
+def test_many_threads_read_one_remote_archive() -> None:
+    with serving(Resource(CONTAINER)) as url, amistore.open(url) as archive:
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                read(archive)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=run) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+
+
+@pytest.mark.parametrize("store", ["memory", "directory"])
+def test_an_object_of_a_store_is_opened_and_pinned(store: str, tmp_path: Path) -> None:
+    cloud: Any = amistore.MemoryBackend() if store == "memory" else amistore.DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket("archive")
+    cloud.s3.put_object("archive", "ami.bin", [CONTAINER])
+    with amistore.open(cloud.s3, bucket="archive", key="ami.bin") as archive:
+        read(archive)
+        cloud.s3.put_object("archive", "ami.bin", [OTHER])
+        with pytest.raises(amistore.SourceChangedError):
+            archive.verify()
+    with pytest.raises(amistore.NotFoundError, match="no such object"):
+        amistore.open(cloud.s3, bucket="archive", key="none.bin")
+
+
+def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "my ami.bin"
+    path.write_bytes(CONTAINER)
+    for what in (path, str(path), path.as_uri(), f"file:{path}"):
+        with amistore.open(what) as archive:
+            read(archive)
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "message"),
+    [
+        ("ftp://host/ami.bin", {}, "scheme is not known"),
+        ("file://elsewhere/ami.bin", {}, "scheme is not known"),
+        ("s3://bucket", {}, "names no object"),
+        ("az://account/container", {}, "names no object"),
+        ("s3://bucket/key", {"options": {"nonsense": 1}}, "nonsense"),
+        ("ami.bin", {"options": {}}, "for URLs"),
+        ("ami.bin", {"bucket": "a", "key": "b"}, "go together"),
+        (amistore.MemoryBackend().s3, {"bucket": "a"}, "go together"),
+        (amistore.MemoryBackend().s3, {}, "go together"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_with_the_reason(what: Any, arguments: Any, message: str) -> None:
+    with pytest.raises(amistore.InvalidRequestError, match=message):
+        amistore.open(what, **arguments)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, url in (("urllib3", "http://host/x"), ("obstore", "s3://bucket/x")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(amistore.InvalidRequestError, match=r"pip install 'amistore\[remote\]'"):
+            amistore.open(url)
+
+
+def script(name: str) -> str:
+    path = Path(sysconfig.get_path("scripts")) / name
+    return str(path) if path.exists() else shutil.which(name) or pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("served")
+    (root / "bucket").mkdir()
+    (root / "bucket" / "ami.bin").write_bytes(CONTAINER)
+    return root
+
+
+@pytest.mark.xdist_group("servers")
+def test_rclones_http_server(folder: Path) -> None:
+    port = free_port()
+    with running([script("rclone"), "serve", "http", "--addr", f"127.0.0.1:{port}", folder], port):
+        with amistore.open(f"http://127.0.0.1:{port}/bucket/ami.bin") as archive:
+            read(archive)
+        with pytest.raises(amistore.NotFoundError):
+            amistore.open(f"http://127.0.0.1:{port}/bucket/none.bin")
+
+
+KEYS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "CANARYCANARY", "region": "us-east-1"}
+
+
+def s3_options(port: int, **others: Any) -> dict[str, Any]:
+    return {
+        **KEYS,
+        "endpoint": f"http://127.0.0.1:{port}",
+        "client_options": {"allow_http": True},
+        "retry_config": {"max_retries": 1},
+        **others,
+    }
+
+
+@pytest.mark.xdist_group("servers")
+def test_rclones_s3_server_which_ignores_ranges_is_refused_and_wrong_keys_are_forbidden(folder: Path) -> None:
+    port = free_port()
+    keys = f"{KEYS['access_key_id']},{KEYS['secret_access_key']}"
+    command = [script("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, folder]
+    with running(command, port):
+        with pytest.raises(amistore.AccessDeniedError) as forbidden:
+            amistore.open("s3://bucket/ami.bin", options=s3_options(port, secret_access_key="WRONG"))
+        with pytest.raises(amistore.BackendError, match="non-partial"):
+            amistore.open("s3://bucket/ami.bin", options=s3_options(port))
+    assert "WRONG" not in str(forbidden.value)
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[int]:
+    port = free_port()
+    with running([script("moto_server"), "-H", "127.0.0.1", "-p", str(port)], port):
+        yield port
+
+
+@pytest.mark.xdist_group("servers")
+def test_an_object_of_s3_is_opened_pinned_and_its_errors_are_typed(moto: int) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{moto}",
+        region_name=KEYS["region"],
+        aws_access_key_id=KEYS["access_key_id"],
+        aws_secret_access_key=KEYS["secret_access_key"],
+    )
+    client.create_bucket(Bucket="bucket")
+    client.put_object(Bucket="bucket", Key="a folder/ami.bin", Body=CONTAINER)
+    options = s3_options(moto)
+    with amistore.open("s3://bucket/a folder/ami.bin", options=options) as archive:
+        read(archive)
+        assert "CANARY" not in repr(archive)
+        client.put_object(Bucket="bucket", Key="a folder/ami.bin", Body=OTHER)
+        with pytest.raises(amistore.SourceChangedError):
+            archive.verify()
+        client.delete_object(Bucket="bucket", Key="a folder/ami.bin")
+        with pytest.raises(amistore.NotFoundError):
+            archive.verify()
+    with pytest.raises(amistore.NotFoundError):
+        amistore.open("s3://bucket/none.bin", options=options)
+    with pytest.raises(amistore.BackendError) as caught:
+        amistore.open("s3://bucket/ami.bin", options=s3_options(free_port()))
+    assert caught.value.retryable
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_versioned_object_is_read_in_the_version_that_was_opened(moto: int) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{moto}",
+        region_name=KEYS["region"],
+        aws_access_key_id=KEYS["access_key_id"],
+        aws_secret_access_key=KEYS["secret_access_key"],
+    )
+    client.create_bucket(Bucket="versioned")
+    client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+    client.put_object(Bucket="versioned", Key="ami.bin", Body=CONTAINER)
+    with amistore.open("s3://versioned/ami.bin", options=s3_options(moto)) as archive:
+        client.put_object(Bucket="versioned", Key="ami.bin", Body=OTHER)
+        read(archive)
+
+
+def test_a_text_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(amistore.AmistoreError):
+        amistore.open(io.StringIO("x" * 5000))  # type: ignore[arg-type]
+    (tmp_path / "x").write_bytes(CONTAINER)
+    with (tmp_path / "x").open(encoding="latin-1") as file, pytest.raises(amistore.AmistoreError):
+        amistore.open(file)  # type: ignore[arg-type]
