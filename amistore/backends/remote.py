@@ -206,11 +206,9 @@ class _ObstoreRanges(RangeReader):
         self.name = _shown(parts)
         self._obstore = obstore
         self._exceptions: Any = exceptions
+        # A bucket or, of Azure, a container: its account is one of the options.
         root, key = parts.netloc, urllib.parse.unquote(parts.path.lstrip("/"))
-        if parts.scheme == "az":  # az://account/container/key
-            container, _, key = key.partition("/")
-            root = f"{root}/{container}"
-        if not root.strip("/") or not key:
+        if not root or not key:
             raise InvalidRequestError(f"{self.name} names no object")
         self._key = key
         try:

@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(fault)
         elif self.path.startswith("/moved"):
             self._answer(302, {"Location": "/ami.bin"})
-        elif not self.path.startswith("/ami.bin"):
+        elif not self.path.startswith(("/ami.bin", "/bucket/ami")):
             self._answer(404)
         elif (resource.key and f"signature={resource.key}" not in self.path) or (
             resource.token and self.headers.get("Authorization") != resource.token
@@ -64,6 +64,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(412)
         else:
             self._give(short=fault == "short")
+
+    def do_HEAD(self) -> None:
+        """As object stores are asked; browsers and presigned URLs are not."""
+        if not self.path.startswith("/bucket/ami"):
+            self._answer(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.resource.content)))
+        self.send_header("ETag", self.resource.etag or "")
+        self.send_header("Last-Modified", "Mon, 23 Nov 2026 01:02:03 GMT")
+        self.end_headers()
 
     def _give(self, *, short: bool) -> None:
         content = self.resource.content

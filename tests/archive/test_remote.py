@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import email.utils
+import hashlib
+import hmac
 import io
+import json
 import logging
 import shutil
 import sys
 import sysconfig
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,7 +228,7 @@ def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:
         ("ftp://host/ami.bin", {}, "scheme is not known"),
         ("file://elsewhere/ami.bin", {}, "scheme is not known"),
         ("s3://bucket", {}, "names no object"),
-        ("az://account/container", {}, "names no object"),
+        ("az://container", {}, "names no object"),
         ("s3://bucket/key", {"options": {"nonsense": 1}}, "nonsense"),
         ("ami.bin", {"options": {}}, "for URLs"),
         ("ami.bin", {"bucket": "a", "key": "b"}, "go together"),
@@ -329,6 +335,85 @@ def test_an_object_of_s3_is_opened_pinned_and_its_errors_are_typed(moto: int) ->
     assert "CANARY" not in str(caught.value)
 
 
+def test_an_object_of_google_cloud_storage_is_opened_by_its_xml_api() -> None:
+    resource = Resource(CONTAINER, changed="Mon, 23 Nov 2026 01:02:03 GMT")
+    with serving(resource) as url:
+        account = {
+            "gcs_base_url": url.removesuffix("/ami.bin"),
+            "disable_oauth": True,
+            "client_email": "",
+            "private_key": "",
+            "private_key_id": "",
+        }
+        options = {
+            "service_account_key": json.dumps(account),
+            "client_options": {"allow_http": True},
+            "retry_config": {"max_retries": 1},
+        }
+        with amistore.open("gs://bucket/ami.bin", options=options) as archive:
+            read(archive)
+            resource.etag = '"two"'
+            with pytest.raises(amistore.SourceChangedError):
+                archive.verify()
+        with pytest.raises(amistore.NotFoundError):
+            amistore.open("gs://bucket/none.bin", options=options)
+
+
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Published by Microsoft for its emulator."""
+
+
+@pytest.mark.xdist_group("servers")
+def test_a_blob_of_azurite_is_opened_pinned_and_its_errors_are_typed(tmp_path: Path) -> None:
+    import obstore
+    from obstore.store import AzureStore
+
+    port = free_port()
+    command = [
+        shutil.which("azurite-blob") or pytest.skip("azurite-blob is not installed (npm)"),
+        *("--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"),
+        "--skipApiVersionCheck",
+    ]
+    with running(command, port):
+        endpoint = f"http://127.0.0.1:{port}/devstoreaccount1"
+        options: dict[str, Any] = {
+            "account_name": "devstoreaccount1",
+            "account_key": AZURITE_KEY,
+            "endpoint": endpoint,
+            "client_options": {"allow_http": True},
+        }
+        make_azure_container(endpoint, "box")
+        box = AzureStore(container_name="box", **options)
+        obstore.put(box, "dir/ami.bin", CONTAINER)
+        with amistore.open("az://box/dir/ami.bin", options=options) as archive:
+            read(archive)
+            obstore.put(box, "dir/ami.bin", OTHER)
+            with pytest.raises(amistore.SourceChangedError):
+                archive.verify()
+        with pytest.raises(amistore.NotFoundError):
+            amistore.open("az://box/none.bin", options=options)
+
+
+def make_azure_container(endpoint: str, name: str) -> None:
+    """Create Container, signed with the account's key (Azure Storage, "Authorize with Shared Key")."""
+    date = email.utils.formatdate(usegmt=True)
+    account = endpoint.rsplit("/", 1)[1]
+    wanted = "\n" * 12
+    text = f"PUT{wanted}x-ms-date:{date}\nx-ms-version:2021-08-06\n/{account}/{account}/{name}\nrestype:container"
+    signature = base64.b64encode(
+        hmac.new(base64.b64decode(AZURITE_KEY), text.encode(), hashlib.sha256).digest()
+    ).decode()
+    headers = {
+        "x-ms-date": date,
+        "x-ms-version": "2021-08-06",
+        "Authorization": f"SharedKey {account}:{signature}",
+        "Content-Length": "0",
+    }
+    request = urllib.request.Request(f"{endpoint}/{name}?restype=container", method="PUT", headers=headers)
+    urllib.request.urlopen(request).close()
+
+
+@pytest.mark.xdist_group("servers")
 def test_a_versioned_object_is_read_in_the_version_that_was_opened(moto: int) -> None:
     import boto3
 
