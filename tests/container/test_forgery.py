@@ -531,3 +531,18 @@ def test_block_indexes_that_cannot_be_are_refused(indexes: list[int]) -> None:
 def test_a_layout_that_cannot_be_is_refused_as_the_callers_fault(fields: dict[str, object]) -> None:
     with pytest.raises(amistore.InvalidValueError, match="Layout"):
         amistore.Layout(**fields)  # type: ignore[arg-type]
+
+
+def test_a_segment_that_claims_the_bytes_of_the_next_one_is_refused() -> None:
+    pieces = Pieces.of(ONE)
+    first, second = pieces.segments()[:2]
+    record, descriptor = descriptor_of(pieces.body[first][1])
+    start = len(record) + sum(frame.size for frame in descriptor.frames[:-1])
+    claimed = pieces.body[first][1][start:] + pieces.body[second][1]
+    frames = (*descriptor.frames[:-1], Frame(len(claimed), zlib.crc32(claimed)))
+    forged = attrs.evolve(descriptor, frames=frames).encode()
+    pieces.body[first] = (layout.SEGD, forged + pieces.body[first][1][len(record) :])
+    container = pieces.build(rebuild_index=True)
+    for read in READERS:
+        with pytest.raises(amistore.CorruptArchiveError):
+            read(container)
