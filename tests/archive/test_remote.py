@@ -304,17 +304,21 @@ def moto() -> Iterator[int]:
         yield port
 
 
-@pytest.mark.xdist_group("servers")
-def test_an_object_of_s3_is_opened_pinned_and_its_errors_are_typed(moto: int) -> None:
+def s3_client(port: int) -> Any:
     import boto3
 
-    client = boto3.client(
+    return boto3.client(
         "s3",
-        endpoint_url=f"http://127.0.0.1:{moto}",
+        endpoint_url=f"http://127.0.0.1:{port}",
         region_name=KEYS["region"],
         aws_access_key_id=KEYS["access_key_id"],
         aws_secret_access_key=KEYS["secret_access_key"],
     )
+
+
+@pytest.mark.xdist_group("servers")
+def test_an_object_of_s3_is_opened_pinned_and_its_errors_are_typed(moto: int) -> None:
+    client = s3_client(moto)
     client.create_bucket(Bucket="bucket")
     client.put_object(Bucket="bucket", Key="a folder/ami.bin", Body=CONTAINER)
     options = s3_options(moto)
@@ -415,15 +419,7 @@ def make_azure_container(endpoint: str, name: str) -> None:
 
 @pytest.mark.xdist_group("servers")
 def test_a_versioned_object_is_read_in_the_version_that_was_opened(moto: int) -> None:
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://127.0.0.1:{moto}",
-        region_name=KEYS["region"],
-        aws_access_key_id=KEYS["access_key_id"],
-        aws_secret_access_key=KEYS["secret_access_key"],
-    )
+    client = s3_client(moto)
     client.create_bucket(Bucket="versioned")
     client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
     client.put_object(Bucket="versioned", Key="ami.bin", Body=CONTAINER)
