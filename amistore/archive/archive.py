@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -70,9 +71,11 @@ def open_ranges(
     store = isinstance(what, ObjectStore)
     if store is not (bucket is not None and key is not None) or (not store and (bucket or key)):
         raise InvalidRequestError("bucket= and key= go together with an object store, and only with one")
+    if what == "":
+        raise InvalidRequestError("an empty string is no path")
     url = isinstance(what, str) and is_url(what)
-    if options is not None and not url:
-        raise InvalidRequestError("options= are for URLs")
+    if options is not None and not (url and isinstance(options, Mapping)):
+        raise InvalidRequestError("options= is a mapping, and for URLs only")
     if isinstance(what, ObjectStore):
         return ObjectRanges(what, bucket or "", key or "")
     if isinstance(what, str) and url:

@@ -28,7 +28,6 @@ from amistore.errors import (
     CorruptArchiveError,
     InvalidRequestError,
     LostBlocksError,
-    NotFoundError,
 )
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -62,13 +61,14 @@ def extract(
             snapshot_id=volume.indexed.snapshot_id,
         )
     if not isinstance(target, (str, os.PathLike)):
-        if not hasattr(target, "write"):
+        writable = getattr(target, "writable", None)
+        if not hasattr(target, "write") or (callable(writable) and not writable()):
             raise InvalidRequestError(
-                f"extract writes to a path or a binary file, not to {type(target).__name__}"
+                f"extract writes to a path or a binary file open for writing, not to {type(target).__name__}"
             )
         _to_stream(volume, target, workers, progress)
         return
-    path = Path(target)
+    path = Path(os.path.realpath(target))  # a link stays, what it leads to is written
     with files.operation("extract"):
         writing = _Writing(volume, workers, progress, resume)
         if path.is_block_device():
@@ -76,10 +76,10 @@ def extract(
                 raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces what is on it")
             _to_device(writing, path)
             return
-        if not path.parent.is_dir():
-            raise NotFoundError(f"no such folder: {path.parent}")
-        if path.exists() and not overwrite:
-            raise AlreadyExistsError(f"{path} exists")
+        files.check_target(path, overwrite=overwrite)
+        with contextlib.suppress(OSError, ValueError):  # not every archive has a path
+            if path.samefile(volume.container.name):
+                raise InvalidRequestError(f"{path} is the archive itself")
         _to_file(writing, path, overwrite)
         if volume.lost_blocks:
             map_path = path.with_name(f"{path.name}.map")

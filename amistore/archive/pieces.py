@@ -145,8 +145,7 @@ class _Search:
                 if place == places[0]:
                     self._findings.append("the manifest in front was damaged")
         raise CorruptArchiveError(
-            "neither copy of the manifest is left: the image cannot be recovered. What blocks there are can "
-            "be taken out with zstd and tar",
+            "neither copy of the manifest is left, so the image cannot be put together again",
             record="manifest",
         )
 

@@ -109,7 +109,9 @@ class ContainerFile:
             start = self.read(0, min(self.size, len(PREAMBLE)), "PREAMBLE")
             if not start or not PREAMBLE.startswith(start):
                 raise CorruptArchiveError(
-                    "this is no amistore container, or its first and last bytes are damaged", offset=0
+                    f"{self.name} is no amistore container, or both its ends are damaged; "
+                    "amistore.recover looks for what is left",
+                    offset=0,
                 ) from None
             raise TruncatedArchiveError(
                 "the file does not end as an archive does: it is cut short, damaged there, or something "

@@ -24,7 +24,7 @@ from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
 from amistore.container import DecodedFrame, FrameDecoder, Runs, decode_frame
-from amistore.errors import AlreadyExistsError, ArchiveError, NotFoundError
+from amistore.errors import ArchiveError, InvalidRequestError, NotFoundError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -129,11 +129,12 @@ def recover(
         AlreadyExistsError: `target` exists.
         BackendError: `damaged` cannot be read, or `target` not be written.
     """
+    if not isinstance(target, (str, os.PathLike)):
+        raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
     path = Path(target)
     ranges = open_ranges(damaged, bucket, key, options)
     with contextlib.closing(ranges), files.operation("recover"):
-        if path.exists():
-            raise AlreadyExistsError(f"{path} exists")
+        files.check_target(path, overwrite=False)
         pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
         salvage = _Salvage(ranges, pieces, worker_count(workers))
         salvage.prove(workers, progress)

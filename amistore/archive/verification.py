@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
 from amistore.container.records import open_envelope, open_record
 from amistore.container.segments import check_segment
-from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
@@ -82,7 +83,7 @@ class VerifyReport:
             f"  content id  {self.content_id}",
             f"  checked     {'quickly: records, index, CRCs' if self.quick else 'fully: every block'}",
             f"  volumes     {self.volumes}, {self.segments} segments, {self.blocks} blocks "
-            f"({self.blocks * BLOCK_SIZE / MIB:,.0f} MiB)",
+            f"({self.blocks * BLOCK_SIZE / MIB:,.1f} MiB)",
             f"  read        {self.size / MIB:,.1f} MiB in {self.seconds:.1f} s, "
             f"{self.throughput / MIB:,.0f} MiB/s",
         ]
@@ -101,6 +102,8 @@ def verify(
     start = time.perf_counter()
     verification = _Verification(container, quick, progress)
     content_id = container.index.content_id.hex()
+    if expected_content_id is not None and not re.fullmatch("[0-9a-fA-F]{64}", expected_content_id):
+        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected_content_id[:80]!r}")
     if expected_content_id is not None and expected_content_id.lower() != content_id:
         verification.findings.append(
             CorruptArchiveError(f"the content id is {content_id}, not the expected {expected_content_id}")

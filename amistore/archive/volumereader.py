@@ -15,6 +15,7 @@ from amistore.container import (
     FrameDecoder,
     SegmentDescriptor,
     decode_frame,
+    decode_segment,
 )
 from amistore.errors import ArchiveError
 from amistore.model import BlockRange
@@ -91,13 +92,13 @@ class VolumeReader:
 
     def blocks(self, loaded: LoadedSegment) -> Iterator[DecodedBlock]:
         """The blocks of a segment, decoded and checked."""
-        decoder = FrameDecoder()
-        for number, frame in enumerate(loaded.frames):
-            decoded = self._decode(loaded.located, number, frame, decoder)
-            try:
-                yield from decoded.blocks()
-            except ArchiveError as error:
-                raise self._placed(error, loaded.located, number) from None
+        located = loaded.located
+        try:
+            yield from decode_segment(
+                located.descriptor, loaded.frames, located.frame_contents, located.offset
+            )
+        except ArchiveError as error:
+            raise error.locate(snapshot_id=self.indexed.snapshot_id) from None
 
     def frame(self, loaded: LoadedSegment, number: int) -> DecodedFrame:
         """One frame of a segment that was read."""
@@ -109,7 +110,6 @@ class VolumeReader:
         try:
             return decode_frame(located.descriptor, number, frame, located.frame_contents, decoder)
         except ArchiveError as error:
-            raise self._placed(error, located, number) from None
-
-    def _placed(self, error: ArchiveError, located: LocatedSegment, number: int) -> ArchiveError:
-        return error.locate(offset=located.frame_offset(number), snapshot_id=self.indexed.snapshot_id)
+            raise error.locate(
+                offset=located.frame_offset(number), snapshot_id=self.indexed.snapshot_id
+            ) from None

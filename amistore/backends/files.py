@@ -26,6 +26,7 @@ from amistore.errors import (
 from amistore.model.fields import from_wire
 
 __all__ = [
+    "check_target",
     "locked",
     "new_file",
     "open_descriptor",
@@ -100,6 +101,22 @@ def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse, before the work, a file that cannot be made.
+
+    Raises:
+        AlreadyExistsError: the name is taken, and not to `overwrite`.
+        NotFoundError: its folder does not exist.
+        InvalidRequestError: the name is that of a folder, a FIFO or a device.
+    """
+    if not path.parent.is_dir():
+        raise NotFoundError(f"no such folder: {path.parent}")
+    if path.exists() and not path.is_file():
+        raise InvalidRequestError(f"{path} is there, and is no file that can be replaced")
+    if path.exists() and not overwrite:
+        raise AlreadyExistsError(f"{path} exists")
 
 
 @contextlib.contextmanager

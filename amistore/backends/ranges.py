@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from typing_extensions import Buffer
 
 from amistore.backends import files
-from amistore.errors import BackendError, InvalidRequestError
+from amistore.errors import BackendError, InvalidRequestError, SourceChangedError
 
 __all__ = ["FileRanges", "ObjectRanges", "RangeFile", "RangeReader", "RangeStream", "StreamRanges"]
 
@@ -46,24 +46,37 @@ class RangeReader(abc.ABC):
 
 
 class FileRanges(RangeReader):
-    """A local file, held open: a file that replaces it later is another one."""
+    """A local file, held open and pinned to its size and time of change.
+
+    A file that replaces it later is another one, and not read.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         target = Path(path)
         self.name = str(target)
         with files.operation("open"):
             self._file = target.open("rb", buffering=0)
-            self.size = self._file.seek(0, io.SEEK_END)
+            self.size = self._file.seek(0, io.SEEK_END)  # of a block device too
+            self._pin = _change(self._file.fileno())
 
     def read(self, offset: int, length: int) -> bytes:
         with files.operation("read"):
             try:
-                return files.read_at(self._file.fileno(), length, offset)
+                descriptor = self._file.fileno()
             except ValueError:
                 raise BackendError(f"{self.name} is closed") from None
+            content = files.read_at(descriptor, length, offset)
+            if _change(descriptor) != self._pin:
+                raise SourceChangedError(f"{self.name} changed while it was open")
+            return content
 
     def close(self) -> None:
         self._file.close()
+
+
+def _change(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 class StreamRanges(RangeReader):
@@ -79,7 +92,8 @@ class StreamRanges(RangeReader):
                 raise TypeError(f"seek gave {self.size!r}")
         except Exception as error:
             raise BackendError(
-                f"{self.name} cannot be opened for random access: {error}", operation="open"
+                f"{self.name} cannot be opened for random access: {error}; amistore.unpack reads a pipe",
+                operation="open",
             ) from error
 
     def read(self, offset: int, length: int) -> bytes:

@@ -95,6 +95,8 @@ class _HTTPRanges(RangeReader):
             logging.getLogger(logger).addFilter(_hide_queries)
         self.name = _shown(urllib.parse.urlsplit(url))
         self._url = url
+        if not all(isinstance(each, str) for pair in headers.items() for each in pair):
+            raise InvalidRequestError("options= of an HTTP URL are headers: strings to strings")
         self._headers = {"Accept-Encoding": "identity", **headers}
         self._errors = urllib3.exceptions
         retries = urllib3.Retry(
@@ -209,7 +211,9 @@ class _ObstoreRanges(RangeReader):
         # A bucket or, of Azure, a container: its account is one of the options.
         root, key = parts.netloc, urllib.parse.unquote(parts.path.lstrip("/"))
         if not root or not key:
-            raise InvalidRequestError(f"{self.name} names no object")
+            raise InvalidRequestError(
+                f"{self.name} names no object; the form is {parts.scheme}://bucket/key (az://container/key)"
+            )
         self._key = key
         try:
             self._store = store.from_url(f"{parts.scheme}://{root}", **options)
@@ -251,8 +255,13 @@ class _ObstoreRanges(RangeReader):
             return SourceChangedError(f"{self.name} was replaced while it was open", operation="read")
         if isinstance(error, (TypeError, ValueError, self._exceptions.UnknownConfigurationKeyError)):
             return InvalidRequestError(f"{self.name}: {_first_line(error)}")
+        hint = ""
+        if "builder error" in str(error):
+            hint = "; for an endpoint with plain http give client_options={'allow_http': True}"
         return BackendError(
-            f"{self.name}: {type(error).__name__}: {_first_line(error)}", retryable=True, operation="read"
+            f"{self.name}: {type(error).__name__}: {_first_line(error)}{hint}",
+            retryable=True,
+            operation="read",
         )
 
 

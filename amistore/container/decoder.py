@@ -67,7 +67,7 @@ class VolumeStart:
 class StoredSegment:
     """A segment as it stands in the container: its frames are not decoded yet.
 
-    `offset` is the file offset of its SEGD.
+    `offset` is the file offset of its SEGD, `payload` that of its first frame.
     """
 
     segment: PlannedSegment
@@ -75,6 +75,7 @@ class StoredSegment:
     frames: list[bytes]
     snapshot_id: str
     offset: int
+    payload: int
 
 
 @attrs.frozen
@@ -234,7 +235,7 @@ class _Reader:
         self._ledger.add_segment(descriptor, record)
         self._segments += 1
         self._blocks += planned.runs.blocks
-        return StoredSegment(planned, descriptor, frames, volume.snapshot_id, at)
+        return StoredSegment(planned, descriptor, frames, volume.snapshot_id, at, at + len(record))
 
     def _pad(self) -> Generator[int, bytes, None]:
         if self._segments % self._head.layout.segments_per_shard or self._segments == self._head.segments:

@@ -120,13 +120,23 @@ def decode_frame(
 
 
 def decode_segment(
-    descriptor: SegmentDescriptor, frames: Sequence[bytes], frame_contents: Sequence[int]
+    descriptor: SegmentDescriptor, frames: Sequence[bytes], frame_contents: Sequence[int], offset: int
 ) -> Iterator[DecodedBlock]:
     """Decode a segment's frames one by one and check each block's SHA-256.
+
+    Args:
+        descriptor: its SEGD.
+        frames: all of them.
+        frame_contents: bytes of content of each.
+        offset: file offset of the first one, for errors.
 
     Raises:
         CorruptArchiveError: a frame or a block is not what its descriptor says.
     """
     decoder = FrameDecoder()
     for number, frame in enumerate(frames):
-        yield from decode_frame(descriptor, number, frame, frame_contents, decoder).blocks()
+        try:
+            yield from decode_frame(descriptor, number, frame, frame_contents, decoder).blocks()
+        except ArchiveError as error:
+            raise error.locate(offset=offset) from None
+        offset += len(frame)

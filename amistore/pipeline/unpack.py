@@ -81,6 +81,8 @@ def unpack(
         BackendError: the sink failed.
         InvalidRequestError: `snapshots` names one that is not in the archive.
     """
+    if not hasattr(stream, "read"):
+        raise InvalidRequestError(f"unpack takes an open binary file or stream, not {type(stream).__name__}")
     check_kind(sink, BlockSink, "sink")
     check_picklable(executor, sink, "sink")
     restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
@@ -142,14 +144,15 @@ class _Put:
     def __call__(self, item: _Item) -> int:
         stored, snapshot_id = item
         try:
-            for block in decode_segment(stored.descriptor, stored.frames, stored.segment.frame_contents):
+            contents = stored.segment.frame_contents
+            for block in decode_segment(stored.descriptor, stored.frames, contents, stored.payload):
                 if snapshot_id is not None:
                     with foreign_errors(
                         "put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index
                     ):
                         self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
         except ArchiveError as error:
-            raise error.locate(offset=stored.offset, snapshot_id=stored.snapshot_id) from error.__cause__
+            raise error.locate(snapshot_id=stored.snapshot_id) from error.__cause__
         return stored.descriptor.runs.blocks
 
 

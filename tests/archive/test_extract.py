@@ -64,11 +64,40 @@ def test_a_file_is_replaced_only_when_that_is_asked_for(archive: amistore.Archiv
     assert_right(target)
 
 
+def test_only_files_are_replaced(archive: amistore.Archive, path: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name, message in (
+        ("fifo", "no file that can be replaced"),
+        ("folder", "no file that can be replaced"),
+        ("device", "no file that can be replaced"),
+        ("link", "is the archive itself"),
+        ("ami.bin", "is the archive itself"),
+    ):
+        with pytest.raises(amistore.InvalidRequestError, match=message):
+            archive.volumes[0].extract(tmp_path / name, overwrite=True)
+    assert path.read_bytes() == CONTAINER
+    assert Path("/dev/null").is_char_device()
+    for target in (5, path.open("rb")):
+        with pytest.raises(amistore.InvalidRequestError, match="open for writing"):
+            archive.volumes[0].extract(target)  # type: ignore[arg-type]
+        if not isinstance(target, int):
+            target.close()
+
+
+def test_a_link_is_followed(archive: amistore.Archive, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "disk.raw")
+    archive.volumes[0].extract(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert_right(tmp_path / "elsewhere" / "disk.raw")
+
+
 def test_a_missing_folder_is_named(archive: amistore.Archive, tmp_path: Path) -> None:
     with pytest.raises(amistore.NotFoundError, match=f"no such folder: {tmp_path / 'none'}"):
         archive.volumes[0].extract(tmp_path / "none" / "disk.raw")
-    with pytest.raises(amistore.InvalidRequestError, match="a path or a binary file"):
-        archive.volumes[0].extract(5)  # type: ignore[arg-type]
 
 
 def test_all_volumes_and_the_manifest_go_into_a_folder(archive: amistore.Archive, tmp_path: Path) -> None:

@@ -334,3 +334,7 @@ def test_a_target_that_exists_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(amistore.AlreadyExistsError):
         amistore.recover(io.BytesIO(CONTAINER), target)
     assert target.read_bytes() == b"precious"
+    with pytest.raises(amistore.NotFoundError, match="no such folder"):
+        amistore.recover(io.BytesIO(CONTAINER), tmp_path / "none" / "new.bin")
+    with pytest.raises(amistore.InvalidRequestError, match="writes to a path"):
+        amistore.recover(io.BytesIO(CONTAINER), io.BytesIO())  # type: ignore[arg-type]

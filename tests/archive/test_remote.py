@@ -403,7 +403,8 @@ def make_azure_container(endpoint: str, name: str) -> None:
     date = email.utils.formatdate(usegmt=True)
     account = endpoint.rsplit("/", 1)[1]
     wanted = "\n" * 12
-    text = f"PUT{wanted}x-ms-date:{date}\nx-ms-version:2021-08-06\n/{account}/{account}/{name}\nrestype:container"
+    resource = f"/{account}/{account}/{name}\nrestype:container"
+    text = f"PUT{wanted}x-ms-date:{date}\nx-ms-version:2021-08-06\n{resource}"
     signature = base64.b64encode(
         hmac.new(base64.b64decode(AZURITE_KEY), text.encode(), hashlib.sha256).digest()
     ).decode()

@@ -95,6 +95,8 @@ def test_every_damaged_place_is_a_finding_of_its_own(quick: bool) -> None:
 def test_another_content_id_than_the_expected_one_is_a_finding(quick: bool) -> None:
     right = report(CONTAINER).content_id
     assert report(CONTAINER, expected_content_id=right.upper(), quick=quick).ok
+    with pytest.raises(amistore.InvalidRequestError, match="64 hexadecimal digits"):
+        report(CONTAINER, expected_content_id="abc", quick=quick)
     found = report(CONTAINER, expected_content_id="0" * 64, quick=quick)
     assert len(found.findings) == 1
     assert right in str(found)
@@ -166,15 +168,23 @@ def test_a_file_that_changes_while_it_is_open_is_found(tmp_path: Path) -> None:
         with path.open("r+b") as file:
             file.seek(-40, io.SEEK_END)
             file.write(b"changed")
+        for read in (archive.verify, archive.volumes[0].open().read):
+            with pytest.raises(amistore.SourceChangedError, match="changed while it was open"):
+                read()
+
+
+def test_bytes_that_change_unseen_while_they_are_open_are_found() -> None:
+    content = io.BytesIO(CONTAINER)
+    with amistore.open(content) as archive:
+        content.seek(-40, io.SEEK_END)
+        content.write(b"changed")
         assert "changed while it was open" in str(archive.verify(quick=True))
 
 
-def test_a_truncated_file_is_a_finding_not_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "ami.bin"
-    path.write_bytes(CONTAINER)
-    with amistore.open(path) as archive:
-        with path.open("r+b") as file:
-            file.truncate(8000)
+def test_a_truncated_file_is_a_finding_not_an_error() -> None:
+    content = io.BytesIO(CONTAINER)
+    with amistore.open(content) as archive:
+        content.truncate(8000)
         found = archive.verify()
         assert found.findings
         assert isinstance(found.findings[-1], amistore.TruncatedArchiveError)

@@ -135,6 +135,9 @@ def test_an_error_tells_file_offset_segment_snapshot_and_block(container: bytes)
     with pytest.raises(amistore.CorruptArchiveError) as caught:
         images.read_seekable(bytes(damaged))
     error = caught.value
+    with pytest.raises(amistore.CorruptArchiveError) as streamed:
+        images.read_streaming(bytes(damaged))
+    assert str(streamed.value) == str(error)
     with amistore.open(io.BytesIO(container)) as archive:
         assert error.snapshot_id == archive.volumes[1].snapshot_id
     assert (error.segment, error.block_index) == (2, 2047)

@@ -546,3 +546,29 @@ def test_a_segment_that_claims_the_bytes_of_the_next_one_is_refused() -> None:
     for read in READERS:
         with pytest.raises(amistore.CorruptArchiveError):
             read(container)
+
+
+@pytest.mark.parametrize("column", ["offsets", "firsts", "lasts"])
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_an_index_that_places_a_segment_elsewhere_is_refused(column: str, place: int, change: int) -> None:
+    pieces = Pieces.of(ONE)
+    numbers = type(pieces.index.offsets)("Q", getattr(pieces.index, column))
+    if not numbers[place] and change < 0:
+        return
+    numbers[place] += change
+    pieces.index = attrs.evolve(pieces.index, **{column: numbers})
+    container = pieces.build(rebuild_index=False)
+    for read in (*READERS, images.read_blocks):
+        with pytest.raises(amistore.CorruptArchiveError):
+            read(container)
+
+
+def test_a_frame_with_many_empty_blocks_is_long_and_valid() -> None:
+    right = zstandard.ZstdCompressor(write_checksum=True).compress(images.block(1))
+    assert right[4] == 0xA4  # single segment, content size in 4 bytes: the header ends at 9
+    long = right[:9] + bytes(3) * 200_000 + right[9:]
+    container = with_first_frame(ONE, long).build(rebuild_index=True)
+    for read in READERS:
+        read(container)
+    assert images.read_blocks(container) == images.read_blocks(ONE)

@@ -382,7 +382,10 @@ def test_an_image_that_describes_another_volume_size_than_is_listed_is_refused()
         (lambda image, cloud: amistore.pack(image, "disk.raw"), "subclass amistore.BlockSource"),
         (lambda image, cloud: amistore.unpack(io.BytesIO(), cloud), r"give its \.ebs"),
         (lambda image, cloud: amistore.unpack(io.StringIO("text"), cloud.ebs), "gave str"),
-        (lambda image, cloud: amistore.unpack("ami.bin", cloud.ebs), "'str' object has no attribute 'read'"),
+        (
+            lambda image, cloud: amistore.unpack("ami.bin", cloud.ebs),
+            "an open binary file or stream, not str",
+        ),
     ],
 )
 def test_an_argument_of_another_kind_is_a_typed_error_with_the_remedy(
