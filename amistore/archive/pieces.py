@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import attrs
 import zstandard
@@ -25,6 +26,8 @@ from amistore.model import Image, decode_manifest
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["FoundVolume", "Pieces", "find_pieces"]
+
+_SIZE = b"GNU.sparse.realsize="
 
 
 @attrs.frozen(kw_only=True)
@@ -80,7 +83,7 @@ class _Search:
         self._head = next((head for _, head in found.heads if head.file_id == self._file_id), None)
         self._segments = [each for each in found.segments if each.descriptor.file_id == self._file_id]
         self._image = self._find_image()
-        self._preludes = {volume.snapshot_id: volume for volume in self._find_preludes()}
+        self._preludes = self._find_preludes()
 
     def pieces(self) -> Pieces:
         if self._ranges.read(0, len(PREAMBLE)) != PREAMBLE:
@@ -149,18 +152,25 @@ class _Search:
             record="manifest",
         )
 
-    def _find_preludes(self) -> Iterator[PlannedVolume]:
+    def _find_preludes(self) -> dict[str, PlannedVolume]:
         """Each volume whose tar headers and sparse map are whole, even behind a damaged VOLD."""
         known = [at + len(volume.encode()) for at, volume in self._found.volumes]
         fixed = layout.RECORD_OVERHEAD + layout.VOLD_FIXED.size + layout.FRAME_ENTRY.size
-        starts = [*self._found.broken_volumes, *self._found.ends, *self._front_ends()]
+        starts = [*self._found.broken_volumes, *self._front_ends()]
         if self._index is not None:
             starts += [volume.offset for volume in self._index.volumes]
-        for place in sorted({*known, *(start + fixed for start in starts)}):
-            try:
-                yield self._prelude(place)
-            except (ArchiveError, ValueError):
-                continue
+        places = sorted({*known, *(start + fixed for start in starts)})
+        volumes: dict[str, PlannedVolume] = {}
+        # Last, and only if need be: behind every segment, where nothing of VOLD is left.
+        for place in chain(places, (end + fixed for end in self._found.ends)):
+            found = self._prelude(place)
+            while found is not None:  # behind an empty volume stands the next one
+                volume, end = found
+                volumes[volume.snapshot_id] = volume
+                found = self._prelude(end + fixed)
+            if len(volumes) == len(self._image.snapshot_ids):
+                break
+        return volumes
 
     def _front_ends(self) -> list[int]:
         if self._head is None:
@@ -168,27 +178,25 @@ class _Search:
         frames = sum(frame.size for frame in self._head.manifest_frames)
         return [len(PREAMBLE) + len(self._head.encode()) + frames]
 
-    def _prelude(self, place: int) -> PlannedVolume:
-        """A volume from its tar headers and sparse map alone, proved by building them again."""
+    def _prelude(self, place: int) -> tuple[PlannedVolume, int] | None:
+        """The volume whose tar headers and sparse map start at an offset, and where they end.
+
+        They prove themselves by being built again.
+        """
         volume = next((each for at, each in self._found.volumes if at + len(each.encode()) == place), None)
-        frames = len(volume.frames) if volume else 1
         content = b""
-        for _ in range(frames):
-            piece, place = _frame_at(self._ranges, place)
-            content += piece
-        for snapshot_id in self._image.snapshot_ids:
-            if snapshot_id.encode() in content[:1536]:
-                break
-        else:
-            raise CorruptArchiveError("no tar headers of a volume")
-        mark = content.index(b"GNU.sparse.realsize=") + len(b"GNU.sparse.realsize=")
-        size = int(content[mark : content.index(b"\n", mark)])
-        planned = PlannedVolume(
-            number=0, snapshot_id=snapshot_id, size=size, runs=tar.parse_map(content, size), first_segment=0
-        )
-        if prelude(self._image, planned) != content:
-            raise CorruptArchiveError("no tar headers of a volume")
-        return planned
+        try:
+            for _ in range(len(volume.frames) if volume else 1):
+                piece, place = _frame_at(self._ranges, place)
+                content += piece
+            name = next((each for each in self._image.snapshot_ids if each.encode() in content[:1536]), None)
+            mark = content.find(_SIZE) + len(_SIZE)
+            size = int(content[mark : content.index(b"\n", mark)])
+            runs = tar.parse_map(content, size)
+        except (ArchiveError, ValueError):
+            return None
+        planned = PlannedVolume(number=0, snapshot_id=name or "", size=size, runs=runs, first_segment=0)
+        return (planned, place) if prelude(self._image, planned) == content else None
 
     def _blocks_per_frame(self) -> int:
         if self._head is not None:

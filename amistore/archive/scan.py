@@ -17,12 +17,17 @@ import attrs
 from amistore.backends.ranges import RangeReader
 from amistore.container import Head, SegmentDescriptor, VolumeDescriptor, layout
 from amistore.container.records import Frame, open_envelope, open_record
-from amistore.errors import ArchiveError
+from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.units import MIB
 
 __all__ = ["Found", "FoundSegment", "scan"]
 
 _WINDOW = 64 * MIB
+_RECORD_BUDGET = 32
+"""How often a file's bytes may be checked as parts of records that are none, on average.
+
+Damage makes a few; a file made of overlapping beginnings of records would take hours.
+"""
 
 
 @attrs.frozen
@@ -61,14 +66,17 @@ def scan(ranges: RangeReader, progress: Callable[[int], None]) -> Found:
     found = Found()
     window = _Window(ranges)
     offset = 0
+    budget = _RECORD_BUDGET * ranges.size + layout.MAX_DESCRIPTOR
     while True:
         at = window.find(layout.SIGNATURE, offset + layout.SKIPPABLE_HEADER)
         if at is None:
-            break
+            return found
         start = at - layout.SKIPPABLE_HEADER
-        offset = _take(window, start, found)
+        offset, wasted = _take(window, start, found)
+        budget -= wasted
+        if budget < 0:
+            raise CorruptArchiveError("there are too many beginnings of records that are none", offset=start)
         progress(offset)
-    return found
 
 
 class _Window:
@@ -101,22 +109,18 @@ class _Window:
         return None
 
 
-def _take(window: _Window, start: int, found: Found) -> int:
-    """Look at what may be a record; the offset to go on from."""
-    onward = start + layout.SKIPPABLE_HEADER + len(layout.SIGNATURE)
+def _take(window: _Window, start: int, found: Found) -> tuple[int, int]:
+    """Look at what may be a record: the offset to go on from, and how many bytes were checked in vain."""
+    onward = start + len(layout.SIGNATURE)
     try:
         envelope = open_envelope(bytes(window.read(start, layout.ENVELOPE.size)))
     except (ArchiveError, struct.error):
-        return onward - layout.SKIPPABLE_HEADER
-    onward -= layout.SKIPPABLE_HEADER
+        return onward, 0
     if envelope.kind == layout.INDX:
         found.indexes.append(start)
-        return onward
-    if envelope.kind not in (layout.HEAD, layout.VOLD, layout.SEGD):
-        return onward
+    if envelope.kind not in (layout.HEAD, layout.VOLD, layout.SEGD) or envelope.size > layout.MAX_DESCRIPTOR:
+        return onward, 0
     try:
-        if envelope.size > layout.MAX_DESCRIPTOR:
-            raise ArchiveError("beyond the limit")
         record = bytes(window.read(start, envelope.size))
         payload = open_record(record)
         if envelope.kind == layout.HEAD:
@@ -128,12 +132,13 @@ def _take(window: _Window, start: int, found: Found) -> int:
             found.segments.append(segment)
             if all(segment.intact):
                 found.ends.append(segment.payload + segment.descriptor.payload_size)
-                return found.ends[-1]
+                return found.ends[-1], 0
+            return segment.payload, segment.descriptor.payload_size
     except ArchiveError:
         if envelope.kind == layout.VOLD:
             found.broken_volumes.append(start)
-        return onward
-    return start + len(record)
+        return onward, envelope.size
+    return start + len(record), 0
 
 
 def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDescriptor) -> FoundSegment:

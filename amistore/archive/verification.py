@@ -321,14 +321,14 @@ class _Verification:
         if not size:
             return
         record = self._container.read(offset, size, "PAD")
-        envelope = open_envelope(record[: layout.ENVELOPE.size])
-        if (envelope.kind, envelope.size) != (layout.PAD, size) or record.count(
-            0, layout.ENVELOPE.size, -layout.CRC.size
-        ) != size - layout.RECORD_OVERHEAD:
-            raise CorruptArchiveError(
-                "PAD has another length or does not hold zeros", record="PAD", offset=offset
-            )
-        open_record(record, 0)
+        try:
+            envelope = open_envelope(record[: layout.ENVELOPE.size])
+            zeros = record.count(0, layout.ENVELOPE.size, -layout.CRC.size)
+            if (envelope.kind, envelope.size, zeros) != (layout.PAD, size, size - layout.RECORD_OVERHEAD):
+                raise CorruptArchiveError("PAD has another length or does not hold zeros")
+            open_record(record, 0)
+        except ArchiveError as error:
+            raise error.locate(record="PAD", offset=offset) from None
 
     def _gap(self, offset: int, end: int) -> None:
         """Records of unknown type are all that may stand here, and nothing at the end of data."""

@@ -31,8 +31,8 @@ class VolumeFile(RangeFile):
     """A volume as a read-only file. One thread at a time."""
 
     def __init__(self, volume: VolumeReader, *, cache_size: int, workers: int | None) -> None:
-        if cache_size < 0:
-            raise InvalidRequestError(f"cache_size must not be negative, it is {cache_size}")
+        if type(cache_size) is not int or cache_size < 0:
+            raise InvalidRequestError(f"cache_size must be a whole number from 0 on, not {cache_size!r}")
         self._volume = volume
         self._cache = _FrameCache(cache_size)
         self._ahead = _ReadAhead(volume, worker_count(workers))

@@ -30,7 +30,7 @@ TAIL = 64 * KIB
 _OBJECT_SCHEMES = ("s3", "gs", "az")
 _ATTEMPTS = 4
 _TIMEOUT = 60.0  # seconds without a byte
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 def is_url(text: str) -> bool:
@@ -49,7 +49,10 @@ def open_url(url: str, options: Mapping[str, Any] | None) -> RangeReader:
         InvalidRequestError: another scheme, or the extra is not installed.
         NotFoundError, AccessDeniedError, BackendError: it cannot be opened.
     """
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise InvalidRequestError(f"this is no URL: {error}") from None
     if parts.scheme in ("http", "https"):
         return _HTTPRanges(url, dict(options or {}))
     if parts.scheme in _OBJECT_SCHEMES:
@@ -141,6 +144,10 @@ class _HTTPRanges(RangeReader):
                     raise
                 answer.release_conn()
                 return first, content
+            except (TypeError, ValueError) as error:  # a header or URL that HTTP cannot say; it may be secret
+                if isinstance(error, self._errors.HTTPError):
+                    raise InvalidRequestError(f"{self.name} is no URL to ask") from None
+                raise InvalidRequestError(f"{self.name}: a header cannot be sent") from None
             except self._errors.HTTPError as error:
                 # A failed connection was tried again by urllib3; a body that broke off was not.
                 if attempt == _ATTEMPTS or isinstance(error, self._errors.MaxRetryError):

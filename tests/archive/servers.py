@@ -21,8 +21,8 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 class Resource:
     """What the server has to give, and how it misbehaves.
 
-    `faults` are taken one by one, each for one request: a status, or ``short`` (the body breaks
-    off), or ``close`` (no answer at all).
+    `faults` are taken one by one, each for one request: a status, ``short`` (the body breaks
+    off), ``close`` (no answer at all) or ``elsewhere`` (another range than the one asked for).
     """
 
     content: bytes
@@ -63,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ):
             self._answer(412)
         else:
-            self._give(short=fault == "short")
+            self._give(short=fault == "short", shift=int(fault == "elsewhere"))
 
     def do_HEAD(self) -> None:
         """As object stores are asked; browsers and presigned URLs are not."""
@@ -76,14 +76,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Last-Modified", "Mon, 23 Nov 2026 01:02:03 GMT")
         self.end_headers()
 
-    def _give(self, *, short: bool) -> None:
+    def _give(self, *, short: bool, shift: int) -> None:
         content = self.resource.content
         found = RANGE.fullmatch(self.headers.get("Range", ""))
         if not self.resource.ranges or found is None:
             self._answer(200, body=content)
             return
         if found[1]:
-            first, last = int(found[1]), min(int(found[2] or 2**62), len(content) - 1)
+            first, last = int(found[1]) + shift, min(int(found[2] or 2**62) + shift, len(content) - 1)
         else:
             first, last = max(0, len(content) - int(found[2])), len(content) - 1
         if first > last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -245,6 +246,18 @@ def device(tmp_path: Path) -> Iterator[Path]:
     name = Path(made.stdout.strip())
     yield name
     subprocess.run(["losetup", "--detach", str(name)], check=True)
+
+
+HOLE_AT_THE_END = images.packed([(1, {i: images.block(i) for i in (3, 20, 700)})], FORM)
+
+
+@pytest.mark.xdist_group("loop")
+def test_zeros_are_written_behind_the_last_block_of_a_device(device: Path) -> None:
+    with amistore.open(io.BytesIO(HOLE_AT_THE_END)) as archive:
+        archive.volumes[0].extract(device, overwrite=True)
+        with device.open("rb") as found, archive.volumes[0].open() as expected:
+            while content := expected.read(BLOCK_SIZE):
+                assert found.read(BLOCK_SIZE) == content
 
 
 @pytest.mark.xdist_group("loop")

@@ -338,3 +338,21 @@ def test_a_target_that_exists_is_not_touched(tmp_path: Path) -> None:
         amistore.recover(io.BytesIO(CONTAINER), tmp_path / "none" / "new.bin")
     with pytest.raises(amistore.InvalidRequestError, match="writes to a path"):
         amistore.recover(io.BytesIO(CONTAINER), io.BytesIO())  # type: ignore[arg-type]
+
+
+def test_a_volume_whose_descriptor_and_index_are_gone_is_known_by_its_tar_headers(tmp_path: Path) -> None:
+    volume = [part for part in PARTS if part.kind == "VOLD"][2]
+    damaged = bytearray(CONTAINER)
+    damaged[volume.start : volume.end] = bytes(volume.end - volume.start)
+    index = next(part for part in PARTS if part.kind == "index")
+    damaged[index.end - 1] ^= 1
+    report = check(bytes(damaged), set(), tmp_path)
+    assert report.volumes[2].exact
+
+
+def test_a_file_of_overlapping_beginnings_of_records_is_given_up() -> None:
+    start = CONTAINER[: CONTAINER.index(b"AMISHEAD") - 8]
+    envelope = layout.ENVELOPE.pack(layout.SKIPPABLE_MAGIC, 65_000, b"AMIS", b"SEGD", 1, 1)
+    with pytest.raises(amistore.CorruptArchiveError, match="beginnings of records"):
+        amistore.recover(io.BytesIO(start + envelope * 50_000), "never-made.bin")
+    assert not Path("never-made.bin").exists()

@@ -115,6 +115,14 @@ def test_a_lasting_fault_is_a_typed_error(
         assert url in str(caught.value)
 
 
+def test_another_range_than_the_one_asked_for_is_refused() -> None:
+    resource = Resource(CONTAINER)
+    with serving(resource) as url, amistore.open(url) as archive:
+        resource.faults = ["elsewhere"]
+        with pytest.raises(amistore.BackendError, match=r"asked for \d+ bytes at \d+, got \d+ at"):
+            archive.volumes[0].open().read(1)
+
+
 def test_a_server_without_ranges_is_refused_before_its_body_is_read() -> None:
     with (
         serving(Resource(CONTAINER, ranges=False)) as url,
@@ -435,3 +443,19 @@ def test_a_text_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(CONTAINER)
     with (tmp_path / "x").open(encoding="latin-1") as file, pytest.raises(amistore.AmistoreError):
         amistore.open(file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("http://[", None),
+        ("http://127.0.0.1:99999/x", None),
+        ("http://127.0.0.1/x", {"X": "CANARY\r\nInjected: 1"}),
+        ("http://127.0.0.1/x", {"X": 1}),
+        ("http://127.0.0.1/x", ["X"]),
+    ],
+)
+def test_urls_and_headers_that_cannot_be_said_are_refused(url: str, options: Any) -> None:
+    with pytest.raises(amistore.InvalidRequestError) as caught:
+        amistore.open(url, options=options)
+    assert "CANARY" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import images
@@ -112,6 +113,18 @@ def test_any_pattern_of_reads_gives_the_disks_bytes(archive: Archive, cache_size
             disk.seek(position)
             assert disk.read(length) == expected(position, length)
             position = disk.tell()
+
+
+def test_the_cache_is_bounded(archive: Archive) -> None:
+    tracemalloc.start()
+    try:
+        with archive.volumes[0].open(cache_size=2 << 20, workers=1) as disk:
+            for index in [*range(0, 40, 4), *range(2, 40, 4)]:  # never in order
+                disk.seek(index * BLOCK_SIZE)
+                disk.read(10)
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_whence_end_of_file_and_what_cannot_be_done(archive: Archive) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import tempfile
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -18,7 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amistore
-from amistore.container import Foot, Head, Index, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container import (
+    Foot,
+    Head,
+    Index,
+    SegmentDescriptor,
+    VolumeDescriptor,
+    identity,
+    layout,
+)
 from amistore.container.frames import FrameEncoder
 from amistore.container.records import Frame, Layout, open_envelope, seal
 from amistore.container.runs import Runs
@@ -572,3 +581,88 @@ def test_a_frame_with_many_empty_blocks_is_long_and_valid() -> None:
     for read in READERS:
         read(container)
     assert images.read_blocks(container) == images.read_blocks(ONE)
+
+
+def resealed(pieces: Pieces, index: Index) -> bytes:
+    """The container with another index, whose content ids are made right for its sums."""
+    volumes = tuple(
+        attrs.evolve(
+            volume,
+            content_id=identity.volume_content_id(
+                volume.size, volume.blocks, volume.linear, volume.runs_digest
+            ),
+        )
+        for volume in index.volumes
+    )
+    _, image = pieces.index.open()
+    content_id = identity.archive_content_id(encode_manifest(image), [v.content_id for v in volumes])
+    pieces.index = attrs.evolve(index, volumes=volumes, content_id=content_id)
+    return pieces.build(rebuild_index=False)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"front_digest": bytes(32)},
+        {"front_end": 3000},
+        {"prelude_digest": bytes(32)},
+        {"length": 500},
+        {"runs": 2},
+        {"linear": bytes(32)},
+        {"runs_digest": bytes(32)},
+        {"size": 2 << 30},
+        {"blocks": 8},
+    ],
+    ids=lambda members: next(iter(members)),
+)
+def test_an_index_that_lies_about_a_volume_or_the_front_is_refused(members: dict[str, object]) -> None:
+    pieces = Pieces.of(ONE)
+    if hasattr(pieces.index, next(iter(members))):
+        index = attrs.evolve(pieces.index, **members)
+    else:
+        first, *others = pieces.index.volumes
+        index = attrs.evolve(pieces.index, volumes=(attrs.evolve(first, **members), *others))
+    container = resealed(pieces, index)
+    for read in READERS:
+        with pytest.raises(amistore.CorruptArchiveError):
+            read(container)
+
+
+def test_extracting_proves_that_the_indexs_sums_are_those_of_the_blocks(tmp_path: Path) -> None:
+    pieces = Pieces.of(ONE)
+    first, *others = pieces.index.volumes
+    index = attrs.evolve(pieces.index, volumes=(attrs.evolve(first, linear=bytes(32)), *others))
+    archive = amistore.open(io.BytesIO(resealed(pieces, index)))
+    with archive, pytest.raises(amistore.CorruptArchiveError, match="content id stands for"):
+        archive.volumes[0].extract(tmp_path / "disk.raw")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_descriptor_that_puts_blocks_elsewhere_than_the_sparse_map_is_refused() -> None:
+    pieces = Pieces.of(ONE)
+    at = pieces.segments()[2]
+    record, descriptor = descriptor_of(pieces.body[at][1])
+    moved = attrs.evolve(descriptor, runs=Runs((first + 1, count) for first, count in descriptor.runs))
+    pieces.body[at] = (layout.SEGD, moved.encode() + pieces.body[at][1][len(record) :])
+    container = pieces.build(rebuild_index=True)
+    for read in READERS:
+        with pytest.raises(amistore.CorruptArchiveError):
+            read(container)
+    # Nor is it recovered to that place: without the index only the map tells.
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "new.bin")
+        report = amistore.recover(io.BytesIO(container[: -layout.FOOT_SIZE - 300]), target)
+        lost = [index for each in report.volumes[0].lost for index in range(each.first_block, each.end)]
+        assert lost == list(descriptor.runs.indexes())
+        right = images.read_blocks(ONE)
+        assert images.read_blocks(target.read_bytes()).items() <= right.items()
+
+
+def test_a_block_with_another_digest_is_not_recovered(tmp_path: Path) -> None:
+    pieces = Pieces.of(ONE)
+    at = pieces.segments()[1]
+    record, descriptor = descriptor_of(pieces.body[at][1])
+    forged = attrs.evolve(descriptor, digests=(bytes(32), *descriptor.digests[1:]))
+    pieces.body[at] = (layout.SEGD, forged.encode() + pieces.body[at][1][len(record) :])
+    report = amistore.recover(io.BytesIO(pieces.build(rebuild_index=True)), tmp_path / "new.bin")
+    assert [each.first_block for each in report.volumes[0].lost] == [descriptor.runs.first]
