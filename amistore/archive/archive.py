@@ -211,7 +211,7 @@ class Archive:
         Args:
             folder: made where it is missing.
             overwrite: replace files that exist.
-            resume: go on from what an interrupted call left.
+            resume: go on from what an interrupted call left; files that are there are proved.
             allow_lost: also volumes with lost blocks.
             workers: threads; None for the number of CPUs.
             progress: called with a `Progress` after each segment.
@@ -235,7 +235,9 @@ class Archive:
             if done and not (overwrite or resume):
                 raise AlreadyExistsError(f"{done[0]} exists")
             for volume, path in zip(self.volumes, paths, strict=True):
-                if path not in done or overwrite:
+                if path in done and not overwrite:
+                    volume._prove(path, workers)
+                else:
                     volume.extract(
                         path,
                         overwrite=overwrite,
@@ -245,7 +247,10 @@ class Archive:
                         progress=progress,
                     )
             # Last, so that it tells that all is there.
-            if manifest not in done or overwrite:
+            if manifest in done and not overwrite:
+                if manifest.read_bytes() != encode_manifest(self.image):
+                    raise AlreadyExistsError(f"{manifest} exists, and is not this archive's")
+            else:
                 with files.new_file(manifest, overwrite=overwrite) as descriptor:
                     files.write_at(descriptor, encode_manifest(self.image), 0)
         return paths

@@ -50,6 +50,7 @@ class VolumeDifference:
         changed: blocks listed on both sides, with other content.
         added: blocks listed on the second only.
         removed: blocks listed on the first only.
+        unknown: blocks that were lost on either side, in a recovered archive.
     """
 
     devices: tuple[str, ...]
@@ -60,11 +61,12 @@ class VolumeDifference:
     changed: tuple[BlockRange, ...] = ()
     added: tuple[BlockRange, ...] = ()
     removed: tuple[BlockRange, ...] = ()
+    unknown: tuple[BlockRange, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether both sides hold the same at the same places."""
-        return self.size_before == self.size_after and not self.bytes_changed
+        """Whether both sides are known to hold the same at the same places."""
+        return self.size_before == self.size_after and not self.bytes_changed and not self.unknown
 
     @property
     def bytes_changed(self) -> int:
@@ -78,7 +80,12 @@ class VolumeDifference:
             return f"{name}: equal"
         parts = [
             f"{sum(each.block_count for each in ranges)} blocks {what}"
-            for what, ranges in (("changed", self.changed), ("added", self.added), ("removed", self.removed))
+            for what, ranges in (
+                ("changed", self.changed),
+                ("added", self.added),
+                ("removed", self.removed),
+                ("unknown", self.unknown),
+            )
             if ranges
         ]
         if self.size_before != self.size_after:
@@ -117,7 +124,7 @@ def diff(
     """What differs between two archives: attributes of the image, volumes, ranges of blocks.
 
     Volumes are paired by device name, and what is left by snapshot id. Reads descriptors only,
-    and none of volumes with equal content ids.
+    and none of volumes with equal content ids: verify first what you do not trust.
 
     Args:
         before: an opened archive, or what `open` takes.
@@ -185,6 +192,7 @@ def compare(
                     after=other.snapshot_id,
                     size_before=volume.size,
                     size_after=other.size,
+                    unknown=volume.lost_blocks,
                     **ranges.found(),
                 )
             )
@@ -268,6 +276,12 @@ def _volume_difference(
         after=after.indexed.snapshot_id if after else None,
         size_before=before.indexed.size if before else 0,
         size_after=after.indexed.size if after else 0,
+        unknown=tuple(
+            sorted(
+                {*(before.lost_blocks if before else ()), *(after.lost_blocks if after else ())},
+                key=lambda lost: lost.first_block,
+            )
+        ),
         **ranges.found(),
     )
 

@@ -34,7 +34,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["LOST_BLOCK", "extract"]
+__all__ = ["LOST_BLOCK", "extract", "prove"]
 
 _NOTE = b"amistore: this block was lost before this disk was recovered\n"
 LOST_BLOCK = (_NOTE * (BLOCK_SIZE // len(_NOTE) + 1))[:BLOCK_SIZE]
@@ -80,11 +80,9 @@ def extract(
         with contextlib.suppress(OSError, ValueError):  # not every archive has a path
             if path.samefile(volume.container.name):
                 raise InvalidRequestError(f"{path} is the archive itself")
-        _to_file(writing, path, overwrite)
         if volume.lost_blocks:
-            map_path = path.with_name(f"{path.name}.map")
-            with files.new_file(map_path, overwrite=overwrite) as descriptor:
-                files.write_at(descriptor, _ddrescue_map(volume).encode(), 0)
+            files.check_target(_map_path(path), overwrite=overwrite or resume)
+        _to_file(writing, path, overwrite)
 
 
 def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
@@ -92,6 +90,7 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
         with files.new_file(path, overwrite=overwrite) as descriptor:
             os.truncate(descriptor, writing.volume.indexed.size)
             writing.write(descriptor)
+            _write_map(writing.volume, path)
         return
     part = path.with_name(f"{path.name}.part")
     with files.open_descriptor(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor:
@@ -99,23 +98,29 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BackendError(f"{part} is being written by another extraction") from None
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1 or not part.exists() or part.stat().st_ino != status.st_ino:
+            raise BackendError(f"{part} was finished by another extraction, or has another name too")
         os.truncate(descriptor, writing.volume.indexed.size)
         writing.write(descriptor)
-        _check_holes(writing, descriptor, part)
+        foreign = _foreign_block(descriptor, writing.volume.indexed.size, writing.runs, writing.lost)
+        if foreign is not None:  # an extraction of something else left it there
+            raise BackendError(
+                f"{part} holds bytes of something else: remove it, then extract again", block_index=foreign
+            )
         os.fsync(descriptor)
+        _write_map(writing.volume, path)
         files.publish(part, path, overwrite=overwrite)
 
 
-def _check_holes(writing: _Writing, descriptor: int, part: Path) -> None:
-    """Refuse bytes between the blocks, which an extraction of something else left there."""
-    size = writing.volume.indexed.size
+def _foreign_block(descriptor: int, size: int, runs: Runs, lost: Runs) -> int | None:
+    """The first block that is not the volume's and holds anything but zeros."""
     for index in data_blocks(descriptor, size):
-        if writing.runs.ordinal(index) is None and writing.lost.ordinal(index) is None:
+        if runs.ordinal(index) is None and lost.ordinal(index) is None:
             content = files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE)
             if content.count(0) != len(content):
-                raise BackendError(
-                    f"{part} holds bytes of something else: remove it, then extract again", block_index=index
-                )
+                return index
+    return None
 
 
 def _to_device(writing: _Writing, path: Path) -> None:
@@ -142,7 +147,11 @@ def _to_stream(
                 view = memoryview(piece)
                 while view:
                     written = stream.write(view)
-                    view = view[written:] if isinstance(written, int) else view[:0]
+                    if written is None:  # a file that writes all or raises
+                        written = len(view)
+                    if not 0 < written <= len(view):
+                        raise OSError(f"write gave {written} for {len(view)} bytes")
+                    view = view[written:]
             position += len(piece)
             if progress is not None:
                 progress(
@@ -268,6 +277,34 @@ def _zero(descriptor: int, start: int, end: int) -> None:
     except OSError:
         for at in range(start, end, 4 * MIB):
             files.write_at(descriptor, bytes(min(4 * MIB, end - at)), at)
+
+
+def prove(volume: VolumeReader, path: Path, workers: int | None) -> None:
+    """Prove that a file holds a volume, block by block.
+
+    Raises:
+        AlreadyExistsError: it holds something else.
+    """
+    lost = Runs((each.first_block, each.block_count) for each in volume.lost_blocks)
+    with files.operation("extract"), files.open_descriptor(path) as descriptor:
+        found: list[tuple[int, int]] = []
+        right = os.fstat(descriptor).st_size == volume.indexed.size
+        for segment in volume.descriptors(workers) if right else ():
+            right = right and _there(descriptor, segment)
+            found.extend(segment.runs)
+        if not right or _foreign_block(descriptor, volume.indexed.size, Runs(found), lost) is not None:
+            raise AlreadyExistsError(f"{path} exists, and is not the volume")
+
+
+def _map_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.map")
+
+
+def _write_map(volume: VolumeReader, path: Path) -> None:
+    """Before the disk appears, so that no disk with lost blocks is there without."""
+    if volume.lost_blocks:
+        with files.new_file(_map_path(path), overwrite=True) as descriptor:
+            files.write_at(descriptor, _ddrescue_map(volume).encode(), 0)
 
 
 def _ddrescue_map(volume: VolumeReader) -> str:

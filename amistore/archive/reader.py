@@ -20,8 +20,8 @@ import attrs
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
 from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
-from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
-from amistore.container.records import open_record
+from amistore.container.layout import ENVELOPE, FOOT_SIZE, MAX_DESCRIPTOR, SEGD
+from amistore.container.records import open_envelope, open_record
 from amistore.container.segments import descriptor_limit
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
@@ -222,6 +222,8 @@ class ContainerFile:
         try:
             if hashlib.sha256(record).digest() != self.index.segment_digest(sequence):
                 raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
+            if open_envelope(record[: ENVELOPE.size]).kind != SEGD:
+                raise CorruptArchiveError("no SEGD stands here")
             descriptor = SegmentDescriptor.parse(open_record(record))
             contents = tuple(self.head.layout.frame_contents(descriptor.runs.blocks))
             volume = self.volume_of(sequence)

@@ -193,9 +193,11 @@ class _Verification:
             content = self._container.read(indexed.offset, indexed.length, "VOLD")
             if hashlib.sha256(content).digest() != indexed.prelude_digest:
                 raise CorruptArchiveError("VOLD, tar headers or sparse map are not as the index says")
-            size = open_envelope(content[: layout.ENVELOPE.size]).size
-            descriptor = VolumeDescriptor.parse(open_record(content[:size]))
-            volume = open_prelude(descriptor, content[size:], self._container.image)
+            envelope = open_envelope(content[: layout.ENVELOPE.size])
+            if envelope.kind != layout.VOLD:
+                raise CorruptArchiveError("no VOLD stands here")
+            descriptor = VolumeDescriptor.parse(open_record(content[: envelope.size]))
+            volume = open_prelude(descriptor, content[envelope.size :], self._container.image)
             if (
                 descriptor.file_id,
                 descriptor.volume,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from amistore.archive.extraction import extract
+from amistore.archive.extraction import extract, prove
 from amistore.archive.reader import ContainerFile
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
@@ -105,6 +106,9 @@ class Volume:
             workers=workers,
             progress=progress,
         )
+
+    def _prove(self, path: Path, workers: int | None) -> None:
+        prove(self._reader, path, workers)
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:
         """The listed blocks, ascending, as ranges that end where segments end at the latest."""

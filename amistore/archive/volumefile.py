@@ -7,6 +7,7 @@ hashed. Memory is bounded: the cache, and two groups of 8 MiB for each thread an
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from amistore.archive.volumereader import Hole, VolumeReader
 from amistore.backends.ranges import RangeFile
 from amistore.container import DecodedFrame
-from amistore.errors import ArchiveError, InvalidRequestError, LostBlocksError
+from amistore.errors import AmistoreError, ArchiveError, InvalidRequestError, LostBlocksError
 from amistore.pipeline.workers import worker_count
 from amistore.units import BLOCK_SIZE, MIB
 
@@ -42,7 +43,7 @@ class VolumeFile(RangeFile):
 
     def close(self) -> None:
         """End the threads that read ahead."""
-        if not self.closed:
+        if not self.closed and hasattr(self, "_ahead"):  # not if it was refused at birth
             self._ahead.stop()
             self._cache.clear()
         super().close()
@@ -151,7 +152,10 @@ class _ReadAhead:
         """A frame that was read ahead, waited for; None where it is none of the next group."""
         if self._pending and self._pending[0][0] == place:
             (sequence, first), future = self._pending.popleft()
-            self._arrived = {(sequence, number): frame for number, frame in enumerate(future.result(), first)}
+            # Where a group fails, each of its frames is read by itself when it is wanted.
+            with contextlib.suppress(AmistoreError):
+                frames = enumerate(future.result(), first)
+                self._arrived = {(sequence, number): frame for number, frame in frames}
         return self._arrived.pop(place, None)
 
     def drop(self) -> None:

@@ -76,7 +76,7 @@ def _hide_queries(record: logging.LogRecord) -> bool:
     """urllib3 logs URLs whole, and their queries hold signatures."""
     if isinstance(record.args, tuple):
         record.args = tuple(
-            re.sub(r"\?.*", "?...", each) if isinstance(each, str) else each for each in record.args
+            re.sub(r"\?.*|//[^/]*@", "...", each) if isinstance(each, str) else each for each in record.args
         )
     return True
 
@@ -94,7 +94,7 @@ class _HTTPRanges(RangeReader):
             import urllib3
         except ImportError:
             raise _missing("urllib3") from None
-        for logger in ("urllib3.connectionpool", "urllib3.util.retry"):
+        for logger in ("urllib3.connectionpool", "urllib3.poolmanager", "urllib3.util.retry"):
             logging.getLogger(logger).addFilter(_hide_queries)
         self.name = _shown(urllib.parse.urlsplit(url))
         self._url = url
@@ -107,6 +107,9 @@ class _HTTPRanges(RangeReader):
             backoff_factor=0.2,
             status_forcelist=(429, 500, 502, 503, 504),
             raise_on_status=False,
+            respect_retry_after_header=False,  # it may say days
+            # To another host go none of the caller's headers.
+            remove_headers_on_redirect=[*urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT, *headers],
         )
         self._pool = urllib3.PoolManager(
             maxsize=16, retries=retries, timeout=urllib3.Timeout(connect=10.0, read=_TIMEOUT)

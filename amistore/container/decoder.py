@@ -17,7 +17,7 @@ import attrs
 
 from amistore.container import layout
 from amistore.container.identity import file_id
-from amistore.container.index import Index, Ledger
+from amistore.container.index import Index, Ledger, index_limit
 from amistore.container.members import open_manifest, open_prelude
 from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment, pad_size
 from amistore.container.preamble import PREAMBLE
@@ -263,7 +263,9 @@ class _Reader:
             raise CorruptArchiveError("the frame that ends the tar is damaged", record="end of tar")
         self._ledger.add_other(len(end))
         collected = self._ledger.index(self._manifest)
-        limit = _index_limit(collected)
+        limit = index_limit(
+            len(collected.head), len(collected.manifest_frames), len(collected.volumes), self._segments
+        )
         record = yield from self._record(layout.INDX, limit, layout.INDX_FIXED.size)
         at = self._offset
         foot = Foot.parse((yield from self._take(layout.FOOT_SIZE, "FOOT")))
@@ -286,18 +288,3 @@ class _Reader:
 
 def _payload(record: bytes) -> bytes:
     return record[layout.ENVELOPE.size : -layout.CRC.size]
-
-
-def _index_limit(index: Index) -> int:
-    """Most bytes that the INDX record of this index can have."""
-    volumes = len(index.volumes) * layout.INDX_VOLUME.size
-    columns = len(index.offsets) * (32 + 3 * 8)
-    return min(
-        len(index.head)
-        + len(index.manifest_frames)
-        + volumes
-        + columns
-        + columns // 64
-        + layout.MAX_DESCRIPTOR,
-        layout.MAX_INDEX,
-    )

@@ -33,10 +33,17 @@ from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image
 from amistore.units import BLOCK_SIZE, GIB
 
-__all__ = ["Index", "IndexedVolume", "Ledger"]
+__all__ = ["Index", "IndexedVolume", "Ledger", "index_limit"]
 
 _COLUMNS = 3
 _COLUMN_LEVEL = 3
+
+
+def index_limit(head: int, manifest_frames: int, volumes: int, segments: int) -> int:
+    """Most bytes of an INDX record with so many bytes of HEAD and manifest frames, volumes and segments."""
+    columns = segments * _COLUMNS * 8
+    fixed = head + manifest_frames + volumes * layout.INDX_VOLUME.size + segments * 32
+    return min(fixed + columns + columns // 64 + layout.MAX_DESCRIPTOR, layout.MAX_INDEX)
 
 
 @attrs.frozen(kw_only=True)
@@ -152,6 +159,8 @@ class Index:
         )
         if layout.INDX_FIXED.size + sum(lengths) != len(payload) or volumes > layout.MAX_VOLUMES:
             raise CorruptArchiveError("INDX's length does not follow from its counts")
+        if len(record) > index_limit(head, manifest, volumes, segments):
+            raise CorruptArchiveError(f"a record of {len(record)} bytes is beyond the limit")
         ends = list(accumulate(lengths, initial=layout.INDX_FIXED.size))
         parts = [payload[start:end] for start, end in pairwise(ends)]
         numbers = _decode_columns(parts[4], read_frame_table(parts[3], frames), segments)

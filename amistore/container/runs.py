@@ -111,6 +111,8 @@ class Runs:
     def slice(self, ordinal: int, count: int) -> Runs:
         """The runs of `count` listed blocks from the `ordinal`-th listed one on."""
         part = Runs()
+        if not 0 <= ordinal < self.blocks:
+            return part
         at = bisect_right(self._ordinals, ordinal) - 1
         while count and at < len(self._starts):
             skip = ordinal - self._ordinals[at]
