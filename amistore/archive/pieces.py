@@ -2,15 +2,17 @@
 
 Each fact has several homes: HEAD and the manifest stand in front and in INDX, a volume's
 name and size in VOLD, its tar headers and INDX, its listed blocks in the sparse map and, piece
-by piece, in each SEGD. The first home that proves itself is believed.
+by piece, in each SEGD. The first home that proves itself is believed; records of other
+containers, such as may lie on a guest's disk, are known by their file id and left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import attrs
@@ -18,7 +20,16 @@ import zstandard
 
 from amistore.archive.scan import Found, FoundSegment
 from amistore.backends.ranges import RangeReader
-from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor, layout, tar
+from amistore.container import (
+    PREAMBLE,
+    Foot,
+    FrameDecoder,
+    Index,
+    Runs,
+    VolumeDescriptor,
+    layout,
+    tar,
+)
 from amistore.container.members import open_manifest
 from amistore.container.plan import PlannedVolume, prelude
 from amistore.errors import ArchiveError, CorruptArchiveError
@@ -28,38 +39,41 @@ from amistore.units import BLOCK_SIZE, GIB
 __all__ = ["FoundVolume", "Pieces", "find_pieces"]
 
 _SIZE = b"GNU.sparse.realsize="
+_FRAME_HEADER = 18  # the most bytes of one (RFC 8878, 3.1.1.1)
+_RLE_BLOCK = 1
+_TRIED_INDEXES = 8
+"""Places of INDX that are tried without FOOT: the last ones, where the only one stands."""
 
 
 @attrs.frozen(kw_only=True)
 class FoundVolume:
     """A volume, and its segments that were found, in order.
 
-    `listed` are ranges (first block, count) that were listed: exactly those, or where that is
-    not known, all that may have been.
+    `listed` are ranges (first block, count), ascending, that were listed: exactly those, or
+    where that is not known, all that may have been.
     """
 
-    number: int
     snapshot_id: str
     size: int
-    listed: list[tuple[int, int]]
+    listed: Iterable[tuple[int, int]]
     exact: bool
     segments: list[FoundSegment]
 
 
-@attrs.define(kw_only=True)
+@attrs.frozen(kw_only=True)
 class Pieces:
-    """What is left of an archive, in its places."""
+    """What is left of an archive, in its places. `unnamed` volumes could not be told whose they are."""
 
-    head: Head | None
     image: Image
     volumes: list[FoundVolume]
+    unnamed: int
     findings: list[str]
     blocks_per_frame: int
 
-    def frame_contents(self, descriptor: SegmentDescriptor) -> Sequence[int]:
-        """Content sizes of a segment's frames."""
+    def frame_contents(self, blocks: int) -> Sequence[int]:
+        """Content sizes of the frames of a segment of so many blocks."""
         step = self.blocks_per_frame * BLOCK_SIZE
-        total = descriptor.runs.blocks * BLOCK_SIZE
+        total = blocks * BLOCK_SIZE
         return [min(step, total - at) for at in range(0, total, step)]
 
 
@@ -77,47 +91,61 @@ class _Search:
         self._ranges = ranges
         self._found = found
         self._findings: list[str] = []
-        self._foot_digest: bytes | None = None
-        self._index = self._whole_index()
-        self._file_id = self._choose_file_id()
+        self._index_is_proved = False
+        self._index = self._find_index()
+        self._file_id = self._find_file_id()
         self._head = next((head for _, head in found.heads if head.file_id == self._file_id), None)
-        self._segments = [each for each in found.segments if each.descriptor.file_id == self._file_id]
+        self._vold: dict[int, VolumeDescriptor] = {}
+        for _, volume in found.volumes:
+            if volume.file_id == self._file_id:
+                self._vold.setdefault(volume.volume, volume)
         self._image = self._find_image()
+        self._blocks_per_frame = self._find_blocks_per_frame()
+        self._segments: dict[int, list[FoundSegment]] = {}
+        for segment in found.segments:
+            if self._is_ours(segment):
+                self._segments.setdefault(segment.volume, []).append(segment)
         self._preludes = self._find_preludes()
 
     def pieces(self) -> Pieces:
         if self._ranges.read(0, len(PREAMBLE)) != PREAMBLE:
             self._findings.append("PREAMBLE was damaged")
+        names, unnamed = self._names()
         return Pieces(
-            head=self._head,
             image=self._image,
-            volumes=[self._volume(*each) for each in self._volumes()],
+            volumes=[self._volume(number, name) for number, name in sorted(names.items())],
+            unnamed=unnamed,
             findings=self._findings,
-            blocks_per_frame=self._blocks_per_frame(),
+            blocks_per_frame=self._blocks_per_frame,
         )
 
-    def _whole_index(self) -> Index | None:
+    # Which archive it is.
+
+    def _find_index(self) -> Index | None:
         """INDX, where FOOT or at least what is in it proves it."""
         size = self._ranges.size
+        places = self._found.indexes[-_TRIED_INDEXES:]
+        digest = None
         try:
             foot = Foot.parse(self._ranges.read(max(0, size - layout.FOOT_SIZE), layout.FOOT_SIZE))
-            self._foot_digest = foot.index_digest
+            places, digest = [max(0, size - layout.FOOT_SIZE - foot.index_length)], foot.index_digest
         except ArchiveError:
             self._findings.append("FOOT was damaged or lost")
-        for at in reversed(self._found.indexes):
+        for at in reversed(places):
             length = int.from_bytes(self._ranges.read(at + 4, 4), "little") + layout.SKIPPABLE_HEADER
             record = self._ranges.read(at, min(length, layout.MAX_INDEX))
-            if self._foot_digest not in (None, hashlib.sha256(record).digest()):
+            if digest not in (None, hashlib.sha256(record).digest()):
                 continue
             # Without FOOT its own CRCs and content ids must do: they leave the digests of segments.
             with contextlib.suppress(ArchiveError):
                 index = Index.parse(record)
                 index.open()
+                self._index_is_proved = digest is not None
                 return index
         self._findings.append("INDX was damaged or lost")
         return None
 
-    def _choose_file_id(self) -> bytes:
+    def _find_file_id(self) -> bytes:
         """Of this archive, not of one on a guest's disk: INDX's, the front's, or the most frequent."""
         if self._index is not None:
             return self._index.parse_head().file_id
@@ -125,7 +153,8 @@ class _Search:
         if front:
             return front[0]
         self._findings.append("HEAD was damaged")
-        counts = Counter(segment.descriptor.file_id for segment in self._found.segments)
+        counts = Counter(segment.file_id for segment in self._found.segments)
+        counts.update(volume.file_id for _, volume in self._found.volumes)
         counts.update(head.file_id for _, head in self._found.heads)
         if not counts:
             raise CorruptArchiveError("this is no amistore container, or nothing of it is left", offset=0)
@@ -135,7 +164,8 @@ class _Search:
         """The image from either copy of the manifest."""
         size = len(self._head.encode()) if self._head else layout.RECORD_OVERHEAD + layout.HEAD_FIXED.size + 8
         behind = layout.ENVELOPE.size + layout.INDX_FIXED.size + size
-        places = [len(PREAMBLE) + size, *(at + behind for at in reversed(self._found.indexes))]
+        indexes = self._found.indexes[-_TRIED_INDEXES:]
+        places = [len(PREAMBLE) + size, *(at + behind for at in reversed(indexes))]
         for place in places:
             try:
                 if self._head is not None:
@@ -152,22 +182,54 @@ class _Search:
             record="manifest",
         )
 
+    def _find_blocks_per_frame(self) -> int:
+        if self._head is not None:
+            return self._head.layout.blocks_per_frame
+        most = 1
+        for segment in self._found.segments:
+            if segment.file_id == self._file_id and segment.intact[0]:
+                with contextlib.suppress(zstandard.ZstdError):
+                    header = zstandard.get_frame_parameters(self._ranges.read(segment.payload, 32))
+                    size = header.content_size
+                    if 1 <= size // BLOCK_SIZE <= layout.MAX_FRAME_CONTENT // BLOCK_SIZE:
+                        most = max(most, size // BLOCK_SIZE)
+        return most
+
+    def _is_ours(self, segment: FoundSegment) -> bool:
+        """Of this archive, with as many frames as it must have, and where INDX is proved the one it knows."""
+        frames = -(-segment.runs.blocks // self._blocks_per_frame)
+        if segment.file_id != self._file_id or len(segment.intact) != frames:
+            return False
+        if self._index is None or not self._index_is_proved:
+            return True
+        return (
+            segment.sequence < len(self._index.offsets)
+            and self._index.segment_digest(segment.sequence) == segment.record_digest
+        )
+
+    # Sparse maps, and whose they are.
+
     def _find_preludes(self) -> dict[str, PlannedVolume]:
         """Each volume whose tar headers and sparse map are whole, even behind a damaged VOLD."""
-        known = [at + len(volume.encode()) for at, volume in self._found.volumes]
         fixed = layout.RECORD_OVERHEAD + layout.VOLD_FIXED.size + layout.FRAME_ENTRY.size
+        places = {
+            at + len(volume.encode()): len(volume.frames)
+            for at, volume in self._found.volumes
+            if volume.file_id == self._file_id
+        }
         starts = [*self._found.broken_volumes, *self._front_ends()]
         if self._index is not None:
             starts += [volume.offset for volume in self._index.volumes]
-        places = sorted({*known, *(start + fixed for start in starts)})
+        for start in starts:
+            places.setdefault(start + fixed, 1)
         volumes: dict[str, PlannedVolume] = {}
         # Last, and only if need be: behind every segment, where nothing of VOLD is left.
-        for place in chain(places, (end + fixed for end in self._found.ends)):
-            found = self._prelude(place)
+        for place in chain(sorted(places), (end + fixed for end in self._found.ends)):
+            found = self._prelude(place, places.get(place, 1))
             while found is not None:  # behind an empty volume stands the next one
                 volume, end = found
-                volumes[volume.snapshot_id] = volume
-                found = self._prelude(end + fixed)
+                volumes.setdefault(volume.snapshot_id, volume)
+                found = self._prelude(end + fixed, 1)
             if len(volumes) == len(self._image.snapshot_ids):
                 break
         return volumes
@@ -178,15 +240,14 @@ class _Search:
         frames = sum(frame.size for frame in self._head.manifest_frames)
         return [len(PREAMBLE) + len(self._head.encode()) + frames]
 
-    def _prelude(self, place: int) -> tuple[PlannedVolume, int] | None:
+    def _prelude(self, place: int, frames: int) -> tuple[PlannedVolume, int] | None:
         """The volume whose tar headers and sparse map start at an offset, and where they end.
 
-        They prove themselves by being built again.
+        They prove themselves by being built again, and must be those that VOLD or INDX mean.
         """
-        volume = next((each for at, each in self._found.volumes if at + len(each.encode()) == place), None)
         content = b""
         try:
-            for _ in range(len(volume.frames) if volume else 1):
+            for _ in range(frames):
                 piece, place = _frame_at(self._ranges, place)
                 content += piece
             name = next((each for each in self._image.snapshot_ids if each.encode() in content[:1536]), None)
@@ -195,125 +256,120 @@ class _Search:
             runs = tar.parse_map(content, size)
         except (ArchiveError, ValueError):
             return None
-        planned = PlannedVolume(number=0, snapshot_id=name or "", size=size, runs=runs, first_segment=0)
+        if name is None or runs.digest() not in self._expected_runs(name, runs):
+            return None
+        planned = PlannedVolume(number=0, snapshot_id=name, size=size, runs=runs, first_segment=0)
         return (planned, place) if prelude(self._image, planned) == content else None
 
-    def _blocks_per_frame(self) -> int:
-        if self._head is not None:
-            return self._head.layout.blocks_per_frame
-        most = 1
-        for segment in self._segments:
-            frames, blocks = len(segment.descriptor.frames), segment.descriptor.runs.blocks
-            if segment.intact[0] and frames:
-                header = self._ranges.read(segment.payload, 32)
-                found = zstandard.get_frame_parameters(header).content_size // BLOCK_SIZE
-                if frames > 1 or found == blocks:
-                    most = max(most, found)
-        return most
-
-    def _volumes(self) -> list[tuple[int, str]]:
-        """Number and snapshot id of each volume that there was."""
-        names: dict[int, str] = {}
+    def _expected_runs(self, snapshot_id: str, found: Runs) -> list[bytes]:
+        """The hashes of the runs that other records give for a volume; those found where none does."""
         if self._index is not None:
-            return list(enumerate(volume.snapshot_id for volume in self._index.volumes))
-        for _, volume in self._found.volumes:
-            if volume.file_id == self._file_id:
-                names[volume.volume] = volume.snapshot_id
+            return [each.runs_digest for each in self._index.volumes if each.snapshot_id == snapshot_id]
+        given = [each.runs_digest for each in self._vold.values() if each.snapshot_id == snapshot_id]
+        return given or [found.digest()]
+
+    def _names(self) -> tuple[dict[int, str], int]:
+        """Snapshot id of each volume by its number, and how many volumes have none."""
+        if self._index is not None:
+            return {number: each.snapshot_id for number, each in enumerate(self._index.volumes)}, 0
+        names = {number: volume.snapshot_id for number, volume in self._vold.items()}
         mapped = self._image.snapshot_ids
-        count = self._head.volumes if self._head else len(mapped)
-        if count == len(mapped):
-            names.update(enumerate(mapped))
+        numbers = set(self._segments) | set(names)
+        count = self._head.volumes if self._head else max(numbers, default=-1) + 1
         for number in range(count):
-            if number not in names:
-                self._findings.append(f"volume {number} cannot be named: its segments were left out")
-        return sorted(names.items())
+            if number in names:
+                continue
+            left = [each for each in self._preludes if each not in names.values()]
+            fitting = [each for each in left if self._fits(number, self._preludes[each])]
+            if count == len(mapped):  # all of them, so in their order
+                names[number] = mapped[number]
+            elif len(fitting) == 1:
+                names[number] = fitting[0]
+            else:
+                self._findings.append(f"volume {number} cannot be named: what it held was left out")
+        absent = len(mapped) - count if self._head is None else 0
+        if absent:
+            self._findings.append(f"{absent} snapshots of the image were not packed, or all of them is lost")
+        return names, count - len(names) + absent
+
+    def _fits(self, number: int, planned: PlannedVolume) -> bool:
+        """Whether a volume's segments are those of a sparse map."""
+        return all(
+            segment.runs == planned.runs.slice(segment.ordinal, segment.runs.blocks)
+            for segment in self._segments.get(number, ())
+        )
+
+    # Volumes and their segments.
 
     def _volume(self, number: int, snapshot_id: str) -> FoundVolume:
         size = self._size(number, snapshot_id)
         planned = self._preludes.get(snapshot_id)
         segments = self._segments_of(number, planned)
         if planned is not None:
-            listed, exact = list(planned.runs), True
+            listed: Iterable[tuple[int, int]] = planned.runs
+            exact = True
         else:
             self._findings.append(f"the map of listed blocks of {snapshot_id} was damaged")
-            listed, exact = self._listed(number, segments, size)
-        return FoundVolume(
-            number=number, snapshot_id=snapshot_id, size=size, listed=listed, exact=exact, segments=segments
-        )
+            gaps, exact = self._gaps(number, segments, size)
+            listed = sorted([*(run for segment in segments for run in segment.runs), *gaps])
+        return FoundVolume(snapshot_id=snapshot_id, size=size, listed=listed, exact=exact, segments=segments)
 
     def _size(self, number: int, snapshot_id: str) -> int:
         if self._index is not None:
             return self._index.volumes[number].size
-        for _, volume in self._found.volumes:
-            if (volume.file_id, volume.volume) == (self._file_id, number):
-                return volume.size
+        if number in self._vold:
+            return self._vold[number].size
         if snapshot_id in self._preludes:
             return self._preludes[snapshot_id].size
         known = self._image.snapshot(snapshot_id).volume_size
-        ends = [each.descriptor.runs.end for each in self._segments if each.descriptor.volume == number]
+        ends = [segment.runs.end for segment in self._segments.get(number, ())]
         least = -(-max(ends, default=1) * BLOCK_SIZE // GIB)
         self._findings.append(f"the size of {snapshot_id} is taken from the manifest or its last block")
-        return max(known or 1, least) * GIB
+        return min(max(known or 1, least), layout.MAX_VOLUME_GIB) * GIB
 
     def _segments_of(self, number: int, planned: PlannedVolume | None) -> list[FoundSegment]:
         """The segments of a volume, by sequence number; of two with the same one the better."""
         chosen: dict[int, FoundSegment] = {}
-        for segment in self._segments:
-            descriptor = segment.descriptor
-            if descriptor.volume != number or not self._belongs(segment, planned):
+        for segment in self._segments.get(number, ()):
+            if planned is not None and segment.runs != planned.runs.slice(
+                segment.ordinal, segment.runs.blocks
+            ):
                 continue
-            other = chosen.get(descriptor.sequence)
+            other = chosen.get(segment.sequence)
             if other is None or sum(segment.intact) > sum(other.intact):
-                chosen[descriptor.sequence] = segment
-        ordered = [chosen[sequence] for sequence in sorted(chosen)]
-        end = -1
+                chosen[segment.sequence] = segment
+        end = 0
         kept = []
-        for segment in ordered:  # no two may claim the same block
-            if segment.descriptor.runs.first > end:
+        for _, segment in sorted(chosen.items()):  # no two may claim the same block
+            if segment.runs.first >= end and segment.runs.end * BLOCK_SIZE <= self._size_of(number):
                 kept.append(segment)
-                end = segment.descriptor.runs.end - 1
+                end = segment.runs.end
         return kept
 
-    def _belongs(self, segment: FoundSegment, planned: PlannedVolume | None) -> bool:
-        descriptor = segment.descriptor
-        if (
-            self._index is not None
-            and self._foot_digest is not None
-            and (
-                descriptor.sequence >= len(self._index.offsets)
-                or hashlib.sha256(segment.record).digest() != self._index.segment_digest(descriptor.sequence)
-            )
-        ):
-            return False
-        return planned is None or descriptor.runs == planned.runs.slice(
-            descriptor.ordinal, descriptor.runs.blocks
-        )
+    def _size_of(self, number: int) -> int:
+        if self._index is not None:
+            return self._index.volumes[number].size
+        return self._vold[number].size if number in self._vold else layout.MAX_VOLUME_GIB * GIB
 
-    def _listed(
+    def _gaps(
         self, number: int, segments: list[FoundSegment], size: int
     ) -> tuple[list[tuple[int, int]], bool]:
-        """Without the map: what segments say themselves, and for missing ones all they may have held."""
-        listed = [run for segment in segments for run in segment.descriptor.runs]
+        """Without the map: all that missing segments may have held, and whether that is exact."""
         if self._index is not None:
-            gaps, exact = self._indexed_gaps(number, {each.descriptor.sequence for each in segments})
-            return sorted([*listed, *gaps]), exact
+            return self._indexed_gaps(self._index, number, {each.sequence for each in segments})
         gaps = []
         end = ordinal = 0
         for segment in segments:
-            descriptor = segment.descriptor
-            if descriptor.ordinal != ordinal:
-                gaps.append((end, descriptor.runs.first - end))
-            end, ordinal = descriptor.runs.end, descriptor.ordinal + descriptor.runs.blocks
-        blocks = [volume.blocks for _, volume in self._found.volumes if volume.volume == number]
-        if not blocks or blocks[0] != ordinal:
+            if segment.ordinal != ordinal:
+                gaps.append((end, segment.runs.first - end))
+            end, ordinal = segment.runs.end, segment.ordinal + segment.runs.blocks
+        if number not in self._vold or self._vold[number].blocks != ordinal:
             gaps.append((end, size // BLOCK_SIZE - end))
-        gaps = [gap for gap in gaps if gap[1]]
-        return sorted([*listed, *gaps]), not gaps
+        gaps = [gap for gap in gaps if gap[1] > 0]
+        return gaps, not gaps
 
-    def _indexed_gaps(self, number: int, found: set[int]) -> tuple[list[tuple[int, int]], bool]:
+    def _indexed_gaps(self, index: Index, number: int, found: set[int]) -> tuple[list[tuple[int, int]], bool]:
         """INDX knows first and last block of each segment, and how many it had."""
-        index = self._index
-        assert index is not None  # noqa: S101 (the caller asked)
         per_segment = index.parse_head().layout.blocks_per_segment
         first = sum(volume.segments for volume in index.volumes[:number])
         volume = index.volumes[number]
@@ -331,18 +387,27 @@ class _Search:
 
 def _frame_at(ranges: RangeReader, place: int) -> tuple[bytes, int]:
     """The content of the frame that starts at a file offset, and the offset behind it."""
-    start = ranges.read(place, 32)
+    start = ranges.read(place, _FRAME_HEADER)
     if start[:4] != layout.ZSTD_MAGIC:
         raise CorruptArchiveError("no frame stands here")
     try:
         size = zstandard.get_frame_parameters(start).content_size
-        if not 1 <= size <= layout.MAX_FRAME_CONTENT:
-            raise CorruptArchiveError("a frame of a size that is none of ours")
-        decoder = zstandard.ZstdDecompressor(max_window_size=layout.MAX_WINDOW).decompressobj()
-        frame = ranges.read(place, layout.MAX_FRAME_SIZE)
-        content = decoder.decompress(frame)
+        header = zstandard.frame_header_size(start)
     except zstandard.ZstdError as error:
-        raise CorruptArchiveError(f"a frame does not decode: {error}") from None
-    if len(content) != size or not decoder.eof:
-        raise CorruptArchiveError("a frame is cut short")
-    return content, place + len(frame) - len(decoder.unused_data)
+        raise CorruptArchiveError(f"a frame has no valid header: {error}") from None
+    if not 1 <= size <= layout.MAX_FRAME_CONTENT:
+        raise CorruptArchiveError("a frame of a size that is none of ours")
+    frame = ranges.read(place, layout.MAX_FRAME_SIZE)
+    frame = frame[: _frame_end(frame, header)]
+    return FrameDecoder().decode(frame, size, zlib.crc32(frame)), place + len(frame)
+
+
+def _frame_end(content: bytes, at: int) -> int:
+    """Where the frame ends whose first block is at `at` (RFC 8878, 3.1.1: blocks, 4 bytes of checksum)."""
+    while at + 3 <= len(content):
+        block = int.from_bytes(content[at : at + 3], "little")
+        last, kind, size = block & 1, block >> 1 & 3, block >> 3
+        at += 3 + (1 if kind == _RLE_BLOCK else size)
+        if last:
+            return at + 4
+    raise CorruptArchiveError("a frame is cut short")

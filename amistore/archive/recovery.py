@@ -9,10 +9,13 @@ anew; all others that were listed are written down as lost, never as data or as 
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import os
 import threading
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,8 +26,9 @@ from amistore.archive.pieces import FoundVolume, Pieces, find_pieces
 from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
-from amistore.container import DecodedFrame, FrameDecoder, Runs, decode_frame
-from amistore.errors import ArchiveError, InvalidRequestError, NotFoundError
+from amistore.container import DecodedFrame, FrameDecoder, Runs, SegmentDescriptor, decode_frame
+from amistore.container.records import open_record
+from amistore.errors import ArchiveError, InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -32,6 +36,9 @@ from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
 from amistore.units import BLOCK_SIZE, GIB, MIB
 
 __all__ = ["RecoveryReport", "VolumeRecovery", "recover"]
+
+_MOST_RANGES = 10_000
+"""Lost ranges of a volume that are told one by one: a manifest has room for some 40,000."""
 
 
 @attrs.frozen(kw_only=True)
@@ -70,18 +77,20 @@ class RecoveryReport:
         image: as the new archive has it; its snapshots list their lost blocks.
         content_id: of the new archive. Where nothing was lost it is the old one's.
         volumes: what became of each.
+        left_out: volumes of which there was too little left to tell whose they are.
         findings: what was damaged, in words.
     """
 
     image: Image
     content_id: str
     volumes: tuple[VolumeRecovery, ...]
+    left_out: int
     findings: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether no block was lost."""
-        return not any(volume.lost for volume in self.volumes)
+        """Whether no block and no volume was lost."""
+        return not self.left_out and not any(volume.lost for volume in self.volumes)
 
     @property
     def bytes_lost(self) -> int:
@@ -90,6 +99,8 @@ class RecoveryReport:
 
     def __str__(self) -> str:
         verdict = "everything was saved" if self.complete else f"{self.bytes_lost / MIB:,.1f} MiB were lost"
+        if self.left_out:
+            verdict += f", and {self.left_out} volumes left out"
         lines = [f"{self.image.image_id}: {verdict}", *(f"  {volume}" for volume in self.volumes)]
         return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
 
@@ -138,7 +149,8 @@ def recover(
         pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
         salvage = _Salvage(ranges, pieces, worker_count(workers))
         salvage.prove(workers, progress)
-        image = salvage.image()
+        outcomes = tuple(map(salvage.outcome, pieces.volumes))
+        image = salvage.image(outcomes)
         with files.new_file(path) as descriptor:
             offset = 0
             names = [volume.snapshot_id for volume in pieces.volumes]
@@ -151,7 +163,8 @@ def recover(
         return RecoveryReport(
             image=image,
             content_id=archive.content_id,
-            volumes=tuple(salvage.outcome(volume) for volume in pieces.volumes),
+            volumes=outcomes,
+            left_out=pieces.unnamed,
             findings=tuple(pieces.findings),
         )
 
@@ -161,7 +174,18 @@ def _report(progress: ProgressCallback, blocks: int, stored: int) -> None:
         progress(Progress(phase=Phase.RECOVER, blocks=blocks, total_blocks=None, stored_bytes=stored))
 
 
-_Token = tuple[int, int, int]  # number of a volume, place of a segment in it, number of a frame
+@attrs.frozen
+class _Proved:
+    """A volume's blocks that proved themselves: indexes, and where each is.
+
+    A place is the number of a segment in its volume and of a frame in it, in one integer.
+    """
+
+    indexes: array[int] = attrs.field(factory=lambda: array("Q"))
+    places: array[int] = attrs.field(factory=lambda: array("Q"))
+
+
+_FRAME_BITS = 10  # a segment has at most 512 frames
 
 
 class _Salvage(BlockSource):
@@ -172,107 +196,111 @@ class _Salvage(BlockSource):
         self._pieces = pieces
         self._image = pieces.image
         self._volumes = {volume.snapshot_id: volume for volume in pieces.volumes}
-        self._blocks: dict[str, list[tuple[int, str]]] = {name: [] for name in self._volumes}
+        self._proved = {name: _Proved() for name in self._volumes}
         self._lock = threading.Lock()
         # A worker goes through consecutive blocks, so through one frame after the other.
-        self._frames: OrderedDict[_Token, DecodedFrame] = OrderedDict()
+        self._frames: OrderedDict[tuple[str, int], DecodedFrame] = OrderedDict()
         self._kept = 3 * workers
 
     def prove(self, workers: int | None, progress: ProgressCallback) -> None:
         """Decode and hash every frame that was found."""
         tasks = [
-            (number, place)
-            for number, volume in enumerate(self._pieces.volumes)
-            for place in range(len(volume.segments))
+            (name, place) for name, volume in self._volumes.items() for place in range(len(volume.segments))
         ]
         done = 0
         with (
             worker_pool(workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, self._proved, tasks, limit)) as proved,
+            contextlib.closing(ordered_map(pool, self._prove_segment, tasks, limit)) as proved,
         ):
-            for (number, place), blocks in zip(tasks, proved, strict=True):
-                volume = self._pieces.volumes[number]
-                self._blocks[volume.snapshot_id] += blocks
+            for (name, place), blocks in zip(tasks, proved, strict=True):
+                for index, frame in blocks:
+                    self._proved[name].indexes.append(index)
+                    self._proved[name].places.append(place << _FRAME_BITS | frame)
                 done += len(blocks)
-                _report(progress, done, volume.segments[place].offset)
+                _report(progress, done, self._volumes[name].segments[place].offset)
 
-    def _proved(self, task: tuple[int, int]) -> list[tuple[int, str]]:
-        """Index and token of each block of a segment whose SHA-256 is right."""
-        number, place = task
-        segment = self._pieces.volumes[number].segments[place]
+    def _prove_segment(self, task: tuple[str, int]) -> list[tuple[int, int]]:
+        """Index and frame of each block of a segment whose SHA-256 is right."""
+        name, place = task
+        segment = self._volumes[name].segments[place]
         proved = []
-        for frame in range(len(segment.descriptor.frames)):
+        for frame in range(len(segment.intact)):
             with contextlib.suppress(ArchiveError):
                 decoded = self._decode(segment, frame)
                 for at, index in enumerate(decoded.indexes):
                     with contextlib.suppress(ArchiveError):
                         decoded.block(at)
-                        proved.append((index, f"{number}.{place}.{frame}"))
+                        proved.append((index, frame))
         return proved
 
     def _decode(self, segment: FoundSegment, frame: int) -> DecodedFrame:
-        descriptor = segment.descriptor
+        record = self._ranges.read(segment.offset, segment.size)
+        descriptor = SegmentDescriptor.parse(open_record(record))
         offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
         content = self._ranges.read(offset, descriptor.frames[frame].size)
-        contents = self._pieces.frame_contents(descriptor)
+        contents = self._pieces.frame_contents(descriptor.runs.blocks)
         return decode_frame(descriptor, frame, content, contents, FrameDecoder())
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         start = int(next_token or 0)
-        blocks = self._blocks[snapshot_id]
         end = start + 10_000
+        proved = self._proved[snapshot_id]
+        blocks = zip(proved.indexes[start:end], proved.places[start:end], strict=True)
         return BlockPage(
             volume_size=self._volumes[snapshot_id].size // GIB,
-            blocks=[Block(index, token) for index, token in blocks[start:end]],
-            next_token=str(end) if end < len(blocks) else None,
+            blocks=[Block(index, str(place)) for index, place in blocks],
+            next_token=str(end) if end < len(proved.indexes) else None,
         )
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        number, place, frame = map(int, block_token.split("."))
-        token = (number, place, frame)
+        token = snapshot_id, int(block_token)
         with self._lock:
             decoded = self._frames.get(token)
         if decoded is None:
-            decoded = self._decode(self._pieces.volumes[number].segments[place], frame)
+            place, frame = token[1] >> _FRAME_BITS, token[1] & (1 << _FRAME_BITS) - 1
+            decoded = self._decode(self._volumes[snapshot_id].segments[place], frame)
             with self._lock:
                 self._frames[token] = decoded
                 if len(self._frames) > self._kept:
                     self._frames.popitem(last=False)
-        if block_index not in decoded.indexes:  # pragma: no cover (the token says where)
-            raise NotFoundError("no such block")
         block = decoded.block(decoded.indexes.index(block_index))
         return SnapshotBlock(block.content, block.digest)
 
-    def image(self) -> Image:
+    def image(self, outcomes: Iterable[VolumeRecovery]) -> Image:
         """The image, its snapshots with what was lost of them."""
         known = {snapshot.snapshot_id: snapshot for snapshot in self._image.snapshots}
-        for volume in self._pieces.volumes:
-            lost = self.outcome(volume).lost
-            if lost:
-                snapshot = known.get(volume.snapshot_id) or Snapshot(snapshot_id=volume.snapshot_id)
-                known[volume.snapshot_id] = attrs.evolve(
-                    snapshot, lost_blocks=lost, volume_size=volume.size // GIB
+        for outcome in outcomes:
+            if outcome.lost:
+                snapshot = known.get(outcome.snapshot_id) or Snapshot(snapshot_id=outcome.snapshot_id)
+                known[outcome.snapshot_id] = attrs.evolve(
+                    snapshot, lost_blocks=outcome.lost, volume_size=outcome.size // GIB
                 )
         return attrs.evolve(self._image, snapshots=tuple(known.values()))
 
     def outcome(self, volume: FoundVolume) -> VolumeRecovery:
         """What became of a volume, the losses of an earlier recovery included."""
-        saved = Runs.of_blocks(index for index, _ in self._blocks[volume.snapshot_id])
+        saved = Runs.of_blocks(self._proved[volume.snapshot_id].indexes)
         earlier = self._image.snapshot(volume.snapshot_id).lost_blocks
-        wanted = _joined([*volume.listed, *((lost.first_block, lost.block_count) for lost in earlier)])
+        wanted = heapq.merge(volume.listed, ((lost.first_block, lost.block_count) for lost in earlier))
+        lost = list(itertools.islice(_missing(_joined(wanted), saved), _MOST_RANGES + 1))
+        exact = volume.exact
+        if len(lost) > _MOST_RANGES:
+            # What lies between two lost blocks with none saved between them counts as lost too.
+            wanted = heapq.merge(volume.listed, ((each.first_block, each.block_count) for each in earlier))
+            lost, exact = list(_coarse(_missing(_joined(wanted), saved), saved)), False
         return VolumeRecovery(
             snapshot_id=volume.snapshot_id,
             size=volume.size,
             recovered=saved.blocks,
-            lost=tuple(_missing(wanted, saved)),
-            exact=volume.exact,
+            lost=tuple(lost),
+            exact=exact,
         )
 
 
-def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Ranges in order, those that touch or overlap joined."""
+def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(first, end) of ascending ranges, those that touch or overlap joined."""
     first = end = 0
-    for start, count in sorted(ranges):
+    for start, count in ranges:
         if start > end:
             if end > first:
                 yield first, end
@@ -293,3 +321,17 @@ def _missing(wanted: Iterator[tuple[int, int]], saved: Runs) -> Iterator[BlockRa
             stop = min(end, saved.after(at))
             yield BlockRange(first_block=at, block_count=stop - at)
             at = stop
+
+
+def _coarse(lost: Iterator[BlockRange], saved: Runs) -> Iterator[BlockRange]:
+    """The same, with ranges joined over gaps in which nothing was saved."""
+    first = end = -1
+    for each in lost:
+        if first >= 0 and saved.after(end) >= each.first_block:
+            end = each.end
+            continue
+        if first >= 0:
+            yield BlockRange(first_block=first, block_count=end - first)
+        first, end = each.first_block, each.end
+    if first >= 0:
+        yield BlockRange(first_block=first, block_count=end - first)

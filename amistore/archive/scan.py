@@ -8,6 +8,7 @@ taken for parts of this one.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from collections.abc import Callable
 import attrs
 
 from amistore.backends.ranges import RangeReader
-from amistore.container import Head, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container import Head, Runs, SegmentDescriptor, VolumeDescriptor, layout
 from amistore.container.records import Frame, open_envelope, open_record
 from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.units import MIB
@@ -32,17 +33,34 @@ Damage makes a few; a file made of overlapping beginnings of records would take 
 
 @attrs.frozen
 class FoundSegment:
-    """A SEGD whose CRC is right, where it stands, and which of its frames have the right CRC-32."""
+    """A SEGD whose CRC is right: what it says but for digests, of which there may be millions.
+
+    Attributes:
+        offset: of the record in the file.
+        size: of the record in bytes.
+        record_digest: SHA-256 of the record.
+        file_id: as it says.
+        volume: as it says.
+        sequence: as it says.
+        ordinal: as it says.
+        runs: its blocks.
+        intact: which of its frames have the right CRC-32.
+    """
 
     offset: int
-    record: bytes
-    descriptor: SegmentDescriptor
-    intact: tuple[bool, ...]
+    size: int
+    record_digest: bytes
+    file_id: bytes
+    volume: int
+    sequence: int
+    ordinal: int
+    runs: Runs
+    intact: bytes
 
     @property
     def payload(self) -> int:
         """The file offset of its first frame."""
-        return self.offset + len(self.record)
+        return self.offset + self.size
 
 
 @attrs.frozen
@@ -128,12 +146,13 @@ def _take(window: _Window, start: int, found: Found) -> tuple[int, int]:
         elif envelope.kind == layout.VOLD:
             found.volumes.append((start, VolumeDescriptor.parse(payload)))
         else:
-            segment = _segment(window, start, record, SegmentDescriptor.parse(payload))
+            descriptor = SegmentDescriptor.parse(payload)
+            segment = _segment(window, start, record, descriptor)
             found.segments.append(segment)
             if all(segment.intact):
-                found.ends.append(segment.payload + segment.descriptor.payload_size)
+                found.ends.append(segment.payload + descriptor.payload_size)
                 return found.ends[-1], 0
-            return segment.payload, segment.descriptor.payload_size
+            return segment.payload, descriptor.payload_size
     except ArchiveError:
         if envelope.kind == layout.VOLD:
             found.broken_volumes.append(start)
@@ -143,9 +162,19 @@ def _take(window: _Window, start: int, found: Found) -> tuple[int, int]:
 
 def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDescriptor) -> FoundSegment:
     at = start + len(record)
-    intact = []
+    intact = bytearray()
     for frame in descriptor.frames:
         content = window.read(at, frame.size)
         intact.append(Frame(len(content), zlib.crc32(content)) == frame)
         at += frame.size
-    return FoundSegment(start, record, descriptor, tuple(intact))
+    return FoundSegment(
+        offset=start,
+        size=len(record),
+        record_digest=hashlib.sha256(record).digest(),
+        file_id=descriptor.file_id,
+        volume=descriptor.volume,
+        sequence=descriptor.sequence,
+        ordinal=descriptor.ordinal,
+        runs=descriptor.runs,
+        intact=bytes(intact),
+    )

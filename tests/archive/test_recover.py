@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 from collections.abc import Mapping
@@ -13,8 +14,10 @@ import pytest
 
 import amistore
 from amistore import BLOCK_SIZE
-from amistore.container import Foot, Index, SegmentDescriptor, layout
-from amistore.container.records import Layout, open_envelope
+from amistore.container import Foot, Index, Runs, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container.frames import FrameEncoder
+from amistore.container.plan import PlannedVolume, prelude
+from amistore.container.records import Frame, Layout, open_envelope
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
 FIRST = {i * 3 % 1900 + i // 2: images.block(i + 1) for i in range(80)} | {1999: images.block(0)}
@@ -356,3 +359,127 @@ def test_a_file_of_overlapping_beginnings_of_records_is_given_up() -> None:
     with pytest.raises(amistore.CorruptArchiveError, match="beginnings of records"):
         amistore.recover(io.BytesIO(start + envelope * 50_000), "never-made.bin")
     assert not Path("never-made.bin").exists()
+
+
+class CountingBytes(io.BytesIO):
+    """Bytes that count how many of them were read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.count += len(content)
+        return content
+
+
+@pytest.mark.parametrize(
+    "spam",
+    [
+        layout.ENVELOPE.pack(layout.SKIPPABLE_MAGIC, 2**28, b"AMIS", b"INDX", 1, 1),
+        SegmentDescriptor(
+            file_id=bytes(16),
+            volume=0,
+            sequence=0,
+            ordinal=0,
+            runs=Runs([(0, 1)]),
+            frames=(Frame(8 << 20, 1),),
+            digests=(bytes(32),),
+        ).encode(),
+    ],
+    ids=["INDX", "SEGD"],
+)
+def test_many_records_that_claim_much_are_not_followed_each_to_its_end(spam: bytes, tmp_path: Path) -> None:
+    small = images.packed([(1, {0: images.block(1)})], FORM)
+    content = CountingBytes(small + spam * 5000)
+    with contextlib.suppress(amistore.CorruptArchiveError):
+        amistore.recover(content, tmp_path / "new.bin", workers=1)
+    assert content.count < 100 * (len(small) + len(spam) * 5000)
+
+
+def appended(
+    container: bytes, volume: VolumeDescriptor, planned: PlannedVolume, image: amistore.Image
+) -> bytes:
+    """The container without its tail, and a VOLD of another file with a valid prelude behind it."""
+    content = prelude(image, planned)
+    frames = FrameEncoder(3, check=True).encode_all(content)
+    forged = attrs.evolve(
+        volume,
+        file_id=b"\xee" * 16,
+        blocks=planned.runs.blocks,
+        runs=len(planned.runs),
+        runs_digest=planned.runs.digest(),
+        content=len(content),
+        frames=tuple(Frame.of(frame) for frame in frames),
+    )
+    foot = Foot.parse(container[-layout.FOOT_SIZE :])
+    return container[: foot.data_end] + forged.encode() + b"".join(frames)
+
+
+@pytest.mark.parametrize("runs", [[(0, 2), (100, 4)], [], [(5, 1)]])
+def test_the_sparse_map_of_another_file_is_not_believed(runs: list[tuple[int, int]], tmp_path: Path) -> None:
+    blocks = {i: images.block(i + 1) for i in range(6)}
+    source = images.Volumes([(1, blocks)])
+    image = images.image(source.volumes)
+    container = b"".join(amistore.pack(image, source, layout=FORM))
+    start = container.index(b"AMISVOLD") - 8
+    size = open_envelope(container[start : start + 20]).size
+    volume = VolumeDescriptor.parse(container[start + 20 : start + size - 4])
+    planned = PlannedVolume(
+        number=0, snapshot_id=volume.snapshot_id, size=1 << 30, runs=Runs(runs), first_segment=0
+    )
+    damaged = bytearray(appended(container, volume, planned, image))
+    report = amistore.recover(io.BytesIO(bytes(damaged)), tmp_path / "one.bin")
+    assert (report.complete, report.volumes[0].recovered) == (True, 6)
+    # Not even where the archive's own map is lost.
+    damaged[start + size + 50] ^= 1
+    report = amistore.recover(io.BytesIO(bytes(damaged)), tmp_path / "two.bin")
+    assert images.read_blocks((tmp_path / "two.bin").read_bytes()) == {
+        (volume.snapshot_id, index): content for index, content in blocks.items()
+    }
+
+
+@pytest.mark.parametrize("damage_at", ["HEAD", "VOLD", "HEAD and VOLD"])
+def test_a_subset_of_the_snapshots_keeps_its_name_without_the_tail(damage_at: str, tmp_path: Path) -> None:
+    source = images.Volumes([(1, {0: images.block(1)}), (1, {7: images.block(2), 9: images.block(3)})])
+    image = images.image(source.volumes)
+    second = sorted(source.volumes)[1]
+    container = b"".join(amistore.pack(image, source, snapshots=[second], layout=FORM))
+    damaged = bytearray(container[: Foot.parse(container[-layout.FOOT_SIZE :]).data_end])
+    for kind in damage_at.split(" and "):
+        damaged[damaged.index(b"AMIS" + kind.encode()) + 40] ^= 1
+    report = amistore.recover(io.BytesIO(bytes(damaged)), tmp_path / "new.bin")
+    assert images.read_blocks((tmp_path / "new.bin").read_bytes()) == {
+        (second, index): source.volumes[second][1][index] for index in (7, 9)
+    }
+    # Without HEAD nobody can tell that the other snapshot was not packed.
+    assert report.complete is (damage_at == "VOLD")
+
+
+def test_very_many_losses_are_told_in_ranges_that_hold_what_was_not_listed_too(tmp_path: Path) -> None:
+    blocks = {i * 2: images.block(1) for i in range(12_000)}
+    blocks[30_000] = images.block(2)
+    form = Layout(blocks_per_frame=16, blocks_per_segment=512)
+    container = bytearray(images.packed([(16, blocks)], form))
+    place = -1
+    while (place := container.find(b"AMISSEGD", place + 1)) >= 0:
+        if container.find(b"AMISSEGD", place + 1) >= 0:  # all but the last segment
+            container[place + 30] ^= 1
+    report = amistore.recover(io.BytesIO(bytes(container)), tmp_path / "new.bin")
+    (volume,) = report.volumes
+    assert not volume.exact
+    assert len(volume.lost) == 1
+    lost = volume.lost[0]
+    kept = images.read_blocks((tmp_path / "new.bin").read_bytes())
+    assert {index for _, index in kept} | {index for index in blocks if index < lost.end} == set(blocks)
+    assert all(content == blocks[index] for (_, index), content in kept.items())
+
+
+def test_a_segment_with_more_frames_than_its_layout_has_is_left_alone(tmp_path: Path) -> None:
+    start = CONTAINER.index(b"AMISSEGD") - 8
+    size = open_envelope(CONTAINER[start : start + 20]).size
+    descriptor = SegmentDescriptor.parse(CONTAINER[start + 20 : start + size - 4])
+    forged = attrs.evolve(descriptor, frames=descriptor.frames * 3).encode()
+    foot = Foot.parse(CONTAINER[-layout.FOOT_SIZE :])
+    damaged = CONTAINER[:start] + forged + CONTAINER[start + size : foot.data_end]
+    report = amistore.recover(io.BytesIO(damaged), tmp_path / "new.bin")
+    assert report.bytes_lost == 2 * BLOCK_SIZE
