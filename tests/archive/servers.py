@@ -31,6 +31,9 @@ class Resource:
     ranges: bool = True
     key: str | None = None  # that the query must hold, as a presigned URL's does
     token: str | None = None  # that Authorization must be
+    location: str = "/ami.bin"  # where /moved leads
+    retry_after: str = "0"  # that a fault says
+    headers: list[dict[str, str]] = attrs.field(factory=list)  # of each request
     faults: list[int | str] = attrs.field(factory=list)
     requests: list[str] = attrs.field(factory=list)
 
@@ -45,13 +48,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         resource = self.resource
         resource.requests.append(f"{self.path} {self.headers.get('Range')}")
+        resource.headers.append(dict(self.headers))
         fault = resource.faults.pop(0) if resource.faults else None
         if fault == "close":
             self.close_connection = True
         elif isinstance(fault, int):
-            self._answer(fault)
+            self._answer(fault, {"Retry-After": resource.retry_after})
         elif self.path.startswith("/moved"):
-            self._answer(302, {"Location": "/ami.bin"})
+            self._answer(302, {"Location": resource.location})
         elif not self.path.startswith(("/ami.bin", "/bucket/ami")):
             self._answer(404)
         elif (resource.key and f"signature={resource.key}" not in self.path) or (

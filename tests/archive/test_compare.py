@@ -176,6 +176,17 @@ def test_a_source_that_lies_about_its_checksums_does_not_make_things_equal() -> 
     assert indexes(found.volumes[0].changed) == [2]
 
 
+def test_what_was_lost_is_unknown_and_never_equal() -> None:
+    lost = (amistore.BlockRange(first_block=100, block_count=2),)
+    known = amistore.Snapshot(snapshot_id="snap-00000000000000000", lost_blocks=lost)
+    container = packed(BLOCKS, snapshots=(known,))
+    live = amistore.compare(container, images.Volumes([(1, BLOCKS)]))
+    assert (live.equal, live.bytes_changed, live.volumes[0].unknown) == (False, 0, lost)
+    assert "2 blocks unknown" in str(live)
+    found = amistore.diff(packed(BLOCKS), container)
+    assert (found.volumes[0].equal, found.volumes[0].unknown) == (False, lost)
+
+
 def test_requests_that_make_no_sense_are_refused() -> None:
     cloud = amistore.MemoryBackend()
     with pytest.raises(amistore.NotFoundError):

@@ -115,6 +115,38 @@ def test_all_volumes_and_the_manifest_go_into_a_folder(archive: amistore.Archive
     assert paths[1].stat().st_size == 2 * GIB
 
 
+def test_files_that_are_there_are_proved_before_an_extraction_goes_on(
+    archive: amistore.Archive, tmp_path: Path
+) -> None:
+    paths = archive.extract(tmp_path / "disks")
+    archive.extract(tmp_path / "disks", resume=True)
+    with paths[0].open("r+b") as disk:
+        disk.seek(300 * BLOCK_SIZE)
+        disk.write(b"x")
+    with pytest.raises(amistore.AlreadyExistsError, match="is not the volume"):
+        archive.extract(tmp_path / "disks", resume=True)
+    paths[0].write_bytes(b"short")
+    with pytest.raises(amistore.AlreadyExistsError, match="is not the volume"):
+        archive.extract(tmp_path / "disks", resume=True)
+    archive.extract(tmp_path / "disks", overwrite=True)
+    assert_right(paths[0])
+    (tmp_path / "disks" / "ami.json").write_text("{}")
+    with pytest.raises(amistore.AlreadyExistsError, match="is not this archive's"):
+        archive.extract(tmp_path / "disks", resume=True)
+
+
+def test_a_stream_that_takes_nothing_is_a_typed_error(archive: amistore.Archive) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content: object, /) -> int:
+            return 0
+
+    with pytest.raises(amistore.BackendError, match="write gave 0"):
+        archive.volumes[0].extract(Full())  # type: ignore[arg-type]
+
+
 def test_a_stream_gets_every_byte_in_order(archive: amistore.Archive, tmp_path: Path) -> None:
     target = tmp_path / "disk.raw"
     with target.open("wb", buffering=0) as file:

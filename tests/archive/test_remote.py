@@ -459,3 +459,27 @@ def test_urls_and_headers_that_cannot_be_said_are_refused(url: str, options: Any
     with pytest.raises(amistore.InvalidRequestError) as caught:
         amistore.open(url, options=options)
     assert "CANARY" not in str(caught.value)
+
+
+def test_a_redirect_shows_no_signature_and_takes_no_headers_to_another_host(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    there, here = Resource(CONTAINER, token="none"), Resource(CONTAINER)
+    with serving(there) as other, serving(here) as url:
+        # Another port is another host to urllib3, as to browsers.
+        here.location = f"{other}?signature=CANARY"
+        with pytest.raises(amistore.AccessDeniedError) as caught:
+            amistore.open(url.replace("/ami.bin", "/moved?signature=CANARY"), options={"X-Token": "CANARY"})
+        assert there.headers
+        assert not [each for each in there.headers if "X-Token" in each]
+    assert "Redirecting" in caplog.text
+    assert "CANARY" not in caplog.text + str(caught.value)
+
+
+def test_a_server_cannot_make_us_wait_for_long() -> None:
+    resource = Resource(CONTAINER)
+    with serving(resource) as url, amistore.open(url) as archive:
+        resource.faults = [503]
+        resource.retry_after = "86400"
+        read(archive)

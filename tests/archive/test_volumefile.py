@@ -192,6 +192,20 @@ def test_only_the_blocks_that_are_read_are_proved_and_each_of_them_is() -> None:
             assert found == (1, archive.volumes[0].snapshot_id)
 
 
+def test_a_damaged_frame_does_not_take_its_neighbours_with_it(counting: Counting) -> None:
+    archive = Archive(ContainerFile(counting))
+    located = archive._container.segment(2)
+    damaged = bytearray(CONTAINER)
+    damaged[located.frame_offset(2) + 50] ^= 1  # blocks 20 and 21
+    counting.content = bytes(damaged)
+    with archive.volumes[0].open(workers=2) as disk:
+        for index in range(20):
+            assert disk.read(BLOCK_SIZE) == BLOCKS[index]
+        with pytest.raises(amistore.CorruptArchiveError) as caught:
+            disk.read(1)
+        assert caught.value.block_index == 20
+
+
 def test_damage_under_read_ahead_is_raised_where_it_is_reached(counting: Counting) -> None:
     archive = Archive(ContainerFile(counting))
     located = archive._container.segment(2)

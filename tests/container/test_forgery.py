@@ -28,6 +28,7 @@ from amistore.container import (
     identity,
     layout,
 )
+from amistore.container.checksum import crc32c
 from amistore.container.frames import FrameEncoder
 from amistore.container.records import Frame, Layout, open_envelope, seal
 from amistore.container.runs import Runs
@@ -666,3 +667,47 @@ def test_a_block_with_another_digest_is_not_recovered(tmp_path: Path) -> None:
     pieces.body[at] = (layout.SEGD, forged.encode() + pieces.body[at][1][len(record) :])
     report = amistore.recover(io.BytesIO(pieces.build(rebuild_index=True)), tmp_path / "new.bin")
     assert [each.first_block for each in report.volumes[0].lost] == [descriptor.runs.first]
+
+
+@pytest.mark.parametrize("kind", [layout.SEGD, layout.VOLD])
+@pytest.mark.parametrize("other", [b"XXXX", b"HEAD", b"PAD\0"])
+def test_a_record_under_another_name_is_refused(kind: bytes, other: bytes) -> None:
+    pieces = Pieces.of(ONE)
+    at = next(place for place, (each, _) in enumerate(pieces.body) if each == kind)
+    piece = pieces.body[at][1]
+    size = open_envelope(piece[:20]).size
+    renamed = bytearray(seal(other, piece[20 : size - 4]))
+    if other == b"XXXX":
+        renamed[18:20] = b"\0\0"
+        renamed[-4:] = struct.pack("<I", crc32c(bytes(renamed[:-4])))
+    pieces.body[at] = (kind, bytes(renamed) + piece[size:])
+    if kind == layout.SEGD:
+        digest = hashlib.sha256(renamed).digest()
+        first = pieces.index.segment_digests[32:]
+        pieces.index = attrs.evolve(pieces.index, segment_digests=digest + first)
+    else:
+        volume = attrs.evolve(
+            pieces.index.volumes[0], prelude_digest=hashlib.sha256(pieces.body[at][1]).digest()
+        )
+        pieces.index = attrs.evolve(pieces.index, volumes=(volume, *pieces.index.volumes[1:]))
+    container = pieces.build(rebuild_index=False)
+    for read in READERS:
+        with pytest.raises(amistore.ArchiveError):
+            read(container)
+
+
+def test_an_index_with_padded_columns_is_refused_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = Pieces.of(ONE)
+    encode = FrameEncoder.encode_all
+
+    def padded(self: FrameEncoder, content: bytes) -> list[bytes]:
+        (frame,) = encode(self, content)
+        header = zstandard.frame_header_size(frame)
+        return [frame[:header] + bytes(3) * 40_000 + frame[header:]]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameEncoder, "encode_all", padded)
+        container = pieces.build(rebuild_index=False)
+    for read in READERS:
+        with pytest.raises(amistore.CorruptArchiveError, match="beyond the limit"):
+            read(container)
