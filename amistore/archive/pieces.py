@@ -97,7 +97,7 @@ class _Search:
         self._head = next((head for _, head in found.heads if head.file_id == self._file_id), None)
         self._vold: dict[int, VolumeDescriptor] = {}
         for _, volume in found.volumes:
-            if volume.file_id == self._file_id:
+            if volume.file_id == self._file_id and volume.volume < layout.MAX_VOLUMES:
                 self._vold.setdefault(volume.volume, volume)
         self._image = self._find_image()
         self._blocks_per_frame = self._find_blocks_per_frame()
@@ -199,6 +199,8 @@ class _Search:
         """Of this archive, with as many frames as it must have, and where INDX is proved the one it knows."""
         frames = -(-segment.runs.blocks // self._blocks_per_frame)
         if segment.file_id != self._file_id or len(segment.intact) != frames:
+            return False
+        if segment.volume >= layout.MAX_VOLUMES:
             return False
         if self._index is None or not self._index_is_proved:
             return True

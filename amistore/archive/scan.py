@@ -9,7 +9,6 @@ taken for parts of this one.
 from __future__ import annotations
 
 import hashlib
-import struct
 import zlib
 from collections.abc import Callable
 
@@ -132,7 +131,7 @@ def _take(window: _Window, start: int, found: Found) -> tuple[int, int]:
     onward = start + len(layout.SIGNATURE)
     try:
         envelope = open_envelope(bytes(window.read(start, layout.ENVELOPE.size)))
-    except (ArchiveError, struct.error):
+    except ArchiveError:
         return onward, 0
     if envelope.kind == layout.INDX:
         found.indexes.append(start)

@@ -142,7 +142,7 @@ class Index:
 
     @classmethod
     def _parse(cls, record: bytes) -> Index:
-        envelope = open_envelope(record[: layout.ENVELOPE.size].ljust(layout.ENVELOPE.size, b"\0"))
+        envelope = open_envelope(record[: layout.ENVELOPE.size])
         if envelope.kind != layout.INDX or envelope.size != len(record):
             raise CorruptArchiveError("no INDX record stands where FOOT says")
         payload = open_record(record, layout.INDX_FIXED.size)
@@ -210,7 +210,7 @@ class Index:
 
     def parse_head(self) -> Head:
         """The copy of HEAD."""
-        envelope = open_envelope(self.head[: layout.ENVELOPE.size].ljust(layout.ENVELOPE.size, b"\0"))
+        envelope = open_envelope(self.head[: layout.ENVELOPE.size])
         if envelope.kind != layout.HEAD or envelope.size != len(self.head):
             raise CorruptArchiveError("the copy of HEAD is no HEAD record")
         head = Head.parse(open_record(self.head))

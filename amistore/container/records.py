@@ -131,6 +131,8 @@ def open_envelope(start: bytes) -> Envelope:
         CorruptArchiveError: no record of this format stands here.
         UnsupportedArchiveError: a critical record of an unknown type or version.
     """
+    if len(start) != layout.ENVELOPE.size:
+        raise CorruptArchiveError("a record is cut short")
     magic, length, signature, kind, version, flags = layout.ENVELOPE.unpack(start)
     size = length + layout.SKIPPABLE_HEADER
     if magic != layout.SKIPPABLE_MAGIC or signature != layout.SIGNATURE or size < layout.RECORD_OVERHEAD:

@@ -483,3 +483,17 @@ def test_a_segment_with_more_frames_than_its_layout_has_is_left_alone(tmp_path: 
     damaged = CONTAINER[:start] + forged + CONTAINER[start + size : foot.data_end]
     report = amistore.recover(io.BytesIO(damaged), tmp_path / "new.bin")
     assert report.bytes_lost == 2 * BLOCK_SIZE
+
+
+@pytest.mark.parametrize("number", [2, 1024, 2**32 - 1])
+def test_a_segment_of_a_volume_that_cannot_be_is_left_alone(number: int, tmp_path: Path) -> None:
+    small = images.packed([(1, {0: images.block(1), 9: images.block(2)})], FORM)
+    start = small.index(b"AMISSEGD") - 8
+    size = open_envelope(small[start : start + 20]).size
+    descriptor = SegmentDescriptor.parse(small[start + 20 : start + size - 4])
+    forged = attrs.evolve(descriptor, volume=number).encode()
+    damaged = bytearray(small[:start] + forged + small[start + size :][:-300])
+    damaged[damaged.index(b"AMISHEAD") + 30] ^= 1
+    report = amistore.recover(io.BytesIO(bytes(damaged)), tmp_path / "new.bin")
+    assert report.volumes[0].recovered == 0
+    assert not report.complete

@@ -711,3 +711,18 @@ def test_an_index_with_padded_columns_is_refused_by_all(monkeypatch: pytest.Monk
     for read in READERS:
         with pytest.raises(amistore.CorruptArchiveError, match="beyond the limit"):
             read(container)
+
+
+@pytest.mark.parametrize("size", [0, 5, 11, 12, 16])
+def test_a_record_that_claims_to_be_shorter_than_any_is_refused(size: int) -> None:
+    pieces = Pieces.of(ONE)
+    at = pieces.segments()[0]
+    piece = bytearray(pieces.body[at][1])
+    piece[4:8] = struct.pack("<I", size)
+    pieces.body[at] = (layout.SEGD, bytes(piece))
+    digest = hashlib.sha256(piece[: size + 8]).digest()
+    pieces.index = attrs.evolve(pieces.index, segment_digests=digest + pieces.index.segment_digests[32:])
+    container = pieces.build(rebuild_index=False)
+    for read in (*READERS, images.read_blocks):
+        with pytest.raises(amistore.CorruptArchiveError):
+            read(container)
