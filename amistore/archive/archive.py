@@ -234,6 +234,8 @@ class Archive:
             done = [path for path in (manifest, *paths) if path.exists()]
             if done and not (overwrite or resume):
                 raise AlreadyExistsError(f"{done[0]} exists")
+            if overwrite:  # it comes back last, to tell that all is there
+                manifest.unlink(missing_ok=True)
             for volume, path in zip(self.volumes, paths, strict=True):
                 if path in done and not overwrite:
                     volume._prove(path, workers)
@@ -246,7 +248,6 @@ class Archive:
                         workers=workers,
                         progress=progress,
                     )
-            # Last, so that it tells that all is there.
             if manifest in done and not overwrite:
                 if manifest.read_bytes() != encode_manifest(self.image):
                     raise AlreadyExistsError(f"{manifest} exists, and is not this archive's")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,9 @@ def plot(volume: VolumeReader, axes: Axes | None, workers: int | None) -> Axes:
     if axes is None:
         _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
     cells = _Cells(volume)
-    for descriptor in volume.descriptors(workers):
-        cells.add(descriptor)
+    with contextlib.closing(volume.descriptors(workers)) as descriptors:
+        for descriptor in descriptors:
+            cells.add(descriptor)
     end = volume.indexed.size / GIB
     row = cells.rows_gib * GIB
     unit, scale = ("GiB", GIB) if row >= 4 * GIB else ("MiB", MIB)

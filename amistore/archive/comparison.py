@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import attrs
@@ -127,7 +128,7 @@ def diff(
     and none of volumes with equal content ids: verify first what you do not trust.
 
     Args:
-        before: an opened archive, or what `open` takes.
+        before: an opened archive, or a path, URL or file to open.
         after: the same.
         workers: threads; None for the number of CPUs.
 
@@ -151,7 +152,7 @@ def compare(
     """What differs between an archive and live snapshots. Nothing of the archive is decompressed.
 
     Args:
-        archive: an opened archive, or what `open` takes: the side before.
+        archive: an opened archive, or a path, URL or file to open: the side before.
         source: where the snapshots are: the side after. Each listed block is read.
         snapshots: the live snapshot's id for an archived one's; None for the same ids.
         workers: threads; None for the number of CPUs.
@@ -178,10 +179,13 @@ def compare(
             if volume.snapshot_id not in live:
                 continue
             other = _Live(source, live[volume.snapshot_id])
-            ranges = _Ranges()
-            with contextlib.closing(other.digests(workers)) as digests:
-                for _ in _merged(_digests(volume._reader, workers), digests, ranges):
-                    done += 1
+            ranges = _Ranges(volume.lost_blocks)
+            with (
+                contextlib.closing(_digests(volume._reader, workers)) as archived,
+                contextlib.closing(other.digests(workers)) as digests,
+            ):
+                for index in _merged(archived, digests, ranges):
+                    done += index is not None
                     if done % 64 == 0:
                         _report(progress, done, total)
             _report(progress, done, total)
@@ -192,7 +196,6 @@ def compare(
                     after=other.snapshot_id,
                     size_before=volume.size,
                     size_after=other.size,
-                    unknown=volume.lost_blocks,
                     **ranges.found(),
                 )
             )
@@ -265,31 +268,31 @@ def _pairs(first: Archive, second: Archive) -> list[_Pair]:
 def _volume_difference(
     before: VolumeReader | None, after: VolumeReader | None, devices: tuple[str, ...], workers: int | None
 ) -> VolumeDifference:
-    ranges = _Ranges()
+    unknown = {*(before.lost_blocks if before else ()), *(after.lost_blocks if after else ())}
+    ranges = _Ranges(sorted(unknown, key=lambda lost: lost.first_block))
     same = before and after and before.indexed.content_id == after.indexed.content_id
     if not same:
-        for _ in _merged(_digests(before, workers), _digests(after, workers), ranges):
-            pass
+        with (
+            contextlib.closing(_digests(before, workers)) as first,
+            contextlib.closing(_digests(after, workers)) as second,
+        ):
+            for _ in _merged(first, second, ranges):
+                pass
     return VolumeDifference(
         devices=devices,
         before=before.indexed.snapshot_id if before else None,
         after=after.indexed.snapshot_id if after else None,
         size_before=before.indexed.size if before else 0,
         size_after=after.indexed.size if after else 0,
-        unknown=tuple(
-            sorted(
-                {*(before.lost_blocks if before else ()), *(after.lost_blocks if after else ())},
-                key=lambda lost: lost.first_block,
-            )
-        ),
         **ranges.found(),
     )
 
 
-def _digests(volume: VolumeReader | None, workers: int | None) -> Iterator[_Digest]:
+def _digests(volume: VolumeReader | None, workers: int | None) -> Generator[_Digest, None, None]:
     if volume is not None:
-        for descriptor in volume.descriptors(workers):
-            yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
+        with contextlib.closing(volume.descriptors(workers)) as descriptors:
+            for descriptor in descriptors:
+                yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
 
 
 @attrs.define
@@ -324,12 +327,17 @@ class _Live:
 
 
 class _Ranges:
-    """Collects block indexes, ascending, into ranges of each kind."""
+    """Collects block indexes, ascending, into ranges of each kind; of unknown ones it takes none."""
 
-    def __init__(self) -> None:
+    def __init__(self, unknown: Sequence[BlockRange]) -> None:
+        self._unknown = tuple(unknown)
+        self._starts = [each.first_block for each in unknown]
         self._found: dict[str, list[list[int]]] = {"changed": [], "added": [], "removed": []}
 
     def add(self, kind: str, index: int) -> None:
+        at = bisect_right(self._starts, index) - 1
+        if at >= 0 and index < self._unknown[at].end:
+            return
         ranges = self._found[kind]
         if ranges and sum(ranges[-1]) == index:
             ranges[-1][1] += 1
@@ -337,14 +345,17 @@ class _Ranges:
             ranges.append([index, 1])
 
     def found(self) -> dict[str, Any]:
-        return {
+        return {"unknown": self._unknown} | {
             kind: tuple(BlockRange(first_block=first, block_count=count) for first, count in ranges)
             for kind, ranges in self._found.items()
         }
 
 
-def _merged(before: Iterable[_Digest], after: Iterable[_Digest], ranges: _Ranges) -> Iterator[int]:
-    """Walk two ascending lists of blocks side by side; gives each block index once."""
+def _merged(before: Iterable[_Digest], after: Iterable[_Digest], ranges: _Ranges) -> Iterator[int | None]:
+    """Walk two ascending lists of blocks side by side.
+
+    Gives each block index of the first list, and None for one of the second alone.
+    """
     left, right = iter(before), iter(after)
     end: _Digest = (2**64, b"")
     one, two = next(left, end), next(right, end)
@@ -356,7 +367,7 @@ def _merged(before: Iterable[_Digest], after: Iterable[_Digest], ranges: _Ranges
             ranges.add("added", index)
         elif one[1] != two[1]:
             ranges.add("changed", index)
-        yield index
+        yield index if one[0] == index else None
         if one[0] == index:
             one = next(left, end)
         if two[0] == index:

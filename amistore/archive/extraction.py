@@ -147,9 +147,8 @@ def _to_stream(
                 view = memoryview(piece)
                 while view:
                     written = stream.write(view)
-                    if written is None:  # a file that writes all or raises
-                        written = len(view)
-                    if not 0 < written <= len(view):
+                    # None: nothing, of a raw file that does not block (io.RawIOBase.write).
+                    if type(written) is not int or not 0 < written <= len(view):
                         raise OSError(f"write gave {written} for {len(view)} bytes")
                     view = view[written:]
             position += len(piece)

@@ -120,7 +120,8 @@ def recover(
 
     A segment of up to 32 MiB is lost with its descriptor, a frame of up to 4 MiB by itself.
     The new archive lists what was lost: to restore or extract it takes ``allow_lost=True``, to
-    read a lost block raises `LostBlocksError`. It is read twice, and once more to be scanned.
+    read a lost block raises `LostBlocksError`. `damaged` is read three times: to scan it, to prove
+    its blocks, and to pack them.
 
     Args:
         damaged: what `open` takes.
@@ -138,6 +139,7 @@ def recover(
     Raises:
         CorruptArchiveError: neither copy of the manifest is left, or it is no archive.
         AlreadyExistsError: `target` exists.
+        InvalidRequestError: arguments that do not go together.
         BackendError: `damaged` cannot be read, or `target` not be written.
     """
     if not isinstance(target, (str, os.PathLike)):

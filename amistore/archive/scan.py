@@ -1,7 +1,7 @@
 """Finding what is left of a damaged container: every record that still proves itself.
 
-A forward scan for "AMIS". A record counts when its CRC-32C is right; of a HEAD, VOLD or INDX
-that is damaged itself the place is kept, since what follows it may be whole. Over a segment
+A forward scan for "AMIS". A record counts when its CRC-32C is right; of a VOLD or INDX that is
+damaged itself the place is kept, since what follows it may be whole. Over a segment
 whose frames are all right the scan jumps, so containers in the guest's own files are not
 taken for parts of this one.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -87,12 +88,15 @@ class Volume:
             resume: keep what is there when it fails or is interrupted, in ``<name>.part``
                 beside the file, and go on from there, after proving it, when called again.
             allow_lost: also where `lost_blocks` is not empty. They are filled with a text
-                that says so, and ``<target>.map`` (ddrescue's map file) lists them.
+                that says so, and beside a file ``<target>.map`` (ddrescue's map file) lists them.
             workers: threads; None for the number of CPUs.
             progress: called with a `Progress` after each segment.
 
         Raises:
             AlreadyExistsError: the file exists, or a device without `overwrite`.
+            NotFoundError: the target's folder does not exist.
+            InvalidRequestError: the target is a folder, the archive itself, or a device too small.
+            BackendError: the target or the archive failed, or another extraction is at it.
             CorruptArchiveError: damaged bytes; without `resume` no file is left.
             LostBlocksError: blocks were lost, without `allow_lost`.
             StorageFullError: no room, or the filesystem has no files of this size.
@@ -112,9 +116,10 @@ class Volume:
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:
         """The listed blocks, ascending, as ranges that end where segments end at the latest."""
-        for descriptor in self._reader.descriptors(workers):
-            for first, count in descriptor.runs:
-                yield BlockRange(first_block=first, block_count=count)
+        with contextlib.closing(self._reader.descriptors(workers)) as descriptors:
+            for descriptor in descriptors:
+                for first, count in descriptor.runs:
+                    yield BlockRange(first_block=first, block_count=count)
 
     def plot(self, axes: Axes | None = None, *, workers: int | None = None) -> Axes:
         """Draw what is where: data, zeros, holes and lost blocks, and how well each place compresses.

@@ -150,6 +150,8 @@ class _ReadAhead:
 
     def take(self, place: _Place) -> DecodedFrame | None:
         """A frame that was read ahead, waited for; None where it is none of the next group."""
+        while len(self._pending) > 1 and self._pending[1][0] <= place:
+            self._pending.popleft()  # what it held was in the cache
         if self._pending and self._pending[0][0] == place:
             (sequence, first), future = self._pending.popleft()
             # Where a group fails, each of its frames is read by itself when it is wanted.

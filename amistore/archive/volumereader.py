@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import attrs
 
@@ -71,7 +71,7 @@ class VolumeReader:
             return Hole(firsts[sequence + 1])
         return Hole(self.indexed.size // BLOCK_SIZE)
 
-    def descriptors(self, workers: int | None) -> Iterator[SegmentDescriptor]:
+    def descriptors(self, workers: int | None) -> Generator[SegmentDescriptor, None, None]:
         """Each segment's descriptor, in order, read in parallel."""
 
         def read(sequence: int) -> SegmentDescriptor:

@@ -116,8 +116,13 @@ class _HTTPRanges(RangeReader):
         )
         self._pin: dict[str, str | None] = {}
         self.size = 0
-        first, self._tail = self._get(f"bytes=-{TAIL}", TAIL)
-        self._tail_offset = first
+        self._tail_offset, self._tail = self._get(f"bytes=-{TAIL}", TAIL)
+        if self._tail_offset != max(0, self.size - TAIL) or len(self._tail) != min(self.size, TAIL):
+            raise BackendError(
+                f"{self.name}: asked for the last {TAIL} of {self.size} bytes, got {len(self._tail)} at "
+                f"{self._tail_offset}",
+                operation="read",
+            )
 
     def read(self, offset: int, length: int) -> bytes:
         length = min(length, self.size - offset)
@@ -220,6 +225,8 @@ class _ObstoreRanges(RangeReader):
         self._exceptions: Any = exceptions
         # A bucket or, of Azure, a container: its account is one of the options.
         root, key = parts.netloc, urllib.parse.unquote(parts.path.lstrip("/"))
+        if parts.query or parts.fragment:
+            raise InvalidRequestError(f"{self.name}: write ? as %3F and # as %23 in a key")
         if not root or not key:
             raise InvalidRequestError(
                 f"{self.name} names no object; the form is {parts.scheme}://bucket/key (az://container/key)"

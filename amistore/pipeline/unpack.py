@@ -174,8 +174,9 @@ class _Restore:
         self._start = start
         self._by_name = snapshots is not None
         self._wanted = choose_snapshots(start.image, snapshots)
-        lossy = [each.snapshot_id for each in start.image.snapshots if each.lost_blocks]
-        if not allow_lost and set(lossy) & set(self._wanted):
+        wanted = set(self._wanted)
+        lossy = [s.snapshot_id for s in start.image.snapshots if s.lost_blocks and s.snapshot_id in wanted]
+        if lossy and not allow_lost:
             raise LostBlocksError(
                 "the archive was recovered from a damaged one, and blocks of this snapshot were lost: "
                 "allow_lost=True restores the rest",

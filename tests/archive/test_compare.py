@@ -160,7 +160,7 @@ def test_a_live_snapshot_that_differs_is_told_block_by_block() -> None:
     assert (indexes(volume.changed), indexes(volume.added), indexes(volume.removed)) == ([5], [60], [])
     assert volume.size_after == 2 * amistore.GIB
     assert seen[-1].phase is amistore.Phase.COMPARE
-    assert seen[-1].blocks == 14
+    assert seen[-1].blocks == seen[-1].total_blocks == 13
 
 
 def test_a_source_that_lies_about_its_checksums_does_not_make_things_equal() -> None:
@@ -185,6 +185,9 @@ def test_what_was_lost_is_unknown_and_never_equal() -> None:
     assert "2 blocks unknown" in str(live)
     found = amistore.diff(packed(BLOCKS), container)
     assert (found.volumes[0].equal, found.volumes[0].unknown) == (False, lost)
+    # What stands on the other side in their place is neither added nor changed.
+    other = amistore.compare(container, images.Volumes([(1, {**BLOCKS, 101: images.block(5)})]))
+    assert (other.volumes[0].added, other.volumes[0].unknown) == ((), lost)
 
 
 def test_requests_that_make_no_sense_are_refused() -> None:

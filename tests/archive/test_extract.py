@@ -137,14 +137,18 @@ def test_files_that_are_there_are_proved_before_an_extraction_goes_on(
 
 def test_a_stream_that_takes_nothing_is_a_typed_error(archive: amistore.Archive) -> None:
     class Full(io.RawIOBase):
+        def __init__(self, answer: int | None) -> None:
+            self.answer = answer
+
         def writable(self) -> bool:
             return True
 
-        def write(self, content: object, /) -> int:
-            return 0
+        def write(self, content: object, /) -> int | None:
+            return self.answer
 
-    with pytest.raises(amistore.BackendError, match="write gave 0"):
-        archive.volumes[0].extract(Full())  # type: ignore[arg-type]
+    for answer in (0, -1, None, 2**40):
+        with pytest.raises(amistore.BackendError, match=f"write gave {answer}"):
+            archive.volumes[0].extract(Full(answer))  # type: ignore[arg-type]
 
 
 def test_a_stream_gets_every_byte_in_order(archive: amistore.Archive, tmp_path: Path) -> None:

@@ -236,6 +236,8 @@ def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:
         ("ftp://host/ami.bin", {}, "scheme is not known"),
         ("file://elsewhere/ami.bin", {}, "scheme is not known"),
         ("s3://bucket", {}, "names no object"),
+        ("s3://bucket/key?part", {}, "write . as %3F"),
+        ("s3://bucket/key#part", {}, "write . as %3F"),
         ("az://container", {}, "names no object"),
         ("s3://bucket/key", {"options": {"nonsense": 1}}, "nonsense"),
         ("ami.bin", {"options": {}}, "for URLs"),

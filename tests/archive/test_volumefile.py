@@ -115,6 +115,18 @@ def test_any_pattern_of_reads_gives_the_disks_bytes(archive: Archive, cache_size
             position = disk.tell()
 
 
+def test_reading_ahead_goes_on_after_frames_that_were_in_the_cache(
+    archive: Archive, counting: Counting
+) -> None:
+    with archive.volumes[0].open(workers=1) as disk:
+        disk.read(8 * BLOCK_SIZE)
+        disk.seek(0)
+        disk.read(8 * BLOCK_SIZE)  # from the cache, in order
+        counting.reads.clear()
+        assert disk.read(32 * BLOCK_SIZE) == expected(8 * BLOCK_SIZE, 32 * BLOCK_SIZE)
+    assert len(counting.reads) < 4 + 16 / 2
+
+
 def test_the_cache_is_bounded(archive: Archive) -> None:
     tracemalloc.start()
     try:
