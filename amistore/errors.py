@@ -8,6 +8,8 @@ it crosses a process pool whole.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
@@ -142,6 +144,12 @@ class BackendError(AmistoreError):
         self.image_id = image_id
         self.bucket = bucket
         self.key = key
+
+    def locate(self, **facts: Any) -> None:
+        """Fill in facts that a deeper layer could not know, by their names; known ones stay."""
+        for name, value in facts.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 class NotFoundError(BackendError):

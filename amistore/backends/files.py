@@ -56,9 +56,7 @@ def operation(name: str, **facts: Any) -> Iterator[None]:
     try:
         yield
     except BackendError as error:
-        for fact, value in {"operation": name, **facts}.items():
-            if getattr(error, fact) is None:
-                setattr(error, fact, value)
+        error.locate(operation=name, **facts)
         raise
     except FileExistsError as error:
         raise AlreadyExistsError(

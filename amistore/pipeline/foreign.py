@@ -16,9 +16,12 @@ __all__ = ["check_kind", "check_picklable", "foreign_errors"]
 
 @contextlib.contextmanager
 def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
-    """Wrap what a backend raises beyond our error tree in a `BackendError`."""
+    """Wrap what a backend raises beyond our error tree in a `BackendError`, and say on what it was called."""
     try:
         yield
+    except BackendError as error:
+        error.locate(operation=operation, **facts)
+        raise
     except AmistoreError:
         raise
     except Exception as error:

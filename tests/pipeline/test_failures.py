@@ -406,3 +406,53 @@ def test_a_listing_of_another_kind_is_the_sources_error(page: object) -> None:
     source = Odd([(1, {})])
     with pytest.raises(amistore.BackendError, match="list"):
         amistore.pack(images.image(source.volumes), source)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        amistore.BlockPage(volume_size=1, blocks=iter([amistore.Block(0)])),  # type: ignore[arg-type]
+        amistore.BlockPage(volume_size=1, blocks=[amistore.Block(0, None)]),  # type: ignore[arg-type]
+        amistore.BlockPage(volume_size=1, blocks=[object()]),  # type: ignore[list-item]
+        amistore.BlockPage(volume_size=1, blocks=[amistore.Block(-1)]),
+        amistore.BlockPage(volume_size=1, blocks=[amistore.Block("0")]),  # type: ignore[arg-type]
+    ],
+)
+def test_a_page_with_odd_blocks_is_the_sources_error(page: amistore.BlockPage) -> None:
+    class Odd(images.Volumes):
+        def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> Any:
+            return page
+
+    source = Odd([(1, {})])
+    with pytest.raises(amistore.BackendError) as caught:
+        amistore.pack(images.image(source.volumes), source)
+    assert caught.value.operation == "list_snapshot_blocks"
+
+
+@pytest.mark.parametrize("checksum", ["text", 5, bytearray(32)])
+def test_a_checksum_that_is_no_bytes_is_the_sources_error(checksum: Any) -> None:
+    source = Faulty(amistore.SnapshotBlock(images.block(3), checksum))
+    with pytest.raises(amistore.BackendError, match="not bytes"):
+        list(amistore.pack(images.image(source.volumes), source))
+
+
+def test_an_interrupt_while_deleting_does_not_keep_the_other_snapshots(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cloud = amistore.MemoryBackend()
+    volumes = [(1, {0: images.block(i)}) for i in range(3)]
+    container = bytearray(images.packed(volumes))
+    container[-1] ^= 1
+    delete = cloud.ebs.delete_snapshot
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(snapshot_id: str) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        delete(snapshot_id)
+
+    cloud.ebs.delete_snapshot = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        amistore.unpack(io.BytesIO(bytes(container)), cloud.ebs)
+    (left,) = images.leftovers(cloud)
+    assert left in caplog.text
