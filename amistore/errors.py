@@ -24,6 +24,7 @@ __all__ = [
     "NotFoundError",
     "SourceChangedError",
     "StorageFullError",
+    "ThrottledError",
     "TruncatedArchiveError",
     "UnsupportedArchiveError",
 ]
@@ -162,6 +163,10 @@ class AccessDeniedError(BackendError):
 
 class AlreadyExistsError(BackendError):
     """The object or name exists, and the call was to create it."""
+
+
+class ThrottledError(BackendError):
+    """The other side asks for fewer calls a second; `retryable`."""
 
 
 class ChecksumMismatchError(BackendError):

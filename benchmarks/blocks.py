@@ -88,7 +88,14 @@ class GeneratedSource(BlockSource):
 class DroppingSink(BlockSink):
     """Takes blocks and forgets them."""
 
-    def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
+    def start_snapshot(
+        self,
+        volume_size: int,
+        *,
+        description: str = "",
+        tags: Sequence[Tag] = (),
+        client_token: str | None = None,
+    ) -> str:
         return SNAPSHOT_ID
 
     def put_snapshot_block(

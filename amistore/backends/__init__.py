@@ -1,20 +1,14 @@
-"""The outside world. `base.py` has the interfaces; never imports the container or the pipeline."""
+"""The outside world. `blocks.py`, `objects.py` and `images.py` have the interfaces.
 
-from amistore.backends.base import (
-    Backend,
-    Block,
-    BlockPage,
-    BlockSink,
-    BlockSource,
-    BlockStore,
-    ImageRegistry,
-    ObjectInfo,
-    ObjectStore,
-    SnapshotBlock,
-    UploadedPart,
-)
+Never imports the container or the pipeline.
+"""
+
+from amistore.backends.base import Backend
+from amistore.backends.blocks import Block, BlockPage, BlockSink, BlockSource, BlockStore, SnapshotBlock
 from amistore.backends.directory import DirectoryBackend
+from amistore.backends.images import ImageRegistry
 from amistore.backends.memory import MemoryBackend
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 
 __all__ = [
     "Backend",
@@ -26,6 +20,7 @@ __all__ = [
     "DirectoryBackend",
     "ImageRegistry",
     "MemoryBackend",
+    "MultipartUpload",
     "ObjectInfo",
     "ObjectStore",
     "SnapshotBlock",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends.base import UploadedPart
+from amistore.backends.objects import UploadedPart
 from amistore.errors import (
     BackendError,
     ChecksumMismatchError,

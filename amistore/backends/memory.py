@@ -14,17 +14,10 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends import checks
-from amistore.backends.base import (
-    Backend,
-    Block,
-    BlockPage,
-    BlockStore,
-    ImageRegistry,
-    ObjectInfo,
-    ObjectStore,
-    SnapshotBlock,
-    UploadedPart,
-)
+from amistore.backends.base import Backend
+from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
+from amistore.backends.images import ImageRegistry
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -45,18 +38,20 @@ class _Snapshot:
     digests: dict[int, bytes] = attrs.field(factory=dict)
     order: list[int] = attrs.field(factory=list)
     generation: int = 0
+    completed_with: tuple[int, bytes] | None = None
 
 
 class _MemoryEBS(BlockStore):
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
         self._snapshots: dict[str, _Snapshot] = {}
+        self._tokens: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> str:
         raise InvalidRequestError("a MemoryBackend lives in one process and cannot be sent to another")
 
-    def describe(self, snapshot_id: str) -> Snapshot:
+    def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         return self._find(snapshot_id, "describe_snapshots").description
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
@@ -101,7 +96,14 @@ class _MemoryEBS(BlockStore):
             )
         return SnapshotBlock(snapshot.blocks[block_index], snapshot.digests[block_index])
 
-    def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
+    def start_snapshot(
+        self,
+        volume_size: int,
+        *,
+        description: str = "",
+        tags: Sequence[Tag] = (),
+        client_token: str | None = None,
+    ) -> str:
         checks.check_volume_size(volume_size)
         described = Snapshot(
             snapshot_id=checks.new_id("snap"),
@@ -111,6 +113,10 @@ class _MemoryEBS(BlockStore):
             state="pending",
         )
         with self._lock:
+            if client_token is not None:
+                started = self._tokens.setdefault(client_token, described.snapshot_id)
+                if started != described.snapshot_id:
+                    return started
             self._snapshots[described.snapshot_id] = _Snapshot(described, volume_size)
         return described.snapshot_id
 
@@ -127,8 +133,12 @@ class _MemoryEBS(BlockStore):
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with self._lock:
+            snapshot = self._find(snapshot_id, "complete_snapshot")
+            if snapshot.completed_with == (changed_blocks_count, checksum):
+                return
             snapshot = self._find(snapshot_id, "complete_snapshot", state="pending")
             checks.check_complete(snapshot_id, snapshot.digests, changed_blocks_count, checksum)
+            snapshot.completed_with = changed_blocks_count, checksum
             snapshot.description = attrs.evolve(snapshot.description, state="completed")
 
     def delete_snapshot(self, snapshot_id: str) -> None:
@@ -229,6 +239,12 @@ class _MemoryS3(ObjectStore):
         with self._lock:
             self._uploads.pop((bucket, key, upload_id), None)
 
+    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
+        self._bucket(bucket)
+        with self._lock:
+            found = sorted((key, upload) for place, key, upload in self._uploads if place == bucket)
+        return [MultipartUpload(key=key, upload_id=upload) for key, upload in found if key.startswith(prefix)]
+
     def _bucket(self, bucket: str) -> dict[str, _Object]:
         checks.check_bucket(bucket)
         if bucket not in self._buckets:
@@ -267,7 +283,7 @@ class _MemoryEC2(ImageRegistry):
             return [image for _, image in sorted(self._images.items())]
 
     def register_image(self, image: Image, *, name: str | None = None) -> str:
-        registered = checks.new_image(image, name, self._ebs.describe)
+        registered = checks.new_image(image, name, self._ebs.describe_snapshot)
         with self._lock:
             if any(other.name == registered.name for other in self._images.values()):
                 raise AlreadyExistsError(f"an image named {registered.name!r} exists")

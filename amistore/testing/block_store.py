@@ -3,7 +3,7 @@
 Several pages are best tested with a store whose pages are as short as it allows.
 """
 
-# ruff: noqa: S101
+# ruff: noqa: S101, S106
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class BlockStoreContract:
         store.put_snapshot_block(snapshot_id, 0, memoryview(content), sha256(block(1)))
         content[:] = block(2)
         store.complete_snapshot(snapshot_id, 1, linear({0: block(1)}))
+        store.wait_snapshot(snapshot_id)
         assert read_snapshot(store, snapshot_id) == (1, {0: block(1)})
 
     def test_a_block_put_again_is_replaced_and_counts_once(self, store: BlockStore) -> None:
@@ -64,6 +65,7 @@ class BlockStoreContract:
         for seed in (1, 2):
             store.put_snapshot_block(snapshot_id, 6, block(seed), sha256(block(seed)))
         store.complete_snapshot(snapshot_id, 1, linear({6: block(2)}))
+        store.wait_snapshot(snapshot_id)
         assert read_snapshot(store, snapshot_id) == (1, {6: block(2)})
 
     def test_two_snapshots_do_not_mix(self, store: BlockStore) -> None:
@@ -73,6 +75,7 @@ class BlockStoreContract:
         store.put_snapshot_block(second, 0, block(2), sha256(block(2)))
         store.complete_snapshot(second, 1, linear({0: block(2)}))
         store.complete_snapshot(first, 1, linear({0: block(1)}))
+        store.wait_snapshot(first)
         assert read_snapshot(store, first) == (1, {0: block(1)})
         assert read_snapshot(store, second) == (2, {0: block(2)})
 
@@ -80,6 +83,7 @@ class BlockStoreContract:
         tags = (Tag(key="Name", value="größe"), Tag(key="empty", value=""))
         snapshot_id = store.start_snapshot(1, description="Größe, 1 GiB", tags=tags)
         store.complete_snapshot(snapshot_id, 0, linear({}))
+        store.wait_snapshot(snapshot_id)
         assert read_snapshot(store, snapshot_id) == (1, {})
 
     def test_a_wrong_checksum_is_refused_and_nothing_stored(self, store: BlockStore) -> None:
@@ -87,6 +91,7 @@ class BlockStoreContract:
         with pytest.raises(ChecksumMismatchError):
             store.put_snapshot_block(snapshot_id, 0, block(1), sha256(block(2)))
         store.complete_snapshot(snapshot_id, 0, linear({}))
+        store.wait_snapshot(snapshot_id)
         assert read_snapshot(store, snapshot_id) == (1, {})
 
     @pytest.mark.parametrize("size", [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE + 1])
@@ -122,6 +127,7 @@ class BlockStoreContract:
         with pytest.raises(ChecksumMismatchError):
             store.complete_snapshot(snapshot_id, 1, linear(blocks))
         store.complete_snapshot(snapshot_id, len(blocks), linear(blocks))
+        store.wait_snapshot(snapshot_id)
         assert read_snapshot(store, snapshot_id) == (1, blocks)
 
     def test_a_pending_snapshot_cannot_be_read(self, store: BlockStore) -> None:
@@ -139,10 +145,31 @@ class BlockStoreContract:
             store.put_snapshot_block(snapshot_id, 1, block(2), sha256(block(2)))
         assert read_snapshot(store, snapshot_id) == (1, {0: block(1)})
 
-    def test_a_completed_snapshot_is_not_completed_again(self, store: BlockStore) -> None:
+    def test_completing_again_with_the_same_checksum_is_fine(self, store: BlockStore) -> None:
         snapshot_id = store_snapshot(store, 1, {0: block(1)})
-        with pytest.raises(AmistoreError):
-            store.complete_snapshot(snapshot_id, 1, linear({0: block(1)}))
+        store.complete_snapshot(snapshot_id, 1, linear({0: block(1)}))
+        store.wait_snapshot(snapshot_id)
+        assert read_snapshot(store, snapshot_id) == (1, {0: block(1)})
+
+    def test_is_described_with_size_description_tags_and_state(self, store: BlockStore) -> None:
+        tags = (Tag(key="Name", value="größe"), Tag(key="empty", value=""))
+        snapshot_id = store.start_snapshot(3, description="Größe, 3 GiB", tags=tags)
+        pending = store.describe_snapshot(snapshot_id)
+        assert (pending.snapshot_id, pending.volume_size, pending.state) == (snapshot_id, 3, "pending")
+        assert pending.description == "Größe, 3 GiB"
+        assert sorted((tag.key, tag.value) for tag in pending.tags) == [("Name", "größe"), ("empty", "")]
+        store.complete_snapshot(snapshot_id, 0, linear({}))
+        store.wait_snapshot(snapshot_id)
+        assert store.describe_snapshot(snapshot_id).state == "completed"
+
+    def test_the_same_client_token_gives_the_same_snapshot(self, store: BlockStore) -> None:
+        first = store.start_snapshot(1, client_token="token-one")
+        store.put_snapshot_block(first, 0, block(1), sha256(block(1)))
+        assert store.start_snapshot(1, client_token="token-one") == first
+        assert len({first, store.start_snapshot(1, client_token="token-two"), store.start_snapshot(1)}) == 3
+        store.complete_snapshot(first, 1, linear({0: block(1)}))
+        store.wait_snapshot(first)
+        assert read_snapshot(store, first) == (1, {0: block(1)})
 
     @pytest.mark.parametrize("snapshot_id", _UNKNOWN)
     def test_an_unknown_snapshot_is_not_found(self, store: BlockStore, snapshot_id: str) -> None:
@@ -156,12 +183,15 @@ class BlockStoreContract:
             store.complete_snapshot(snapshot_id, 0, linear({}))
         with pytest.raises(NotFoundError):
             store.delete_snapshot(snapshot_id)
+        with pytest.raises(NotFoundError):
+            store.describe_snapshot(snapshot_id)
 
     @pytest.mark.parametrize("completed", [False, True])
     def test_a_deleted_snapshot_is_not_found(self, store: BlockStore, completed: bool) -> None:
         snapshot_id, blocks = self._pending(store)
         if completed:
             store.complete_snapshot(snapshot_id, len(blocks), linear(blocks))
+            store.wait_snapshot(snapshot_id)
         store.delete_snapshot(snapshot_id)
         with pytest.raises(NotFoundError):
             store.list_snapshot_blocks(snapshot_id)
@@ -186,6 +216,7 @@ class BlockStoreContract:
         for put in puts:
             put.result()
         store.complete_snapshot(snapshot_id, len(blocks), linear(blocks))
+        store.wait_snapshot(snapshot_id)
         assert read_snapshot(store, snapshot_id) == (1, blocks)
 
     @staticmethod

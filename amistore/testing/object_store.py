@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +209,35 @@ class ObjectStoreContract:
         upload, _ = self._part(objects, 1, b"x")
         objects.store.abort_multipart_upload(objects.bucket, "key", upload)
         objects.store.abort_multipart_upload(objects.bucket, "key", upload)
+
+    def test_lists_uploads_that_are_neither_completed_nor_aborted(self, objects: BucketCase) -> None:
+        store, bucket = objects.store, objects.bucket
+        if type(store).list_multipart_uploads is ObjectStore.list_multipart_uploads:
+            pytest.skip("this store does not list uploads")
+        before = store.list_multipart_uploads(bucket, "listed/")
+        uploads = {
+            key: store.create_multipart_upload(bucket, key) for key in ("listed/a", "listed/b", "other")
+        }
+        found = [(each.key, each.upload_id) for each in store.list_multipart_uploads(bucket, "listed/")]
+        assert before == []
+        assert found == [(key, uploads[key]) for key in ("listed/a", "listed/b")]
+        store.abort_multipart_upload(bucket, "listed/a", uploads["listed/a"])
+        part = store.upload_part(bucket, "listed/b", uploads["listed/b"], 1, b"x")
+        store.complete_multipart_upload(bucket, "listed/b", uploads["listed/b"], [part])
+        assert store.list_multipart_uploads(bucket, "listed/") == []
+        store.abort_multipart_upload(bucket, "other", uploads["other"])
+
+    def test_uploads_a_part_from_a_file(self, objects: BucketCase) -> None:
+        store, bucket = objects.store, objects.bucket
+        content = bytes(range(256)) * 5
+        upload = store.create_multipart_upload(bucket, "from-file")
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            part = store.upload_part_file(bucket, "from-file", upload, 1, file)
+        assert (part.part_number, part.size) == (1, len(content))
+        store.complete_multipart_upload(bucket, "from-file", upload, [part])
+        assert store.get_object_range(bucket, "from-file", 0, len(content) + 1) == content
 
     def test_lists_parts_ascending(self, objects: BucketCase) -> None:
         upload = objects.store.create_multipart_upload(objects.bucket, "key")

@@ -54,6 +54,7 @@ def store_snapshot(sink: BlockSink, volume_size: int, blocks: Mapping[int, bytes
     for index, content in blocks.items():
         sink.put_snapshot_block(snapshot_id, index, content, sha256(content))
     sink.complete_snapshot(snapshot_id, len(blocks), linear(blocks))
+    sink.wait_snapshot(snapshot_id)
     return snapshot_id
 
 

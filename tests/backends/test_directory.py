@@ -170,7 +170,7 @@ class TestDamage:
         image = self.image(cloud)
         (cloud.path / "ebs" / image.snapshot_ids[0] / "snapshot.json").write_bytes(content)
         with pytest.raises(amistore.BackendError, match=r"snapshot\.json is damaged"):
-            cloud.ebs.describe(image.snapshot_ids[0])
+            cloud.ebs.describe_snapshot(image.snapshot_ids[0])
         with pytest.raises(amistore.BackendError, match=r"snapshot\.json is damaged"):
             cloud.ec2.register_image(image, name="other")
         (cloud.path / "ec2" / f"{image.image_id}.json").write_bytes(content)
@@ -238,7 +238,7 @@ class TestNames:
         "snapshot_id", ["..", "../ebs", "/", "snap-\0", "snap-1", None, 5, "snap-01234567/x"]
     )
     def test_a_bad_snapshot_id_is_not_found(self, cloud, snapshot_id):
-        for call in (cloud.ebs.describe, cloud.ebs.list_snapshot_blocks, cloud.ebs.delete_snapshot):
+        for call in (cloud.ebs.describe_snapshot, cloud.ebs.list_snapshot_blocks, cloud.ebs.delete_snapshot):
             with pytest.raises(amistore.NotFoundError):
                 call(snapshot_id)
         assert (cloud.path / "ebs").is_dir()
@@ -513,7 +513,7 @@ def test_a_snapshot_description_is_a_model_s_members(cloud):
         "Tags": [{"Key": "a", "Value": "b"}],
         "VolumeSize": 1,
     }
-    assert cloud.ebs.describe(snapshot_id).state == "pending"
+    assert cloud.ebs.describe_snapshot(snapshot_id).state == "pending"
 
 
 def test_blocks_that_vanish_from_the_list_of_digests_are_missed(tmp_path: Path) -> None:

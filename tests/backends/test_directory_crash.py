@@ -84,7 +84,7 @@ def snapshots_are_pending_or_whole(cloud: amistore.DirectoryBackend, done: list[
     last = done[-1][1]
     for folder in (cloud.path / "ebs").glob("snap-*"):
         try:
-            state = cloud.ebs.describe(folder.name).state
+            state = cloud.ebs.describe_snapshot(folder.name).state
         except amistore.NotFoundError:  # killed before its id was told
             cloud.ebs.delete_snapshot(folder.name)
             continue
@@ -103,7 +103,7 @@ def snapshots_are_pending_or_whole(cloud: amistore.DirectoryBackend, done: list[
     assert completed <= {last}  # its deletion was under way, or it is there
     for snapshot_id in deleted:
         with pytest.raises(amistore.NotFoundError):
-            cloud.ebs.describe(snapshot_id)
+            cloud.ebs.describe_snapshot(snapshot_id)
 
 
 def objects_are_whole(cloud: amistore.DirectoryBackend, done: list[Word]) -> None:
@@ -176,4 +176,4 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
     assert [image.image_id for image in cloud.ec2.describe_images()] == [image_id]
     for folder in (tmp_path / "ebs").iterdir():
         with pytest.raises(amistore.NotFoundError):
-            cloud.ebs.describe(folder.name)
+            cloud.ebs.describe_snapshot(folder.name)

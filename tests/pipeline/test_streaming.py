@@ -33,7 +33,7 @@ SCRIPT = textwrap.dedent(
 
     class Sink(amistore.BlockSink):
         count = 0
-        def start_snapshot(self, volume_size, *, description="", tags=()):
+        def start_snapshot(self, volume_size, *, description="", tags=(), client_token=None):
             return "snap-11111111"
         def put_snapshot_block(self, snapshot_id, block_index, content, checksum):
             assert content == block(block_index)

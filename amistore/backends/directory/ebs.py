@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,7 +23,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends import checks, files
-from amistore.backends.base import Block, BlockPage, BlockStore, SnapshotBlock
+from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.directory import disk
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError
 from amistore.model import Snapshot, Tag
@@ -49,7 +50,7 @@ class DirectoryEBS(BlockStore):
     root: Path
     page_size: int = 10_000
 
-    def describe(self, snapshot_id: str) -> Snapshot:
+    def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot."""
         with files.operation("describe_snapshots", snapshot_id=snapshot_id):
             folder = self._folder(snapshot_id)
@@ -88,25 +89,42 @@ class DirectoryEBS(BlockStore):
                 raise BackendError(f"{snapshot_id}/disk.raw is damaged: it ends too soon")
             return SnapshotBlock(content, digest)
 
-    def start_snapshot(self, volume_size: int, *, description: str = "", tags: Sequence[Tag] = ()) -> str:
+    def start_snapshot(
+        self,
+        volume_size: int,
+        *,
+        description: str = "",
+        tags: Sequence[Tag] = (),
+        client_token: str | None = None,
+    ) -> str:
         checks.check_volume_size(volume_size)
         described = Snapshot(
-            snapshot_id=checks.new_id("snap"),
+            snapshot_id=_token_id(client_token) if client_token is not None else checks.new_id("snap"),
             volume_size=volume_size,
             description=description,
             tags=tuple(tags),
         )
         folder = self.root / described.snapshot_id
         with files.operation("start_snapshot", snapshot_id=described.snapshot_id):
-            folder.mkdir()
+            if client_token is not None and folder.exists():
+                return described.snapshot_id
+            # Made out of sight, so that no id leads to half of a snapshot.
+            hidden = folder.with_name(f".{described.snapshot_id}.{secrets.token_hex(4)}.tmp")
+            hidden.mkdir()
             try:
-                (folder / _DIGESTS["pending"]).touch()
-                with (folder / "disk.raw").open("wb") as disk_file:
+                (hidden / _DIGESTS["pending"]).touch()
+                with (hidden / "disk.raw").open("wb") as disk_file:
                     disk_file.truncate(volume_size * GIB)
-                files.write_json(folder / "snapshot.json", to_wire(described))
+                files.write_json(hidden / "snapshot.json", to_wire(described))
+                try:
+                    hidden.rename(folder)
+                except OSError:
+                    if client_token is None or not folder.exists():
+                        raise
+                    shutil.rmtree(hidden)  # another call with the token was faster
                 files.sync_directory(self.root)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(hidden, ignore_errors=True)
                 raise
         return described.snapshot_id
 
@@ -129,13 +147,14 @@ class DirectoryEBS(BlockStore):
             files.operation("complete_snapshot", snapshot_id=snapshot_id),
             files.locked(folder := self._folder(snapshot_id)),
         ):
+            completed_with = {"blocks": changed_blocks_count, "linear": checksum.hex()}
+            if _state(folder) == "completed" and files.read_json(folder / "linear.json") == completed_with:
+                return
             with self._open(snapshot_id, "pending") as (disk_file, digests):
                 checks.check_complete(snapshot_id, dict(_written(digests)), changed_blocks_count, checksum)
                 os.fsync(disk_file)
                 os.fsync(digests)
-            files.write_json(
-                folder / "linear.json", {"blocks": changed_blocks_count, "linear": checksum.hex()}
-            )
+            files.write_json(folder / "linear.json", completed_with)
             (folder / _DIGESTS["pending"]).rename(folder / _DIGESTS["completed"])
             files.sync_directory(folder)
 
@@ -173,6 +192,11 @@ class DirectoryEBS(BlockStore):
                 os.close(disk_file)
         finally:
             os.close(digests)
+
+
+def _token_id(client_token: str) -> str:
+    """The id of the snapshot that a token stands for: the same for the same token."""
+    return "snap-" + hashlib.sha256(client_token.encode()).hexdigest()[:17]
 
 
 def _state(folder: Path) -> str:

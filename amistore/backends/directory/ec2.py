@@ -8,8 +8,8 @@ from pathlib import Path
 import attrs
 
 from amistore.backends import checks, files
-from amistore.backends.base import ImageRegistry
 from amistore.backends.directory.ebs import DirectoryEBS
+from amistore.backends.images import ImageRegistry
 from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image
 from amistore.model.fields import to_wire
@@ -49,7 +49,7 @@ class DirectoryEC2(ImageRegistry):
 
     def prepare_image(self, image: Image, *, name: str | None = None) -> Image:
         """The image as `register_image` would register it, or its error; changes nothing."""
-        registered = checks.new_image(image, name, self.ebs.describe)
+        registered = checks.new_image(image, name, self.ebs.describe_snapshot)
         self._refuse_taken(registered)
         return registered
 

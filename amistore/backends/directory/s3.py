@@ -23,7 +23,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends import checks, files
-from amistore.backends.base import ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -173,6 +173,17 @@ class DirectoryS3(ObjectStore):
             hidden = folder.with_name(f".{upload_id}.deleted")
             folder.rename(hidden)
             shutil.rmtree(hidden)
+
+    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
+        with files.operation("list_multipart_uploads", bucket=bucket):
+            folders = (self._bucket(bucket) / ".amistore" / "uploads").glob("upload-*")
+            found = [(files.read_json(folder / "upload.json"), folder.name) for folder in folders]
+            uploads = [
+                MultipartUpload(key=upload["key"], upload_id=upload_id)
+                for upload, upload_id in found
+                if upload is not None and upload["key"].startswith(prefix)
+            ]
+            return sorted(uploads, key=lambda upload: (upload.key, upload.upload_id))
 
     def _bucket(self, bucket: str) -> Path:
         checks.check_bucket(bucket)

@@ -1,0 +1,197 @@
+"""EBS's interfaces: `BlockSource` and `BlockSink`, in the verbs of the EBS direct APIs.
+
+`docs/tutorial-backends.md` shows how to write one, `amistore.testing` has the contract
+suites. A method may raise any `BackendError`; other exceptions are wrapped in one. Every
+method may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Iterator, Sequence
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.errors import BackendError, SourceChangedError
+from amistore.model import Snapshot, Tag
+
+__all__ = ["Block", "BlockPage", "BlockSink", "BlockSource", "BlockStore", "SnapshotBlock"]
+
+
+@attrs.frozen
+class Block:
+    """A listed block: its index in the volume and the token to get it with."""
+
+    block_index: int
+    block_token: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class BlockPage:
+    """One answer of ListSnapshotBlocks.
+
+    Attributes:
+        volume_size: in GiB, the same in every page.
+        blocks: ascending; a page may be short, or empty with a `next_token`.
+        next_token: asks for the next page; None ends the list.
+    """
+
+    volume_size: int
+    blocks: Sequence[Block]
+    next_token: str | None = None
+
+
+@attrs.frozen
+class SnapshotBlock:
+    """A block's content, 524,288 bytes, and its SHA-256 (32 raw bytes) where the source knows it.
+
+    The digest is compared with that of the content before anything is stored.
+    """
+
+    content: Buffer
+    checksum: bytes | None = None
+
+
+class BlockSource(abc.ABC):
+    """Where snapshots are read from: EBS's ListSnapshotBlocks and GetSnapshotBlock."""
+
+    @abc.abstractmethod
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        """List the blocks that exist in a completed snapshot, a page at a time, ascending.
+
+        Raises:
+            NotFoundError: no such snapshot.
+        """
+
+    @abc.abstractmethod
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        """Read one listed block."""
+
+    def pages(self, snapshot_id: str) -> Iterator[BlockPage]:
+        """All pages of one listing, at least one, checked against each other.
+
+        Raises:
+            SourceChangedError: pages that contradict each other.
+        """
+        last = -1
+        size = token = None
+        while True:
+            page = self.list_snapshot_blocks(snapshot_id, next_token=token)
+            if type(page.volume_size) is not int or page.volume_size < 1:
+                raise BackendError(
+                    f"the listing gives a volume of {page.volume_size!r} GiB", snapshot_id=snapshot_id
+                )
+            if size not in (None, page.volume_size):
+                raise SourceChangedError(
+                    f"the volume had {size} GiB and now has {page.volume_size}", snapshot_id=snapshot_id
+                )
+            size = page.volume_size
+            if not isinstance(page.blocks, Sequence):
+                raise BackendError(f"a page's blocks are a {type(page.blocks).__name__}, not a sequence")
+            for block in page.blocks:
+                if not isinstance(block.block_token, str):
+                    raise BackendError(f"the token of block {block.block_index!r} is no string")
+                if type(block.block_index) is not int or block.block_index <= last:
+                    raise BackendError(
+                        f"block indexes must ascend from 0: {block.block_index!r} was listed after {last}",
+                        snapshot_id=snapshot_id,
+                    )
+                last = block.block_index
+            yield page
+            if page.next_token is None:
+                return
+            if page.next_token == token and not page.blocks:
+                raise BackendError("the listing makes no progress", snapshot_id=snapshot_id)
+            token = page.next_token
+
+
+class BlockSink(abc.ABC):
+    """Where snapshots are written to: EBS's Start-, Put- and CompleteSnapshot, and DeleteSnapshot."""
+
+    @abc.abstractmethod
+    def start_snapshot(
+        self,
+        volume_size: int,
+        *,
+        description: str = "",
+        tags: Sequence[Tag] = (),
+        client_token: str | None = None,
+    ) -> str:
+        """Begin a pending snapshot and return its id.
+
+        Args:
+            volume_size: in GiB.
+            description: of the snapshot.
+            tags: of the snapshot.
+            client_token: up to 64 characters; a call with the token of an earlier one gives
+                the snapshot that one began, so a lost answer leaves no second snapshot.
+        """
+
+    @abc.abstractmethod
+    def put_snapshot_block(
+        self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
+    ) -> None:
+        """Write a block of a pending snapshot, over what it held.
+
+        Args:
+            snapshot_id: a pending snapshot.
+            block_index: inside the volume.
+            content: 524,288 bytes, valid only during the call: copy what you keep.
+            checksum: SHA-256 of `content`, 32 raw bytes, to be verified.
+
+        Raises:
+            ChecksumMismatchError: `content` does not have that digest.
+        """
+
+    @abc.abstractmethod
+    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
+        """Make a pending snapshot readable, if it holds what was meant.
+
+        Where that takes time, this only begins it, and `describe_snapshot` tells the end.
+        Doing it again with the same arguments is fine.
+
+        Args:
+            snapshot_id: a pending snapshot.
+            changed_blocks_count: number of distinct blocks written.
+            checksum: LINEAR, SHA-256 over the blocks' raw digests in index order.
+
+        Raises:
+            ChecksumMismatchError: count or checksum differ from what was written.
+        """
+
+    @abc.abstractmethod
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot, pending or completed."""
+
+    def describe_snapshot(self, snapshot_id: str) -> Snapshot:
+        """What is known of a snapshot: `state` is ``pending``, ``completed`` or ``error``.
+
+        Override it where completing takes time, or where a restore shall be resumed.
+
+        Raises:
+            NotFoundError: no such snapshot.
+        """
+        return Snapshot(snapshot_id=snapshot_id, state="completed")
+
+    def wait_snapshot(self, snapshot_id: str) -> None:
+        """Wait until a snapshot whose completion was begun is completed, however long that takes.
+
+        Raises:
+            BackendError: it went into the state ``error``.
+        """
+        pause = 0.1
+        while (state := self.describe_snapshot(snapshot_id).state) != "completed":
+            if state != "pending":
+                raise BackendError(
+                    f"the snapshot went into the state {state}",
+                    snapshot_id=snapshot_id,
+                    operation="wait_snapshot",
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)  # as boto3's waiter snapshot_completed
+
+
+class BlockStore(BlockSource, BlockSink):
+    """EBS: both directions."""

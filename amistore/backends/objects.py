@@ -1,0 +1,174 @@
+"""S3's interface: `ObjectStore`, ranged reads and multipart upload.
+
+As in `blocks.py`: any `BackendError` may be raised, any method called from several threads.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+import logging
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.backends.ranges import ObjectRanges, RangeStream
+from amistore.units import MIB
+
+__all__ = ["MultipartUpload", "ObjectInfo", "ObjectStore", "UploadedPart"]
+
+_logger = logging.getLogger("amistore")
+
+
+@attrs.frozen(kw_only=True)
+class ObjectInfo:
+    """An object: size in bytes, ETag (opaque), and user metadata."""
+
+    size: int
+    etag: str
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class UploadedPart:
+    """A part of a multipart upload: its number (from 1), size in bytes and ETag (opaque)."""
+
+    part_number: int
+    size: int
+    etag: str
+
+
+@attrs.frozen(kw_only=True)
+class MultipartUpload:
+    """An upload that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+
+
+class ObjectStore(abc.ABC):
+    """Where objects lie: S3's ranged reads and multipart upload."""
+
+    @abc.abstractmethod
+    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+        """What is known of an object.
+
+        Raises:
+            NotFoundError: no such bucket or object.
+        """
+
+    @abc.abstractmethod
+    def get_object_range(
+        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> bytes:
+        """Read `length` bytes from `start`, fewer only at the object's end, and none behind it.
+
+        Raises:
+            NotFoundError: no such bucket or object.
+            SourceChangedError: `if_match` is not the object's ETag.
+        """
+
+    @abc.abstractmethod
+    def delete_object(self, bucket: str, key: str) -> None:
+        """Remove an object; one that is not there is fine."""
+
+    @abc.abstractmethod
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        """Begin an upload and return its id; the object stays invisible."""
+
+    @abc.abstractmethod
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
+    ) -> UploadedPart:
+        """Store one part, over an earlier one of the same number (1 to 10,000)."""
+
+    def upload_part_file(
+        self, bucket: str, key: str, upload_id: str, part_number: int, file: BinaryIO
+    ) -> UploadedPart:
+        """Store one part from a file on the disk, from its start to its end.
+
+        Override it where a part can be sent without being in memory as a whole.
+        """
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return self.upload_part(bucket, key, upload_id, part_number, content)
+
+    @abc.abstractmethod
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        """The parts that are there, ascending."""
+
+    @abc.abstractmethod
+    def complete_multipart_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[UploadedPart],
+        *,
+        if_none_match: bool = False,
+    ) -> ObjectInfo:
+        """Make the object of these parts, in ascending order, visible as a whole.
+
+        Raises:
+            AlreadyExistsError: `if_none_match` is set and the object exists.
+        """
+
+    @abc.abstractmethod
+    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; one that is not there is fine."""
+
+    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
+        """Uploads of keys with this prefix that were neither completed nor aborted, by key.
+
+        Override it to let lost uploads be found.
+        """
+        return []
+
+    def put_object(
+        self,
+        bucket: str,
+        key: str,
+        content: Iterable[Buffer],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        part_size: int = 16 * MIB,
+    ) -> ObjectInfo:
+        """Store a whole object from pieces of any size; nothing is left behind on an error.
+
+        Args:
+            bucket: must exist.
+            key: of the new object.
+            content: pieces of bytes, such as `amistore.pack` yields.
+            metadata: user metadata.
+            if_none_match: refuse when the object exists.
+            part_size: bytes that are collected in memory before a part is sent; doubled after
+                each 1,000 parts, since an object has 10,000 at most.
+        """
+        upload = self.create_multipart_upload(bucket, key, metadata=metadata)
+        try:
+            parts: list[UploadedPart] = []
+            pending = bytearray()
+            for piece in content:
+                pending += piece
+                # Doubled every 1,000 parts, so that 10,000 of them hold the largest object.
+                if len(pending) >= part_size << len(parts) // 1000:
+                    parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
+                    pending = bytearray()
+            if pending or not parts:
+                parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
+            return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)
+        except BaseException:
+            try:
+                self.abort_multipart_upload(bucket, key, upload)
+            except Exception as error:  # the first error is the one to tell
+                _logger.error("upload %s of %s/%s is left behind, abort it: %s", upload, bucket, key, error)
+            raise
+
+    def open_object(self, bucket: str, key: str) -> io.BufferedReader:
+        """An object as a seekable binary file, pinned to the ETag it has now."""
+        return io.BufferedReader(RangeStream(ObjectRanges(self, bucket, key)), 1 * MIB)
