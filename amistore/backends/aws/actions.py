@@ -1,0 +1,39 @@
+"""Which of our verbs needs which IAM actions. `policies.py` makes policies of it, `errors.py` names the missing one.
+
+Source: Service Authorization Reference, "Actions, resources, and condition keys" of Amazon
+EBS, Amazon EC2 and Amazon S3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["ACTIONS"]
+
+ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    # EBS direct APIs
+    "list_snapshot_blocks": ("ebs:ListSnapshotBlocks",),
+    "get_snapshot_block": ("ebs:GetSnapshotBlock",),
+    "start_snapshot": ("ebs:StartSnapshot", "ec2:CreateTags"),
+    "put_snapshot_block": ("ebs:PutSnapshotBlock",),
+    "complete_snapshot": ("ebs:CompleteSnapshot",),
+    # EC2
+    "delete_snapshot": ("ec2:DeleteSnapshot",),
+    "describe_snapshot": ("ec2:DescribeSnapshots",),
+    "describe_image": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "describe_images": ("ec2:DescribeImages", "ec2:DescribeSnapshots"),
+    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:EnableImageDeprecation"),
+    "deregister_image": ("ec2:DeregisterImage",),
+    # S3
+    "head_object": ("s3:GetObject", "s3:ListBucket"),
+    "get_object_range": ("s3:GetObject",),
+    "restore_object": ("s3:RestoreObject",),
+    "delete_object": ("s3:DeleteObject",),
+    "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),
+    "upload_part": ("s3:PutObject",),
+    "list_parts": ("s3:ListMultipartUploadParts",),
+    "complete_multipart_upload": ("s3:PutObject",),
+    "abort_multipart_upload": ("s3:AbortMultipartUpload",),
+    "list_multipart_uploads": ("s3:ListBucketMultipartUploads",),
+}

@@ -1,0 +1,163 @@
+"""botocore's errors in our tree: which are worth another attempt, and what is missing where access is denied.
+
+Sources: EC2 API reference, "Error codes"; EBS user guide, "Error retries"; S3 API reference,
+"Error responses".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import botocore.exceptions
+
+from amistore.backends.aws.actions import ACTIONS
+from amistore.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    AmistoreError,
+    BackendError,
+    ChecksumMismatchError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+    ThrottledError,
+)
+
+__all__ = ["aws_errors", "service_error"]
+
+_THROTTLED = frozenset(
+    {
+        "ThrottlingException",
+        "Throttling",
+        "RequestThrottledException",
+        "RequestThrottled",
+        "RequestLimitExceeded",
+        "TooManyRequestsException",
+        "SlowDown",
+        "EC2ThrottledException",
+    }
+)
+_DENIED = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "UnauthorizedOperation",
+        "AuthFailure",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "UnrecognizedClientException",
+        "SignatureDoesNotMatch",
+        "InvalidSignatureException",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "RequestExpired",
+        "InvalidToken",
+        "OptInRequired",
+        "403",
+    }
+)
+_NOT_FOUND = frozenset(
+    {
+        "ResourceNotFoundException",
+        "NoSuchKey",
+        "NoSuchBucket",
+        "NoSuchUpload",
+        "InvalidAMIID.NotFound",
+        "InvalidAMIID.Malformed",
+        "InvalidAMIID.Unavailable",
+        "InvalidSnapshot.NotFound",
+        "InvalidSnapshotID.Malformed",
+        "InvalidParameterValue.SnapshotID",
+        "NotFound",
+        "404",
+    }
+)
+_EXISTS = frozenset({"InvalidAMIName.Duplicate"})
+_CHANGED = frozenset({"PreconditionFailed", "412"})
+_CHECKSUM = frozenset(
+    {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+)
+# Beside every status from 500 on. RequestTimeout: S3 gave up on a body that came too slowly.
+_RETRYABLE = frozenset(
+    {
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "InternalError",
+        "ServiceUnavailable",
+        "Unavailable",
+        "IncompleteBody",
+    }
+)
+
+
+@contextlib.contextmanager
+def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
+    """Turn what botocore and urllib3 raise into our errors, with what the call was made on."""
+    try:
+        yield
+    except BackendError as error:
+        error.locate(operation=operation, **facts)
+        raise
+    except AmistoreError:
+        raise
+    except botocore.exceptions.ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        described = error.response.get("Error", {})
+        raise service_error(
+            str(described.get("Code", "")), str(described.get("Message", "")), status, operation, **facts
+        ) from None
+    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+        raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
+    except botocore.exceptions.CredentialRetrievalError as error:
+        raise AccessDeniedError(
+            f"credentials could not be got: {type(error).__name__}", operation=operation, **facts
+        ) from None
+    except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
+        # The message of a connection's error holds the URL, and a presigned one's holds a signature.
+        raise BackendError(
+            f"the connection failed: {type(error).__name__}", retryable=True, operation=operation, **facts
+        ) from None
+    except botocore.exceptions.ParamValidationError as error:
+        raise InvalidRequestError(f"{operation}: {error}", code="InvalidParameterValue") from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
+
+
+def service_error(code: str, message: str, status: int, operation: str, **facts: Any) -> AmistoreError:
+    """The error that stands for a service's answer.
+
+    Args:
+        code: the service's error code.
+        message: its text.
+        status: of HTTP.
+        operation: our verb, such as ``"get_snapshot_block"``.
+        facts: what it was called on.
+    """
+    text = f"{code or f'HTTP {status}'}: {message}" if message else code or f"HTTP {status}"
+    if code in _THROTTLED or status == 429:
+        return ThrottledError(text, retryable=True, operation=operation, **facts)
+    if status >= 500 or code in _RETRYABLE:
+        return BackendError(text, retryable=True, operation=operation, **facts)
+    if code in _DENIED or status in (401, 403):
+        return AccessDeniedError(f"{text}{_missing(operation, message)}", operation=operation, **facts)
+    if code in _NOT_FOUND or status == 404:
+        return NotFoundError(text, operation=operation, **facts)
+    if code in _EXISTS:
+        return AlreadyExistsError(text, operation=operation, **facts)
+    if code in _CHANGED or status == 412:
+        return SourceChangedError(text, operation=operation, **facts)
+    if code in _CHECKSUM:
+        return ChecksumMismatchError(text, retryable=True, operation=operation, **facts)
+    return BackendError(text, operation=operation, **facts)
+
+
+def _missing(operation: str, message: str) -> str:
+    """The IAM action that the caller lacks, where the service's own text does not name it."""
+    named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", message)
+    actions = ACTIONS.get(operation)
+    if named or not actions:
+        return ""
+    return f"; check the IAM permission {' and '.join(actions)}"
