@@ -1,4 +1,4 @@
-"""Which of our verbs needs which IAM actions. `policies.py` makes policies of it, `errors.py` names the missing one.
+"""Which of our verbs needs which IAM actions: for `policies.py`, and for `errors.py` to name the missing one.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" of Amazon
 EBS, Amazon EC2 and Amazon S3.
