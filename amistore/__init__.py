@@ -31,6 +31,8 @@ from amistore.backends import (
     MultipartUpload,
     ObjectInfo,
     ObjectStore,
+    RetryingBackend,
+    RetryPolicy,
     SnapshotBlock,
     UploadedPart,
 )
@@ -106,6 +108,8 @@ __all__ = [
     "ProductCode",
     "Progress",
     "RecoveryReport",
+    "RetryPolicy",
+    "RetryingBackend",
     "Snapshot",
     "SnapshotBlock",
     "SourceChangedError",

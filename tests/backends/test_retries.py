@@ -20,7 +20,8 @@ from amistore import (
     SnapshotBlock,
     ThrottledError,
 )
-from amistore.backends.retries import Retrier, RetryingBackend, RetryPolicy
+from amistore.backends.retries import Retrier, RetryPolicy
+from amistore.backends.retrying import RetryingBackend
 from amistore.testing import BlockStoreContract, ObjectStoreContract, block, read_snapshot, store_snapshot
 from amistore.testing.image_registry import ImageRegistryContract, RegistryCase
 from amistore.testing.object_store import BucketCase
