@@ -64,6 +64,7 @@ from amistore.model import (
     Snapshot,
     Tag,
 )
+from amistore.objects import FileResumeLog, ResumeLog, abandon, pack_object, unpack_object
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
@@ -93,6 +94,7 @@ __all__ = [
     "Difference",
     "DirectoryBackend",
     "EbsBlockDevice",
+    "FileResumeLog",
     "Image",
     "ImageRegistry",
     "InvalidRequestError",
@@ -108,6 +110,7 @@ __all__ = [
     "ProductCode",
     "Progress",
     "RecoveryReport",
+    "ResumeLog",
     "RetryPolicy",
     "RetryingBackend",
     "Snapshot",
@@ -123,12 +126,15 @@ __all__ = [
     "Volume",
     "VolumeDifference",
     "VolumeRecovery",
+    "abandon",
     "compare",
     "diff",
     "open",
     "pack",
+    "pack_object",
     "recover",
     "unpack",
+    "unpack_object",
 ]
 
 __version__ = "0.1.0"
