@@ -56,9 +56,11 @@ from amistore.errors import (
     UnsupportedArchiveError,
 )
 from amistore.model import (
+    AttributeReport,
     BlockDeviceMapping,
     BlockRange,
     EbsBlockDevice,
+    Fate,
     Image,
     ProductCode,
     Snapshot,
@@ -79,6 +81,7 @@ __all__ = [
     "Archive",
     "ArchiveError",
     "AttributeChange",
+    "AttributeReport",
     "Backend",
     "BackendError",
     "Block",
@@ -93,6 +96,7 @@ __all__ = [
     "Difference",
     "DirectoryBackend",
     "EbsBlockDevice",
+    "Fate",
     "Image",
     "ImageRegistry",
     "InvalidRequestError",
