@@ -29,6 +29,11 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:DescribeImages"),
     "enable_image_deprecation": ("ec2:EnableImageDeprecation",),
     "enable_image_deregistration_protection": ("ec2:EnableImageDeregistrationProtection",),
+    "finish_registration": (
+        "ec2:DescribeImages",
+        "ec2:EnableImageDeprecation",
+        "ec2:EnableImageDeregistrationProtection",
+    ),
     "deregister_image": ("ec2:DeregisterImage",),
     # S3
     "head_object": ("s3:GetObject", "s3:ListBucket"),
