@@ -26,7 +26,12 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["aws_errors", "service_error"]
+__all__ = ["InvalidTokenError", "aws_errors", "service_error"]
+
+
+class InvalidTokenError(BackendError):
+    """A block's or a page's token was refused: too old, or its snapshot was listed again."""
+
 
 _THROTTLED = frozenset(
     {
@@ -93,6 +98,12 @@ _RETRYABLE = frozenset(
 )
 
 
+# EBS direct APIs reference, ValidationException and ResourceNotFoundException: Reason.
+_TOKENS = frozenset({"INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"})
+_NO_SNAPSHOT = frozenset({"INVALID_SNAPSHOT_ID", "SNAPSHOT_NOT_FOUND"})
+_UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
+
+
 @contextlib.contextmanager
 def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
     """Turn what botocore and urllib3 raise into our errors, with what the call was made on."""
@@ -107,7 +118,12 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         described = error.response.get("Error", {})
         raise service_error(
-            str(described.get("Code", "")), str(described.get("Message", "")), status, operation, **facts
+            str(described.get("Code", "")),
+            str(described.get("Message", "")),
+            status,
+            operation,
+            reason=str(error.response.get("Reason", "")),
+            **facts,
         ) from None
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
@@ -126,7 +142,9 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
 
 
-def service_error(code: str, message: str, status: int, operation: str, **facts: Any) -> AmistoreError:
+def service_error(
+    code: str, message: str, status: int, operation: str, *, reason: str = "", **facts: Any
+) -> AmistoreError:
     """The error that stands for a service's answer.
 
     Args:
@@ -134,12 +152,21 @@ def service_error(code: str, message: str, status: int, operation: str, **facts:
         message: its text.
         status: of HTTP.
         operation: our verb, such as ``"get_snapshot_block"``.
+        reason: the ``Reason`` that the EBS direct APIs give.
         facts: what it was called on.
     """
-    text = f"{code or f'HTTP {status}'}: {message}" if message else code or f"HTTP {status}"
+    text = code or f"HTTP {status}"
+    if reason:
+        text += f" ({reason})"
+    if message:
+        text += f": {message}"
+    if reason in _TOKENS:
+        return InvalidTokenError(text, operation=operation, **facts)
+    if reason in _NO_SNAPSHOT:
+        return NotFoundError(text, operation=operation, **facts)
     if code in _THROTTLED or status == 429:
         return ThrottledError(text, retryable=True, operation=operation, **facts)
-    if status >= 500 or code in _RETRYABLE:
+    if status >= 500 or code in _RETRYABLE or reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message:
         return BackendError(text, retryable=True, operation=operation, **facts)
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(f"{text}{_missing(operation, message)}", operation=operation, **facts)
