@@ -57,9 +57,11 @@ from amistore.errors import (
     UnsupportedArchiveError,
 )
 from amistore.model import (
+    AttributeReport,
     BlockDeviceMapping,
     BlockRange,
     EbsBlockDevice,
+    Fate,
     Image,
     ProductCode,
     Snapshot,
@@ -82,6 +84,7 @@ __all__ = [
     "ArchiveError",
     "ArchivedObjectError",
     "AttributeChange",
+    "AttributeReport",
     "Backend",
     "BackendError",
     "Block",
@@ -96,6 +99,7 @@ __all__ = [
     "Difference",
     "DirectoryBackend",
     "EbsBlockDevice",
+    "Fate",
     "FileResumeLog",
     "Image",
     "ImageRegistry",

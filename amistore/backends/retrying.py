@@ -26,7 +26,7 @@ from amistore.errors import (
     InvalidRequestError,
     NotFoundError,
 )
-from amistore.model import Image, Snapshot, Tag
+from amistore.model import AttributeReport, Image, Snapshot, Tag
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["RetryingBackend"]
@@ -238,6 +238,15 @@ class _RetryingImageRegistry(ImageRegistry):
     def deregister_image(self, image_id: str) -> None:
         self._call(_Removal(self.inner.deregister_image), image_id)
 
+    def find_images(self, name: str) -> list[Image]:
+        return self._call(self.inner.find_images, name)
+
+    def finish_registration(self, image_id: str, image: Image) -> None:
+        self._call(self.inner.finish_registration, image_id, image)
+
+    def fidelity(self, image: Image, *, name: str | None = None) -> tuple[AttributeReport, ...]:
+        return self.inner.fidelity(image, name=name)
+
 
 class _Registration:
     """RegisterImage has no client token: a name that is taken after a lost answer may be our own image's.
@@ -254,8 +263,9 @@ class _Registration:
             return self._registry.register_image(image, name=name)
         except AlreadyExistsError:
             if self._lost:
-                for found in self._registry.describe_images():
-                    if found.name == (name or image.name) and found.snapshot_ids == image.snapshot_ids:
+                for found in self._registry.find_images(name or image.name or ""):
+                    if found.snapshot_ids == image.snapshot_ids:
+                        self._registry.finish_registration(found.image_id, image)
                         return found.image_id
             raise
         except (BackendError, OSError):
@@ -283,3 +293,8 @@ class RetryingBackend(Backend):
             s3=_RetryingObjectStore(inner=inner.s3, retrier=chosen),
             ec2=_RetryingImageRegistry(inner=inner.ec2, retrier=chosen),
         )
+        self._inner = inner
+        self._retrier = chosen
+
+    def preflight(self, image: Image) -> None:
+        self._retrier.call("ec2", self._inner.preflight, image)

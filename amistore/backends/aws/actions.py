@@ -22,8 +22,18 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "delete_snapshot": ("ec2:DeleteSnapshot",),
     "describe_snapshot": ("ec2:DescribeSnapshots",),
     "describe_image": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
-    "describe_images": ("ec2:DescribeImages", "ec2:DescribeSnapshots"),
-    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:EnableImageDeprecation"),
+    "describe_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "find_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "describe_snapshots": ("ec2:DescribeSnapshots",),
+    # DescribeImages: to see when it is available.
+    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:DescribeImages"),
+    "enable_image_deprecation": ("ec2:EnableImageDeprecation",),
+    "enable_image_deregistration_protection": ("ec2:EnableImageDeregistrationProtection",),
+    "finish_registration": (
+        "ec2:DescribeImages",
+        "ec2:EnableImageDeprecation",
+        "ec2:EnableImageDeregistrationProtection",
+    ),
     "deregister_image": ("ec2:DeregisterImage",),
     # S3
     "head_object": ("s3:GetObject", "s3:ListBucket"),

@@ -195,9 +195,11 @@ class AWSBlockStore(BlockStore):
             options["Tags"] = kept
         if client_token is not None:
             options["ClientToken"] = client_token
+        if description:  # an empty one is refused
+            options["Description"] = description
         with aws_errors("start_snapshot"):
             answer = self.connection.client("ebs").start_snapshot(
-                VolumeSize=volume_size, Description=description, Timeout=TIMEOUT, **options
+                VolumeSize=volume_size, Timeout=TIMEOUT, **options
             )
         snapshot_id: str = answer["SnapshotId"]
         with self._lock:

@@ -74,15 +74,17 @@ class Wire:
             operation: our verb, for errors.
             facts: what it is made on, for errors.
         """
-        url = f"{self._url}{path}"
+        target = path
         if query:
-            url += f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
-        signed = self._sign(method, url, headers)
+            target += f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+        # EBS lets the data of a Put be left out of the signature; an empty body is signed as such.
+        payload = "UNSIGNED-PAYLOAD" if body is not None else _NO_BODY
+        signed = self._sign(method, f"{self._url}{target}", {**headers, "X-Amz-Content-SHA256": payload})
         began = time.monotonic()
         try:
             answer = self._pool.urlopen(
                 method,
-                url,
+                target,  # not the whole URL, which is for proxies
                 body=memoryview(body) if body is not None else None,
                 headers=signed,
                 retries=False,
@@ -120,12 +122,16 @@ class Wire:
         request = botocore.awsrequest.AWSRequest(
             method,
             url,
-            # Given, the signer takes it for the hash of the body.
-            headers={**headers, "Host": self._host, "X-Amz-Content-SHA256": "UNSIGNED-PAYLOAD"},
+            # X-Amz-Content-SHA256, when given, the signer takes for the hash of the body.
+            headers={**headers, "Host": self._host},
         )
         signer = botocore.auth.SigV4Auth(credentials.get_frozen_credentials(), "ebs", self._region)
         signer.add_auth(request)
         return dict(request.headers.items())
+
+
+# SHA-256 of nothing.
+_NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def _pool(url: str, session: Any) -> Any:

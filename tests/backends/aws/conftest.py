@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_program, swift_server
 
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.testing import BucketCase
-from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_program, swift_server
 
 
 def connect(url: str, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> Connection:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from backends.aws.conftest import bucket_of
 
 from amistore.backends.aws.connection import Connection
 from amistore.testing import BucketCase, ObjectStoreContract
-from backends.aws.conftest import bucket_of
 
 pytestmark = pytest.mark.xdist_group("swift")
 
