@@ -4,6 +4,8 @@
 `open` looks into one, and a `Backend` says where images, snapshots and objects are.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from amistore.archive import (
     Archive,
     AttributeChange,
@@ -70,6 +72,11 @@ from amistore.model import (
 from amistore.objects import FileResumeLog, ResumeLog, abandon, pack_object, unpack_object
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
+
+if TYPE_CHECKING:
+    from amistore.backends.aws import AWSBackend as AWSBackend
+    from amistore.backends.aws import ObjectSettings as ObjectSettings
+    from amistore.backends.aws import SnapshotSettings as SnapshotSettings
 
 __all__ = [
     "BLOCK_SIZE",
@@ -144,3 +151,14 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What needs an extra is imported when it is used, and not named in `__all__`."""
+    if name not in ("AWSBackend", "ObjectSettings", "SnapshotSettings"):
+        raise AttributeError(f"module 'amistore' has no attribute {name!r}")
+    try:
+        from amistore.backends import aws
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs {error.name}: pip install 'amistore[aws]'") from error
+    return getattr(aws, name)

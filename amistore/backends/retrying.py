@@ -23,7 +23,6 @@ from amistore.errors import (
     AlreadyExistsError,
     BackendError,
     ChecksumMismatchError,
-    InvalidRequestError,
     NotFoundError,
 )
 from amistore.model import AttributeReport, Image, Snapshot, Tag
@@ -278,23 +277,18 @@ class RetryingBackend(Backend):
 
     Args:
         inner: makes one attempt a call.
-        policy: how long is tried; None for what AWS advises.
-        retrier: instead of a policy, to share one budget or to test with a clock of its own.
+        retries: how long is tried, or a `Retrier` to share; None for what AWS advises.
     """
 
-    def __init__(
-        self, inner: Backend, policy: RetryPolicy | None = None, *, retrier: Retrier | None = None
-    ) -> None:
-        if policy is not None and retrier is not None:
-            raise InvalidRequestError("give a policy or a retrier, not both")
-        chosen = retrier or Retrier(policy or RetryPolicy())
+    def __init__(self, inner: Backend, retries: RetryPolicy | Retrier | None = None) -> None:
+        retrier = retries if isinstance(retries, Retrier) else Retrier(retries or RetryPolicy())
         super().__init__(
-            ebs=_RetryingBlockStore(inner=inner.ebs, retrier=chosen),
-            s3=_RetryingObjectStore(inner=inner.s3, retrier=chosen),
-            ec2=_RetryingImageRegistry(inner=inner.ec2, retrier=chosen),
+            ebs=_RetryingBlockStore(inner=inner.ebs, retrier=retrier),
+            s3=_RetryingObjectStore(inner=inner.s3, retrier=retrier),
+            ec2=_RetryingImageRegistry(inner=inner.ec2, retrier=retrier),
         )
         self._inner = inner
-        self._retrier = chosen
+        self._retrier = retrier
 
     def preflight(self, image: Image) -> None:
         self._retrier.call("ec2", self._inner.preflight, image)

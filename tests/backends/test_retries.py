@@ -239,7 +239,7 @@ def losing(clock):
     inner = MemoryBackend()
     inner.ebs, inner.s3, inner.ec2 = (LostAnswers(each) for each in (memory.ebs, memory.s3, memory.ec2))
     memory.s3.create_bucket("bucket")
-    return memory, RetryingBackend(inner, retrier=clock.retrier())
+    return memory, RetryingBackend(inner, clock.retrier())
 
 
 def test_lost_answers_of_all_block_calls_leave_one_snapshot_with_the_right_blocks(losing):
@@ -306,11 +306,11 @@ def test_a_damaged_answer_is_asked_for_again(clock):
     snapshot_id = store_snapshot(memory.ebs, 1, {0: block(1)})
     inner = MemoryBackend()
     inner.ebs = Damaging(memory.ebs, [block(2), block(1)[:-1], block(1)])
-    retrying = RetryingBackend(inner, retrier=clock.retrier())
+    retrying = RetryingBackend(inner, clock.retrier())
     assert read_snapshot(retrying.ebs, snapshot_id) == (1, {0: block(1)})
     inner.ebs.contents = [block(2)] * 9
     with pytest.raises(ChecksumMismatchError, match="attempts 5"):
-        RetryingBackend(inner, retrier=clock.retrier()).ebs.get_snapshot_block(snapshot_id, 0, "")
+        RetryingBackend(inner, clock.retrier()).ebs.get_snapshot_block(snapshot_id, 0, "")
 
 
 class Damaging:

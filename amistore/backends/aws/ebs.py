@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,13 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.errors import BackendError, NotFoundError, SourceChangedError
+from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
 from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["AWSBlockStore", "SnapshotSettings"]
 
+_ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
 APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
@@ -88,6 +90,7 @@ class AWSBlockStore(BlockStore):
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         with aws_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
             if next_token is None:
                 return self._page(snapshot_id, 0, {})
             # Ours: the block behind the page's last, then EBS's own token.
@@ -125,6 +128,7 @@ class AWSBlockStore(BlockStore):
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         with aws_errors("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
+            _check_id(snapshot_id)
             listing, _, token = block_token.partition(":")
             number = int(listing) if listing.isdecimal() else 0
             tokens = self._tokens_of(snapshot_id)
@@ -211,10 +215,9 @@ class AWSBlockStore(BlockStore):
     ) -> None:
         if memoryview(content).nbytes != BLOCK_SIZE or block_index < 0:
             checks.check_block(snapshot_id, 65_536, block_index, content, checksum)
-        with (
-            self._appearing(snapshot_id),
-            aws_errors("put_snapshot_block", snapshot_id=snapshot_id, block_index=block_index),
-        ):
+        facts: dict[str, Any] = {"snapshot_id": snapshot_id, "block_index": block_index}
+        with self._appearing(snapshot_id), aws_errors("put_snapshot_block", **facts):
+            _check_id(snapshot_id)
             given = base64.b64encode(checksum).decode()
             answer = self._lean().request(
                 "PUT",
@@ -228,14 +231,14 @@ class AWSBlockStore(BlockStore):
                 },
                 content,
                 "put_snapshot_block",
-                snapshot_id=snapshot_id,
-                block_index=block_index,
+                **facts,
             )
             if answer.headers.get("X-Amz-Checksum", given) != given:
                 raise BackendError("EBS acknowledged another checksum than the block's", retryable=True)
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with self._appearing(snapshot_id), aws_errors("complete_snapshot", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
             client = self.connection.client("ebs")
             try:
                 client.complete_snapshot(
@@ -245,22 +248,28 @@ class AWSBlockStore(BlockStore):
                     ChecksumAlgorithm="SHA256",
                     ChecksumAggregationMethod="LINEAR",
                 )
-            except client.exceptions.ValidationException:
+            except client.exceptions.ValidationException as error:
                 # A snapshot gets completed, and cannot be completed again, by a call that was
                 # checked against the checksum: by an earlier one, whose answer may be lost.
                 state = self.describe_snapshot(snapshot_id).state
-                if state != "completed" and (state, snapshot_id in self._completing) != ("pending", True):
-                    raise
+                if state != "pending":
+                    if state != "completed":
+                        raise
+                elif snapshot_id not in self._completing:
+                    raise ChecksumMismatchError(f"EBS has other blocks than were counted: {error}") from None
             except Exception:
                 self._completing.add(snapshot_id)
                 raise
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         with aws_errors("delete_snapshot", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
+            self._started.pop(snapshot_id, None)
             self.connection.client("ec2").delete_snapshot(SnapshotId=snapshot_id)
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
             for found in answer["Snapshots"]:
                 return Snapshot(
@@ -283,6 +292,7 @@ class AWSBlockStore(BlockStore):
             started = self._started.get(snapshot_id)
             error.retryable = started is not None and time.monotonic() - started < APPEARING
             raise
+        self._started.pop(snapshot_id, None)  # it has appeared
 
     # What both need.
 
@@ -295,6 +305,12 @@ class AWSBlockStore(BlockStore):
     def _tokens_of(self, snapshot_id: str) -> _Tokens:
         with self._lock:
             return self._tokens.setdefault(snapshot_id, _Tokens())
+
+
+def _check_id(snapshot_id: str) -> None:
+    """Of an id that is put into a path."""
+    if not isinstance(snapshot_id, str) or not _ID.fullmatch(snapshot_id):
+        raise NotFoundError("no such snapshot")
 
 
 def _checksum(headers: Mapping[str, str]) -> bytes:

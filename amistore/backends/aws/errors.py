@@ -190,7 +190,7 @@ def service_error(
         return AlreadyExistsError(text, operation=operation, **facts)
     if code in _CHANGED or status == 412:
         return SourceChangedError(text, operation=operation, **facts)
-    if code in _CHECKSUM:
+    if code in _CHECKSUM or reason == "INVALID_BLOCK":
         return ChecksumMismatchError(text, retryable=True, operation=operation, **facts)
     if reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE:
         return BackendError(text, retryable=True, operation=operation, **facts)
