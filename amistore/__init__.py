@@ -69,7 +69,15 @@ from amistore.model import (
     Snapshot,
     Tag,
 )
-from amistore.objects import FileResumeLog, ResumeLog, abandon, pack_object, unpack_object
+from amistore.objects import (
+    FileResumeLog,
+    ResumeLog,
+    abandon,
+    copy_object,
+    pack_object,
+    transfer,
+    unpack_object,
+)
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
@@ -141,11 +149,13 @@ __all__ = [
     "VolumeRecovery",
     "abandon",
     "compare",
+    "copy_object",
     "diff",
     "open",
     "pack",
     "pack_object",
     "recover",
+    "transfer",
     "unpack",
     "unpack_object",
 ]

@@ -56,7 +56,7 @@ class AWSBackend(RetryingBackend):
                 self.connection,
                 ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
                 s3=AWSObjectStore(self.connection, objects),
-                ec2=AWSImageRegistry(self.connection, image_tags=image_tags),
+                ec2=AWSImageRegistry(self.connection, image_tags=tuple(image_tags)),
             ),
             retries,
         )

@@ -14,7 +14,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -37,6 +37,10 @@ TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pen
 APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
 
 
+def _tuple(tags: Iterable[Tag]) -> tuple[Tag, ...]:
+    return tuple(tags)
+
+
 @attrs.frozen(kw_only=True)
 class SnapshotSettings:
     """How restored snapshots are made.
@@ -50,7 +54,7 @@ class SnapshotSettings:
 
     encrypted: bool | None = None
     kms_key_arn: str | None = None
-    tags: tuple[Tag, ...] = attrs.field(default=(), converter=tuple)
+    tags: tuple[Tag, ...] = attrs.field(default=(), converter=_tuple)
 
 
 class _Tokens:

@@ -56,7 +56,7 @@ class AWSImageRegistry(ImageRegistry):
     """
 
     connection: Connection
-    image_tags: tuple[Tag, ...] = attrs.field(default=(), converter=tuple, kw_only=True)
+    image_tags: tuple[Tag, ...] = attrs.field(default=(), kw_only=True)
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True)
     clock: Callable[[], datetime.datetime] = attrs.field(default=_now, kw_only=True)
 
