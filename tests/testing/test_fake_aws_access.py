@@ -11,7 +11,7 @@ import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
 import pytest
-from testing.models import block, client, put, refusal, sha256
+from testing.models import block, client, refusal, sha256
 
 from amistore.testing.aws import Credential, FakeAWS
 from amistore.units import BLOCK_SIZE
