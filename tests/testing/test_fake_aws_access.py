@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import urllib.parse
 from typing import Any
 
@@ -237,3 +238,33 @@ def test_a_form_that_no_sdk_sends_is_refused(aws: FakeAWS, form: str, code: str)
     status, _, body = sent(aws, "POST", "/", form.encode(), service="ec2")
     assert status == 400
     assert f"<Code>{code}</Code>".encode() in body
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"PUT /snapshots/x/blocks/0 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PUT /snapshots/x/blocks/0 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+        b"PUT /snapshots/x/blocks/0 HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused(aws: FakeAWS, request_bytes: bytes) -> None:
+    place = urllib.parse.urlsplit(aws.endpoint_url)
+    with socket.create_connection((place.hostname, place.port), 30) as connection:
+        connection.sendall(request_bytes)
+        with connection.makefile("rb") as answer:
+            assert answer.readline().split()[1] == b"400"
+
+
+def test_a_body_is_asked_for_where_the_client_waits_for_that(aws: FakeAWS) -> None:
+    """RFC 9110, 10.1.1: Expect."""
+    place = urllib.parse.urlsplit(aws.endpoint_url)
+    with socket.create_connection((place.hostname, place.port), 30) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            assert answer.readline().split()[1] == b"100"
+            connection.sendall(b"a=")
+            assert answer.readline() == b"\r\n"
+            assert answer.readline().split()[1] == b"403"
