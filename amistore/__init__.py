@@ -31,6 +31,8 @@ from amistore.backends import (
     MultipartUpload,
     ObjectInfo,
     ObjectStore,
+    RetryingBackend,
+    RetryPolicy,
     SnapshotBlock,
     UploadedPart,
 )
@@ -39,6 +41,7 @@ from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     AmistoreError,
+    ArchivedObjectError,
     ArchiveError,
     BackendError,
     ChecksumMismatchError,
@@ -54,14 +57,17 @@ from amistore.errors import (
     UnsupportedArchiveError,
 )
 from amistore.model import (
+    AttributeReport,
     BlockDeviceMapping,
     BlockRange,
     EbsBlockDevice,
+    Fate,
     Image,
     ProductCode,
     Snapshot,
     Tag,
 )
+from amistore.objects import FileResumeLog, ResumeLog, abandon, pack_object, unpack_object
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
@@ -76,7 +82,9 @@ __all__ = [
     "AmistoreError",
     "Archive",
     "ArchiveError",
+    "ArchivedObjectError",
     "AttributeChange",
+    "AttributeReport",
     "Backend",
     "BackendError",
     "Block",
@@ -91,6 +99,8 @@ __all__ = [
     "Difference",
     "DirectoryBackend",
     "EbsBlockDevice",
+    "Fate",
+    "FileResumeLog",
     "Image",
     "ImageRegistry",
     "InvalidRequestError",
@@ -106,6 +116,9 @@ __all__ = [
     "ProductCode",
     "Progress",
     "RecoveryReport",
+    "ResumeLog",
+    "RetryPolicy",
+    "RetryingBackend",
     "Snapshot",
     "SnapshotBlock",
     "SourceChangedError",
@@ -119,12 +132,15 @@ __all__ = [
     "Volume",
     "VolumeDifference",
     "VolumeRecovery",
+    "abandon",
     "compare",
     "diff",
     "open",
     "pack",
+    "pack_object",
     "recover",
     "unpack",
+    "unpack_object",
 ]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Which of our verbs needs which IAM actions. `policies.py` makes policies of it, `errors.py` names the missing one.
+"""Which of our verbs needs which IAM actions: for `policies.py`, and for `errors.py` to name the missing one.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" of Amazon
 EBS, Amazon EC2 and Amazon S3.
@@ -22,8 +22,18 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "delete_snapshot": ("ec2:DeleteSnapshot",),
     "describe_snapshot": ("ec2:DescribeSnapshots",),
     "describe_image": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
-    "describe_images": ("ec2:DescribeImages", "ec2:DescribeSnapshots"),
-    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:EnableImageDeprecation"),
+    "describe_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "find_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "describe_snapshots": ("ec2:DescribeSnapshots",),
+    # DescribeImages: to see when it is available.
+    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:DescribeImages"),
+    "enable_image_deprecation": ("ec2:EnableImageDeprecation",),
+    "enable_image_deregistration_protection": ("ec2:EnableImageDeregistrationProtection",),
+    "finish_registration": (
+        "ec2:DescribeImages",
+        "ec2:EnableImageDeprecation",
+        "ec2:EnableImageDeregistrationProtection",
+    ),
     "deregister_image": ("ec2:DeregisterImage",),
     # S3
     "head_object": ("s3:GetObject", "s3:ListBucket"),
@@ -33,7 +43,12 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),
     "upload_part": ("s3:PutObject",),
     "list_parts": ("s3:ListMultipartUploadParts",),
-    "complete_multipart_upload": ("s3:PutObject",),
-    "abort_multipart_upload": ("s3:AbortMultipartUpload",),
+    "complete_multipart_upload": ("s3:PutObject", "s3:ListMultipartUploadParts", "s3:GetObject"),
+    "abort_multipart_upload": ("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
     "list_multipart_uploads": ("s3:ListBucketMultipartUploads",),
+    "bucket_warnings": (
+        "s3:ListBucket",
+        "s3:GetBucketPublicAccessBlock",
+        "s3:GetEncryptionConfiguration",
+    ),
 }

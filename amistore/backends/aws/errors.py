@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import botocore.exceptions
+import botocore.parsers
 
 from amistore.backends.aws.actions import ACTIONS
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     AmistoreError,
+    ArchivedObjectError,
     BackendError,
     ChecksumMismatchError,
     InvalidRequestError,
@@ -26,7 +28,12 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["aws_errors", "service_error"]
+__all__ = ["InvalidTokenError", "aws_errors", "service_error"]
+
+
+class InvalidTokenError(BackendError):
+    """A block's or a page's token was refused: too old, or its snapshot was listed again."""
+
 
 _THROTTLED = frozenset(
     {
@@ -77,6 +84,7 @@ _NOT_FOUND = frozenset(
 )
 _EXISTS = frozenset({"InvalidAMIName.Duplicate"})
 _CHANGED = frozenset({"PreconditionFailed", "412"})
+_ARCHIVED = frozenset({"InvalidObjectState"})
 _CHECKSUM = frozenset(
     {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 )
@@ -89,8 +97,16 @@ _RETRYABLE = frozenset(
         "ServiceUnavailable",
         "Unavailable",
         "IncompleteBody",
+        "ConditionalRequestConflict",
+        "OperationAborted",
     }
 )
+
+
+# EBS direct APIs reference, ValidationException and ResourceNotFoundException: Reason.
+_TOKENS = frozenset({"INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"})
+_NO_SNAPSHOT = frozenset({"INVALID_SNAPSHOT_ID", "SNAPSHOT_NOT_FOUND"})
+_UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
 
 
 @contextlib.contextmanager
@@ -107,7 +123,12 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         described = error.response.get("Error", {})
         raise service_error(
-            str(described.get("Code", "")), str(described.get("Message", "")), status, operation, **facts
+            str(described.get("Code", "")),
+            str(described.get("Message", "")),
+            status,
+            operation,
+            reason=str(error.response.get("Reason", "")),
+            **facts,
         ) from None
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
@@ -115,18 +136,28 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise AccessDeniedError(
             f"credentials could not be got: {type(error).__name__}", operation=operation, **facts
         ) from None
-    except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
+    except (
+        botocore.exceptions.HTTPClientError,
+        botocore.exceptions.ConnectionError,
+        botocore.exceptions.IncompleteReadError,
+    ) as error:
         # The message of a connection's error holds the URL, and a presigned one's holds a signature.
         raise BackendError(
             f"the connection failed: {type(error).__name__}", retryable=True, operation=operation, **facts
         ) from None
     except botocore.exceptions.ParamValidationError as error:
         raise InvalidRequestError(f"{operation}: {error}", code="InvalidParameterValue") from None
+    except botocore.parsers.ResponseParserError:
+        # An answer that broke off, or a proxy's page; its text is in botocore's message.
+        message = "the answer is not readable"
+        raise BackendError(message, retryable=True, operation=operation, **facts) from None
     except botocore.exceptions.BotoCoreError as error:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
 
 
-def service_error(code: str, message: str, status: int, operation: str, **facts: Any) -> AmistoreError:
+def service_error(
+    code: str, message: str, status: int, operation: str, *, reason: str = "", **facts: Any
+) -> AmistoreError:
     """The error that stands for a service's answer.
 
     Args:
@@ -134,13 +165,23 @@ def service_error(code: str, message: str, status: int, operation: str, **facts:
         message: its text.
         status: of HTTP.
         operation: our verb, such as ``"get_snapshot_block"``.
+        reason: the ``Reason`` that the EBS direct APIs give.
         facts: what it was called on.
     """
-    text = f"{code or f'HTTP {status}'}: {message}" if message else code or f"HTTP {status}"
+    text = code or f"HTTP {status}"
+    if reason:
+        text += f" ({reason})"
+    if message:
+        text += f": {message}"
+    if reason in _TOKENS:
+        return InvalidTokenError(text, operation=operation, **facts)
+    if reason in _NO_SNAPSHOT:
+        return NotFoundError(text, operation=operation, **facts)
     if code in _THROTTLED or status == 429:
         return ThrottledError(text, retryable=True, operation=operation, **facts)
-    if status >= 500 or code in _RETRYABLE:
-        return BackendError(text, retryable=True, operation=operation, **facts)
+    # Codes before statuses: botocore makes a 500 of an error inside a 200.
+    if code in _ARCHIVED:
+        return ArchivedObjectError(text, operation=operation, **facts)
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(f"{text}{_missing(operation, message)}", operation=operation, **facts)
     if code in _NOT_FOUND or status == 404:
@@ -151,6 +192,10 @@ def service_error(code: str, message: str, status: int, operation: str, **facts:
         return SourceChangedError(text, operation=operation, **facts)
     if code in _CHECKSUM:
         return ChecksumMismatchError(text, retryable=True, operation=operation, **facts)
+    if reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE:
+        return BackendError(text, retryable=True, operation=operation, **facts)
+    if status >= 500 and status != 501:
+        return BackendError(text, retryable=True, operation=operation, **facts)
     return BackendError(text, operation=operation, **facts)
 
 
