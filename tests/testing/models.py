@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import http.client
 import json
 import re
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import boto3
+import botocore.auth
+import botocore.awsrequest
 import botocore.config
+import botocore.credentials
+import botocore.exceptions
 import botocore.session
 
 from amistore.testing.aws import Credential, FakeAWS
@@ -35,6 +41,11 @@ SCALARS = {
     "boolean": bool,
     "timestamp": (int, float),
     "blob": bytes,
+}
+CONTENT_TYPES = {
+    "rest-json": ("application/json", "application/octet-stream"),
+    "ec2": ("text/xml",),
+    "query": ("text/xml",),
 }
 
 
@@ -60,6 +71,9 @@ def client(aws: FakeAWS, service: str, credential: Credential | None = None, **c
 def check(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
     """Raise for what the model does not know, is missing, or has the wrong type."""
     status, protocol = response_dict["status_code"], operation_model.service_model.metadata["protocol"]
+    kind = {name.lower(): value for name, value in response_dict["headers"].items()}["content-type"]
+    if kind.partition(";")[0] not in CONTENT_TYPES[protocol]:
+        raise ModelError(f"{operation_model.name} answers in {kind}")
     if protocol == "rest-json" and status < 300:
         check_rest(operation_model, response_dict)
     elif protocol == "rest-json":
@@ -249,3 +263,28 @@ def refusal(call: Any, *arguments: Any, **members: Any) -> tuple[int, str, str |
             answer.get("reason") or answer.get("Reason") or answer["Error"].get("Reason"),
         )
     raise AssertionError("the call was not refused")
+
+
+def sent(
+    aws: FakeAWS,
+    method: str,
+    target: str,
+    body: bytes = b"",
+    *,
+    service: str = "ebs",
+    changed: dict[str, str] | None = None,
+    sign: bool = True,
+    **headers: str,
+) -> tuple[int, str, bytes]:
+    """Send what is signed, with headers changed after that."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = botocore.awsrequest.AWSRequest(method, aws.endpoint_url + target, data=body, headers=named)
+    keys = botocore.credentials.Credentials(aws.credential.access_key_id, aws.credential.secret_access_key)
+    if sign:
+        botocore.auth.SigV4Auth(keys, service, aws.region).add_auth(request)
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(aws.endpoint_url).netloc, timeout=30)
+    connection.request(method, target, body, {**dict(request.headers.items()), **(changed or {})})
+    answer = connection.getresponse()
+    found = answer.status, answer.headers.get("x-amzn-ErrorType", ""), answer.read()
+    connection.close()
+    return found

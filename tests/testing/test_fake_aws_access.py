@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
-import urllib.parse
 from typing import Any
 
 import attrs
-import botocore.auth
-import botocore.awsrequest
-import botocore.credentials
 import pytest
-from testing.models import block, client, refusal, sha256
+from testing.models import block, client, refusal, sent, sha256
 
 from amistore.testing.aws import Credential, FakeAWS
 from amistore.units import BLOCK_SIZE
@@ -118,31 +113,6 @@ def test_a_rate_is_that_of_the_clock(aws: FakeAWS, ebs: Any, ec2: Any) -> None:
     ec2.describe_images()
 
 
-def sent(
-    aws: FakeAWS,
-    method: str,
-    target: str,
-    body: bytes = b"",
-    *,
-    service: str = "ebs",
-    changed: dict[str, str] | None = None,
-    sign: bool = True,
-    **headers: str,
-) -> tuple[int, str, bytes]:
-    """Send what is signed, with headers changed after that."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = botocore.awsrequest.AWSRequest(method, aws.endpoint_url + target, data=body, headers=named)
-    keys = botocore.credentials.Credentials(aws.credential.access_key_id, aws.credential.secret_access_key)
-    if sign:
-        botocore.auth.SigV4Auth(keys, service, aws.region).add_auth(request)
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(aws.endpoint_url).netloc, timeout=30)
-    connection.request(method, target, body, {**dict(request.headers.items()), **(changed or {})})
-    answer = connection.getresponse()
-    found = answer.status, answer.headers.get("x-amzn-ErrorType", ""), answer.read()
-    connection.close()
-    return found
-
-
 def test_data_is_not_part_of_the_signature_but_its_checksum_is(aws: FakeAWS, ebs: Any) -> None:
     """EBS direct APIs reference: PutSnapshotBlock, BlockData."""
     target = f"/snapshots/{ebs.start_snapshot(VolumeSize=1)['SnapshotId']}/blocks/0"
@@ -181,59 +151,3 @@ def test_a_signature_of_long_ago_is_refused(aws: FakeAWS) -> None:
     """IAM user guide: requests are valid for a limited time."""
     aws.behaviour.maximum_clock_skew = -1
     assert sent(aws, "GET", "/snapshots/x/blocks")[1] == "InvalidSignatureException"
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "body", "status", "code"),
-    [
-        ("POST", "/snapshots", b"{", 400, "SerializationException"),
-        ("POST", "/snapshots", b"[]", 400, "SerializationException"),
-        ("POST", "/snapshots", b'{"VolumeSize": "1"}', 400, "SerializationException"),
-        ("POST", "/snapshots", b'{"VolumeSize": true}', 400, "SerializationException"),
-        ("POST", "/snapshots", b'{"VolumeSize": 1, "Colour": 2}', 400, "ValidationException"),
-        ("POST", "/snapshots", b'{"VolumeSize": 0}', 400, "ValidationException"),
-        ("POST", "/snapshots", b'{"VolumeSize": 1, "Tags": [1]}', 400, "SerializationException"),
-        ("GET", "/snapshots/SNAP/blocks?maxResults=99", b"", 400, "ValidationException"),
-        ("GET", "/snapshots/SNAP/blocks?maxResults=x", b"", 400, "ValidationException"),
-        ("GET", "/snapshots/SNAP/blocks?colour=red", b"", 400, "ValidationException"),
-        ("GET", "/snapshots/SNAP/blocks?pageToken=%C3%A9", b"", 400, "ValidationException"),
-        ("GET", "/snapshots/SNAP/blocks/-1?blockToken=AAAA", b"", 400, "ValidationException"),
-        ("GET", "/snapshots/SNAP/blocks/0", b"", 400, "ValidationException"),
-        ("PUT", "/snapshots/SNAP/blocks/0", b"", 400, "ValidationException"),
-        ("POST", "/snapshots/completion/SNAP", b"", 400, "ValidationException"),
-        ("DELETE", "/snapshots/SNAP", b"", 404, "UnknownOperationException"),
-    ],
-)
-def test_what_no_sdk_sends_is_refused(
-    aws: FakeAWS, method: str, target: str, body: bytes, status: int, code: str
-) -> None:
-    """EBS direct APIs reference: the operations' parameters; "Common errors"."""
-    snapshot_id = aws.add_snapshot(volume_size=1)
-    assert sent(aws, method, target.replace("SNAP", snapshot_id), body)[:2] == (status, code)
-
-
-@pytest.mark.parametrize(
-    ("form", "code"),
-    [
-        ("Action=DescribeColours&Version=2016-11-15", "InvalidAction"),
-        ("Version=2016-11-15", "MissingAction"),
-        ("Action=DescribeImages&Version=2001-01-01", "NoSuchVersion"),
-        ("Action=DescribeImages&Version=2016-11-15&Colour=red", "UnknownParameter"),
-        ("Action=DescribeImages&Version=2016-11-15&ImageId=ami-1", "UnknownParameter"),
-        ("Action=DescribeImages&Version=2016-11-15&ImageId.x=ami-1", "InvalidParameterValue"),
-        ("Action=DescribeImages&Version=2016-11-15&ImageId.1.Name=x", "UnknownParameter"),
-        ("Action=DescribeImages&Version=2016-11-15&Owner=x&Owner.1=y", "MalformedQueryString"),
-        ("Action=DescribeImages&Version=2016-11-15&MaxResults=many", "InvalidParameterValue"),
-        ("Action=DescribeImages&Version=2016-11-15&DryRun=maybe", "InvalidParameterValue"),
-        ("Action=DescribeImages&Version=2016-11-15&Filter.1.Name=name", "InvalidParameterValue"),
-        ("Action=DescribeImages&Version=2016-11-15&Owner.1=%01", "InvalidParameterValue"),
-        ("Action=DeleteSnapshot&Version=2016-11-15", "MissingParameter"),
-        ("Action=EnableImageDeprecation&Version=2016-11-15&DeprecateAt=soon", "InvalidParameterValue"),
-        ("%ff%fe", "MissingAction"),
-    ],
-)
-def test_a_form_that_no_sdk_sends_is_refused(aws: FakeAWS, form: str, code: str) -> None:
-    """EC2 API reference: "Error codes", "Common client errors"."""
-    status, _, body = sent(aws, "POST", "/", form.encode(), service="ec2")
-    assert status == 400
-    assert f"<Code>{code}</Code>".encode() in body

@@ -105,6 +105,7 @@ def test_a_token_is_of_one_block_of_one_snapshot(aws: FakeAWS, ebs: Any, stored:
     """EBS direct APIs guide: "Concepts", block tokens."""
     token = first_block(ebs, stored)["BlockToken"]
     other = aws.add_snapshot(volume_size=1, blocks={0: block(0)})
+    first_block(ebs, other)
     for snapshot_id, index in ((stored, 3), (other, 0)):
         found = refusal(ebs.get_snapshot_block, SnapshotId=snapshot_id, BlockIndex=index, BlockToken=token)
         assert found == (*NOT_VALID, "INVALID_BLOCK_TOKEN")

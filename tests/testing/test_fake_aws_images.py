@@ -7,7 +7,7 @@ import datetime
 from typing import Any
 
 import pytest
-from testing.models import client, refusal
+from testing.models import ModelError, client, refusal
 
 from amistore.testing.aws import FakeAWS
 
@@ -316,3 +316,9 @@ def test_images_come_in_pages_that_stay_while_images_are_added(aws: FakeAWS, ec2
     assert both[1] == "InvalidParameterCombination"
     assert refusal(ec2.describe_images, MaxResults=4)[1] == "InvalidParameterValue"
     assert refusal(ec2.describe_images, MaxResults=5, NextToken="x")[1] == "InvalidNextToken"
+
+
+def test_an_answer_that_the_model_does_not_know_fails_these_tests(aws: FakeAWS, ec2: Any) -> None:
+    image_id = aws.add_image(name="web", mappings=[], colour="red")
+    with pytest.raises(ModelError, match="unknown or repeated member colour"):
+        described(ec2, image_id)

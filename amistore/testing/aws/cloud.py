@@ -33,7 +33,8 @@ class Cloud:
         self.deregistered: set[str] = set()
         self.started: dict[tuple[str, str], tuple[object, Snapshot]] = {}
         self._numbers = itertools.count(1)
-        self._random = random.Random(0)  # noqa: S311 - names, not secrets
+        # Other ids in each region and account: who mixes them up is to notice.
+        self._random = random.Random(f"{region} {account_id}")  # noqa: S311 - names, not secrets
 
     def number(self) -> int:
         return next(self._numbers)

@@ -1,7 +1,10 @@
 """The EBS direct APIs: blocks of snapshots listed, read and written.
 
 The rules are those of the "EBS direct APIs reference", its guide "Use EBS direct APIs to
-access the contents of an EBS snapshot", and the guide's FAQ.
+access the contents of an EBS snapshot", and the guide's FAQ. No source tells which Reason
+goes with which refusal: INVALID_SNAPSHOT_ID for a snapshot in the wrong state or place,
+INVALID_BLOCK for data and indexes, and INVALID_PARAMETER_VALUE for the rest are our choice;
+so is it that completing twice is refused.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class FaultRule:
         self._block_index = block_index
         self._seen = 0
         self._lock = threading.Lock()
+        self._held_now = threading.Condition(self._lock)
         self._released = False
         self._held: set[socket.socket] = set()
 
@@ -70,11 +71,26 @@ class FaultRule:
             for waker in self._held:
                 waker.send(b"!")
 
+    def wait_until_held(self, calls: int = 1, timeout: float = 60) -> None:
+        """Wait, in real time, until so many calls are held at once.
+
+        Args:
+            calls: how many.
+            timeout: seconds.
+
+        Raises:
+            TimeoutError: they were not, in that time.
+        """
+        with self._held_now:
+            if not self._held_now.wait_for(lambda: len(self._held) >= calls, timeout):
+                raise TimeoutError(f"{len(self._held)} calls are held, not {calls}")
+
     @contextlib.contextmanager
     def holding(self, waker: socket.socket) -> Iterator[None]:
         """Have `release` write to a socket, on whose other end a call is held."""
         with self._lock:
             self._held.add(waker)
+            self._held_now.notify_all()
             if self._released:
                 waker.send(b"!")
         try:

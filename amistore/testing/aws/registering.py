@@ -1,6 +1,8 @@
 """RegisterImage: what makes an image, and what is refused.
 
 The rules are those of the EC2 API reference: RegisterImage, EbsBlockDevice, BlockDeviceMapping.
+The codes are published ones ("Error codes"), but which of them goes with which refusal is
+mostly our choice.
 """
 
 from __future__ import annotations

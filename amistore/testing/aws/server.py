@@ -102,6 +102,9 @@ class Connection(socketserver.StreamRequestHandler):
         super().setup()
         assert isinstance(self.server, Server)  # noqa: S101 - for the type alone
         self._host = self.server
+        self._call: Call | None = None
+        self._fault: FaultRule | None = None
+        self._open = False
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
@@ -119,33 +122,36 @@ class Connection(socketserver.StreamRequestHandler):
         line = self.rfile.readline(LINE)
         if not line.strip():
             return False
-        log = self._host.log
-        log.began()
-        call: Call | None = None
-        fault: FaultRule | None = None
-        status: int | None = None
+        self._host.log.began()
+        self._call, self._fault, self._open = None, None, True
         try:
             call = identified(self._head(line))
             if call.service == "ebs":
-                log.counted(call)
-                fault = self._host.faults.pick(call)
-                if fault is not None and fault.kind == "reset-before-body":
+                self._known(call)
+                if self._fault is not None and self._fault.kind == "reset-before-body":
                     raise GivenUpError(reset=True)
             call = attrs.evolve(call, body=self._body(call))
             if call.service != "ebs":
                 call = with_form(call)
-                log.counted(call)
-                fault = self._host.faults.pick(call)
-            answer = self._answer(call, fault)
-            status = answer.status
-            self._send(answer, fault)
+                self._known(call)
+            self._send(self._answer(call))
             return call.headers.get("connection", "").lower() != "close"
         except BadRequest as error:
-            status = 400
-            self._send(Answer(status=400, body=str(error).encode(), headers={"Connection": "close"}), None)
+            self._fault = None
+            self._send(Answer(status=400, body=str(error).encode(), headers={"Connection": "close"}))
             return False
         finally:
-            log.ended(call, status, fault.kind if fault else None)
+            self._ended(None)
+
+    def _known(self, call: Call) -> None:
+        self._host.log.counted(call)
+        self._call, self._fault = call, self._host.faults.pick(call)
+
+    def _ended(self, status: int | None) -> None:
+        """Log the request, once: before the client can know that it has its answer."""
+        if self._open:
+            self._open = False
+            self._host.log.ended(self._call, status, self._fault.kind if self._fault else None)
 
     def _head(self, line: bytes) -> Call:
         parts = line.decode("latin-1").split()
@@ -171,8 +177,9 @@ class Connection(socketserver.StreamRequestHandler):
             raise GivenUpError(reset=False)
         return body
 
-    def _answer(self, call: Call, fault: FaultRule | None) -> Answer:
+    def _answer(self, call: Call) -> Answer:
         """What is to be sent; the effect of the call, if it has one, is done."""
+        fault = self._fault
         kind = fault.kind if fault else None
         if fault is not None and kind == "silence":
             self._hold(fault)
@@ -192,20 +199,24 @@ class Connection(socketserver.StreamRequestHandler):
             answer = attrs.evolve(answer, body=bytes(changed))
         return answer
 
-    def _send(self, answer: Answer, fault: FaultRule | None) -> None:
+    def _send(self, answer: Answer) -> None:
+        fault = self._fault
         kind = fault.kind if fault else None
         phrase = http.HTTPStatus(answer.status).phrase
         lines = [f"HTTP/1.1 {answer.status} {phrase}", f"Content-Length: {len(answer.body)}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         if kind == "short-body":
+            self._ended(answer.status)
             self.wfile.write(head + answer.body[: len(answer.body) // 2])
             raise GivenUpError(reset=False)
         if fault is not None and kind == "slow-drip":
             self.wfile.write(head + answer.body[:DRIP])
             self._hold(fault)
+            self._ended(answer.status)
             self.wfile.write(answer.body[DRIP:])
             return
+        self._ended(answer.status)
         self.connection.sendall(head + answer.body)
 
     def _hold(self, fault: FaultRule) -> None:
