@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from amistore.backends.aws.actions import ACTIONS
+from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import InvalidRequestError
 
 __all__ = ["FLOWS", "actions", "policy"]
@@ -77,8 +77,7 @@ _RESOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "s3:ListMultipartUploadParts": ("object",),
 }
 
-_KMS_READ: Final = ("kms:Decrypt", "kms:DescribeKey")
-_KMS_WRITE: Final = (*_KMS_READ, "kms:GenerateDataKey*", "kms:ReEncrypt*")
+_GRANT: Final = "kms:CreateGrant"
 
 # IAM user guide, "IAM JSON policy elements: Version".
 _VERSION: Final = "2012-10-17"
@@ -141,10 +140,10 @@ def policy(
     ]
     keys = sorted(kms_key_arns)
     if keys:
-        writes = flow in _WRITING
-        statements.append(_statement(("keys",), _KMS_WRITE if writes else _KMS_READ, keys))
-        if writes:
-            grants = _statement(("grants",), ["kms:CreateGrant"], keys)
+        found = KMS_WRITE if flow in _WRITING else KMS_READ
+        statements.append(_statement(("keys",), [each for each in found if each != _GRANT], keys))
+        if _GRANT in found:
+            grants = _statement(("grants",), [_GRANT], keys)
             # Only EBS may make grants with it, on the caller's behalf.
             grants["Condition"] = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
             statements.append(grants)
