@@ -41,6 +41,7 @@ from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     AmistoreError,
+    ArchivedObjectError,
     ArchiveError,
     BackendError,
     ChecksumMismatchError,
@@ -66,6 +67,7 @@ from amistore.model import (
     Snapshot,
     Tag,
 )
+from amistore.objects import FileResumeLog, ResumeLog, abandon, pack_object, unpack_object
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
@@ -80,6 +82,7 @@ __all__ = [
     "AmistoreError",
     "Archive",
     "ArchiveError",
+    "ArchivedObjectError",
     "AttributeChange",
     "AttributeReport",
     "Backend",
@@ -97,6 +100,7 @@ __all__ = [
     "DirectoryBackend",
     "EbsBlockDevice",
     "Fate",
+    "FileResumeLog",
     "Image",
     "ImageRegistry",
     "InvalidRequestError",
@@ -112,6 +116,7 @@ __all__ = [
     "ProductCode",
     "Progress",
     "RecoveryReport",
+    "ResumeLog",
     "RetryPolicy",
     "RetryingBackend",
     "Snapshot",
@@ -127,12 +132,15 @@ __all__ = [
     "Volume",
     "VolumeDifference",
     "VolumeRecovery",
+    "abandon",
     "compare",
     "diff",
     "open",
     "pack",
+    "pack_object",
     "recover",
     "unpack",
+    "unpack_object",
 ]
 
 __version__ = "0.1.0"

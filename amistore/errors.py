@@ -15,6 +15,7 @@ __all__ = [
     "AlreadyExistsError",
     "AmistoreError",
     "ArchiveError",
+    "ArchivedObjectError",
     "BackendError",
     "ChecksumMismatchError",
     "CorruptArchiveError",
@@ -177,6 +178,10 @@ class ChecksumMismatchError(BackendError):
 
 class SourceChangedError(BackendError):
     """What was listed before differs from what is there now."""
+
+
+class ArchivedObjectError(BackendError):
+    """The object lies in a storage class that cannot be read before it is restored."""
 
 
 class StorageFullError(BackendError):

@@ -39,12 +39,14 @@ class PackedUnit:
 
     Attributes:
         pieces: the bytes; take them out to free them.
-        offset: the file offset behind them.
+        start: the file offset of the first of them.
+        end: the file offset behind the last.
         segment: the SEGD record, where it is a segment (with its PAD): a part may end behind it.
     """
 
     pieces: list[bytes]
-    offset: int
+    start: int
+    end: int
     segment: bytes | None = None
 
 
@@ -69,26 +71,27 @@ def packed_units(
         progress: called with a `Progress` after each segment.
     """
     writer = ContainerWriter(planned, encode.level)
-    yield PackedUnit(writer.front(), writer.offset)
+    yield PackedUnit(writer.front(), 0, writer.offset)
     with worker_pool(workers, executor) as (pool, limit):
         made = ordered_map(pool, encode, _items(planned, encode.source, len(carried)), limit)
         with contextlib.closing(made):
             done = 0
             for volume in planned.volumes:
-                yield PackedUnit(writer.volume(volume), writer.offset)
+                start = writer.offset
+                yield PackedUnit(writer.volume(volume), start, writer.offset)
                 for sequence in _segments(planned, volume):
                     encoded = carried[sequence] if sequence < len(carried) else next(made)
                     done += encoded.descriptor.runs.blocks
-                    record = encoded.record
-                    pieces = writer.segment(encoded)
+                    start = writer.offset
+                    unit = PackedUnit(writer.segment(encoded), start, writer.offset, encoded.record)
                     del encoded  # so that its frames are freed as they are taken
-                    unit = PackedUnit(pieces, writer.offset, record)
-                    del pieces
                     yield unit
                     del unit
                     _report(progress, planned, done, writer.offset)
             next(made, None)  # the second listing's end is checked after the last segment
-    yield PackedUnit(writer.tail(), writer.offset)
+    start = writer.offset
+    tail = writer.tail()
+    yield PackedUnit(tail, start, start + sum(map(len, tail)))
 
 
 def _segments(planned: Plan, volume: PlannedVolume) -> range:

@@ -43,9 +43,14 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),
     "upload_part": ("s3:PutObject",),
     "list_parts": ("s3:ListMultipartUploadParts",),
-    "complete_multipart_upload": ("s3:PutObject",),
-    "abort_multipart_upload": ("s3:AbortMultipartUpload",),
+    "complete_multipart_upload": ("s3:PutObject", "s3:ListMultipartUploadParts", "s3:GetObject"),
+    "abort_multipart_upload": ("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
     "list_multipart_uploads": ("s3:ListBucketMultipartUploads",),
+    "bucket_warnings": (
+        "s3:ListBucket",
+        "s3:GetBucketPublicAccessBlock",
+        "s3:GetEncryptionConfiguration",
+    ),
 }
 
 KMS_READ: Final = ("kms:Decrypt", "kms:DescribeKey")

@@ -24,6 +24,7 @@ __all__ = ["Connection"]
 
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 12.0  # seconds without a byte; hangs without it were coldsnap's (issues 374, 437)
+PART_TIMEOUT = 60.0  # the same of S3, whose answer to a part waits for all its bytes
 
 
 @attrs.define(eq=False)
@@ -100,15 +101,23 @@ class Connection:
             return client
 
     def _make(self, service: str) -> Any:
+        client = self._configured(service, {"payload_signing_enabled": False})
+        if client.meta.endpoint_url.startswith("https:"):
+            return client
+        return self._configured(service, {})
+
+    def _configured(self, service: str, s3: Mapping[str, Any]) -> Any:
         config = botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT if service != "s3" else 60.0,  # a part's answer waits for its bytes
+            read_timeout=PART_TIMEOUT if service == "s3" else READ_TIMEOUT,
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=64,
             user_agent_extra="amistore",
             # Parts carry a checksum of our own, which S3 verifies; ranges are checked by the archive.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
+            # A SHA-256 of each part is most of its cost, and TLS does the same: docs/decisions/0009.
+            s3=dict(s3),
         )
         return self._boto3_session().client(
             service,

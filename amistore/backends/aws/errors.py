@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import botocore.exceptions
+import botocore.parsers
 
 from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     AmistoreError,
+    ArchivedObjectError,
     BackendError,
     ChecksumMismatchError,
     InvalidRequestError,
@@ -84,6 +86,7 @@ _NOT_FOUND = frozenset(
 )
 _EXISTS = frozenset({"InvalidAMIName.Duplicate"})
 _CHANGED = frozenset({"PreconditionFailed", "412"})
+_ARCHIVED = frozenset({"InvalidObjectState"})
 _CHECKSUM = frozenset(
     {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 )
@@ -96,6 +99,8 @@ _RETRYABLE = frozenset(
         "ServiceUnavailable",
         "Unavailable",
         "IncompleteBody",
+        "ConditionalRequestConflict",
+        "OperationAborted",
     }
 )
 
@@ -133,13 +138,21 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise AccessDeniedError(
             f"credentials could not be got: {type(error).__name__}", operation=operation, **facts
         ) from None
-    except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
+    except (
+        botocore.exceptions.HTTPClientError,
+        botocore.exceptions.ConnectionError,
+        botocore.exceptions.IncompleteReadError,
+    ) as error:
         # The message of a connection's error holds the URL, and a presigned one's holds a signature.
         raise BackendError(
             f"the connection failed: {type(error).__name__}", retryable=True, operation=operation, **facts
         ) from None
     except botocore.exceptions.ParamValidationError as error:
         raise InvalidRequestError(f"{operation}: {error}", code="InvalidParameterValue") from None
+    except botocore.parsers.ResponseParserError:
+        # An answer that broke off, or a proxy's page; its text is in botocore's message.
+        message = "the answer is not readable"
+        raise BackendError(message, retryable=True, operation=operation, **facts) from None
     except botocore.exceptions.BotoCoreError as error:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
 
@@ -168,8 +181,9 @@ def service_error(
         return NotFoundError(text, operation=operation, **facts)
     if code in _THROTTLED or status == 429:
         return ThrottledError(text, retryable=True, operation=operation, **facts)
-    if status >= 500 or code in _RETRYABLE or reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message:
-        return BackendError(text, retryable=True, operation=operation, **facts)
+    # Codes before statuses: botocore makes a 500 of an error inside a 200.
+    if code in _ARCHIVED:
+        return ArchivedObjectError(text, operation=operation, **facts)
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
             f"{text}{_missing(code, operation, message, reason)}", operation=operation, **facts
@@ -182,6 +196,10 @@ def service_error(
         return SourceChangedError(text, operation=operation, **facts)
     if code in _CHECKSUM:
         return ChecksumMismatchError(text, retryable=True, operation=operation, **facts)
+    if reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE:
+        return BackendError(text, retryable=True, operation=operation, **facts)
+    if status >= 500 and status != 501:
+        return BackendError(text, retryable=True, operation=operation, **facts)
     return BackendError(text, operation=operation, **facts)
 
 

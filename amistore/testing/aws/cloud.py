@@ -31,7 +31,7 @@ class Cloud:
         self.snapshots: dict[str, Snapshot] = {}
         self.images: dict[str, Image] = {}
         self.deregistered: set[str] = set()
-        self.started: dict[tuple[str, str], tuple[object, str]] = {}
+        self.started: dict[tuple[str, str], tuple[object, Snapshot]] = {}
         self._numbers = itertools.count(1)
         self._random = random.Random(0)  # noqa: S311 - names, not secrets
 

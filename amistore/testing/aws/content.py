@@ -18,9 +18,11 @@ class Content(Protocol):
     @property
     def indexes(self) -> Sequence[int]:
         """The blocks that there are, ascending."""
+        ...
 
     def block(self, index: int) -> tuple[bytes, bytes]:
         """A block that there is, and its raw SHA-256."""
+        ...
 
 
 def position(indexes: Sequence[int], start: int) -> int:

@@ -125,15 +125,16 @@ def related(first: Snapshot, second: Snapshot) -> bool:
 
 def union(first: Content, second: Content, start: int) -> Iterator[tuple[int, bool, bool]]:
     """The blocks of both contents in order, and in which of them each is."""
-    sides = (((i, side) for i in following(content, start)) for side, content in enumerate((first, second)))
+    sides = [following(content, start, side) for side, content in enumerate((first, second))]
     for index, group in itertools.groupby(heapq.merge(*sides), key=lambda pair: pair[0]):
         present = {side for _, side in group}
         yield index, 0 in present, 1 in present
 
 
-def following(content: Content, start: int) -> Iterator[int]:
+def following(content: Content, start: int, side: int) -> Iterator[tuple[int, int]]:
     indexes = content.indexes
-    return (indexes[place] for place in range(position(indexes, start), len(indexes)))
+    for place in range(position(indexes, start), len(indexes)):
+        yield indexes[place], side
 
 
 def same(first: Content, second: Content, index: int) -> bool:

@@ -97,12 +97,16 @@ class Connection(socketserver.StreamRequestHandler):
 
     disable_nagle_algorithm = True
     rbufsize = 65_536
-    server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        assert isinstance(self.server, Server)  # noqa: S101 - for the type alone
+        self._host = self.server
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
             try:
-                while not self.server.closing.is_set() and self._serve():
+                while not self._host.closing.is_set() and self._serve():
                     pass
             except GivenUpError as end:
                 if end.reset:
@@ -115,7 +119,7 @@ class Connection(socketserver.StreamRequestHandler):
         line = self.rfile.readline(LINE)
         if not line.strip():
             return False
-        log = self.server.log
+        log = self._host.log
         log.began()
         call: Call | None = None
         fault: FaultRule | None = None
@@ -124,14 +128,14 @@ class Connection(socketserver.StreamRequestHandler):
             call = identified(self._head(line))
             if call.service == "ebs":
                 log.counted(call)
-                fault = self.server.faults.pick(call)
+                fault = self._host.faults.pick(call)
                 if fault is not None and fault.kind == "reset-before-body":
                     raise GivenUpError(reset=True)
             call = attrs.evolve(call, body=self._body(call))
             if call.service != "ebs":
                 call = with_form(call)
                 log.counted(call)
-                fault = self.server.faults.pick(call)
+                fault = self._host.faults.pick(call)
             answer = self._answer(call, fault)
             status = answer.status
             self._send(answer, fault)
@@ -179,7 +183,7 @@ class Connection(socketserver.StreamRequestHandler):
         if error is not None:
             answer = error_answer(call, error)
             return attrs.evolve(answer, status=200) if kind == "error-inside" else answer
-        answer = self.server.services.answer(call)
+        answer = self._host.services.answer(call)
         if kind == "lost-reply":
             raise GivenUpError(reset=True)
         if kind == "flipped-bit" and answer.body:

@@ -48,7 +48,10 @@ def start_snapshot(
         if earlier[0] != asked:
             message = "The client token was used with other parameters."
             raise ServiceError("ConflictException", message, status=409)
-        return described(cloud.snapshots[earlier[1]])
+        return described(earlier[1])
+    if wanted.get("Tags") and caller.denies("ec2:CreateTags"):
+        message = "The caller is not authorized to perform: ec2:CreateTags."
+        raise ServiceError("AccessDeniedException", message, status=403, reason="UNAUTHORIZED_ACCOUNT")
     parent = readable(wanted["ParentSnapshotId"], caller) if "ParentSnapshotId" in wanted else None
     if parent is not None and wanted["VolumeSize"] < parent.volume_size:
         raise invalid("VolumeSize is smaller than the parent snapshot's.", "INVALID_VOLUME_SIZE")
@@ -88,7 +91,7 @@ def start_snapshot(
     )
     cloud.snapshots[snapshot_id] = snapshot
     if token is not None:
-        cloud.started[caller.account_id, token] = (asked, snapshot_id)
+        cloud.started[caller.account_id, token] = (asked, snapshot)
     return described(snapshot)
 
 

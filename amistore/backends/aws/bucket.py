@@ -1,0 +1,71 @@
+"""What is unwise about a bucket that is to hold disks, as far as it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import botocore.exceptions
+
+from amistore.errors import InvalidRequestError
+
+__all__ = ["bucket_warnings"]
+
+_DENIED = frozenset({"AccessDenied", "403"})
+_UNKNOWN = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405"})
+# S3 API reference, GetPublicAccessBlock and GetBucketEncryption.
+_NO_BLOCK = "NoSuchPublicAccessBlockConfiguration"
+_NO_ENCRYPTION = "ServerSideEncryptionConfigurationNotFoundError"
+
+
+def bucket_warnings(client: Any, place: Mapping[str, Any], region_name: str) -> tuple[str, ...]:
+    """See `AWSObjectStore.bucket_warnings`; raises what botocore does.
+
+    Args:
+        client: boto3's, of S3.
+        place: the bucket, and its owner where known, as parameters.
+        region_name: where the bucket should be.
+    """
+    found = client.head_bucket(**place).get("BucketRegion") or region_name
+    if found != region_name:
+        raise InvalidRequestError(
+            f"the bucket {place['Bucket']} lies in {found}, and the AMI in {region_name}",
+            code="InaccessibleStorageLocation",
+        )
+    warnings = [
+        _warning(
+            lambda: _blocks_public_access(client.get_public_access_block(**place)),
+            _NO_BLOCK,
+            "the bucket does not block public access",
+        ),
+        _warning(
+            lambda: _encrypts(client.get_bucket_encryption(**place)),
+            _NO_ENCRYPTION,
+            "the bucket has no default encryption",
+        ),
+    ]
+    return tuple(warning for warning in warnings if warning)
+
+
+def _warning(is_set: Callable[[], bool], absent: str, warning: str) -> str | None:
+    try:
+        return None if is_set() else warning
+    except botocore.exceptions.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code == absent:
+            return warning
+        if code in _DENIED:
+            return f"access denied to find out whether {warning}"
+        if code in _UNKNOWN:
+            return None
+        raise
+
+
+def _blocks_public_access(answer: Mapping[str, Any]) -> bool:
+    names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+    block = answer.get("PublicAccessBlockConfiguration", {})
+    return all(block.get(name) for name in names)
+
+
+def _encrypts(answer: Mapping[str, Any]) -> bool:
+    return bool(answer.get("ServerSideEncryptionConfiguration", {}).get("Rules"))

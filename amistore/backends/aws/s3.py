@@ -1,0 +1,417 @@
+"""`AWSObjectStore`: S3, and servers that speak its language.
+
+Each method makes one attempt of each call that it needs; `retries.py` repeats the method.
+What a server answers is not taken at its word: ranges, ETags and sizes are compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import re
+import urllib.parse
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import botocore.exceptions
+from typing_extensions import Buffer
+
+from amistore.backends import checks
+from amistore.backends.aws.bucket import bucket_warnings
+from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.errors import aws_errors
+from amistore.backends.aws.metadata import decode_metadata, encode_metadata
+from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.errors import (
+    AlreadyExistsError,
+    ArchivedObjectError,
+    BackendError,
+    ChecksumMismatchError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.units import MIB
+
+__all__ = ["AWSObjectStore"]
+
+_MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
+_ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
+_MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class AWSObjectStore(ObjectStore):
+    """S3's objects.
+
+    Args:
+        connection: where and who.
+        settings: how objects are written.
+    """
+
+    def __init__(self, connection: Connection, settings: ObjectSettings | None = None) -> None:
+        self._connection = connection
+        self._settings = settings or ObjectSettings()
+
+    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+        answer = self._head(bucket, key)
+        return ObjectInfo(
+            size=answer["ContentLength"],
+            etag=_unquoted(answer["ETag"]),
+            metadata=decode_metadata(answer["Metadata"]),
+        )
+
+    def get_object_range(
+        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+    ) -> bytes:
+        """Read a range, as the interface says.
+
+        Raises:
+            ArchivedObjectError: the object's storage class cannot be read as it is.
+        """
+        checks.check_range(start, length)
+        with self._calling("get_object_range", bucket, key) as place:
+            if not length:
+                _check_etag(if_match, self._head(bucket, key)["ETag"])
+                return b""
+            condition = {} if if_match is None else {"IfMatch": f'"{if_match}"'}
+            try:
+                answer = self._client.get_object(
+                    **place, **condition, Range=f"bytes={start}-{start + length - 1}"
+                )
+            except botocore.exceptions.ClientError as error:
+                if _code(error) == "InvalidObjectState":
+                    raise self._archived(bucket, key) from None
+                if _code(error) != "InvalidRange":
+                    raise
+                # Behind the end, or so it says: an archive must not look shorter than it is.
+                found = self._head(bucket, key)
+                _check_etag(if_match, found["ETag"])
+                if start < found["ContentLength"]:
+                    raise BackendError("the server refuses a range that the object has") from None
+                return b""
+            with contextlib.closing(answer["Body"]) as body:
+                _check_etag(if_match, answer.get("ETag"))
+                return _range_of(answer, body, start, length)
+
+    def delete_object(self, bucket: str, key: str) -> None:
+        with self._calling("delete_object", bucket, key) as place:
+            try:
+                self._client.delete_object(**place)
+            except botocore.exceptions.ClientError as error:
+                if _code(error) != "NoSuchKey":  # of servers only; S3 answers 204
+                    raise
+
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        encoded = encode_metadata(metadata or {})
+        with self._calling("create_multipart_upload", bucket, key) as place:
+            answer = self._client.create_multipart_upload(
+                **place, **self._settings.of_upload(), Metadata=encoded
+            )
+            return str(answer["UploadId"])
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
+    ) -> UploadedPart:
+        # The two kinds of bytes that botocore takes.
+        body = content if isinstance(content, (bytes, bytearray)) else bytes(content)
+        return self._upload(bucket, key, upload_id, part_number, io.BytesIO(body), body)
+
+    def upload_part_file(
+        self, bucket: str, key: str, upload_id: str, part_number: int, file: BinaryIO
+    ) -> UploadedPart:
+        return self._upload(bucket, key, upload_id, part_number, file, file)
+
+    def _upload(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: BinaryIO, body: Any
+    ) -> UploadedPart:
+        checks.check_part_number(part_number)
+        with self._calling("upload_part", bucket, key, upload_id) as place:
+            size, sent = _checksum(content)
+            content.seek(0)
+            answer = self._client.upload_part(
+                **place,
+                PartNumber=part_number,
+                Body=body,
+                **({"ChecksumCRC32": sent} if self._settings.checksums else {}),
+            )
+            part = UploadedPart(part_number=part_number, size=size, etag=_unquoted(answer["ETag"]))
+            stored = answer.get("ChecksumCRC32")
+            # A server that says nothing of the checksum may not have looked at it.
+            same = stored == sent if stored else _is_md5_of(answer, content)
+            if not same:
+                raise ChecksumMismatchError(
+                    f"part {part_number} was not stored as it was sent", retryable=True
+                )
+            return part
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        return [part for part, _ in self._parts("list_parts", bucket, key, upload_id)]
+
+    def _parts(
+        self, operation: str, bucket: str, key: str, upload_id: str
+    ) -> list[tuple[UploadedPart, str | None]]:
+        """The parts, each with its CRC-32 where the server keeps it."""
+        with self._calling(operation, bucket, key, upload_id) as place:
+            pages = self._client.get_paginator("list_parts").paginate(**place)
+            found = [
+                (
+                    UploadedPart(
+                        part_number=part["PartNumber"], size=part["Size"], etag=_unquoted(part["ETag"])
+                    ),
+                    part.get("ChecksumCRC32"),
+                )
+                for page in pages
+                for part in page.get("Parts", [])
+            ]
+            return sorted(found, key=lambda pair: pair[0].part_number)
+
+    def complete_multipart_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[UploadedPart],
+        *,
+        if_none_match: bool = False,
+    ) -> ObjectInfo:
+        """Make the object, as the interface says.
+
+        After an error that is `retryable` the object may be there: look at it, by its metadata
+        and size, before the upload is called lost.
+        """
+        with self._calling("complete_multipart_upload", bucket, key, upload_id) as place:
+            found = self._parts("complete_multipart_upload", bucket, key, upload_id)
+            checks.check_parts(bucket, key, parts, [part for part, _ in found])
+            if if_none_match:
+                self._refuse_existing(bucket, key)
+            # S3 wants the checksums of an upload that was created with them.
+            checksums = {part.part_number: checksum for part, checksum in found if checksum}
+            named = [
+                {"PartNumber": part.part_number, "ETag": f'"{part.etag}"'}
+                | ({"ChecksumCRC32": checksums[part.part_number]} if part.part_number in checksums else {})
+                for part in parts
+            ]
+            try:
+                answer = self._client.complete_multipart_upload(
+                    **place,
+                    MultipartUpload={"Parts": named},
+                    **({"IfNoneMatch": "*"} if if_none_match else {}),
+                )
+            except botocore.exceptions.ClientError as error:
+                if if_none_match and _code(error) in ("PreconditionFailed", "412"):
+                    raise AlreadyExistsError("the object exists") from None
+                raise
+            info = self.head_object(bucket, key)
+            if "ETag" in answer and info.etag != _unquoted(answer["ETag"]):
+                raise SourceChangedError("the object was replaced as soon as it was made")
+            if info.size != sum(part.size for part in parts):
+                raise BackendError(f"the object has {info.size} bytes, which are not those of its parts")
+            return info
+
+    def _refuse_existing(self, bucket: str, key: str) -> None:
+        """Look first: some servers take no notice of If-None-Match."""
+        with contextlib.suppress(NotFoundError):
+            self._head(bucket, key)
+            raise AlreadyExistsError("the object exists")
+
+    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        """Drop an upload until no part of it is left; one that is not there is fine.
+
+        Raises:
+            BackendError: parts are left, of uploads to it that were still under way; `retryable`.
+        """
+        for _ in range(_ABORT_ROUNDS):
+            try:
+                with self._calling("abort_multipart_upload", bucket, key, upload_id) as place:
+                    self._client.abort_multipart_upload(**place)
+                    if not self._parts("abort_multipart_upload", bucket, key, upload_id):
+                        return
+            except _NoSuchUploadError:
+                return
+        raise BackendError(
+            f"upload {upload_id} still has parts, which cost money: abort it again",
+            retryable=True,
+            operation="abort_multipart_upload",
+            bucket=bucket,
+            key=key,
+        )
+
+    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
+        uploads: list[MultipartUpload] = []
+        marker: dict[str, str] = {}
+        with self._calling("list_multipart_uploads", bucket) as place:
+            while True:
+                # Keys may hold characters that XML cannot, so they come URL-encoded.
+                page = self._client.list_multipart_uploads(
+                    **place, Prefix=prefix, EncodingType="url", **marker
+                )
+                decode = urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
+                uploads += [
+                    MultipartUpload(key=decode(each["Key"]), upload_id=each["UploadId"])
+                    for each in page.get("Uploads", [])
+                ]
+                if not page.get("IsTruncated"):
+                    break
+                following = {
+                    "KeyMarker": decode(page.get("NextKeyMarker", "")),
+                    "UploadIdMarker": page.get("NextUploadIdMarker", ""),
+                }
+                if following == marker:
+                    raise BackendError("the server lists the same uploads again and again")
+                marker = following
+        # A server that ignores the prefix would have another's uploads aborted.
+        return [upload for upload in uploads if upload.key.startswith(prefix)]
+
+    def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
+        """Ask for a readable copy of an archived object; one that is on its way is fine.
+
+        Args:
+            bucket: of the object.
+            key: of the object.
+            days: for which the copy stays; None for an object in Intelligent-Tiering, which moves back.
+            tier: ``Standard``, ``Bulk`` or ``Expedited``: hours or minutes, and prices.
+        """
+        request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
+        with self._calling("restore_object", bucket, key) as place:
+            try:
+                self._client.restore_object(**place, RestoreRequest=request)
+            except botocore.exceptions.ClientError as error:
+                if _code(error) not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
+                    raise
+
+    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
+        """What is unwise about a bucket for disks: public access not blocked, no default encryption.
+
+        Raises:
+            NotFoundError: no such bucket.
+            AccessDeniedError: it is not yours, or not `expected_bucket_owner`'s.
+            InvalidRequestError: it lies in another Region.
+        """
+        with self._calling("bucket_warnings", bucket) as place:
+            return bucket_warnings(self._client, place, self._connection.region_name)
+
+    def _head(self, bucket: str, key: str) -> Any:
+        with self._calling("head_object", bucket, key) as place:
+            return self._client.head_object(**place)
+
+    def _archived(self, bucket: str, key: str) -> ArchivedObjectError:
+        found = self._head(bucket, key)
+        where = found.get("ArchiveStatus") or found.get("StorageClass") or "an archive"
+        if 'ongoing-request="true"' in found.get("Restore", ""):
+            return ArchivedObjectError(f"the object is being restored from {where}: try again in some hours")
+        return ArchivedObjectError(
+            f"the object lies in {where}: call restore_object, and read it hours later"
+        )
+
+    @property
+    def _client(self) -> Any:
+        return self._connection.client("s3")
+
+    @contextlib.contextmanager
+    def _calling(
+        self, operation: str, bucket: str, key: str | None = None, upload_id: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Check names, give the parameters that say where, and turn errors into ours."""
+        facts = {"bucket": bucket} if key is None else {"bucket": bucket, "key": key}
+        place: dict[str, Any] = {"Bucket": bucket}
+        if not bucket.startswith("arn:"):  # of an access point
+            checks.check_bucket(bucket)
+        if key is not None:
+            _check_key(key)
+            place["Key"] = key
+        with aws_errors(operation, **facts):
+            if upload_id is not None:
+                # With an empty one, a server may take the call for one on the object.
+                if not upload_id or not upload_id.isprintable():
+                    raise _NoSuchUploadError("no such upload")
+                place["UploadId"] = upload_id
+            if self._settings.expected_bucket_owner:
+                place["ExpectedBucketOwner"] = self._settings.expected_bucket_owner
+            try:
+                yield place
+            except botocore.exceptions.ClientError as error:
+                if _code(error) == "NoSuchUpload":
+                    raise _NoSuchUploadError("NoSuchUpload: no such upload") from None
+                raise
+
+
+class _NoSuchUploadError(NotFoundError):
+    """The upload is not there, though the bucket is."""
+
+
+def _code(error: botocore.exceptions.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _check_key(key: str) -> None:
+    """1 to 1,024 bytes of UTF-8."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequestError("a key is text that UTF-8 can say") from None
+    if not 1 <= size <= _MAXIMUM_KEY:
+        raise InvalidRequestError(f"a key has 1 to {_MAXIMUM_KEY} bytes, not {size}")
+
+
+def _unquoted(etag: str) -> str:
+    return etag.strip('"')
+
+
+def _check_etag(wanted: str | None, found: str | None) -> None:
+    """Of the answer itself, for servers that take no notice of If-Match."""
+    if wanted is not None and (found is None or _unquoted(found) != wanted):
+        raise SourceChangedError("the object was replaced")
+
+
+def _range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> bytes:
+    """The bytes of the range, of an answer that proves which bytes it has."""
+    told = answer.get("ContentRange")
+    if told is None:
+        # All of the object: the server does not know ranges.
+        if start > _MAXIMUM_SKIPPED:
+            raise BackendError("the server does not give ranges of objects")
+        size = answer["ContentLength"]
+        _read(body, min(start, size))
+        return _read(body, min(length, max(0, size - start)))
+    found = _CONTENT_RANGE.fullmatch(told)
+    first, last, size = (int(number) for number in found.groups()) if found else (-1, -1, -1)
+    if first != start or last != min(start + length, size) - 1:
+        raise BackendError(f"asked for bytes {start}-{start + length - 1}, the server gave {told!r}")
+    return _read(body, last - first + 1)
+
+
+def _read(body: Any, count: int) -> bytes:
+    content = bytes(body.read(count)) if count else b""
+    if len(content) != count:
+        raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
+    return content
+
+
+def _checksum(content: BinaryIO) -> tuple[int, str]:
+    """Size, and CRC-32 as S3 writes it (API reference, "Checking object integrity")."""
+    size = checksum = 0
+    content.seek(0)
+    while piece := content.read(MIB):
+        checksum = zlib.crc32(piece, checksum)
+        size += len(piece)
+    return size, base64.b64encode(checksum.to_bytes(4, "big")).decode()
+
+
+def _is_md5_of(answer: Mapping[str, Any], content: BinaryIO) -> bool:
+    """Whether the ETag is the content's MD5, where it can be one."""
+    etag = _unquoted(answer["ETag"])
+    if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
+        return True
+    content.seek(0)
+    digest = hashlib.md5(usedforsecurity=False)
+    while piece := content.read(MIB):
+        digest.update(piece)
+    return digest.hexdigest() == etag

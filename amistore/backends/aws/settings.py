@@ -1,0 +1,91 @@
+"""How objects are written: encryption, storage class, tags, and whose bucket it must be."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import attrs
+
+from amistore.errors import InvalidValueError
+
+__all__ = ["ObjectSettings"]
+
+Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
+
+# S3 API reference, CreateMultipartUpload: at most ten tags; CreateStoreImageTask, S3ObjectTag:
+# lengths and the reserved prefix.
+_MAXIMUM_TAGS = 10
+_MAXIMUM_TAG_KEY = 128
+_MAXIMUM_TAG_VALUE = 256
+
+
+def _check_account(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9]{12}", value)):
+        raise _invalid(attribute, value, "an account is 12 digits")
+
+
+def _check_encryption(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and value not in get_args(Encryption):
+        raise _invalid(attribute, value, f"encryption is one of {', '.join(get_args(Encryption))}")
+
+
+def _check_key(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not str(instance.server_side_encryption).startswith("aws:kms"):
+        raise _invalid(attribute, value, 'this goes with server_side_encryption="aws:kms"')
+
+
+def _check_tags(instance: ObjectSettings, attribute: attrs.Attribute[Any], tags: Mapping[str, str]) -> None:
+    if len(tags) > _MAXIMUM_TAGS:
+        raise _invalid(attribute, len(tags), f"an object has {_MAXIMUM_TAGS} tags at most")
+    for key, value in tags.items():
+        if not isinstance(key, str) or not 1 <= len(key) <= _MAXIMUM_TAG_KEY:
+            raise _invalid(attribute, key, f"a tag's key has 1 to {_MAXIMUM_TAG_KEY} characters")
+        if key.lower().startswith("aws:"):
+            raise _invalid(attribute, key, "tags that begin with aws: are AWS's own")
+        if not isinstance(value, str) or len(value) > _MAXIMUM_TAG_VALUE:
+            raise _invalid(attribute, value, f"a tag's value has {_MAXIMUM_TAG_VALUE} characters at most")
+
+
+def _invalid(attribute: attrs.Attribute[Any], value: object, rule: str) -> InvalidValueError:
+    field = f"ObjectSettings.{attribute.name}"
+    return InvalidValueError(f"{field}: {rule}, not {value!r}", field=field, value=value)
+
+
+@attrs.frozen(kw_only=True)
+class ObjectSettings:
+    """How objects are written; None leaves it to the bucket.
+
+    Attributes:
+        expected_bucket_owner: account of 12 digits; another one's bucket is refused, in every call.
+        server_side_encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
+        sse_kms_key_id: a KMS key's id, ARN or alias; without it, AWS's own key of the account.
+        bucket_key_enabled: S3 asks KMS for a key per bucket and not per object.
+        storage_class: such as ``STANDARD_IA`` or ``DEEP_ARCHIVE``.
+        tags: ten at most, keys up to 128 and values up to 256 characters.
+        checksums: send a CRC-32 with each part; False for a server that refuses it.
+    """
+
+    expected_bucket_owner: str | None = attrs.field(default=None, validator=_check_account)
+    server_side_encryption: Encryption | None = attrs.field(default=None, validator=_check_encryption)
+    sse_kms_key_id: str | None = attrs.field(default=None, validator=_check_key)
+    bucket_key_enabled: bool | None = attrs.field(default=None, validator=_check_key)
+    storage_class: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.matches_re(r"[A-Z_]+"))
+    )
+    tags: Mapping[str, str] = attrs.field(factory=dict, converter=dict, validator=_check_tags)
+    checksums: bool = True
+
+    def of_upload(self) -> dict[str, Any]:
+        """Parameters of CreateMultipartUpload that say the same."""
+        given = {
+            "ServerSideEncryption": self.server_side_encryption,
+            "SSEKMSKeyId": self.sse_kms_key_id,
+            "BucketKeyEnabled": self.bucket_key_enabled,
+            "StorageClass": self.storage_class,
+            "Tagging": urllib.parse.urlencode(self.tags, quote_via=urllib.parse.quote) or None,
+            "ChecksumAlgorithm": "CRC32" if self.checksums else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}

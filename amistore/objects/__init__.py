@@ -1,0 +1,12 @@
+"""Containers as objects of a store: packed into one, restored from one, moved; on after a crash.
+
+`upload.py` and `restoration.py` do it, `resumelog.py` is what they go on from, `transfer.py`
+joins two backends. Imports `archive`, `pipeline` and `backends`.
+"""
+
+from amistore.objects.abandonment import abandon
+from amistore.objects.restoration import unpack_object
+from amistore.objects.resumelog import FileResumeLog, ResumeLog
+from amistore.objects.upload import TASK_KEY, pack_object
+
+__all__ = ["TASK_KEY", "FileResumeLog", "ResumeLog", "abandon", "pack_object", "unpack_object"]

@@ -1,0 +1,46 @@
+"""S3 servers that are started once for all tests, and stores over them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_program, swift_server
+
+from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.s3 import AWSObjectStore
+from amistore.backends.aws.settings import ObjectSettings
+from amistore.testing import BucketCase
+
+
+def connect(url: str, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> Connection:
+    session = boto3.Session(
+        aws_access_key_id=access_key, aws_secret_access_key=secret_key, region_name="us-east-1"
+    )
+    return Connection.open(session, None, {"s3": url})
+
+
+def bucket_of(connection: Connection, settings: ObjectSettings | None = None) -> BucketCase:
+    """A new bucket."""
+    bucket = f"b{secrets.token_hex(8)}"
+    connection.client("s3").create_bucket(Bucket=bucket)
+    return BucketCase(store=AWSObjectStore(connection, settings), bucket=bucket)
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Swift, started once."""
+    if swift_program("swift-proxy-server") is None:
+        if os.environ.get("AMISTORE_REQUIRE_TOOLS"):
+            pytest.fail("swift is not installed")
+        pytest.skip("needs swift (pip install swift)")
+    with swift_server(tmp_path_factory.mktemp("swift")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def swift_connection(swift: str) -> Connection:
+    return connect(swift)

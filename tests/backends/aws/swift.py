@@ -1,0 +1,92 @@
+"""OpenStack Swift with its s3api, on loopback: a real object store that checks what it is sent.
+
+PyPI's ``swift`` has all of it. Signatures (v4), SHA-256, CRC-32 and MD5 of bodies, the order of
+parts, If-Match and If-None-Match are checked. It knows no tags, no encryption, no storage classes
+(501), no CRC-32 kept with a part, and no EncodingType in a list of uploads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from archive.servers import free_port, running
+
+SERVERS = ("object", "container", "account")
+FILTERS = ("catch_errors", "listing_formats", "bulk", "s3api", "tempauth", "slo")
+ACCESS_KEY = "test:tester"
+SECRET_KEY = "testsecret"
+
+
+def swift_program(name: str) -> str | None:
+    """Where it is: beside this Python, or on the PATH."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+@contextlib.contextmanager
+def swift_server(folder: Path) -> Iterator[str]:
+    """The URL of a Swift that keeps everything in this folder."""
+    for part in ("etc", "cache", "node/sdv1"):
+        (folder / part).mkdir(parents=True)
+    ports = {name: free_port() for name in (*SERVERS, "proxy")}
+    (folder / "etc/swift.conf").write_text(
+        "[swift-hash]\nswift_hash_path_prefix = a\nswift_hash_path_suffix = z\n"
+        "[storage-policy:0]\nname = gold\ndefault = yes\n"
+        # As long as S3's; Swift's own is 256.
+        "[swift-constraints]\nmax_meta_value_length = 2048\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for name in SERVERS:
+            _make_ring(folder, name, ports[name])
+            text = f"[pipeline:main]\npipeline = {name}-server\n[app:{name}-server]\nuse = egg:swift#{name}\n"
+            stack.enter_context(_server(folder, name, ports[name], text))
+        stack.enter_context(_server(folder, "proxy", ports["proxy"], _proxy_text()))
+        yield f"http://127.0.0.1:{ports['proxy']}"
+
+
+def _make_ring(folder: Path, name: str, port: int) -> None:
+    builder = str(folder / f"etc/{name}.builder")
+    for words in (["create", "2", "1", "0"], ["add", f"r1z1-127.0.0.1:{port}/sdv1", "1"], ["rebalance"]):
+        program = swift_program("swift-ring-builder")
+        done = subprocess.run([str(program), builder, *words], capture_output=True, text=True)
+        if done.returncode > 1:  # 1 is a warning
+            raise RuntimeError(f"swift-ring-builder {words[0]}: {done.stdout}{done.stderr}")
+
+
+def _server(folder: Path, name: str, port: int, text: str) -> contextlib.AbstractContextManager[None]:
+    common = {
+        "bind_ip": "127.0.0.1",
+        "bind_port": port,
+        "swift_dir": folder / "etc",
+        "devices": folder / "node",
+        "mount_check": "false",
+        "user": getpass.getuser(),
+        "workers": 0,
+        "log_address": "/dev/null",
+        "recon_cache_path": folder / "cache",
+        "fallocate_reserve": 0,
+        "disable_fallocate": "true",
+    }
+    file = folder / f"etc/{name}-server.conf"
+    file.write_text("[DEFAULT]\n" + "".join(f"{key} = {value}\n" for key, value in common.items()) + text)
+    return running([str(swift_program(f"swift-{name}-server")), str(file)], port)
+
+
+def _proxy_text() -> str:
+    # Small parts, and as many as S3 has, so that tests need not move gigabytes.
+    options = {
+        "s3api": "location = us-east-1\nmin_segment_size = 1\nmax_upload_part_num = 10000\n",
+        "tempauth": f"user_{ACCESS_KEY.replace(':', '_')} = {SECRET_KEY} .admin\n",
+        "slo": "max_manifest_segments = 10000\n",
+    }
+    return (
+        f"[pipeline:main]\npipeline = {' '.join(FILTERS)} proxy-server\n"
+        "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\naccount_autocreate = true\n"
+        + "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n{options.get(name, '')}" for name in FILTERS)
+    )
