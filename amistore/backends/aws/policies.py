@@ -40,6 +40,7 @@ _WRITE_OBJECT: Final = (
     "complete_multipart_upload",
     "abort_multipart_upload",
     "list_multipart_uploads",
+    "bucket_warnings",
 )
 
 FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -68,6 +69,8 @@ _RESOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "ec2:DeregisterImage": ("image",),
     "s3:ListBucket": ("bucket",),
     "s3:ListBucketMultipartUploads": ("bucket",),
+    "s3:GetBucketPublicAccessBlock": ("bucket",),
+    "s3:GetEncryptionConfiguration": ("bucket",),
     "s3:GetObject": ("object",),
     "s3:PutObject": ("object",),
     "s3:PutObjectTagging": ("object",),
@@ -103,6 +106,7 @@ def policy(
     bucket: str | None = None,
     prefix: str = "",
     kms_key_arns: Iterable[str] = (),
+    bucket_kms_key_arns: Iterable[str] = (),
     archived: bool = False,
 ) -> dict[str, Any]:
     """An identity policy that allows what a flow needs, and nothing else.
@@ -115,6 +119,7 @@ def policy(
             reads images and snapshots only.
         prefix: of the archives' keys.
         kms_key_arns: keys that encrypt the snapshots read, or the ones to make.
+        bucket_kms_key_arns: keys that encrypt the archives, where the bucket does that with KMS.
         archived: whether archives are to be restored from S3 Glacier.
 
     Raises:
@@ -147,6 +152,11 @@ def policy(
             # Only EBS may make grants with it, on the caller's behalf.
             grants["Condition"] = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
             statements.append(grants)
+    keys = sorted(bucket_kms_key_arns)
+    if keys:
+        # S3 user guide, "Protecting data using server-side encryption with AWS KMS keys".
+        writing = ["kms:GenerateDataKey"] if flow == "store" else []
+        statements.append(_statement(("bucket", "keys"), ["kms:Decrypt", *writing], keys))
     return {"Version": _VERSION, "Statement": statements}
 
 
@@ -166,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bucket", help="where the archives are")
     parser.add_argument("--prefix", default="", help="of the archives' keys")
     parser.add_argument("--kms-key-arn", action="append", default=[], dest="kms_key_arns", metavar="ARN")
+    parser.add_argument(
+        "--bucket-kms-key-arn", action="append", default=[], dest="bucket_kms_key_arns", metavar="ARN"
+    )
     parser.add_argument("--archived", action="store_true", help="restore archives from S3 Glacier")
     given = vars(parser.parse_args(arguments))
     try:
