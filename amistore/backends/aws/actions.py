@@ -1,7 +1,7 @@
 """Which of our verbs needs which IAM actions: for `policies.py`, and for `errors.py` to name the missing one.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" of Amazon
-EBS, Amazon EC2 and Amazon S3.
+EBS, Amazon EC2 and Amazon S3; EBS user guide, "Requirements for Amazon EBS encryption".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["ACTIONS"]
+__all__ = ["ACTIONS", "KMS_READ", "KMS_WRITE"]
 
 ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # EBS direct APIs
@@ -52,3 +52,9 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "s3:GetEncryptionConfiguration",
     ),
 }
+
+KMS_READ: Final = ("kms:Decrypt", "kms:DescribeKey")
+"""On the key of an encrypted snapshot, to read it."""
+
+KMS_WRITE: Final = (*KMS_READ, "kms:CreateGrant", "kms:GenerateDataKey*", "kms:ReEncrypt*")
+"""On the key that is to encrypt a snapshot, to write it."""

@@ -53,7 +53,6 @@ class AWSBackend(RetryingBackend):
         self.connection = Connection.open(session, region_name, endpoint_urls)
         super().__init__(
             _Services(
-                self.connection,
                 ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
                 s3=AWSObjectStore(self.connection, objects),
                 ec2=AWSImageRegistry(self.connection, image_tags=tuple(image_tags)),
@@ -65,9 +64,5 @@ class AWSBackend(RetryingBackend):
 class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):
     """The services as they are: one attempt a call."""
 
-    def __init__(self, connection: Connection, **services: Any) -> None:
-        super().__init__(**services)
-        self._connection = connection
-
     def preflight(self, image: Image) -> None:
-        preflight(image, connection=self._connection, registry=self.ec2, blocks=self.ebs)
+        preflight(image, registry=self.ec2, blocks=self.ebs)

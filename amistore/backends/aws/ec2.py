@@ -31,7 +31,7 @@ R = TypeVar("R")
 _logger = logging.getLogger("amistore")
 
 _ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
-_MOST_VALUES = 200  # of one filter (EC2 API reference, "List and filter resources")
+_MOST_IDS = 200  # snapshots in a call
 _PAGE = 1000  # images, the most (DescribeImages, MaxResults)
 _FIRST_PAUSE = 0.5  # seconds
 _LAST_PAUSE = 15.0  # seconds, as boto3's waiter image_available
@@ -155,12 +155,26 @@ class AWSImageRegistry(ImageRegistry):
 
     def _snapshots(self, snapshot_ids: Iterable[str]) -> Iterator[Snapshot]:
         wanted = sorted(set(snapshot_ids))
-        paginator = self._ec2.get_paginator("describe_snapshots")
-        for start in range(0, len(wanted), _MOST_VALUES):
-            # Asked for by a filter, one that is gone does not fail the call for the others.
-            named = [{"Name": "snapshot-id", "Values": wanted[start : start + _MOST_VALUES]}]
-            for page in paginator.paginate(Filters=named):
-                yield from map(images.snapshot_from, page.get("Snapshots", ()))
+        for start in range(0, len(wanted), _MOST_IDS):
+            yield from map(images.snapshot_from, self._those_there(wanted[start : start + _MOST_IDS]))
+
+    def _those_there(self, wanted: list[str]) -> list[dict[str, Any]]:
+        """Snapshots as DescribeSnapshots gives them, which fails for all when one is gone.
+
+        Asked for by a filter it would not, but look through all public snapshots.
+        """
+        while wanted:
+            try:
+                found = self._ec2.describe_snapshots(SnapshotIds=wanted)
+            except botocore.exceptions.ClientError as error:
+                described = error.response["Error"]
+                gone = set(wanted) & set(re.findall(r"snap-[0-9a-f]+", described.get("Message", "")))
+                if described.get("Code") != "InvalidSnapshot.NotFound" or not gone:
+                    raise
+                wanted = [each for each in wanted if each not in gone]
+            else:
+                return list(found.get("Snapshots", ()))
+        return []
 
     def _uefi_data(self, members: dict[str, Any]) -> str | None:
         image_id = members["ImageId"]

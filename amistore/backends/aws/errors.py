@@ -14,7 +14,7 @@ from typing import Any
 import botocore.exceptions
 import botocore.parsers
 
-from amistore.backends.aws.actions import ACTIONS
+from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -66,6 +66,8 @@ _DENIED = frozenset(
         "403",
     }
 )
+# Of those, where a permission is missing and not a credential wrong.
+_NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
 _NOT_FOUND = frozenset(
     {
         "ResourceNotFoundException",
@@ -183,7 +185,9 @@ def service_error(
     if code in _ARCHIVED:
         return ArchivedObjectError(text, operation=operation, **facts)
     if code in _DENIED or status in (401, 403):
-        return AccessDeniedError(f"{text}{_missing(operation, message)}", operation=operation, **facts)
+        return AccessDeniedError(
+            f"{text}{_missing(code, operation, message, reason)}", operation=operation, **facts
+        )
     if code in _NOT_FOUND or status == 404:
         return NotFoundError(text, operation=operation, **facts)
     if code in _EXISTS:
@@ -199,10 +203,13 @@ def service_error(
     return BackendError(text, operation=operation, **facts)
 
 
-def _missing(operation: str, message: str) -> str:
+def _missing(code: str, operation: str, message: str, reason: str) -> str:
     """The IAM action that the caller lacks, where the service's own text does not name it."""
     named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", message)
-    actions = ACTIONS.get(operation)
-    if named or not actions:
+    if named or code not in _NOT_ALLOWED:
         return ""
-    return f"; check the IAM permission {' and '.join(actions)}"
+    actions = ACTIONS.get(operation, ())
+    if reason == "DEPENDENCY_ACCESS_DENIED":  # of the EBS direct APIs: KMS
+        reads = operation in ("list_snapshot_blocks", "get_snapshot_block")
+        return f"; check {' and '.join(KMS_READ if reads else KMS_WRITE)} on the snapshot's KMS key"
+    return f"; check the IAM permission {' and '.join(actions)}" if actions else ""

@@ -29,6 +29,7 @@ from amistore.model.fields import from_wire, to_wire
 
 __all__ = [
     "FATES",
+    "KEPT",
     "fidelity",
     "image_from",
     "register_request",
@@ -57,9 +58,11 @@ _PARAMETERS: Final[tuple[str, ...]] = (
     "ImdsSupport",
     "UefiData",
 )
-_KEPT: Final[tuple[str, ...]] = (
+KEPT: Final[tuple[str, ...]] = (
+    "name",
     "description",
     "architecture",
+    "virtualization_type",
     "root_device_name",
     "ena_support",
     "sriov_net_support",
@@ -68,6 +71,8 @@ _KEPT: Final[tuple[str, ...]] = (
     "imds_support",
     "uefi_data",
 )
+"""Attributes of an image that RegisterImage takes as they are."""
+
 _TAKE_IOPS: Final = frozenset({"gp3", "io1", "io2"})
 _PROTECTED: Final = frozenset({"disabled", "enabled-with-cooldown", "enabled-without-cooldown"})
 _MOST_YEARS = 10  # EnableImageDeprecation, DeprecateAt
@@ -77,6 +82,7 @@ _BILLING = "EC2 derives it from a snapshot's own billing codes, which a new snap
 _OWN = "the new image's own"
 _LINEAGE = "RegisterImage cannot say what an image comes from; the archive keeps it"
 _CODES = "RegisterImage cannot set product codes"
+_OVERWRITTEN = "a tag that is given for all images goes over it"
 _OF_REGION = "kernels and RAM disks belong to paravirtual images and to a Region"
 
 FATES: Final[Mapping[str, tuple[Fate, str]]] = {
@@ -196,11 +202,13 @@ def registered(
         now: with a time zone; deprecation times before it cannot be set.
     """
     tags = {tag.key: tag for tag in [*without_reserved(image.tags), *without_reserved(image_tags)]}
+    taken = {each: getattr(image, each) for each in KEPT}
+    if name is not None:
+        taken["name"] = name
+    if image.virtualization_type is None:
+        taken["virtualization_type"] = "hvm"  # RegisterImage would take "paravirtual"
     return Image(
         image_id=image.image_id,
-        name=image.name if name is None else name,
-        # RegisterImage takes "paravirtual" where it is not said.
-        virtualization_type=image.virtualization_type or "hvm",
         deprecation_time=_deprecation(image.deprecation_time, now),
         deregistration_protection=image.deregistration_protection
         if image.deregistration_protection in _PROTECTED
@@ -222,7 +230,7 @@ def registered(
         image_type="machine",
         root_device_type="ebs",
         hypervisor="xen",
-        **{each: getattr(image, each) for each in _KEPT},
+        **taken,
     )
 
 
@@ -296,13 +304,19 @@ def fidelity(image: Image, kept: Image) -> tuple[AttributeReport, ...]:
         kept: what `registered` gives of it.
     """
     there = {leaf.path: leaf.value for leaf in leaves(kept)}
+    mapped = tuple(each for each in image.snapshots if each.snapshot_id in image.snapshot_ids)
+    wanted = {leaf.path for leaf in leaves(attrs.evolve(image, snapshots=mapped))}
 
     def fate(leaf: Leaf) -> tuple[Fate, str]:
         found, reason = FATES.get(leaf.name, _UNKNOWN)
+        if leaf.path not in wanted:
+            return Fate.DROPPED, "no mapping names the snapshot"
         if leaf.name in _NEVER_KEPT:
             return found, reason
         if leaf.path in there:
-            return (Fate.KEPT, "") if there[leaf.path] == leaf.value else (Fate.REMAPPED, reason)
+            if there[leaf.path] == leaf.value:
+                return Fate.KEPT, ""
+            return Fate.REMAPPED, _OVERWRITTEN if leaf.name == "tags.value" else reason
         return found, reason
 
     return report(image, fate)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from amistore.backends.aws.actions import ACTIONS
+from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import InvalidRequestError
 
 __all__ = ["FLOWS", "actions", "policy"]
@@ -40,6 +40,7 @@ _WRITE_OBJECT: Final = (
     "complete_multipart_upload",
     "abort_multipart_upload",
     "list_multipart_uploads",
+    "bucket_warnings",
 )
 
 FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -68,6 +69,8 @@ _RESOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "ec2:DeregisterImage": ("image",),
     "s3:ListBucket": ("bucket",),
     "s3:ListBucketMultipartUploads": ("bucket",),
+    "s3:GetBucketPublicAccessBlock": ("bucket",),
+    "s3:GetEncryptionConfiguration": ("bucket",),
     "s3:GetObject": ("object",),
     "s3:PutObject": ("object",),
     "s3:PutObjectTagging": ("object",),
@@ -77,8 +80,7 @@ _RESOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "s3:ListMultipartUploadParts": ("object",),
 }
 
-_KMS_READ: Final = ("kms:Decrypt", "kms:DescribeKey")
-_KMS_WRITE: Final = (*_KMS_READ, "kms:GenerateDataKey*", "kms:ReEncrypt*")
+_GRANT: Final = "kms:CreateGrant"
 
 # IAM user guide, "IAM JSON policy elements: Version".
 _VERSION: Final = "2012-10-17"
@@ -104,6 +106,7 @@ def policy(
     bucket: str | None = None,
     prefix: str = "",
     kms_key_arns: Iterable[str] = (),
+    bucket_kms_key_arns: Iterable[str] = (),
     archived: bool = False,
 ) -> dict[str, Any]:
     """An identity policy that allows what a flow needs, and nothing else.
@@ -116,6 +119,7 @@ def policy(
             reads images and snapshots only.
         prefix: of the archives' keys.
         kms_key_arns: keys that encrypt the snapshots read, or the ones to make.
+        bucket_kms_key_arns: keys that encrypt the archives, where the bucket does that with KMS.
         archived: whether archives are to be restored from S3 Glacier.
 
     Raises:
@@ -141,13 +145,18 @@ def policy(
     ]
     keys = sorted(kms_key_arns)
     if keys:
-        writes = flow in _WRITING
-        statements.append(_statement(("keys",), _KMS_WRITE if writes else _KMS_READ, keys))
-        if writes:
-            grants = _statement(("grants",), ["kms:CreateGrant"], keys)
+        found = KMS_WRITE if flow in _WRITING else KMS_READ
+        statements.append(_statement(("keys",), [each for each in found if each != _GRANT], keys))
+        if _GRANT in found:
+            grants = _statement(("grants",), [_GRANT], keys)
             # Only EBS may make grants with it, on the caller's behalf.
             grants["Condition"] = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
             statements.append(grants)
+    keys = sorted(bucket_kms_key_arns)
+    if keys:
+        # S3 user guide, "Protecting data using server-side encryption with AWS KMS keys".
+        writing = ["kms:GenerateDataKey"] if flow == "store" else []
+        statements.append(_statement(("bucket", "keys"), ["kms:Decrypt", *writing], keys))
     return {"Version": _VERSION, "Statement": statements}
 
 
@@ -167,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bucket", help="where the archives are")
     parser.add_argument("--prefix", default="", help="of the archives' keys")
     parser.add_argument("--kms-key-arn", action="append", default=[], dest="kms_key_arns", metavar="ARN")
+    parser.add_argument(
+        "--bucket-kms-key-arn", action="append", default=[], dest="bucket_kms_key_arns", metavar="ARN"
+    )
     parser.add_argument("--archived", action="store_true", help="restore archives from S3 Glacier")
     given = vars(parser.parse_args(arguments))
     try:

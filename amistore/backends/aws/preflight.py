@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amistore.backends import checks
-from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ec2 import AWSImageRegistry
 from amistore.backends.blocks import BlockSource
 from amistore.errors import AccessDeniedError, AmistoreError, BackendError, InvalidRequestError, NotFoundError
@@ -18,17 +17,14 @@ from amistore.model import Image, Snapshot
 __all__ = ["preflight"]
 
 
-def preflight(
-    image: Image, *, connection: Connection, registry: AWSImageRegistry, blocks: BlockSource
-) -> None:
+def preflight(image: Image, *, registry: AWSImageRegistry, blocks: BlockSource) -> None:
     """Find everything that would make storing an image fail, by trial where nothing else tells.
 
     Reads the first block of each snapshot. That ends listings of the same snapshots that are
     under way: call it before them.
 
     Args:
-        image: as described in the Region of `connection`.
-        connection: where it is.
+        image: as described by `registry`.
         registry: asked for the snapshots' states.
         blocks: lists and reads their blocks.
 
@@ -41,7 +37,7 @@ def preflight(
     The error is of the first finding's class; its message tells all of them.
     """
     checks.check_storable(image)
-    findings = list(_findings(image, connection.region_name, registry, blocks))
+    findings = list(_findings(image, registry, blocks))
     if not findings:
         return
     first = findings[0]
@@ -54,20 +50,19 @@ def preflight(
     raise first
 
 
-def _findings(
-    image: Image, region_name: str, registry: AWSImageRegistry, blocks: BlockSource
-) -> Iterator[AmistoreError]:
+def _findings(image: Image, registry: AWSImageRegistry, blocks: BlockSource) -> Iterator[AmistoreError]:
     if image.state != "available":
         remedy = "enable it (enable-image)" if image.state == "disabled" else "wait until it is available"
         yield InvalidRequestError(
             f"{image.image_id} is {image.state}, not available: {remedy}", code="InvalidAMIID.Unavailable"
         )
+    region = registry.connection.region_name
     there = {each.snapshot_id: each for each in registry.describe_snapshots(image.snapshot_ids)}
     for snapshot_id in image.snapshot_ids:
         snapshot = there.get(snapshot_id)
         if snapshot is None:
             yield NotFoundError(
-                f"{snapshot_id} is not there for this account in {region_name}: it was deleted, is not shared"
+                f"{snapshot_id} is not there for this account in {region}: it was deleted, is not shared"
                 " with the account, or is of another Region; use that Region, ask the owner to share it, or"
                 " make another image",
                 snapshot_id=snapshot_id,

@@ -44,7 +44,7 @@ class Account:
     ) -> Account:
         connection = connect(aws, credential)
         registry = AWSImageRegistry(
-            connection, image_tags=image_tags, sleep=aws.clock.advance, clock=aws.clock.now
+            connection, image_tags=tuple(image_tags), sleep=aws.clock.advance, clock=aws.clock.now
         )
         return cls(aws, AWSBlockStore(connection), registry)
 

@@ -210,8 +210,17 @@ def test_tags_of_the_registry_go_over_the_images_own() -> None:
     image = ebs_image(tags=(amistore.Tag(key="Name", value="old"), amistore.Tag(key="Team", value="a")))
     kept = mapping.registered(image, image_tags=[amistore.Tag(key="Name", value="new")], now=NOW)
     assert {tag.key: tag.value for tag in kept.tags} == {"Name": "new", "Team": "a"}
-    fates = {each.attribute: each.fate for each in mapping.fidelity(image, kept)}
-    assert fates["tags[Name].value"] is Fate.REMAPPED
+    found = {each.attribute: each for each in mapping.fidelity(image, kept)}["tags[Name].value"]
+    assert (found.fate, found.reason) == (Fate.REMAPPED, "a tag that is given for all images goes over it")
+
+
+def test_a_snapshot_that_no_mapping_names_is_said_to_be_dropped() -> None:
+    other = amistore.Snapshot(snapshot_id="snap-00000000000000000", volume_size=1)
+    image = attrs.evolve(ebs_image(), snapshots=(other,))
+    reports = mapping.fidelity(image, mapping.registered(image, now=NOW))
+    assert [(each.fate, each.reason) for each in reports if each.attribute.startswith("snapshots")] == [
+        (Fate.DROPPED, "no mapping names the snapshot")
+    ] * 2
 
 
 @pytest.mark.parametrize(
