@@ -43,6 +43,7 @@ _MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
 _MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_OF_UPLOAD = re.compile(r"-\d+$")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -115,7 +116,12 @@ class AWSObjectStore(ObjectStore):
             answer = self._client.create_multipart_upload(
                 **place, **self._settings.of_upload(), Metadata=encoded
             )
-            return str(answer["UploadId"])
+            upload_id = str(answer["UploadId"])
+            wanted = self._settings.server_side_encryption
+            if wanted and answer.get("ServerSideEncryption") != wanted:
+                self.abort_multipart_upload(bucket, key, upload_id)
+                raise BackendError(f"the server does not encrypt with {wanted}")
+            return upload_id
 
     def upload_part(
         self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
@@ -210,7 +216,8 @@ class AWSObjectStore(ObjectStore):
                     raise AlreadyExistsError("the object exists") from None
                 raise
             info = self.head_object(bucket, key)
-            if "ETag" in answer and info.etag != _unquoted(answer["ETag"]):
+            # rclone's objects have another ETag than their completion said, and none of an upload.
+            if _OF_UPLOAD.search(info.etag) and info.etag != _unquoted(answer.get("ETag", info.etag)):
                 raise SourceChangedError("the object was replaced as soon as it was made")
             if info.size != sum(part.size for part in parts):
                 raise BackendError(f"the object has {info.size} bytes, which are not those of its parts")
@@ -231,7 +238,12 @@ class AWSObjectStore(ObjectStore):
         for _ in range(_ABORT_ROUNDS):
             try:
                 with self._calling("abort_multipart_upload", bucket, key, upload_id) as place:
-                    self._client.abort_multipart_upload(**place)
+                    try:
+                        self._client.abort_multipart_upload(**place)
+                    except botocore.exceptions.ClientError as error:
+                        if _code(error) == "NoSuchKey":  # Swift's answer where it was completed
+                            return
+                        raise
                     if not self._parts("abort_multipart_upload", bucket, key, upload_id):
                         return
             except _NoSuchUploadError:
@@ -250,9 +262,14 @@ class AWSObjectStore(ObjectStore):
         with self._calling("list_multipart_uploads", bucket) as place:
             while True:
                 # Keys may hold characters that XML cannot, so they come URL-encoded.
-                page = self._client.list_multipart_uploads(
-                    **place, Prefix=prefix, EncodingType="url", **marker
-                )
+                try:
+                    page = self._client.list_multipart_uploads(
+                        **place, Prefix=prefix, EncodingType="url", **marker
+                    )
+                except botocore.exceptions.ClientError as error:
+                    if _code(error) == "NoSuchUpload":  # rclone's answer where there is none
+                        break
+                    raise
                 decode = urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
                 uploads += [
                     MultipartUpload(key=decode(each["Key"]), upload_id=each["UploadId"])
