@@ -88,9 +88,7 @@ def test_the_server_itself_refuses_a_second_create(
     assert objects.store.get_object_range(objects.bucket, "key", 0, 9) == b"first"
 
 
-def test_swift_checks_the_checksum_of_a_part(
-    objects: BucketCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_swift_checks_the_checksum_of_a_part(objects: BucketCase, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = objects.store.create_multipart_upload(objects.bucket, "key")
     monkeypatch.setattr("amistore.backends.aws.s3.zlib.crc32", lambda piece, value: 7)
     with pytest.raises(ChecksumMismatchError) as raised:
