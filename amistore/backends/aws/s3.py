@@ -6,13 +6,10 @@ What a server answers is not taken at its word: ranges, ETags and sizes are comp
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import io
 import re
 import urllib.parse
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -24,6 +21,7 @@ from amistore.backends.aws.bucket import bucket_warnings
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors
 from amistore.backends.aws.metadata import decode_metadata, encode_metadata
+from amistore.backends.aws.proofs import checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
@@ -35,16 +33,12 @@ from amistore.errors import (
     NotFoundError,
     SourceChangedError,
 )
-from amistore.units import MIB
 
 __all__ = ["AWSObjectStore"]
 
 _MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
-_MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
-_MD5 = re.compile(r"[0-9a-f]{32}")
 _OF_UPLOAD = re.compile(r"-\d+$")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class AWSObjectStore(ObjectStore):
@@ -98,7 +92,7 @@ class AWSObjectStore(ObjectStore):
                 return b""
             with contextlib.closing(answer["Body"]) as body:
                 _check_etag(if_match, answer.get("ETag"))
-                return _range_of(answer, body, start, length)
+                return range_of(answer, body, start, length)
 
     def delete_object(self, bucket: str, key: str) -> None:
         with self._calling("delete_object", bucket, key) as place:
@@ -140,7 +134,7 @@ class AWSObjectStore(ObjectStore):
     ) -> UploadedPart:
         checks.check_part_number(part_number)
         with self._calling("upload_part", bucket, key, upload_id) as place:
-            size, sent = _checksum(content)
+            size, sent = checksum_of(content)
             content.seek(0)
             answer = self._client.upload_part(
                 **place,
@@ -151,7 +145,7 @@ class AWSObjectStore(ObjectStore):
             part = UploadedPart(part_number=part_number, size=size, etag=_unquoted(answer["ETag"]))
             stored = answer.get("ChecksumCRC32")
             # A server that says nothing of the checksum may not have looked at it.
-            same = stored == sent if stored else _is_md5_of(answer, content)
+            same = stored == sent if stored else is_stored_md5(answer, content)
             if not same:
                 raise ChecksumMismatchError(
                     f"part {part_number} was not stored as it was sent", retryable=True
@@ -386,49 +380,3 @@ def _check_etag(wanted: str | None, found: str | None) -> None:
     """Of the answer itself, for servers that take no notice of If-Match."""
     if wanted is not None and (found is None or _unquoted(found) != wanted):
         raise SourceChangedError("the object was replaced")
-
-
-def _range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> bytes:
-    """The bytes of the range, of an answer that proves which bytes it has."""
-    told = answer.get("ContentRange")
-    if told is None:
-        # All of the object: the server does not know ranges.
-        if start > _MAXIMUM_SKIPPED:
-            raise BackendError("the server does not give ranges of objects")
-        size = answer["ContentLength"]
-        _read(body, min(start, size))
-        return _read(body, min(length, max(0, size - start)))
-    found = _CONTENT_RANGE.fullmatch(told)
-    first, last, size = (int(number) for number in found.groups()) if found else (-1, -1, -1)
-    if first != start or last != min(start + length, size) - 1:
-        raise BackendError(f"asked for bytes {start}-{start + length - 1}, the server gave {told!r}")
-    return _read(body, last - first + 1)
-
-
-def _read(body: Any, count: int) -> bytes:
-    content = bytes(body.read(count)) if count else b""
-    if len(content) != count:
-        raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
-    return content
-
-
-def _checksum(content: BinaryIO) -> tuple[int, str]:
-    """Size, and CRC-32 as S3 writes it (API reference, "Checking object integrity")."""
-    size = checksum = 0
-    content.seek(0)
-    while piece := content.read(MIB):
-        checksum = zlib.crc32(piece, checksum)
-        size += len(piece)
-    return size, base64.b64encode(checksum.to_bytes(4, "big")).decode()
-
-
-def _is_md5_of(answer: Mapping[str, Any], content: BinaryIO) -> bool:
-    """Whether the ETag is the content's MD5, where it can be one."""
-    etag = _unquoted(answer["ETag"])
-    if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
-        return True
-    content.seek(0)
-    digest = hashlib.md5(usedforsecurity=False)
-    while piece := content.read(MIB):
-        digest.update(piece)
-    return digest.hexdigest() == etag

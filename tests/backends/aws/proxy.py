@@ -59,7 +59,7 @@ class Answer:
 
 def error_answer(status: int, code: str, message: str = "a fault") -> Answer:
     """An error as S3 writes it (API reference, "Error responses")."""
-    text = f"<?xml version='1.0' encoding='UTF-8'?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     return Answer(status=status, headers={"Content-Type": "application/xml"}, body=text.encode())
 
 

@@ -82,12 +82,14 @@ def _server(folder: Path, name: str, port: int, text: str) -> contextlib.Abstrac
 def _proxy_text() -> str:
     # Small parts, as many as S3 has, and small pages, so that tests need not move gigabytes.
     options = {
-        "s3api": "location = us-east-1\nmin_segment_size = 1\nmax_upload_part_num = 10000\nmax_parts_listing = 8\n",
+        "s3api": "location = us-east-1\nmin_segment_size = 1\n"
+        "max_upload_part_num = 10000\nmax_parts_listing = 8\n",
         "tempauth": f"user_{ACCESS_KEY.replace(':', '_')} = {SECRET_KEY} .admin\n",
         "slo": "max_manifest_segments = 10000\n",
     }
     return (
         f"[pipeline:main]\npipeline = {' '.join(FILTERS)} proxy-server\n"
-        "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\naccount_autocreate = true\n"
+        "[app:proxy-server]\nuse = egg:swift#proxy\n"
+        "allow_account_management = true\naccount_autocreate = true\n"
         + "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n{options.get(name, '')}" for name in FILTERS)
     )

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 import pytest
+from backends.aws.conftest import connect
+from backends.aws.proxy import Answer, FaultProxy, error_answer, fault_proxy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,8 +29,6 @@ from amistore.errors import (
     InvalidValueError,
     SourceChangedError,
 )
-from backends.aws.conftest import connect
-from backends.aws.proxy import Answer, FaultProxy, error_answer, fault_proxy
 
 OBJECT = bytes(range(100))
 ETAG = {"ETag": '"one"'}

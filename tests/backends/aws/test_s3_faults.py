@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 import pytest
+from backends.aws.certificate import make_certificate
+from backends.aws.conftest import bucket_of, connect, require
+from backends.aws.proxy import Fault, FaultProxy, fault_proxy
 
 from amistore.backends.aws import connection as connection_module
 from amistore.backends.aws.s3 import AWSObjectStore
@@ -19,9 +23,6 @@ from amistore.errors import (
     ThrottledError,
 )
 from amistore.testing import BucketCase
-from backends.aws.certificate import make_certificate
-from backends.aws.conftest import bucket_of, connect
-from backends.aws.proxy import Fault, FaultProxy, fault_proxy
 
 pytestmark = pytest.mark.xdist_group("swift")
 
@@ -156,6 +157,7 @@ def test_a_bit_flipped_on_the_way_to_the_server_is_noticed(case: Case) -> None:
 def test_over_tls_a_part_is_not_signed_but_its_checksum_is_verified(
     swift: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    require("openssl", shutil.which("openssl"))
     certificate = make_certificate(tmp_path)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
     with fault_proxy(swift, certificate=certificate) as proxy:
