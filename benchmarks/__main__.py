@@ -14,9 +14,10 @@ from benchmarks.machine import facts
 from benchmarks.memory import measure_checksum, measure_index, measure_memory, measure_plan
 from benchmarks.peers import compare_peers
 from benchmarks.reading import measure_reading
+from benchmarks.s3 import measure_parts
 from benchmarks.table import Row, print_heading, print_row
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3"]
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def main() -> None:
         _section("Large volumes", (row for rows in (measure_plan(), measure_index()) for row in rows))
     if "checksum" in options.only:
         _section("CRC-32C of records without a C extension", measure_checksum(options.repeats))
+    if "s3" in options.only:
+        _section("Parts of an S3 upload over TLS, one after the other", measure_parts(options.repeats))
 
 
 def _measure_speed(work: Path, options: argparse.Namespace) -> None:

@@ -16,8 +16,11 @@ from typing_extensions import Buffer
 
 from amistore.backends import files
 from amistore.errors import BackendError, InvalidRequestError, SourceChangedError
+from amistore.units import MIB
 
 __all__ = ["FileRanges", "ObjectRanges", "RangeFile", "RangeReader", "RangeStream", "StreamRanges"]
+
+_READ_ALL = 8 * MIB  # bytes a request
 
 
 class RangeReader(abc.ABC):
@@ -190,6 +193,10 @@ class RangeFile(io.RawIOBase):
             raise ValueError(f"cannot seek to {offset}, whence {whence}")
         self._position = bases[whence] + offset
         return self._position
+
+    def readall(self) -> bytes:
+        """All that is left; `io`'s own way asks for 8 KiB at a time."""
+        return b"".join(iter(lambda: self.read(_READ_ALL), b""))
 
     def readinto(self, buffer: Buffer) -> int:
         """Fill `buffer`, less only at the end."""

@@ -47,9 +47,9 @@ def bucket_warnings(client: Any, place: Mapping[str, Any], region_name: str) -> 
     return tuple(warning for warning in warnings if warning)
 
 
-def _warning(is_set: Callable[[], bool], absent: str, warning: str) -> str | None:
+def _warning(is_set: Callable[[], bool | None], absent: str, warning: str) -> str | None:
     try:
-        return None if is_set() else warning
+        return warning if is_set() is False else None
     except botocore.exceptions.ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code == absent:
@@ -61,11 +61,12 @@ def _warning(is_set: Callable[[], bool], absent: str, warning: str) -> str | Non
         raise
 
 
-def _blocks_public_access(answer: Mapping[str, Any]) -> bool:
+def _blocks_public_access(answer: Mapping[str, Any]) -> bool | None:
     names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-    block = answer.get("PublicAccessBlockConfiguration", {})
-    return all(block.get(name) for name in names)
+    block = answer.get("PublicAccessBlockConfiguration")
+    # Servers that do not know the question answer another one, a list of the bucket's keys.
+    return all(block.get(name) for name in names) if block else None
 
 
-def _encrypts(answer: Mapping[str, Any]) -> bool:
-    return bool(answer.get("ServerSideEncryptionConfiguration", {}).get("Rules"))
+def _encrypts(answer: Mapping[str, Any]) -> bool | None:
+    return True if answer.get("ServerSideEncryptionConfiguration", {}).get("Rules") else None

@@ -6,13 +6,10 @@ What a server answers is not taken at its word: ranges, ETags and sizes are comp
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import io
 import re
 import urllib.parse
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -24,6 +21,7 @@ from amistore.backends.aws.bucket import bucket_warnings
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors
 from amistore.backends.aws.metadata import decode_metadata, encode_metadata
+from amistore.backends.aws.proofs import checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
@@ -35,15 +33,12 @@ from amistore.errors import (
     NotFoundError,
     SourceChangedError,
 )
-from amistore.units import MIB
 
 __all__ = ["AWSObjectStore"]
 
 _MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
-_MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
-_MD5 = re.compile(r"[0-9a-f]{32}")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_OF_UPLOAD = re.compile(r"-\d+$")
 
 
 class AWSObjectStore(ObjectStore):
@@ -97,7 +92,7 @@ class AWSObjectStore(ObjectStore):
                 return b""
             with contextlib.closing(answer["Body"]) as body:
                 _check_etag(if_match, answer.get("ETag"))
-                return _range_of(answer, body, start, length)
+                return range_of(answer, body, start, length)
 
     def delete_object(self, bucket: str, key: str) -> None:
         with self._calling("delete_object", bucket, key) as place:
@@ -115,7 +110,12 @@ class AWSObjectStore(ObjectStore):
             answer = self._client.create_multipart_upload(
                 **place, **self._settings.of_upload(), Metadata=encoded
             )
-            return str(answer["UploadId"])
+            upload_id = str(answer["UploadId"])
+            wanted = self._settings.server_side_encryption
+            if wanted and answer.get("ServerSideEncryption") != wanted:
+                self.abort_multipart_upload(bucket, key, upload_id)
+                raise BackendError(f"the server does not encrypt with {wanted}")
+            return upload_id
 
     def upload_part(
         self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
@@ -134,7 +134,7 @@ class AWSObjectStore(ObjectStore):
     ) -> UploadedPart:
         checks.check_part_number(part_number)
         with self._calling("upload_part", bucket, key, upload_id) as place:
-            size, sent = _checksum(content)
+            size, sent = checksum_of(content)
             content.seek(0)
             answer = self._client.upload_part(
                 **place,
@@ -145,7 +145,7 @@ class AWSObjectStore(ObjectStore):
             part = UploadedPart(part_number=part_number, size=size, etag=_unquoted(answer["ETag"]))
             stored = answer.get("ChecksumCRC32")
             # A server that says nothing of the checksum may not have looked at it.
-            same = stored == sent if stored else _is_md5_of(answer, content)
+            same = stored == sent if stored else is_stored_md5(answer, content)
             if not same:
                 raise ChecksumMismatchError(
                     f"part {part_number} was not stored as it was sent", retryable=True
@@ -210,7 +210,8 @@ class AWSObjectStore(ObjectStore):
                     raise AlreadyExistsError("the object exists") from None
                 raise
             info = self.head_object(bucket, key)
-            if "ETag" in answer and info.etag != _unquoted(answer["ETag"]):
+            # rclone's objects have another ETag than their completion said, and none of an upload.
+            if _OF_UPLOAD.search(info.etag) and info.etag != _unquoted(answer.get("ETag", info.etag)):
                 raise SourceChangedError("the object was replaced as soon as it was made")
             if info.size != sum(part.size for part in parts):
                 raise BackendError(f"the object has {info.size} bytes, which are not those of its parts")
@@ -231,7 +232,12 @@ class AWSObjectStore(ObjectStore):
         for _ in range(_ABORT_ROUNDS):
             try:
                 with self._calling("abort_multipart_upload", bucket, key, upload_id) as place:
-                    self._client.abort_multipart_upload(**place)
+                    try:
+                        self._client.abort_multipart_upload(**place)
+                    except botocore.exceptions.ClientError as error:
+                        if _code(error) == "NoSuchKey":  # Swift's answer where it was completed
+                            return
+                        raise
                     if not self._parts("abort_multipart_upload", bucket, key, upload_id):
                         return
             except _NoSuchUploadError:
@@ -250,9 +256,14 @@ class AWSObjectStore(ObjectStore):
         with self._calling("list_multipart_uploads", bucket) as place:
             while True:
                 # Keys may hold characters that XML cannot, so they come URL-encoded.
-                page = self._client.list_multipart_uploads(
-                    **place, Prefix=prefix, EncodingType="url", **marker
-                )
+                try:
+                    page = self._client.list_multipart_uploads(
+                        **place, Prefix=prefix, EncodingType="url", **marker
+                    )
+                except botocore.exceptions.ClientError as error:
+                    if _code(error) == "NoSuchUpload":  # rclone's answer where there is none
+                        break
+                    raise
                 decode = urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
                 uploads += [
                     MultipartUpload(key=decode(each["Key"]), upload_id=each["UploadId"])
@@ -369,49 +380,3 @@ def _check_etag(wanted: str | None, found: str | None) -> None:
     """Of the answer itself, for servers that take no notice of If-Match."""
     if wanted is not None and (found is None or _unquoted(found) != wanted):
         raise SourceChangedError("the object was replaced")
-
-
-def _range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> bytes:
-    """The bytes of the range, of an answer that proves which bytes it has."""
-    told = answer.get("ContentRange")
-    if told is None:
-        # All of the object: the server does not know ranges.
-        if start > _MAXIMUM_SKIPPED:
-            raise BackendError("the server does not give ranges of objects")
-        size = answer["ContentLength"]
-        _read(body, min(start, size))
-        return _read(body, min(length, max(0, size - start)))
-    found = _CONTENT_RANGE.fullmatch(told)
-    first, last, size = (int(number) for number in found.groups()) if found else (-1, -1, -1)
-    if first != start or last != min(start + length, size) - 1:
-        raise BackendError(f"asked for bytes {start}-{start + length - 1}, the server gave {told!r}")
-    return _read(body, last - first + 1)
-
-
-def _read(body: Any, count: int) -> bytes:
-    content = bytes(body.read(count)) if count else b""
-    if len(content) != count:
-        raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
-    return content
-
-
-def _checksum(content: BinaryIO) -> tuple[int, str]:
-    """Size, and CRC-32 as S3 writes it (API reference, "Checking object integrity")."""
-    size = checksum = 0
-    content.seek(0)
-    while piece := content.read(MIB):
-        checksum = zlib.crc32(piece, checksum)
-        size += len(piece)
-    return size, base64.b64encode(checksum.to_bytes(4, "big")).decode()
-
-
-def _is_md5_of(answer: Mapping[str, Any], content: BinaryIO) -> bool:
-    """Whether the ETag is the content's MD5, where it can be one."""
-    etag = _unquoted(answer["ETag"])
-    if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
-        return True
-    content.seek(0)
-    digest = hashlib.md5(usedforsecurity=False)
-    while piece := content.read(MIB):
-        digest.update(piece)
-    return digest.hexdigest() == etag

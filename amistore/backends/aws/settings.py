@@ -37,6 +37,11 @@ def _check_key(instance: ObjectSettings, attribute: attrs.Attribute[Any], value:
         raise _invalid(attribute, value, 'this goes with server_side_encryption="aws:kms"')
 
 
+def _check_storage_class(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[A-Z_]+", value)):
+        raise _invalid(attribute, value, "a storage class is capital letters and _")
+
+
 def _check_tags(instance: ObjectSettings, attribute: attrs.Attribute[Any], tags: Mapping[str, str]) -> None:
     if len(tags) > _MAXIMUM_TAGS:
         raise _invalid(attribute, len(tags), f"an object has {_MAXIMUM_TAGS} tags at most")
@@ -72,9 +77,7 @@ class ObjectSettings:
     server_side_encryption: Encryption | None = attrs.field(default=None, validator=_check_encryption)
     sse_kms_key_id: str | None = attrs.field(default=None, validator=_check_key)
     bucket_key_enabled: bool | None = attrs.field(default=None, validator=_check_key)
-    storage_class: str | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.matches_re(r"[A-Z_]+"))
-    )
+    storage_class: str | None = attrs.field(default=None, validator=_check_storage_class)
     tags: Mapping[str, str] = attrs.field(factory=dict, converter=dict, validator=_check_tags)
     checksums: bool = True
 

@@ -23,6 +23,14 @@ def connect(url: str, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_
     return Connection.open(session, None, {"s3": url})
 
 
+def require(name: str, program: str | None) -> None:
+    """Skip without a program, or fail where all must be there."""
+    if program is None and os.environ.get("AMISTORE_REQUIRE_TOOLS"):
+        pytest.fail(f"{name} is not installed")
+    if program is None:
+        pytest.skip(f"needs {name}")
+
+
 def bucket_of(connection: Connection, settings: ObjectSettings | None = None) -> BucketCase:
     """A new bucket."""
     bucket = f"b{secrets.token_hex(8)}"
@@ -33,10 +41,7 @@ def bucket_of(connection: Connection, settings: ObjectSettings | None = None) ->
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Swift, started once."""
-    if swift_program("swift-proxy-server") is None:
-        if os.environ.get("AMISTORE_REQUIRE_TOOLS"):
-            pytest.fail("swift is not installed")
-        pytest.skip("needs swift (pip install swift)")
+    require("swift-proxy-server", swift_program("swift-proxy-server"))
     with swift_server(tmp_path_factory.mktemp("swift")) as url:
         yield url
 
