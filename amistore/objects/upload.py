@@ -226,14 +226,21 @@ class _Run:
 
     def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
         """The object, if the upload is gone because it was completed."""
+        info = self._made()
+        if info is not None:
+            for number, entry in enumerate(entries, 1):
+                self.carried += self._part(number, entry)[1]
+            return info
+        _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
+        return None
+
+    def _made(self) -> ObjectInfo | None:
+        """The object, if it is this run's."""
         place = {"bucket": self.bucket, "key": self.key}
         with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
             info = self.store.head_object(self.bucket, self.key)
             if info.metadata.get(TASK_KEY) == self.task:
-                for number, entry in enumerate(entries, 1):
-                    self.carried += self._part(number, entry)[1]
                 return info
-        _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
         return None
 
     def _part(self, number: int, entry: bytes) -> tuple[UploadedPart, list[EncodedSegment]]:
@@ -293,10 +300,17 @@ class _Run:
 
     def complete(self, if_none_match: bool) -> ObjectInfo:
         """Make the object visible."""
-        with foreign_errors("complete_multipart_upload", bucket=self.bucket, key=self.key):
-            info = self.store.complete_multipart_upload(
-                self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
-            )
+        try:
+            with foreign_errors("complete_multipart_upload", bucket=self.bucket, key=self.key):
+                info = self.store.complete_multipart_upload(
+                    self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
+                )
+        except (AlreadyExistsError, NotFoundError):
+            # An earlier attempt, whose answer was lost, may have made it.
+            ours = self._made()
+            if ours is None:
+                raise
+            info = ours
         self.upload_id = ""
         return info
 

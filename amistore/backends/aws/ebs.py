@@ -198,9 +198,15 @@ class AWSBlockStore(BlockStore):
             options["Encrypted"] = True
             options["KmsKeyArn"] = self.settings.kms_key_arn
         merged = {tag.key: tag.value or "" for tag in (*tags, *self.settings.tags)}
-        kept = [{"Key": key, "Value": value} for key, value in merged.items() if not key.startswith("aws:")]
-        if kept:
-            options["Tags"] = kept
+        kept = [
+            {"Key": key, "Value": value}
+            for key, value in merged.items()
+            if not key.lower().startswith("aws:")
+        ]
+        # StartSnapshot's model takes a character less of both than EC2, which gets those later.
+        early = [tag for tag in kept if len(tag["Key"]) < 128 and len(tag["Value"]) < 256]
+        if early:
+            options["Tags"] = early
         if client_token is not None:
             options["ClientToken"] = client_token
         if description:  # an empty one is refused
@@ -209,7 +215,10 @@ class AWSBlockStore(BlockStore):
             answer = self.connection.client("ebs").start_snapshot(
                 VolumeSize=volume_size, Timeout=TIMEOUT, **options
             )
-        snapshot_id: str = answer["SnapshotId"]
+            snapshot_id: str = answer["SnapshotId"]
+            if len(early) < len(kept):
+                late = [tag for tag in kept if tag not in early]
+                self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
         with self._lock:
             self._started[snapshot_id] = time.monotonic()
         return snapshot_id
