@@ -4,6 +4,8 @@
 `open` looks into one, and a `Backend` says where images, snapshots and objects are.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from amistore.archive import (
     Archive,
     AttributeChange,
@@ -31,6 +33,8 @@ from amistore.backends import (
     MultipartUpload,
     ObjectInfo,
     ObjectStore,
+    RetryingBackend,
+    RetryPolicy,
     SnapshotBlock,
     UploadedPart,
 )
@@ -55,16 +59,32 @@ from amistore.errors import (
     UnsupportedArchiveError,
 )
 from amistore.model import (
+    AttributeReport,
     BlockDeviceMapping,
     BlockRange,
     EbsBlockDevice,
+    Fate,
     Image,
     ProductCode,
     Snapshot,
     Tag,
 )
+from amistore.objects import (
+    FileResumeLog,
+    ResumeLog,
+    abandon,
+    copy_object,
+    pack_object,
+    transfer,
+    unpack_object,
+)
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
+
+if TYPE_CHECKING:
+    from amistore.backends.aws import AWSBackend as AWSBackend
+    from amistore.backends.aws import ObjectSettings as ObjectSettings
+    from amistore.backends.aws import SnapshotSettings as SnapshotSettings
 
 __all__ = [
     "BLOCK_SIZE",
@@ -79,6 +99,7 @@ __all__ = [
     "ArchiveError",
     "ArchivedObjectError",
     "AttributeChange",
+    "AttributeReport",
     "Backend",
     "BackendError",
     "Block",
@@ -93,6 +114,8 @@ __all__ = [
     "Difference",
     "DirectoryBackend",
     "EbsBlockDevice",
+    "Fate",
+    "FileResumeLog",
     "Image",
     "ImageRegistry",
     "InvalidRequestError",
@@ -108,6 +131,9 @@ __all__ = [
     "ProductCode",
     "Progress",
     "RecoveryReport",
+    "ResumeLog",
+    "RetryPolicy",
+    "RetryingBackend",
     "Snapshot",
     "SnapshotBlock",
     "SourceChangedError",
@@ -121,12 +147,28 @@ __all__ = [
     "Volume",
     "VolumeDifference",
     "VolumeRecovery",
+    "abandon",
     "compare",
+    "copy_object",
     "diff",
     "open",
     "pack",
+    "pack_object",
     "recover",
+    "transfer",
     "unpack",
+    "unpack_object",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What needs an extra is imported when it is used, and not named in `__all__`."""
+    if name not in ("AWSBackend", "ObjectSettings", "SnapshotSettings"):
+        raise AttributeError(f"module 'amistore' has no attribute {name!r}")
+    try:
+        from amistore.backends import aws
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs {error.name}: pip install 'amistore[aws]'") from error
+    return getattr(aws, name)

@@ -120,11 +120,12 @@ class BackendError(AmistoreError):
 
     Attributes:
         retryable: whether the same call may succeed later.
+        attempts: how many were made; None where nothing retries.
         operation: the verb that failed, such as ``"get_snapshot_block"``.
         snapshot_id, block_index, image_id, bucket, key: what it was called on, where known.
     """
 
-    _facts = ("operation", "snapshot_id", "block_index", "image_id", "bucket", "key")
+    _facts = ("operation", "snapshot_id", "block_index", "image_id", "bucket", "key", "attempts")
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class BackendError(AmistoreError):
     ) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.attempts: int | None = None
         self.operation = operation
         self.snapshot_id = snapshot_id
         self.block_index = block_index

@@ -10,13 +10,20 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
 from amistore.archive.reader import ContainerFile, LoadedSegment
 from amistore.archive.volumereader import VolumeReader
-from amistore.container import PREAMBLE, PlannedVolume, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container import (
+    PREAMBLE,
+    DecodedBlock,
+    PlannedVolume,
+    SegmentDescriptor,
+    VolumeDescriptor,
+    layout,
+)
 from amistore.container.frames import check_frame
 from amistore.container.identity import linear
 from amistore.container.members import open_prelude
@@ -28,7 +35,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["VerifyReport", "verify"]
+__all__ = ["Verification", "VerifyReport", "verify"]
 
 
 @attrs.frozen(kw_only=True)
@@ -100,7 +107,7 @@ def verify(
 ) -> VerifyReport:
     """See `Archive.verify`."""
     start = time.perf_counter()
-    verification = _Verification(container, quick, progress)
+    verification = Verification(container, quick=quick, progress=progress)
     content_id = container.index.content_id.hex()
     if expected_content_id is not None and not re.fullmatch("[0-9a-fA-F]{64}", expected_content_id):
         raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected_content_id[:80]!r}")
@@ -122,6 +129,9 @@ def verify(
     )
 
 
+_Task = tuple[int, "PlannedVolume | None", int]  # number of the volume, the volume, sequence
+
+
 @attrs.frozen
 class _Checked:
     """A segment that was read: its descriptor, its end, and what was wrong with it."""
@@ -131,10 +141,16 @@ class _Checked:
     findings: tuple[ArchiveError, ...]
 
 
-class _Verification:
-    """One pass over a container, from front to end; what is wrong is collected."""
+class Verification:
+    """One pass over a container, from front to end; what is wrong is collected.
 
-    def __init__(self, container: ContainerFile, quick: bool, progress: ProgressCallback) -> None:
+    `objects/restoration.py` makes a restore of it, for which `_begin`, `_load`, `_block`, `_done`
+    and `_note` are.
+    """
+
+    _phase = Phase.VERIFY
+
+    def __init__(self, container: ContainerFile, *, quick: bool, progress: ProgressCallback) -> None:
         self._container = container
         self._quick = quick
         self._progress = progress
@@ -148,19 +164,29 @@ class _Verification:
         volumes: list[PlannedVolume | None] = []
         for number in range(len(self._container.index.volumes)):
             volumes.append(self._prelude(number))
-        tasks = (
-            (number, volumes[number], sequence)
-            for number in range(len(volumes))
-            for sequence in VolumeReader(self._container, number).segments
-        )
         with (
             worker_pool(workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, self._segment, tasks, limit)) as checked,
+            contextlib.closing(ordered_map(pool, self._segment, self._tasks(volumes), limit)) as checked,
         ):
             for number in range(len(volumes)):
                 self._volume(number, checked)
         with self._noting():
             self._end()
+
+    def _tasks(self, volumes: list[PlannedVolume | None]) -> Iterator[_Task]:
+        for number, volume in enumerate(volumes):
+            self._begin(number)
+            for sequence in VolumeReader(self._container, number).segments:
+                yield number, volume, sequence
+
+    def _begin(self, number: int) -> None:
+        """Called before the first segment of a volume is worked on."""
+
+    def _done(self, sequence: int) -> None:
+        """Called when a segment was worked on, and all before it."""
+
+    def _note(self, findings: Iterable[ArchiveError]) -> None:
+        self.findings += findings
 
     @contextlib.contextmanager
     def _noting(self, **facts: int | str) -> Iterator[None]:
@@ -168,7 +194,7 @@ class _Verification:
         try:
             yield
         except ArchiveError as error:
-            self.findings.append(error.locate(**facts))  # type: ignore[arg-type]
+            self._note([error.locate(**facts)])  # type: ignore[arg-type]
 
     def _front(self) -> None:
         """The front is, byte for byte, PREAMBLE and the index's copies of HEAD and manifest."""
@@ -221,7 +247,7 @@ class _Verification:
             return volume
         return None
 
-    def _segment(self, task: tuple[int, PlannedVolume | None, int]) -> _Checked:
+    def _segment(self, task: _Task) -> _Checked:
         """Runs in a worker."""
         number, volume, sequence = task
         container = self._container
@@ -229,7 +255,7 @@ class _Verification:
         end = container.segment_end(sequence)
         findings: list[ArchiveError] = []
         try:
-            loaded = container.load(sequence)
+            loaded = self._load(sequence)
             descriptor = loaded.located.descriptor
             end = loaded.located.end
             if volume is not None:
@@ -250,6 +276,9 @@ class _Verification:
             )
         return _Checked(descriptor, end, tuple(findings))
 
+    def _load(self, sequence: int) -> LoadedSegment:
+        return self._container.load(sequence)
+
     def _frames(self, number: int, loaded: LoadedSegment) -> Iterator[ArchiveError]:
         """What is wrong with a segment's frames: each is checked, whatever the others are."""
         volume = VolumeReader(self._container, number)
@@ -260,8 +289,8 @@ class _Verification:
                     entry = located.descriptor.frames[place]
                     check_frame(frame, located.frame_contents[place], entry.crc32)
                 else:
-                    for _ in volume.frame(loaded, place).blocks():
-                        pass
+                    for block in volume.frame(loaded, place).blocks():
+                        self._block(volume.indexed.snapshot_id, block)
             except ArchiveError as error:
                 yield error.locate(
                     record="frame",
@@ -270,6 +299,9 @@ class _Verification:
                     snapshot_id=volume.indexed.snapshot_id,
                     block_index=located.first_block(place),
                 )
+
+    def _block(self, snapshot_id: str, block: DecodedBlock) -> None:
+        """Called with each block that is as it should be, in a worker."""
 
     def _volume(self, number: int, checked: Iterator[_Checked]) -> None:
         """A volume's segments in order: what lies between them, and what the index sums up of them."""
@@ -282,7 +314,7 @@ class _Verification:
         digests: list[bytes] | None = []
         for sequence in segments:
             found = next(checked)
-            self.findings += found.findings
+            self._note(found.findings)
             if found.descriptor is None:
                 digests = self._shard_start = None  # where it ends is not known
             else:
@@ -290,15 +322,18 @@ class _Verification:
                     digests += found.descriptor.digests
                 with self._noting(segment=sequence, snapshot_id=indexed.snapshot_id):
                     self._behind(sequence, found.end)
+            self._done(sequence)
             self._blocks += container.segment_blocks(sequence)
             self._report(found.end)
         if digests is not None and (len(digests), linear(digests)) != (indexed.blocks, indexed.linear):
-            self.findings.append(
-                CorruptArchiveError(
-                    "the volume's blocks are not those that its content id stands for",
-                    record="INDX",
-                    snapshot_id=indexed.snapshot_id,
-                )
+            self._note(
+                [
+                    CorruptArchiveError(
+                        "the volume's blocks are not those that its content id stands for",
+                        record="INDX",
+                        snapshot_id=indexed.snapshot_id,
+                    )
+                ]
             )
 
     def _behind(self, sequence: int, end: int) -> None:
@@ -369,7 +404,7 @@ class _Verification:
         if self._progress is not None:
             self._progress(
                 Progress(
-                    phase=Phase.VERIFY,
+                    phase=self._phase,
                     blocks=self._blocks,
                     total_blocks=self._container.head.blocks,
                     stored_bytes=offset,

@@ -9,6 +9,8 @@ from amistore.backends.directory import DirectoryBackend
 from amistore.backends.images import ImageRegistry
 from amistore.backends.memory import MemoryBackend
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.retries import RetryPolicy
+from amistore.backends.retrying import RetryingBackend
 
 __all__ = [
     "Backend",
@@ -23,6 +25,8 @@ __all__ = [
     "MultipartUpload",
     "ObjectInfo",
     "ObjectStore",
+    "RetryPolicy",
+    "RetryingBackend",
     "SnapshotBlock",
     "UploadedPart",
 ]

@@ -6,9 +6,11 @@ from typing import Generic
 
 from typing_extensions import TypeVar
 
+from amistore.backends import checks
 from amistore.backends.blocks import BlockStore
 from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import ObjectStore
+from amistore.model import Image
 
 __all__ = ["Backend"]
 
@@ -34,3 +36,13 @@ class Backend(Generic[EBS, S3, EC2]):
         self.ebs = ebs
         self.s3 = s3
         self.ec2 = ec2
+
+    def preflight(self, image: Image) -> None:
+        """Find out whether an image can be stored from here before anything is read or written.
+
+        Override it where more can be known.
+
+        Raises:
+            InvalidRequestError: it is not EBS-backed, or paravirtual; code ``UnsupportedOperation``.
+        """
+        checks.check_storable(image)

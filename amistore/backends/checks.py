@@ -27,6 +27,8 @@ __all__ = [
     "check_part_number",
     "check_parts",
     "check_range",
+    "check_registrable",
+    "check_storable",
     "check_volume_size",
     "new_id",
     "new_image",
@@ -127,18 +129,8 @@ def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Seq
             )
 
 
-def new_image(
-    image: Image,
-    name: str | None,
-    describe: Callable[[str], Snapshot],
-) -> Image:
-    """The image that RegisterImage makes of `image`: new id, checked name, snapshots that are there.
-
-    Args:
-        image: what to register.
-        name: or None for its own.
-        describe: gives a snapshot by id, or raises NotFoundError.
-    """
+def check_registrable(image: Image, name: str | None) -> str:
+    """The name to register `image` by: `name` or its own, of EC2's form; a root device must be mapped."""
     chosen = image.name if name is None else name
     if not isinstance(chosen, str) or not _NAME.fullmatch(chosen):
         raise InvalidValueError(
@@ -153,6 +145,34 @@ def new_image(
             f"the root device {image.root_device_name} has no mapping: its snapshot was not restored",
             code="InvalidParameterValue",
         )
+    return chosen
+
+
+def check_storable(image: Image) -> None:
+    """EBS-backed and not paravirtual, as CreateStoreImageTask wants it (EC2 user guide, "Limitations")."""
+    if image.virtualization_type == "paravirtual":
+        raise InvalidRequestError(
+            f"{image.image_id} is paravirtual; only HVM images can be stored", code="UnsupportedOperation"
+        )
+    if image.root_device_type == "instance-store" or not image.snapshot_ids:
+        raise InvalidRequestError(
+            f"{image.image_id} is not EBS-backed: it has no snapshot to store", code="UnsupportedOperation"
+        )
+
+
+def new_image(
+    image: Image,
+    name: str | None,
+    describe: Callable[[str], Snapshot],
+) -> Image:
+    """The image that RegisterImage makes of `image`: new id, checked name, snapshots that are there.
+
+    Args:
+        image: what to register.
+        name: or None for its own.
+        describe: gives a snapshot by id, or raises NotFoundError.
+    """
+    chosen = check_registrable(image, name)
     found = []
     for snapshot_id in image.snapshot_ids:
         snapshot = describe(snapshot_id)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from typing import Final
 
-from amistore.model import Image
+from amistore.model import AttributeReport, Fate, Image
+from amistore.model.fidelity import Leaf, report
 
 __all__ = ["ImageRegistry"]
 
@@ -40,3 +43,50 @@ class ImageRegistry(abc.ABC):
     @abc.abstractmethod
     def deregister_image(self, image_id: str) -> None:
         """Remove an image; its snapshots stay."""
+
+    def find_images(self, name: str) -> list[Image]:
+        """The account's images of that name: one at most, since names are unique.
+
+        Override it where that is cheaper than a list of all.
+        """
+        return [image for image in self.describe_images() if image.name == name]
+
+    def finish_registration(self, image_id: str, image: Image) -> None:  # noqa: B027 - nothing, here
+        """Do what registering does after the image has its id; doing it again is fine.
+
+        `register_image` has done it when it returns. It is for a caller who lost the answer and
+        found its image by `find_images`.
+
+        Args:
+            image_id: of the registered image.
+            image: what it was registered from.
+
+        Raises:
+            BackendError: the image went into a state from which it does not become available.
+        """
+
+    def fidelity(self, image: Image, *, name: str | None = None) -> tuple[AttributeReport, ...]:
+        """What restoring and registering an image here keeps, drops or remaps: each of its attributes once.
+
+        Override it where not everything is kept.
+
+        Args:
+            image: such as that of an archive.
+            name: as in `register_image`.
+        """
+
+        def fate(leaf: Leaf) -> tuple[Fate, str]:
+            if leaf.name in _NEW_IDS:
+                return Fate.REMAPPED, _NEW_IDS[leaf.name]
+            if leaf.name == "name" and name not in (None, leaf.value):
+                return Fate.REMAPPED, "another name was given"
+            return Fate.KEPT, ""
+
+        return report(image, fate)
+
+
+_NEW_IDS: Final[Mapping[str, str]] = {
+    "image_id": "every image gets an id of its own",
+    "block_device_mappings.ebs.snapshot_id": "restoring makes new snapshots",
+    "snapshots.snapshot_id": "restoring makes new snapshots",
+}

@@ -150,14 +150,14 @@ class ObjectRanges(RangeReader):
         self._bucket = bucket
         self._key = key
         info = store.head_object(bucket, key)
-        self._etag = info.etag
+        self.etag = info.etag
         self.size = info.size
 
     def read(self, offset: int, length: int) -> bytes:
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
-        return self._store.get_object_range(self._bucket, self._key, offset, length, if_match=self._etag)
+        return self._store.get_object_range(self._bucket, self._key, offset, length, if_match=self.etag)
 
 
 class RangeFile(io.RawIOBase):

@@ -1,5 +1,6 @@
 """Values: what an AMI is. Frozen, validated at birth, no I/O. Imports `errors` only."""
 
+from amistore.model.fidelity import AttributeReport, Fate
 from amistore.model.image import (
     BlockDeviceMapping,
     BlockRange,
@@ -13,9 +14,11 @@ from amistore.model.manifest import MANIFEST_VERSION, decode_manifest, encode_ma
 
 __all__ = [
     "MANIFEST_VERSION",
+    "AttributeReport",
     "BlockDeviceMapping",
     "BlockRange",
     "EbsBlockDevice",
+    "Fate",
     "Image",
     "ProductCode",
     "Snapshot",

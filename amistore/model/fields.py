@@ -149,7 +149,7 @@ def many(kind: type[V], *, key: str) -> Any:
             if before == after:
                 _refuse(instance, attribute, after, f"without two of the same {key}")
 
-    return attrs.field(default=(), converter=convert, validator=check, metadata={"many": kind})
+    return attrs.field(default=(), converter=convert, validator=check, metadata={"many": kind, "key": key})
 
 
 def _plain(value: object, levels: int = _MOST_LEVELS) -> Any:

@@ -1,7 +1,6 @@
 """`pack`: an image and its snapshots become a container's bytes.
 
-Listing, tokens and order live in the caller's thread; workers get, hash, compress and
-check one segment each. Next: `unpack.py`, the way back.
+Next: `packing.py`, which does it unit by unit, and `unpack.py`, the way back.
 """
 
 from __future__ import annotations
@@ -10,35 +9,17 @@ import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
 
-import attrs
-from typing_extensions import Buffer
-
 from amistore.backends import BlockSource
-from amistore.container import (
-    ContainerWriter,
-    EncodedSegment,
-    Layout,
-    Plan,
-    PlannedSegment,
-    Runs,
-    encode_segment,
-    plan,
-)
-from amistore.container.layout import MAX_OBJECT
-from amistore.errors import (
-    BackendError,
-    ChecksumMismatchError,
-    InvalidRequestError,
-    SourceChangedError,
-)
+from amistore.container import Layout, Plan, Runs, plan
+from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
-from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
-from amistore.pipeline.listing import list_runs, list_tokens
+from amistore.pipeline.foreign import check_kind, check_picklable
+from amistore.pipeline.listing import list_runs
+from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
-from amistore.units import BLOCK_SIZE
+from amistore.pipeline.workers import worker_count
 
-__all__ = ["choose_snapshots", "pack", "plan_pack"]
+__all__ = ["check_packing", "choose_snapshots", "pack", "plan_pack"]
 
 
 def pack(
@@ -80,18 +61,34 @@ def pack(
         ChecksumMismatchError: (while iterating) a block is not what its source says.
         BackendError: the source failed.
     """
+    check_packing(image, source, level, workers, executor)  # refused here, not at the first piece
+    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
+    encode = SegmentEncode(source, level, check_frames)
+    return _pieces(packed_units(planned, encode, workers=workers, executor=executor, progress=progress))
+
+
+def _pieces(units: Iterator[PackedUnit]) -> Generator[bytes, None, None]:
+    with contextlib.closing(units):  # type: ignore[type-var]
+        for unit in units:
+            pieces = unit.pieces
+            del unit  # so that a piece is freed as soon as it was taken
+            while pieces:
+                yield pieces.pop(0)
+
+
+def check_packing(
+    image: Image, source: BlockSource, level: int, workers: int | None, executor: Executor | None
+) -> None:
+    """Refuse what cannot be packed, or not so."""
     if not -131072 <= level <= 22:
         raise InvalidRequestError(f"zstd levels are -131072 to 22, not {level}")
-    worker_count(workers)  # refused here, not at the first piece
+    worker_count(workers)
     if not isinstance(image, Image):
         raise InvalidRequestError(
             f"image must be an amistore.Image, not {type(image).__name__}: describe_image gives one"
         )
     check_kind(source, BlockSource, "source")
     check_picklable(executor, source, "source")
-    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
-    encode = _Encode(source, level, check_frames)
-    return _pieces(planned, encode, workers, executor, progress)
 
 
 def plan_pack(
@@ -135,109 +132,3 @@ def choose_snapshots(image: Image, snapshots: Iterable[str] | None) -> tuple[str
             code="InvalidSnapshot.NotFound",
         )
     return tuple(sorted(wanted))
-
-
-_Item = tuple[str, PlannedSegment, tuple[str, ...]]  # snapshot id, segment, block tokens
-
-
-@attrs.frozen
-class _Encode:
-    """A worker's task: get, hash, compress and check one segment. Picklable."""
-
-    source: BlockSource
-    level: int
-    check_frames: bool
-
-    def __call__(self, item: _Item) -> EncodedSegment:
-        snapshot_id, segment, tokens = item
-        blocks = _Blocks(self.source, snapshot_id, segment, tokens)
-        encoded = encode_segment(segment, iter(blocks), level=self.level, check=self.check_frames)
-        blocks.compare(encoded.descriptor.digests)
-        return encoded
-
-
-@attrs.define
-class _Blocks:
-    """Gets a segment's blocks one by one, and remembers the digests that the source gave."""
-
-    source: BlockSource
-    snapshot_id: str
-    segment: PlannedSegment
-    tokens: tuple[str, ...]
-    checksums: list[bytes | None] = attrs.field(factory=list)
-
-    def __iter__(self) -> Iterator[Buffer]:
-        for index, token in zip(self.segment.runs.indexes(), self.tokens, strict=True):
-            with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
-                block = self.source.get_snapshot_block(self.snapshot_id, index, token)
-                size = memoryview(block.content).cast("B").nbytes
-                checksum = block.checksum
-                if checksum is not None and not isinstance(checksum, bytes):
-                    raise TypeError(f"the checksum is a {type(checksum).__name__}, not bytes")
-            if size != BLOCK_SIZE:
-                raise BackendError(
-                    f"the source gave {size} bytes for a block of {BLOCK_SIZE}",
-                    retryable=True,
-                    operation="get_snapshot_block",
-                    snapshot_id=self.snapshot_id,
-                    block_index=index,
-                )
-            self.checksums.append(checksum)
-            yield block.content
-
-    def compare(self, digests: tuple[bytes, ...]) -> None:
-        for index, given, found in zip(self.segment.runs.indexes(), self.checksums, digests, strict=True):
-            if given not in (None, found):
-                raise ChecksumMismatchError(
-                    "the block's content does not have the SHA-256 that its source gives",
-                    retryable=True,
-                    operation="get_snapshot_block",
-                    snapshot_id=self.snapshot_id,
-                    block_index=index,
-                )
-
-
-def _pieces(
-    planned: Plan,
-    encode: _Encode,
-    workers: int | None,
-    executor: Executor | None,
-    progress: ProgressCallback,
-) -> Generator[bytes, None, None]:
-    writer = ContainerWriter(planned, encode.level)
-    yield from writer.front()
-    with worker_pool(workers, executor) as (pool, limit):
-        segments = ordered_map(pool, encode, _items(planned, encode.source), limit)
-        with contextlib.closing(segments):
-            done = 0
-            for volume in planned.volumes:
-                yield from writer.volume(volume)
-                for _ in range(planned.layout.segments(volume.runs.blocks)):
-                    encoded = next(segments)
-                    done += encoded.descriptor.runs.blocks
-                    pieces = writer.segment(encoded)
-                    del encoded  # so that a piece is freed as soon as it was taken
-                    while pieces:
-                        yield pieces.pop(0)
-                    _report(progress, planned, done, writer.offset)
-            next(segments, None)  # the second listing's end is checked after the last segment
-    yield from writer.tail()
-
-
-def _items(planned: Plan, source: BlockSource) -> Iterator[_Item]:
-    """Each segment with its blocks' tokens; lists each snapshot for the second time."""
-    for volume in planned.volumes:
-        first = volume.first_segment
-        count = planned.layout.segments(volume.runs.blocks)
-        segments = (planned.segment(sequence) for sequence in range(first, first + count))
-        for segment, tokens in list_tokens(source, volume, segments):
-            yield volume.snapshot_id, segment, tokens
-
-
-def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int) -> None:
-    if stored > MAX_OBJECT:
-        raise InvalidRequestError(
-            f"the container grew beyond {MAX_OBJECT} bytes, the most that an S3 object holds"
-        )
-    if progress is not None:
-        progress(Progress(phase=Phase.PACK, blocks=blocks, total_blocks=planned.blocks, stored_bytes=stored))

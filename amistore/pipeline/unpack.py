@@ -8,7 +8,6 @@ was started is deleted.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO
@@ -20,29 +19,20 @@ from amistore.container import (
     ContainerEnd,
     ContainerStart,
     Event,
-    PlannedVolume,
     StoredSegment,
     VolumeStart,
     container_events,
     decode_segment,
 )
-from amistore.errors import (
-    ArchiveError,
-    BackendError,
-    InvalidRequestError,
-    InvalidValueError,
-    LostBlocksError,
-)
-from amistore.model import Image, Snapshot
+from amistore.errors import ArchiveError, InvalidRequestError
+from amistore.model import Image
 from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
-from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.snapshots import RestoredSnapshots
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import GIB, MIB
+from amistore.units import MIB
 
 __all__ = ["unpack"]
-
-_logger = logging.getLogger("amistore")
 
 
 def unpack(
@@ -88,10 +78,10 @@ def unpack(
     restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
     try:
         end = restore.run(workers, executor, progress)
-        image = restore.image()
-        restore.complete(end)
+        image = restore.snapshots.image()
+        restore.snapshots.complete(end.index.volumes)
     except BaseException:
-        restore.undo()
+        restore.snapshots.undo()
         raise
     return image
 
@@ -157,7 +147,7 @@ class _Put:
 
 
 class _Restore:
-    """One unpacking: what it has begun, to complete or to undo."""
+    """One unpacking: the container's events on one side, its snapshots on the other."""
 
     def __init__(
         self,
@@ -171,18 +161,8 @@ class _Restore:
         start = next(events)
         if not isinstance(start, ContainerStart):  # pragma: no cover (the reader's first event)
             raise TypeError(start)
-        self._start = start
-        self._by_name = snapshots is not None
-        self._wanted = choose_snapshots(start.image, snapshots)
-        wanted = set(self._wanted)
-        lossy = [s.snapshot_id for s in start.image.snapshots if s.lost_blocks and s.snapshot_id in wanted]
-        if lossy and not allow_lost:
-            raise LostBlocksError(
-                "the archive was recovered from a damaged one, and blocks of this snapshot were lost: "
-                "allow_lost=True restores the rest",
-                snapshot_id=lossy[0],
-            )
-        self._started: dict[str, str] = {}
+        self._total = start.head.blocks
+        self.snapshots = RestoredSnapshots(start.image, sink, snapshots, allow_lost)
         self._stored_bytes = 0
         self._end: ContainerEnd | None = None
 
@@ -200,7 +180,7 @@ class _Restore:
                         Progress(
                             phase=Phase.UNPACK,
                             blocks=done,
-                            total_blocks=self._start.head.blocks,
+                            total_blocks=self._total,
                             stored_bytes=self._stored_bytes,
                         )
                     )
@@ -212,64 +192,10 @@ class _Restore:
         """Read on, starting snapshots as their volumes come."""
         for event in self._events:
             if isinstance(event, VolumeStart):
-                self._begin(event.volume)
+                self.snapshots.begin(event.volume.snapshot_id, event.volume.size)
             elif isinstance(event, StoredSegment):
                 self._stored_bytes = event.offset
-                yield event, self._started.get(event.snapshot_id)
+                yield event, self.snapshots.get(event.snapshot_id)
             elif isinstance(event, ContainerEnd):
                 self._end = event
             del event  # up to 32 MiB, while the next one is read
-
-    def _begin(self, volume: PlannedVolume) -> None:
-        if volume.snapshot_id not in self._wanted:
-            return
-        known = self._start.image.snapshot(volume.snapshot_id)
-        with foreign_errors("start_snapshot"):
-            started = self._sink.start_snapshot(
-                volume.size // GIB, description=known.description or "", tags=known.tags
-            )
-        again = started in self._started.values()
-        self._started[volume.snapshot_id] = started
-        try:
-            Snapshot(snapshot_id=started)
-        except InvalidValueError as error:
-            raise BackendError(f"the sink gave no snapshot id: {error}", operation="start_snapshot") from None
-        if again:
-            raise BackendError(f"the sink gave {started} twice", operation="start_snapshot")
-
-    def complete(self, end: ContainerEnd) -> None:
-        """Complete what was started, after the whole container has verified."""
-        for volume in end.index.volumes:
-            snapshot_id = self._started.get(volume.snapshot_id)
-            if snapshot_id is not None:
-                with foreign_errors("complete_snapshot", snapshot_id=snapshot_id):
-                    self._sink.complete_snapshot(snapshot_id, volume.blocks, volume.linear)
-
-    def undo(self) -> None:
-        """Delete every snapshot that was started; what cannot be deleted is logged by id."""
-        interrupt: BaseException | None = None
-        for snapshot_id in self._started.values():
-            try:
-                self._sink.delete_snapshot(snapshot_id)
-            except BaseException as error:  # the others are deleted all the same
-                _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
-                interrupt = interrupt if isinstance(error, Exception) else error
-        if interrupt is not None:
-            raise interrupt
-
-    def image(self) -> Image:
-        """The stored image on its new snapshots.
-
-        Raises:
-            InvalidRequestError: a snapshot that was asked for by name is not in the archive.
-        """
-        absent = sorted(set(self._wanted) - set(self._started)) if self._by_name else []
-        if absent:
-            raise InvalidRequestError(
-                f"{absent[0]} is mapped by the image, but was not packed into this archive",
-                code="InvalidSnapshot.NotFound",
-            )
-        for snapshot_id in self._start.image.snapshot_ids:
-            if snapshot_id not in self._started:
-                _logger.warning("the mapping of %s is left out: it was not restored", snapshot_id)
-        return self._start.image.with_snapshots(self._started)

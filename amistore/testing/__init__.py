@@ -9,7 +9,7 @@ Subclass a suite, say with one fixture what to test, and pytest runs it::
 
 The suites need pytest, `amistore.testing.strategies` needs hypothesis; the extra ``testing``
 installs both. Nothing of amistore imports this package. Each module's docstring names its
-fixture.
+fixture. `amistore.testing.aws` is a fake of AWS.
 """
 
 import pytest

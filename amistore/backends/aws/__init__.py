@@ -3,3 +3,9 @@
 `connection.py` says where and who, `errors.py` what an answer means; `ebs.py`, `s3.py` and
 `ec2.py` are the three services.
 """
+
+from amistore.backends.aws.backend import AWSBackend
+from amistore.backends.aws.ebs import SnapshotSettings
+from amistore.backends.aws.settings import ObjectSettings
+
+__all__ = ["AWSBackend", "ObjectSettings", "SnapshotSettings"]

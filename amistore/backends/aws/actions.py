@@ -1,7 +1,7 @@
 """Which of our verbs needs which IAM actions: for `policies.py`, and for `errors.py` to name the missing one.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" of Amazon
-EBS, Amazon EC2 and Amazon S3.
+EBS, Amazon EC2 and Amazon S3; EBS user guide, "Requirements for Amazon EBS encryption".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["ACTIONS"]
+__all__ = ["ACTIONS", "KMS_READ", "KMS_WRITE"]
 
 ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # EBS direct APIs
@@ -22,8 +22,18 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "delete_snapshot": ("ec2:DeleteSnapshot",),
     "describe_snapshot": ("ec2:DescribeSnapshots",),
     "describe_image": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
-    "describe_images": ("ec2:DescribeImages", "ec2:DescribeSnapshots"),
-    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:EnableImageDeprecation"),
+    "describe_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "find_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
+    "describe_snapshots": ("ec2:DescribeSnapshots",),
+    # DescribeImages: to see when it is available.
+    "register_image": ("ec2:RegisterImage", "ec2:CreateTags", "ec2:DescribeImages"),
+    "enable_image_deprecation": ("ec2:EnableImageDeprecation",),
+    "enable_image_deregistration_protection": ("ec2:EnableImageDeregistrationProtection",),
+    "finish_registration": (
+        "ec2:DescribeImages",
+        "ec2:EnableImageDeprecation",
+        "ec2:EnableImageDeregistrationProtection",
+    ),
     "deregister_image": ("ec2:DeregisterImage",),
     # S3
     "head_object": ("s3:GetObject", "s3:ListBucket"),
@@ -42,3 +52,9 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "s3:GetEncryptionConfiguration",
     ),
 }
+
+KMS_READ: Final = ("kms:Decrypt", "kms:DescribeKey")
+"""On the key of an encrypted snapshot, to read it."""
+
+KMS_WRITE: Final = (*KMS_READ, "kms:CreateGrant", "kms:GenerateDataKey*", "kms:ReEncrypt*")
+"""On the key that is to encrypt a snapshot, to write it."""

@@ -14,7 +14,7 @@ from typing import Any
 import botocore.exceptions
 import botocore.parsers
 
-from amistore.backends.aws.actions import ACTIONS
+from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -28,7 +28,12 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["aws_errors", "service_error"]
+__all__ = ["InvalidTokenError", "aws_errors", "service_error"]
+
+
+class InvalidTokenError(BackendError):
+    """A block's or a page's token was refused: too old, or its snapshot was listed again."""
+
 
 _THROTTLED = frozenset(
     {
@@ -61,6 +66,8 @@ _DENIED = frozenset(
         "403",
     }
 )
+# Of those, where a permission is missing and not a credential wrong.
+_NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
 _NOT_FOUND = frozenset(
     {
         "ResourceNotFoundException",
@@ -98,6 +105,12 @@ _RETRYABLE = frozenset(
 )
 
 
+# EBS direct APIs reference, ValidationException and ResourceNotFoundException: Reason.
+_TOKENS = frozenset({"INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"})
+_NO_SNAPSHOT = frozenset({"INVALID_SNAPSHOT_ID", "SNAPSHOT_NOT_FOUND"})
+_UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
+
+
 @contextlib.contextmanager
 def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
     """Turn what botocore and urllib3 raise into our errors, with what the call was made on."""
@@ -112,7 +125,12 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         described = error.response.get("Error", {})
         raise service_error(
-            str(described.get("Code", "")), str(described.get("Message", "")), status, operation, **facts
+            str(described.get("Code", "")),
+            str(described.get("Message", "")),
+            status,
+            operation,
+            reason=str(error.response.get("Reason", "")),
+            **facts,
         ) from None
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
@@ -139,7 +157,9 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
 
 
-def service_error(code: str, message: str, status: int, operation: str, **facts: Any) -> AmistoreError:
+def service_error(
+    code: str, message: str, status: int, operation: str, *, reason: str = "", **facts: Any
+) -> AmistoreError:
     """The error that stands for a service's answer.
 
     Args:
@@ -147,33 +167,49 @@ def service_error(code: str, message: str, status: int, operation: str, **facts:
         message: its text.
         status: of HTTP.
         operation: our verb, such as ``"get_snapshot_block"``.
+        reason: the ``Reason`` that the EBS direct APIs give.
         facts: what it was called on.
     """
-    text = f"{code or f'HTTP {status}'}: {message}" if message else code or f"HTTP {status}"
+    text = code or f"HTTP {status}"
+    if reason:
+        text += f" ({reason})"
+    if message:
+        text += f": {message}"
+    if reason in _TOKENS:
+        return InvalidTokenError(text, operation=operation, **facts)
+    if reason in _NO_SNAPSHOT:
+        return NotFoundError(text, operation=operation, **facts)
     if code in _THROTTLED or status == 429:
         return ThrottledError(text, retryable=True, operation=operation, **facts)
     # Codes before statuses: botocore makes a 500 of an error inside a 200.
     if code in _ARCHIVED:
         return ArchivedObjectError(text, operation=operation, **facts)
     if code in _DENIED or status in (401, 403):
-        return AccessDeniedError(f"{text}{_missing(operation, message)}", operation=operation, **facts)
+        return AccessDeniedError(
+            f"{text}{_missing(code, operation, message, reason)}", operation=operation, **facts
+        )
     if code in _NOT_FOUND or status == 404:
         return NotFoundError(text, operation=operation, **facts)
     if code in _EXISTS:
         return AlreadyExistsError(text, operation=operation, **facts)
     if code in _CHANGED or status == 412:
         return SourceChangedError(text, operation=operation, **facts)
-    if code in _CHECKSUM:
+    if code in _CHECKSUM or reason == "INVALID_BLOCK":
         return ChecksumMismatchError(text, retryable=True, operation=operation, **facts)
-    if (status >= 500 and status != 501) or code in _RETRYABLE:
+    if reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE:
+        return BackendError(text, retryable=True, operation=operation, **facts)
+    if status >= 500 and status != 501:
         return BackendError(text, retryable=True, operation=operation, **facts)
     return BackendError(text, operation=operation, **facts)
 
 
-def _missing(operation: str, message: str) -> str:
+def _missing(code: str, operation: str, message: str, reason: str) -> str:
     """The IAM action that the caller lacks, where the service's own text does not name it."""
     named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", message)
-    actions = ACTIONS.get(operation)
-    if named or not actions:
+    if named or code not in _NOT_ALLOWED:
         return ""
-    return f"; check the IAM permission {' and '.join(actions)}"
+    actions = ACTIONS.get(operation, ())
+    if reason == "DEPENDENCY_ACCESS_DENIED":  # of the EBS direct APIs: KMS
+        reads = operation in ("list_snapshot_blocks", "get_snapshot_block")
+        return f"; check {' and '.join(KMS_READ if reads else KMS_WRITE)} on the snapshot's KMS key"
+    return f"; check the IAM permission {' and '.join(actions)}" if actions else ""

@@ -1,0 +1,68 @@
+"""`AWSBackend`: EBS, S3 and EC2 of one Region, every call made again where that may help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.ebs import AWSBlockStore, SnapshotSettings
+from amistore.backends.aws.ec2 import AWSImageRegistry
+from amistore.backends.aws.preflight import preflight
+from amistore.backends.aws.s3 import AWSObjectStore
+from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.base import Backend
+from amistore.backends.retries import Retrier, RetryPolicy
+from amistore.backends.retrying import RetryingBackend
+from amistore.model import Image, Tag
+
+__all__ = ["AWSBackend"]
+
+
+class AWSBackend(RetryingBackend):
+    """AWS, in one Region, with one set of credentials.
+
+    Args:
+        session: a `boto3.Session`; None for boto3's default chain of credentials.
+        region_name: such as ``"us-gov-east-1"``; None for the session's or the environment's.
+        endpoint_urls: by service (``ec2``, ``ebs``, ``s3``): VPC endpoints, or other services
+            that speak S3. Plain http on loopback only.
+        objects: how objects are written: encryption, storage class, tags, the bucket's owner.
+        snapshots: how restored snapshots are made: encryption, KMS key, tags.
+        image_tags: set on every restored image, over its own.
+        retries: how long a call is tried; None for what AWS advises.
+
+    Raises:
+        InvalidRequestError: no Region is known, or an endpoint is not https.
+
+    `preflight` reads the first block of each snapshot, so that a missing permission, of the EBS
+    direct APIs, EC2 or the KMS key, is told before anything starts.
+    """
+
+    def __init__(
+        self,
+        session: Any = None,
+        *,
+        region_name: str | None = None,
+        endpoint_urls: Mapping[str, str] | None = None,
+        objects: ObjectSettings | None = None,
+        snapshots: SnapshotSettings | None = None,
+        image_tags: Iterable[Tag] = (),
+        retries: RetryPolicy | Retrier | None = None,
+    ) -> None:
+        self.connection = Connection.open(session, region_name, endpoint_urls)
+        super().__init__(
+            _Services(
+                ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
+                s3=AWSObjectStore(self.connection, objects),
+                ec2=AWSImageRegistry(self.connection, image_tags=tuple(image_tags)),
+            ),
+            retries,
+        )
+
+
+class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):
+    """The services as they are: one attempt a call."""
+
+    def preflight(self, image: Image) -> None:
+        preflight(image, registry=self.ec2, blocks=self.ebs)

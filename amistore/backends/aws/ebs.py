@@ -1,0 +1,339 @@
+"""`AWSBlockStore`: the EBS direct APIs, one attempt a call.
+
+A block's token dies after seven days, and when its snapshot is listed again; a page's after an
+hour (EBS user guide, "Read snapshots with EBS direct APIs"). Both are renewed here, so that a
+run may take as long as it takes: a token that was refused is replaced by listing again from its
+block on, once for all that wait for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from typing_extensions import Buffer
+
+from amistore.backends import checks
+from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.errors import InvalidTokenError, aws_errors
+from amistore.backends.aws.wire import Wire
+from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
+from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
+from amistore.model import Snapshot, Tag
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["AWSBlockStore", "SnapshotSettings"]
+
+_ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
+TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
+APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
+
+
+def _tuple(tags: Iterable[Tag]) -> tuple[Tag, ...]:
+    return tuple(tags)
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotSettings:
+    """How restored snapshots are made.
+
+    Attributes:
+        encrypted: True to encrypt; None for the account's default. EBS encrypts by itself where
+            encryption by default is on.
+        kms_key_arn: the key to encrypt with; None for the account's default key.
+        tags: added to those of the archive.
+    """
+
+    encrypted: bool | None = None
+    kms_key_arn: str | None = None
+    tags: tuple[Tag, ...] = attrs.field(default=(), converter=_tuple)
+
+
+class _Tokens:
+    """The newest block tokens of one snapshot, for those whose own were refused."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.listing = 0
+        self.renewed: dict[int, str] = {}
+
+    def newer(self, block_index: int, listing: int) -> str | None:
+        """A token from a listing after this one."""
+        return self.renewed.get(block_index) if self.listing > listing else None
+
+
+@attrs.define(eq=False)
+class AWSBlockStore(BlockStore):
+    """EBS in one Region. Any number of threads.
+
+    Attributes:
+        connection: where and who.
+        settings: of restored snapshots.
+    """
+
+    connection: Connection
+    settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
+    _wire: Any = attrs.field(init=False, repr=False, default=None)
+    _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
+    _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
+    _completing: set[str] = attrs.field(init=False, repr=False, factory=set)
+    _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AWSBlockStore, (self.connection, self.settings)
+
+    # Reading.
+
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        with aws_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
+            if next_token is None:
+                return self._page(snapshot_id, 0, {})
+            # Ours: the block behind the page's last, then EBS's own token.
+            first, _, token = next_token.partition(":")
+            try:
+                return self._page(snapshot_id, int(first), {"NextToken": token})
+            except InvalidTokenError:
+                return self._page(snapshot_id, int(first), {})
+
+    def _page(self, snapshot_id: str, first: int, place: dict[str, Any]) -> BlockPage:
+        if not place and first:
+            place = {"StartingBlockIndex": first}
+        tokens = self._tokens_of(snapshot_id)
+        with tokens.lock:
+            answer = self.connection.client("ebs").list_snapshot_blocks(
+                SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place
+            )
+            tokens.listing += 1
+            listing = tokens.listing
+            tokens.renewed = {}
+        if answer.get("BlockSize") != BLOCK_SIZE:
+            raise BackendError(f"EBS has blocks of {answer.get('BlockSize')} bytes, not {BLOCK_SIZE}")
+        blocks = [
+            Block(block["BlockIndex"], f"{listing}:{block['BlockToken']}")
+            for block in answer.get("Blocks", ())
+        ]
+        following = answer.get("NextToken")
+        if following and blocks:
+            first = blocks[-1].block_index + 1
+        return BlockPage(
+            volume_size=answer["VolumeSize"],
+            blocks=blocks,
+            next_token=f"{first}:{following}" if following else None,
+        )
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        with aws_errors("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
+            _check_id(snapshot_id)
+            listing, _, token = block_token.partition(":")
+            number = int(listing) if listing.isdecimal() else 0
+            tokens = self._tokens_of(snapshot_id)
+            newer = tokens.newer(block_index, number)
+            try:
+                return self._get(snapshot_id, block_index, newer or token)
+            except InvalidTokenError:
+                renewed = self._renew(tokens, snapshot_id, block_index, newer or token, number)
+                return self._get(snapshot_id, block_index, renewed)
+
+    def _get(self, snapshot_id: str, block_index: int, token: str) -> SnapshotBlock:
+        answer = self._lean().request(
+            "GET",
+            f"/snapshots/{snapshot_id}/blocks/{block_index}",
+            {"blockToken": token},
+            {},
+            None,
+            "get_snapshot_block",
+            snapshot_id=snapshot_id,
+            block_index=block_index,
+        )
+        if len(answer.content) != BLOCK_SIZE:
+            raise BackendError(f"EBS gave {len(answer.content)} bytes for a block", retryable=True)
+        return SnapshotBlock(answer.content, _checksum(answer.headers))
+
+    def _renew(self, tokens: _Tokens, snapshot_id: str, block_index: int, refused: str, listing: int) -> str:
+        """A new token for a block whose last one was refused; one listing serves all that wait."""
+        with tokens.lock:
+            newer = tokens.newer(block_index, listing)
+            if newer is not None and newer != refused:
+                return newer
+            client = self.connection.client("ebs")
+            renewed: dict[int, str] = {}
+            place: dict[str, Any] = {"StartingBlockIndex": block_index}
+            # A page may be empty with a token for the next.
+            while not renewed:
+                answer = client.list_snapshot_blocks(SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place)
+                renewed = {block["BlockIndex"]: block["BlockToken"] for block in answer.get("Blocks", ())}
+                if not answer.get("NextToken"):
+                    break
+                place = {"NextToken": answer["NextToken"]}
+            if block_index not in renewed:
+                raise SourceChangedError("the block was listed before and is not any more")
+            tokens.listing += 1
+            tokens.renewed = renewed
+            return renewed[block_index]
+
+    # Writing.
+
+    def start_snapshot(
+        self,
+        volume_size: int,
+        *,
+        description: str = "",
+        tags: Sequence[Tag] = (),
+        client_token: str | None = None,
+    ) -> str:
+        checks.check_volume_size(volume_size)
+        options: dict[str, Any] = {}
+        if self.settings.encrypted is not None:
+            options["Encrypted"] = self.settings.encrypted
+        if self.settings.kms_key_arn is not None:
+            options["Encrypted"] = True
+            options["KmsKeyArn"] = self.settings.kms_key_arn
+        merged = {tag.key: tag.value or "" for tag in (*tags, *self.settings.tags)}
+        kept = [
+            {"Key": key, "Value": value}
+            for key, value in merged.items()
+            if not key.lower().startswith("aws:")
+        ]
+        # StartSnapshot's model takes a character less of both than EC2, which gets those later.
+        early = [tag for tag in kept if len(tag["Key"]) < 128 and len(tag["Value"]) < 256]
+        if early:
+            options["Tags"] = early
+        if client_token is not None:
+            options["ClientToken"] = client_token
+        if description:  # an empty one is refused
+            options["Description"] = description
+        with aws_errors("start_snapshot"):
+            answer = self.connection.client("ebs").start_snapshot(
+                VolumeSize=volume_size, Timeout=TIMEOUT, **options
+            )
+            snapshot_id: str = answer["SnapshotId"]
+            if len(early) < len(kept):
+                late = [tag for tag in kept if tag not in early]
+                self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
+        with self._lock:
+            self._started[snapshot_id] = time.monotonic()
+        return snapshot_id
+
+    def put_snapshot_block(
+        self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
+    ) -> None:
+        if memoryview(content).nbytes != BLOCK_SIZE or block_index < 0:
+            checks.check_block(snapshot_id, 65_536, block_index, content, checksum)
+        facts: dict[str, Any] = {"snapshot_id": snapshot_id, "block_index": block_index}
+        with self._appearing(snapshot_id), aws_errors("put_snapshot_block", **facts):
+            _check_id(snapshot_id)
+            given = base64.b64encode(checksum).decode()
+            answer = self._lean().request(
+                "PUT",
+                f"/snapshots/{snapshot_id}/blocks/{block_index}",
+                {},
+                {
+                    "Content-Type": "application/octet-stream",
+                    "X-Amz-Data-Length": str(BLOCK_SIZE),
+                    "X-Amz-Checksum": given,
+                    "X-Amz-Checksum-Algorithm": "SHA256",
+                },
+                content,
+                "put_snapshot_block",
+                **facts,
+            )
+            if answer.headers.get("X-Amz-Checksum", given) != given:
+                raise BackendError("EBS acknowledged another checksum than the block's", retryable=True)
+
+    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
+        with self._appearing(snapshot_id), aws_errors("complete_snapshot", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
+            client = self.connection.client("ebs")
+            try:
+                client.complete_snapshot(
+                    SnapshotId=snapshot_id,
+                    ChangedBlocksCount=changed_blocks_count,
+                    Checksum=base64.b64encode(checksum).decode(),
+                    ChecksumAlgorithm="SHA256",
+                    ChecksumAggregationMethod="LINEAR",
+                )
+            except client.exceptions.ValidationException as error:
+                # A snapshot gets completed, and cannot be completed again, by a call that was
+                # checked against the checksum: by an earlier one, whose answer may be lost.
+                state = self.describe_snapshot(snapshot_id).state
+                if state != "pending":
+                    if state != "completed":
+                        raise
+                elif snapshot_id not in self._completing:
+                    raise ChecksumMismatchError(f"EBS has other blocks than were counted: {error}") from None
+            except Exception:
+                self._completing.add(snapshot_id)
+                raise
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        with aws_errors("delete_snapshot", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
+            self._started.pop(snapshot_id, None)
+            self.connection.client("ec2").delete_snapshot(SnapshotId=snapshot_id)
+
+    def describe_snapshot(self, snapshot_id: str) -> Snapshot:
+        with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
+            answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
+            for found in answer["Snapshots"]:
+                return Snapshot(
+                    snapshot_id=found["SnapshotId"],
+                    volume_size=found.get("VolumeSize"),
+                    description=found.get("Description"),
+                    encrypted=found.get("Encrypted"),
+                    kms_key_id=found.get("KmsKeyId"),
+                    tags=tuple(Tag(key=tag["Key"], value=tag["Value"]) for tag in found.get("Tags", ())),
+                    state=found["State"],
+                )
+            raise NotFoundError("no such snapshot")
+
+    @contextlib.contextmanager
+    def _appearing(self, snapshot_id: str) -> Iterator[None]:
+        """Mark a snapshot that is not found soon after it was started as worth another attempt."""
+        try:
+            yield
+        except NotFoundError as error:
+            started = self._started.get(snapshot_id)
+            error.retryable = started is not None and time.monotonic() - started < APPEARING
+            raise
+        self._started.pop(snapshot_id, None)  # it has appeared
+
+    # What both need.
+
+    def _lean(self) -> Wire:
+        with self._lock:
+            if self._wire is None:
+                self._wire = Wire(self.connection)
+            return self._wire  # type: ignore[no-any-return]
+
+    def _tokens_of(self, snapshot_id: str) -> _Tokens:
+        with self._lock:
+            return self._tokens.setdefault(snapshot_id, _Tokens())
+
+
+def _check_id(snapshot_id: str) -> None:
+    """Of an id that is put into a path."""
+    if not isinstance(snapshot_id, str) or not _ID.fullmatch(snapshot_id):
+        raise NotFoundError("no such snapshot")
+
+
+def _checksum(headers: Mapping[str, str]) -> bytes:
+    """The block's SHA-256 that EBS sent along."""
+    if headers.get("X-Amz-Checksum-Algorithm", "SHA256") != "SHA256":
+        raise BackendError(f"EBS gave a checksum of {headers['X-Amz-Checksum-Algorithm'][:20]}, not SHA256")
+    try:
+        checksum = base64.b64decode(headers.get("X-Amz-Checksum", ""), validate=True)
+    except binascii.Error:
+        checksum = b""
+    if len(checksum) != 32:
+        raise BackendError("EBS sent no SHA-256 with the block", retryable=True)
+    return checksum

@@ -1,0 +1,193 @@
+"""IAM policies of least privilege, made from what the backend's verbs need: `policy`.
+
+``python -m amistore.backends.aws.policies store --bucket my-archives`` prints one as JSON.
+Sources: Service Authorization Reference (which action can be limited to which resource); EBS
+user guide, "Control access to EBS direct APIs using IAM" and "Requirements for Amazon EBS
+encryption".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
+from amistore.errors import InvalidRequestError
+
+__all__ = ["FLOWS", "actions", "policy"]
+
+_READ: Final = ("describe_image", "describe_images", "describe_snapshots")
+_READ_BLOCKS: Final = ("list_snapshot_blocks", "get_snapshot_block")
+_WRITE: Final = (
+    "start_snapshot",
+    "put_snapshot_block",
+    "complete_snapshot",
+    "describe_snapshot",
+    "delete_snapshot",
+    "register_image",
+    "finish_registration",
+    "find_images",
+)
+_READ_OBJECT: Final = ("head_object", "get_object_range")
+_WRITE_OBJECT: Final = (
+    "head_object",
+    "create_multipart_upload",
+    "upload_part",
+    "list_parts",
+    "complete_multipart_upload",
+    "abort_multipart_upload",
+    "list_multipart_uploads",
+    "bucket_warnings",
+)
+
+FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
+    "read": (*_READ, *_READ_BLOCKS, *_READ_OBJECT),
+    "store": (*_READ, *_READ_BLOCKS, *_WRITE_OBJECT),
+    "restore": (*_READ_OBJECT, *_WRITE),
+    "transfer": (*_READ, *_READ_BLOCKS, *_WRITE),
+}
+"""The verbs of each flow. A transfer between accounts: ``read`` here, ``transfer`` there."""
+
+_WRITING: Final = frozenset({"restore", "transfer"})
+
+# Actions that can be limited to resources; the others are given on all ("*").
+_RESOURCES: Final[Mapping[str, tuple[str, ...]]] = {
+    "ebs:ListSnapshotBlocks": ("snapshot",),
+    "ebs:GetSnapshotBlock": ("snapshot",),
+    "ebs:StartSnapshot": ("snapshot",),
+    "ebs:PutSnapshotBlock": ("snapshot",),
+    "ebs:CompleteSnapshot": ("snapshot",),
+    "ec2:DeleteSnapshot": ("snapshot",),
+    "ec2:DescribeImageAttribute": ("image",),
+    "ec2:RegisterImage": ("image", "snapshot"),
+    "ec2:CreateTags": ("image", "snapshot"),
+    "ec2:EnableImageDeprecation": ("image",),
+    "ec2:EnableImageDeregistrationProtection": ("image",),
+    "ec2:DeregisterImage": ("image",),
+    "s3:ListBucket": ("bucket",),
+    "s3:ListBucketMultipartUploads": ("bucket",),
+    "s3:GetBucketPublicAccessBlock": ("bucket",),
+    "s3:GetEncryptionConfiguration": ("bucket",),
+    "s3:GetObject": ("object",),
+    "s3:PutObject": ("object",),
+    "s3:PutObjectTagging": ("object",),
+    "s3:DeleteObject": ("object",),
+    "s3:RestoreObject": ("object",),
+    "s3:AbortMultipartUpload": ("object",),
+    "s3:ListMultipartUploadParts": ("object",),
+}
+
+_GRANT: Final = "kms:CreateGrant"
+
+# IAM user guide, "IAM JSON policy elements: Version".
+_VERSION: Final = "2012-10-17"
+
+
+def actions(flow: str, *, archived: bool = False) -> tuple[str, ...]:
+    """The EBS, EC2 and S3 actions that a flow needs, in order.
+
+    Raises:
+        InvalidRequestError: no such flow.
+    """
+    if flow not in FLOWS:
+        raise InvalidRequestError(f"there is no policy for {flow!r}, only for {', '.join(FLOWS)}")
+    verbs = [*FLOWS[flow], *(["restore_object"] if archived else [])]
+    return tuple(sorted({action for verb in verbs for action in ACTIONS[verb]}))
+
+
+def policy(
+    flow: str,
+    *,
+    partition: str = "aws",
+    region: str | None = None,
+    bucket: str | None = None,
+    prefix: str = "",
+    kms_key_arns: Iterable[str] = (),
+    bucket_kms_key_arns: Iterable[str] = (),
+    archived: bool = False,
+) -> dict[str, Any]:
+    """An identity policy that allows what a flow needs, and nothing else.
+
+    Args:
+        flow: ``store``, ``restore``, ``transfer`` or ``read``.
+        partition: ``aws``, ``aws-us-gov``, ``aws-cn``.
+        region: to limit snapshots and images to; None for all.
+        bucket: where the archives are. Needed to store and restore; without it a ``read`` policy
+            reads images and snapshots only.
+        prefix: of the archives' keys.
+        kms_key_arns: keys that encrypt the snapshots read, or the ones to make.
+        bucket_kms_key_arns: keys that encrypt the archives, where the bucket does that with KMS.
+        archived: whether archives are to be restored from S3 Glacier.
+
+    Raises:
+        InvalidRequestError: no such flow, or a bucket is missing.
+    """
+    wanted = actions(flow, archived=archived)
+    if bucket is None:
+        if flow in ("store", "restore"):
+            raise InvalidRequestError(f"a policy to {flow} needs the bucket")
+        wanted = tuple(action for action in wanted if not action.startswith("s3:"))
+    places = {
+        "snapshot": f"arn:{partition}:ec2:{region or '*'}::snapshot/*",
+        "image": f"arn:{partition}:ec2:{region or '*'}::image/*",
+        "bucket": f"arn:{partition}:s3:::{bucket}",
+        "object": f"arn:{partition}:s3:::{bucket}/{prefix}*",
+    }
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for action in wanted:
+        groups.setdefault(_RESOURCES.get(action, ()), []).append(action)
+    statements = [
+        _statement(kinds, found, [places[kind] for kind in kinds] or ["*"])
+        for kinds, found in sorted(groups.items())
+    ]
+    keys = sorted(kms_key_arns)
+    if keys:
+        found = KMS_WRITE if flow in _WRITING else KMS_READ
+        statements.append(_statement(("keys",), [each for each in found if each != _GRANT], keys))
+        if _GRANT in found:
+            grants = _statement(("grants",), [_GRANT], keys)
+            # Only EBS may make grants with it, on the caller's behalf.
+            grants["Condition"] = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+            statements.append(grants)
+    keys = sorted(bucket_kms_key_arns)
+    if keys:
+        # S3 user guide, "Protecting data using server-side encryption with AWS KMS keys".
+        writing = ["kms:GenerateDataKey"] if flow == "store" else []
+        statements.append(_statement(("bucket", "keys"), ["kms:Decrypt", *writing], keys))
+    return {"Version": _VERSION, "Statement": statements}
+
+
+def _statement(kinds: Sequence[str], found: Sequence[str], resources: Sequence[str]) -> dict[str, Any]:
+    name = "".join(kind.capitalize() for kind in kinds) or "Lists"
+    return {"Sid": f"Amistore{name}", "Effect": "Allow", "Action": list(found), "Resource": list(resources)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a policy as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m amistore.backends.aws.policies", description="Print an IAM policy for a flow as JSON."
+    )
+    parser.add_argument("flow", choices=sorted(FLOWS))
+    parser.add_argument("--partition", default="aws", help="aws, aws-us-gov or aws-cn")
+    parser.add_argument("--region", help="limit snapshots and images to it")
+    parser.add_argument("--bucket", help="where the archives are")
+    parser.add_argument("--prefix", default="", help="of the archives' keys")
+    parser.add_argument("--kms-key-arn", action="append", default=[], dest="kms_key_arns", metavar="ARN")
+    parser.add_argument(
+        "--bucket-kms-key-arn", action="append", default=[], dest="bucket_kms_key_arns", metavar="ARN"
+    )
+    parser.add_argument("--archived", action="store_true", help="restore archives from S3 Glacier")
+    given = vars(parser.parse_args(arguments))
+    try:
+        made = policy(given.pop("flow"), **given)
+    except InvalidRequestError as error:
+        parser.error(str(error))
+    json.dump(made, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The one owner of retries: when a call is made again, and when not.
+
+A backend makes one attempt a call and says of its errors whether another may help
+(`BackendError.retryable`). Here that other attempt is made: after exponential backoff with
+full jitter, as long as the call's attempts and time and the budget of all calls last. A
+throttled call slows all calls of its snapshot or service down. Next: `retrying.py`, which
+wraps a backend so.
+
+Sources: EBS user guide, "Error retries and exponential backoff"; AWS SDKs reference guide,
+"Retry behavior" (standard mode: the budget).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+from amistore.errors import BackendError, NotFoundError, ThrottledError
+
+__all__ = ["Retrier", "RetryPolicy"]
+
+R = TypeVar("R")
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How long is tried.
+
+    Attributes:
+        attempts: of a call, the first one included.
+        base_delay: most seconds before the second attempt; doubled for each further one.
+        max_delay: most seconds between two attempts.
+        operation_limit: seconds after a call's beginning when no further attempt is made.
+            Until then a snapshot just started may be not found (EBS user guide: up to 2 minutes).
+        budget: retries that all calls share: each takes 5, each call that succeeds at once
+            gives 1 back. When a service is down for all, calls fail at their first error.
+    """
+
+    attempts: int = attrs.field(default=5, validator=attrs.validators.ge(1))
+    base_delay: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
+    max_delay: float = attrs.field(default=20.0, validator=attrs.validators.ge(0))
+    operation_limit: float = attrs.field(default=120.0, validator=attrs.validators.gt(0))
+    budget: int = attrs.field(default=500, validator=attrs.validators.ge(0))
+
+
+_RETRY_COST = 5
+
+
+class _Pace:
+    """The spacing of calls to one snapshot or service: widened by throttling, narrowed by success."""
+
+    def __init__(self) -> None:
+        self._interval = 0.0
+        self._next = 0.0
+
+    def reserve(self, now: float) -> float:
+        """Take the next place; returns the seconds until it comes."""
+        start = max(now, self._next)
+        self._next = start + self._interval
+        return start - now
+
+    def throttled(self, now: float, delay: float) -> None:
+        self._interval = min(max(2 * self._interval, 0.002), 1.0)  # EBS allows 1,000 gets a second
+        self._next = max(self._next, now + delay)
+
+    def succeeded(self) -> None:
+        self._interval = self._interval * 0.95 if self._interval > 0.0005 else 0.0
+
+
+class Retrier:
+    """Makes calls until they succeed, fail for good, or a limit is reached. Any number of threads.
+
+    Args:
+        policy: the limits.
+        clock: seconds, never going back.
+        sleep: waits for so many seconds.
+        draw: gives a number from 0 to 1 for the jitter.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.policy = policy
+        self._clock = clock
+        self._sleep = sleep
+        self._draw = draw
+        self._lock = threading.Lock()
+        self._budget = policy.budget
+        self._paces: dict[str, _Pace] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Retrier, (self.policy,)  # another process has a clock and a budget of its own
+
+    def call(self, pace: str, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
+        """`function` of the arguments, in as many attempts as the policy allows.
+
+        Args:
+            pace: calls with the same one slow down together.
+            function: is given the arguments; its errors say whether to try again.
+
+        Raises:
+            AmistoreError: of the last attempt; `attempts` says how many there were.
+        """
+        began = self._clock()
+        attempt = 0
+        while True:
+            attempt += 1
+            self._wait_turn(pace)
+            try:
+                result = function(*arguments, **options)
+            except (BackendError, OSError) as error:
+                delay = self._delay(error, attempt, began, pace)
+                if delay is None:
+                    if isinstance(error, BackendError):
+                        error.attempts = attempt
+                    raise
+                self._sleep(delay)
+            else:
+                with self._lock:
+                    if attempt == 1:
+                        self._budget = min(self._budget + 1, self.policy.budget)
+                    self._paces[pace].succeeded()
+                return result
+
+    def _wait_turn(self, pace: str) -> None:
+        with self._lock:
+            wait = self._paces.setdefault(pace, _Pace()).reserve(self._clock())
+        if wait > 0:
+            self._sleep(wait)
+
+    def _delay(self, error: Exception, attempt: int, began: float, pace: str) -> float | None:
+        """Seconds until the next attempt; None for none."""
+        if not _retryable(error):
+            return None
+        policy = self.policy
+        # A snapshot just started appears after up to two minutes: attempts do not count then.
+        appearing = isinstance(error, NotFoundError)
+        if attempt >= policy.attempts and not appearing:
+            return None
+        delay: float = self._draw() * min(policy.base_delay * 2 ** min(attempt - 1, 20), policy.max_delay)
+        now = self._clock()
+        if now + delay - began > policy.operation_limit:
+            return None
+        with self._lock:
+            if isinstance(error, ThrottledError):
+                self._paces[pace].throttled(now, delay)
+            if not appearing:
+                if self._budget < _RETRY_COST:
+                    return None
+                self._budget -= _RETRY_COST
+        return delay
+
+
+def _retryable(error: Exception) -> bool:
+    if isinstance(error, BackendError):
+        return error.retryable
+    return isinstance(error, (ConnectionError, TimeoutError))

@@ -1,0 +1,118 @@
+"""What becomes of an image's attributes when it is registered again: `AttributeReport`.
+
+`leaves` walks an image, `report` asks a rule for the fate of each leaf. The rules are the
+backends': `ImageRegistry.fidelity`. Imports the values only.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from amistore.model.image import Image
+
+__all__ = ["AttributeReport", "Fate", "Leaf", "leaves", "report"]
+
+_MOST_SHOWN = 80  # characters of a value; UEFI data has tens of thousands
+
+
+class Fate(enum.Enum):
+    """What becomes of an attribute."""
+
+    KEPT = "kept"
+    DROPPED = "dropped"
+    REMAPPED = "remapped"
+
+
+@attrs.frozen(kw_only=True)
+class AttributeReport:
+    """What becomes of one attribute of an image.
+
+    Attributes:
+        attribute: its path, such as ``block_device_mappings[/dev/sda1].ebs.iops``; what is in
+            brackets is escaped as in Python strings.
+        fate: kept, dropped or remapped, that is, there with another value.
+        value: as Python writes it, 80 characters at most, no control characters.
+        reason: why it is not kept; empty for what is.
+    """
+
+    attribute: str = attrs.field(validator=attrs.validators.instance_of(str))
+    fate: Fate = attrs.field(validator=attrs.validators.instance_of(Fate))
+    value: str = attrs.field(validator=attrs.validators.instance_of(str))
+    reason: str = attrs.field(default="", validator=attrs.validators.instance_of(str))
+
+    def __str__(self) -> str:
+        reason = f": {self.reason}" if self.reason else ""
+        return f"{self.attribute} = {self.value} {self.fate.value}{reason}"
+
+
+@attrs.frozen
+class Leaf:
+    """An attribute that holds a plain value.
+
+    Attributes:
+        path: unique in its image, such as ``tags[Name].value``.
+        name: the same of all items of a list: ``tags.value``.
+        value: a string, number, boolean, or, of a member in `extra`, any JSON value.
+    """
+
+    path: str
+    name: str
+    value: Any
+
+
+def leaves(value: Any) -> Iterator[Leaf]:
+    """Every attribute of an image, or of a value in one, that is there, once.
+
+    States are facts of the moment and no attributes here.
+    """
+    return _leaves(value, "", "")
+
+
+def _leaves(value: Any, path: str, name: str) -> Iterator[Leaf]:
+    for field in attrs.fields(type(value)):
+        item = getattr(value, field.name)
+        below, common = path + field.name, name + field.name
+        if field.name == "extra":
+            for member, content in item.items():
+                if content is not None:
+                    yield Leaf(f"{below}[{_escaped(member)}]", f"{common}.{member}", content)
+        elif item is None or field.metadata.get("volatile"):
+            continue
+        elif "many" in field.metadata:
+            for each in item:
+                key = getattr(each, field.metadata["key"])
+                yield from _leaves(each, f"{below}[{_escaped(str(key))}].", f"{common}.")
+        elif "one" in field.metadata:
+            yield from _leaves(item, f"{below}.", f"{common}.")
+        else:
+            yield Leaf(below, common, item)
+
+
+def _escaped(key: str) -> str:
+    # With the bracket escaped too, no two attributes have the same path.
+    return repr(key)[1:-1].replace("]", "\\]")
+
+
+def report(image: Image, fate: Callable[[Leaf], tuple[Fate, str]]) -> tuple[AttributeReport, ...]:
+    """The fate of every attribute that `image` has.
+
+    Args:
+        image: to be registered.
+        fate: gives the fate of a leaf, and the reason unless it is kept.
+    """
+    reports = []
+    for leaf in leaves(image):
+        found, reason = fate(leaf)
+        reports.append(
+            AttributeReport(attribute=leaf.path, fate=found, value=_shown(leaf.value), reason=reason)
+        )
+    return tuple(reports)
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _MOST_SHOWN else shown[: _MOST_SHOWN - 3] + "..."

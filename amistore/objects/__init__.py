@@ -1,0 +1,22 @@
+"""Containers as objects of a store: packed into one, restored from one, moved; on after a crash.
+
+`upload.py` and `restoration.py` do it, `resumelog.py` is what they go on from, `transfer.py`
+joins two backends. Imports `archive`, `pipeline` and `backends`.
+"""
+
+from amistore.objects.abandonment import abandon
+from amistore.objects.restoration import unpack_object
+from amistore.objects.resumelog import FileResumeLog, ResumeLog
+from amistore.objects.transfer import copy_object, transfer
+from amistore.objects.upload import TASK_KEY, pack_object
+
+__all__ = [
+    "TASK_KEY",
+    "FileResumeLog",
+    "ResumeLog",
+    "abandon",
+    "copy_object",
+    "pack_object",
+    "transfer",
+    "unpack_object",
+]

@@ -1,0 +1,52 @@
+"""`abandon`: what an unfinished run has left, removed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from amistore.backends import Backend
+from amistore.errors import InvalidRequestError, NotFoundError
+from amistore.objects.resumelog import ResumeLog, read_entry
+from amistore.pipeline.foreign import foreign_errors
+from amistore.units import GIB
+
+__all__ = ["abandon"]
+
+
+def abandon(log: ResumeLog, backend: Backend) -> None:
+    """Give an unfinished run up: abort its upload, or delete the snapshots it began, and clear the log.
+
+    Args:
+        log: of the run.
+        backend: that it worked with.
+
+    Raises:
+        InvalidRequestError: the log is damaged.
+        BackendError: something could not be removed; the log stays, to try again.
+    """
+    entries = [read_entry(entry) for entry in log.entries()]
+    for entry in entries[1:]:
+        if entries[0].get("kind") == "pack":
+            _abort(entries[0], entry, backend)
+        else:
+            _delete(entry, backend)
+    log.clear()
+
+
+def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> None:
+    if "upload" in entry:
+        place = header["bucket"], header["key"]
+        with foreign_errors("abort_multipart_upload", bucket=place[0], key=place[1]):
+            backend.s3.abort_multipart_upload(*place, entry["upload"])
+
+
+def _delete(entry: dict[str, Any], backend: Backend) -> None:
+    if "snapshot" not in entry:
+        return
+    snapshot_id = entry["snapshot"]
+    with contextlib.suppress(NotFoundError), foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
+        found = backend.ebs.describe_snapshot(snapshot_id)
+        if found.volume_size is not None and found.volume_size * GIB != entry["size"]:
+            raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
+        backend.ebs.delete_snapshot(snapshot_id)

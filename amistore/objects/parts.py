@@ -1,0 +1,107 @@
+"""Parts of a multipart upload: consecutive units of a container, whole segments each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from amistore.backends import ObjectStore, UploadedPart, files
+from amistore.container import layout
+from amistore.errors import BackendError, InvalidRequestError
+from amistore.pipeline.packing import PackedUnit
+from amistore.units import MIB
+
+__all__ = ["Part", "cut_parts", "skip_segments"]
+
+_SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
+_MOST = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
+
+
+class Part:
+    """One part: in memory or, if it is large, in an unlinked temporary file.
+
+    Attributes:
+        number: from 1 on.
+        size: in bytes.
+        records: the SEGD records of its segments; none of the last part, which each run sends.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.size = 0
+        self.records: list[bytes] = []
+        self._content = bytearray()
+        self._file: BinaryIO | None = None
+
+    def add(self, unit: PackedUnit) -> None:
+        """Take a unit's pieces out of it."""
+        if unit.segment is not None:
+            self.records.append(unit.segment)
+        pieces = unit.pieces
+        while pieces:
+            piece = pieces.pop(0)
+            self.size += len(piece)
+            if self._file is None and self.size <= _SPOOL:
+                self._content += piece
+                continue
+            with files.operation("spool"):
+                if self._file is None:
+                    # Closed when it was sent, or with the part.
+                    self._file = cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-"))  # noqa: SIM115
+                    self._file.write(self._content)
+                    self._content = bytearray()
+                self._file.write(piece)
+
+    def send(self, store: ObjectStore, bucket: str, key: str, upload_id: str) -> UploadedPart:
+        """Upload it, and let go of its bytes."""
+        if self._file is None:
+            sent = store.upload_part(bucket, key, upload_id, self.number, self._content)
+            self._content = bytearray()
+        else:
+            with self._file as file:
+                with files.operation("spool"):
+                    file.flush()
+                sent = store.upload_part_file(bucket, key, upload_id, self.number, file)
+        if (sent.part_number, sent.size) != (self.number, self.size):
+            raise BackendError(
+                f"part {self.number} of {self.size} bytes was stored as number {sent.part_number} "
+                f"with {sent.size}"
+            )
+        return sent
+
+
+def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int) -> Iterator[Part]:
+    """Parts of the units that are left, numbered from `number` on.
+
+    Args:
+        units: of a container.
+        part_size: bytes from which on a part ends behind a segment.
+        number: of the first part.
+
+    Raises:
+        InvalidRequestError: more parts than an object may have.
+    """
+    part = Part(number)
+    for unit in units:
+        part.add(unit)
+        if unit.segment is not None and part.size >= min(part_size, _MOST):
+            number += 1
+            if number > layout.MAX_PARTS:
+                raise InvalidRequestError(
+                    f"more than {layout.MAX_PARTS} parts: the layout's parts are too small"
+                )
+            yield part
+            part = Part(number)
+    part.records.clear()
+    yield part
+
+
+def skip_segments(units: Iterator[PackedUnit], count: int) -> int:
+    """Pass by the units up to the `count`-th segment; the file offset behind it."""
+    end = 0
+    while count:
+        unit = next(units)
+        end = unit.end
+        count -= unit.segment is not None
+    return end

@@ -1,0 +1,236 @@
+"""`unpack_object`: snapshots from a container in an object store, segment by segment, and on after a crash.
+
+A full verification (`archive/verification.py`) that puts each block it has proved. The tail
+is checked before anything is started; nothing is completed before all has been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from amistore.archive.reader import ContainerFile, LoadedSegment
+from amistore.archive.verification import Verification
+from amistore.backends import BlockSink, ObjectStore
+from amistore.backends.ranges import ObjectRanges
+from amistore.container import DecodedBlock
+from amistore.errors import (
+    ArchiveError,
+    CorruptArchiveError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.model import Image
+from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
+from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.pipeline.progress import Phase, ProgressCallback
+from amistore.pipeline.snapshots import RestoredSnapshots
+
+__all__ = ["unpack_object"]
+
+_logger = logging.getLogger("amistore")
+
+
+def unpack_object(
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    sink: BlockSink,
+    *,
+    log: ResumeLog | None = None,
+    expected_content_id: str | None = None,
+    snapshots: Iterable[str] | None = None,
+    allow_lost: bool = False,
+    workers: int | None = None,
+    progress: ProgressCallback = None,
+) -> Image:
+    """Restore the snapshots of a container in a store, verifying all of it.
+
+    As `unpack`, but each worker reads its segments by itself, and the object's end is checked
+    before the first snapshot is started.
+
+    Args:
+        store: where the object is.
+        bucket: it is in.
+        key: of the object.
+        sink: where new snapshots are made.
+        log: from which an earlier run that ended in a crash or an error is continued: segments
+            that it has put are neither read nor put again. Without one, the snapshots that were
+            begun are deleted on an error.
+        expected_content_id: refuse another archive; 64 hexadecimal digits.
+        snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
+        allow_lost: restore snapshots with lost blocks, too; see `unpack`.
+        workers: segments worked on at once; None for the number of CPUs.
+        progress: called with a `Progress` after each segment.
+
+    Returns:
+        The stored image on its new snapshots, ready for `register_image`.
+
+    Raises:
+        NotFoundError: no such object.
+        CorruptArchiveError: damaged bytes, with the place; no snapshot was completed.
+        SourceChangedError: the object was replaced, during the run or since the one continued.
+        LostBlocksError: blocks of a snapshot were lost, without `allow_lost`.
+        InvalidRequestError: the log is of something else.
+        BackendError: the store or the sink failed; with a log the next run goes on from here.
+    """
+    check_kind(sink, BlockSink, "sink")
+    with foreign_errors("head_object", bucket=bucket, key=key):
+        ranges = ObjectRanges(store, bucket, key)
+        container = ContainerFile(ranges)
+    found = container.index.content_id.hex()
+    if expected_content_id is not None and found != expected_content_id.lower():
+        raise CorruptArchiveError(f"the content id is {found}, not the expected {expected_content_id}")
+    chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
+    restored = RestoredSnapshots(container.image, sink, chosen, allow_lost)
+    identity = {"bucket": bucket, "key": key, "etag": ranges.etag, "content": found, "snapshots": chosen}
+    journal = _Journal(log or MemoryResumeLog(), identity)
+    run = _Restoration(container, sink, restored, journal, progress)
+    try:
+        run.run(workers)
+        image = restored.image()
+        restored.complete(container.index.volumes)
+    except BaseException as error:
+        if log is None or isinstance(error, (ArchiveError, SourceChangedError)):
+            restored.undo()
+            journal.log.clear()
+        raise
+    journal.log.clear()
+    return image
+
+
+class _Journal:
+    """What the log says of an earlier run of the same restore."""
+
+    def __init__(self, log: ResumeLog, identity: dict[str, Any]) -> None:
+        self.log = log
+        # By the stored id: generation and id of the new snapshot; which segments it has: those before.
+        self._snapshots: dict[str, tuple[int, str]] = {}
+        self._put: dict[str, int] = {}
+        entries = [read_entry(entry) for entry in log.entries()]
+        if not entries:
+            self.task = secrets.token_hex(16)
+            log.append(write_entry(kind="unpack", task=self.task, **identity))
+            return
+        header = entries[0]
+        if header.get("kind") != "unpack" or not re.fullmatch("[0-9a-f]{32}", str(header.get("task"))):
+            raise InvalidRequestError("the resume log is not one of restoring from an object")
+        for name, value in identity.items():
+            if header.get(name) == value:
+                continue
+            if name in ("etag", "content"):
+                raise SourceChangedError(
+                    "the object was replaced since the run began that the resume log is of: "
+                    "amistore.abandon ends that run",
+                    bucket=identity["bucket"],
+                    key=identity["key"],
+                )
+            raise InvalidRequestError(
+                f"the resume log is of another run: its {name} is {header.get(name)!r}, not {value!r}; "
+                "amistore.abandon ends that run"
+            )
+        self.task = header["task"]
+        try:
+            for entry in entries[1:]:
+                if "put" in entry:
+                    self._put[entry["volume"]] = int(entry["put"])
+                else:
+                    self._snapshots[entry["volume"]] = int(entry["generation"]), entry["snapshot"]
+                    self._put.pop(entry["volume"], None)
+        except (KeyError, TypeError, ValueError):
+            raise InvalidRequestError("the resume log is damaged") from None
+
+    def begun(self, stored_id: str) -> tuple[int, str | None]:
+        """Generation and id of the snapshot that an earlier run began; 0 and None for none."""
+        return self._snapshots.get(stored_id, (0, None))
+
+    def token(self, stored_id: str, generation: int) -> str:
+        """The client token of a snapshot: the same in each run, another for each attempt to make it."""
+        text = f"{self.task} {stored_id} {generation}"
+        return hashlib.sha256(text.encode()).hexdigest()[:64]
+
+    def note_begun(self, stored_id: str, generation: int, snapshot_id: str, size: int) -> None:
+        self._snapshots[stored_id] = generation, snapshot_id
+        self.log.append(write_entry(volume=stored_id, generation=generation, snapshot=snapshot_id, size=size))
+
+    def put(self, stored_id: str) -> int:
+        """The sequence number of the first segment that was not put for sure."""
+        return self._put.get(stored_id, 0)
+
+    def note_put(self, stored_id: str, end: int) -> None:
+        self.log.append(write_entry(volume=stored_id, put=end))
+
+
+class _Restoration(Verification):
+    """A verification that puts what it has proved into new snapshots."""
+
+    _phase = Phase.UNPACK
+
+    def __init__(
+        self,
+        container: ContainerFile,
+        sink: BlockSink,
+        restored: RestoredSnapshots,
+        journal: _Journal,
+        progress: ProgressCallback,
+    ) -> None:
+        super().__init__(container, quick=False, progress=progress)
+        self._sink = sink
+        self._restored = restored
+        self._journal = journal
+        # By the number of the volume: from this segment on, blocks are put.
+        self._first: dict[int, int] = {}
+
+    def _note(self, findings: Iterable[ArchiveError]) -> None:
+        for finding in findings:
+            raise finding
+
+    def _begin(self, number: int) -> None:
+        """Start a volume's snapshot, or go on with the one that an earlier run began."""
+        volume = self._container.index.volumes[number]
+        generation, before = self._journal.begun(volume.snapshot_id)
+        while True:
+            # With the same token: the same snapshot, if it is one that this task began.
+            token = self._journal.token(volume.snapshot_id, generation)
+            snapshot_id = self._restored.begin(volume.snapshot_id, volume.size, client_token=token)
+            if snapshot_id is None or before is None or self._usable(snapshot_id):
+                break
+            _logger.warning("snapshot %s cannot be gone on with: starting another", snapshot_id)
+            generation += 1
+            before = None
+        if snapshot_id is not None and snapshot_id == before:
+            self._first[number] = self._journal.put(volume.snapshot_id)
+        elif snapshot_id is not None:
+            self._journal.note_begun(volume.snapshot_id, generation, snapshot_id, volume.size)
+
+    def _usable(self, snapshot_id: str) -> bool:
+        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
+            try:
+                return self._sink.describe_snapshot(snapshot_id).state in ("pending", "completed")
+            except NotFoundError:
+                return False
+
+    def _load(self, sequence: int) -> LoadedSegment:
+        """Of a segment that was put, the descriptor alone."""
+        if self._was_put(sequence):
+            return LoadedSegment(self._container.segment(sequence), ())
+        return super()._load(sequence)
+
+    def _was_put(self, sequence: int) -> bool:
+        return sequence < self._first.get(self._container.volume_of(sequence), 0)
+
+    def _done(self, sequence: int) -> None:
+        volume = self._container.index.volumes[self._container.volume_of(sequence)]
+        if self._restored.get(volume.snapshot_id) is not None and not self._was_put(sequence):
+            self._journal.note_put(volume.snapshot_id, sequence + 1)
+
+    def _block(self, snapshot_id: str, block: DecodedBlock) -> None:
+        target = self._restored.get(snapshot_id)
+        if target is not None:
+            with foreign_errors("put_snapshot_block", snapshot_id=target, block_index=block.index):
+                self._sink.put_snapshot_block(target, block.index, block.content, block.digest)

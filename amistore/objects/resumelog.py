@@ -1,0 +1,174 @@
+"""`ResumeLog`: what a run has done, so that the next one goes on where it ended.
+
+A log is a list of entries that outlives its writer. It holds no secret, and nothing in it is
+believed: who goes on checks all that it says against the source, the store and the plan.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import fcntl
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+from amistore.backends import files
+from amistore.errors import InvalidRequestError
+
+__all__ = ["FileResumeLog", "MemoryResumeLog", "ResumeLog", "read_entry", "write_entry"]
+
+_MAGIC = b"amistore resume log 1\n"
+_ENTRY = struct.Struct("<II")  # length, CRC-32 (zlib's) of the content
+
+
+def write_entry(**facts: Any) -> bytes:
+    """An entry that says this, in JSON; bytes may be put behind it after a line feed."""
+    return json.dumps(facts, separators=(",", ":")).encode()
+
+
+def read_entry(entry: bytes) -> dict[str, Any]:
+    """What an entry says.
+
+    Raises:
+        InvalidRequestError: nothing that one of ours says.
+    """
+    try:
+        facts = json.loads(entry.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise InvalidRequestError("the resume log is damaged")
+    return facts
+
+
+class ResumeLog(abc.ABC):
+    """Entries of bytes, in order. Used by one run at a time."""
+
+    @abc.abstractmethod
+    def entries(self) -> list[bytes]:
+        """All entries, oldest first; none of a log that is new."""
+
+    @abc.abstractmethod
+    def append(self, entry: bytes) -> None:
+        """Add an entry; it outlives a crash once this returns."""
+
+    @abc.abstractmethod
+    def clear(self) -> None:
+        """Remove all entries: the run has come to its end."""
+
+
+class MemoryResumeLog(ResumeLog):
+    """A log that ends with the process."""
+
+    def __init__(self) -> None:
+        self._entries: list[bytes] = []
+
+    def entries(self) -> list[bytes]:
+        return list(self._entries)
+
+    def append(self, entry: bytes) -> None:
+        self._entries.append(entry)
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+
+class FileResumeLog(ResumeLog):
+    """A log in a file, which is made when the first entry is added, and removed by `clear`.
+
+    What a crash left half written at its end is dropped. Two runs cannot use it at once.
+    A context manager: leaving it lets go of the file.
+
+    Args:
+        path: of the file; readable by its owner only.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> FileResumeLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; the entries stay."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def entries(self) -> list[bytes]:
+        with files.operation("resume"):
+            if self._descriptor is None and not self.path.exists():
+                return []
+            descriptor = self._open()
+            content = files.read_at(descriptor, os.fstat(descriptor).st_size, 0)
+            if not content.startswith(_MAGIC):
+                raise InvalidRequestError(f"{self.path} is no resume log of amistore")
+            found = []
+            end = len(_MAGIC)
+            while len(content) - end >= _ENTRY.size:
+                length, crc32 = _ENTRY.unpack_from(content, end)
+                entry = content[end + _ENTRY.size : end + _ENTRY.size + length]
+                if len(entry) < length or zlib.crc32(entry) != crc32:
+                    break
+                found.append(entry)
+                end += _ENTRY.size + length
+            if end < len(content):
+                os.ftruncate(descriptor, end)
+            return found
+
+    def append(self, entry: bytes) -> None:
+        with files.operation("resume"):
+            descriptor = self._open()
+            end = os.fstat(descriptor).st_size
+            try:
+                files.write_at(descriptor, _ENTRY.pack(len(entry), zlib.crc32(entry)) + entry, end)
+                os.fsync(descriptor)
+            except BaseException:
+                with contextlib.suppress(OSError):  # half an entry must not stand before whole ones
+                    os.ftruncate(descriptor, end)
+                raise
+
+    def clear(self) -> None:
+        with files.operation("resume"):
+            if self._descriptor is not None or self.path.exists():
+                self._open()
+                self.path.unlink(missing_ok=True)
+                files.sync_directory(self.path.parent)
+                self.close()
+
+    def _open(self) -> int:
+        """The file's descriptor, ours alone."""
+        while self._descriptor is None:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._named(descriptor):  # cleared by another run meanwhile
+                    os.close(descriptor)
+                    continue
+                content = os.pread(descriptor, len(_MAGIC), 0)
+                if content != _MAGIC and _MAGIC.startswith(content):  # new, or a crash while it was made
+                    files.write_at(descriptor, _MAGIC, 0)
+                    os.fsync(descriptor)
+                    files.sync_directory(self.path.parent)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise InvalidRequestError(f"{self.path} is in use by another run") from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._descriptor = descriptor
+        return self._descriptor
+
+    def _named(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False

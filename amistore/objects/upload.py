@@ -1,0 +1,360 @@
+"""`pack_object`: a container straight into an object, part by part, and on after a crash.
+
+The log says of each part which segments it holds, and keeps their descriptors: what the
+index at the container's end needs of them. A run that goes on plans anew, and takes from the
+log what the plan, the upload's own list of parts and, in the end, the object confirm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from typing import Any
+
+import attrs
+import zstandard
+
+from amistore.archive.reader import ContainerFile
+from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.ranges import ObjectRanges
+from amistore.container import EncodedSegment, Layout, Plan, SegmentDescriptor, layout
+from amistore.container.records import open_envelope, open_record
+from amistore.container.segments import check_segment
+from amistore.errors import (
+    AlreadyExistsError,
+    ArchiveError,
+    CorruptArchiveError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.model import Image
+from amistore.objects.parts import Part, cut_parts, skip_segments
+from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
+from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.pack import check_packing, plan_pack
+from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
+from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.units import MIB
+
+__all__ = ["TASK_KEY", "pack_object"]
+
+TASK_KEY = "amistore-task"
+"""Of an object's metadata: which run made it."""
+
+_SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
+_MOST_PART = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
+
+_logger = logging.getLogger("amistore")
+
+
+def pack_object(
+    image: Image,
+    source: BlockSource,
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    *,
+    log: ResumeLog | None = None,
+    metadata: Mapping[str, str] | None = None,
+    if_none_match: bool = True,
+    level: int = 3,
+    snapshots: Iterable[str] | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: ProgressCallback = None,
+    check_frames: bool = True,
+    layout: Layout | None = None,
+) -> ObjectInfo:
+    """Pack an image with its snapshots into one object, which appears when it is complete.
+
+    Parts above 32 MiB, of images above some 300 GiB, are kept in unlinked temporary files (in
+    ``TMPDIR``) until they are sent: one for each worker, and one more.
+
+    Args:
+        image: what to pack, such as `describe_image` returns.
+        source: where its snapshots are.
+        store: where the object goes.
+        bucket: must exist.
+        key: of the object; ``<image id>.bin`` is EC2's.
+        log: from which an earlier run that ended in a crash or an error is continued. Parts
+            that it sent are not sent again, and their blocks not read. Without one, what was
+            sent is removed on an error.
+        metadata: of the object; `TASK_KEY` is added.
+        if_none_match: refuse when the object exists.
+        level: zstd level; this and the options below as in `pack`.
+        snapshots: ids of those to include.
+        workers: segments worked on, and parts sent, at once.
+        executor: where to work.
+        progress: called with a `Progress`.
+        check_frames: decode each frame and compare it.
+        layout: how to cut the container; None for what fits its size.
+
+    Raises:
+        AlreadyExistsError: the object exists, with `if_none_match`.
+        SourceChangedError: the image or a snapshot is not what it was in the run that is continued.
+        InvalidRequestError: the log is of something else.
+        BackendError: source or store failed; with a log the next run goes on from here.
+    """
+    check_packing(image, source, level, workers, executor)
+    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
+    run = _Run(store, bucket, key, planned, level, log or MemoryResumeLog())
+    encode = SegmentEncode(source, level, check_frames)
+    info = run.begin(dict(metadata or {}), if_none_match)
+    try:
+        if info is None:
+            run.send(
+                packed_units(
+                    planned,
+                    encode,
+                    carried=run.carried,
+                    workers=workers,
+                    executor=executor,
+                    progress=progress,
+                ),
+                workers,
+            )
+            info = run.complete(if_none_match)
+        run.prove(info, workers)
+    except BaseException as error:
+        if log is None or isinstance(error, _FINAL):
+            run.undo()
+        raise
+    run.log.clear()
+    return info
+
+
+# Errors that the next run would meet again.
+_FINAL = (AlreadyExistsError, SourceChangedError, ArchiveError)
+
+
+@attrs.define
+class _Run:
+    """One run, or the continuation of one."""
+
+    store: ObjectStore
+    bucket: str
+    key: str
+    planned: Plan
+    level: int
+    log: ResumeLog
+    upload_id: str = ""
+    task: str = ""
+    parts: list[UploadedPart] = attrs.field(factory=list)
+    carried: list[EncodedSegment] = attrs.field(factory=list)
+
+    def begin(self, metadata: dict[str, str], if_none_match: bool) -> ObjectInfo | None:
+        """Begin an upload, or go on with the log's; gives the object if that is there already."""
+        entries = self.log.entries()
+        header = self._header(entries)
+        if header is not None:
+            self.task = header["task"]
+            upload_id = _upload_id(entries)
+            if upload_id is not None:
+                done = self._continue(upload_id, entries[2:])
+                if done is not None or self.upload_id:
+                    return done
+            self.log.clear()
+        if if_none_match:
+            self._refuse_existing()
+        self.task = secrets.token_hex(16)
+        self.log.append(write_entry(kind="pack", task=self.task, **self._identity()))
+        with foreign_errors("create_multipart_upload", bucket=self.bucket, key=self.key):
+            self.upload_id = self.store.create_multipart_upload(
+                self.bucket, self.key, metadata={**metadata, TASK_KEY: self.task}
+            )
+        try:
+            self.log.append(write_entry(upload=self.upload_id))
+        except BaseException:
+            self.undo()
+            raise
+        return None
+
+    def _identity(self) -> dict[str, Any]:
+        """What a log must say to be of this run: the same plan gives the same bytes with the same libzstd."""
+        return {
+            "bucket": self.bucket,
+            "key": self.key,
+            "image": self.planned.image.image_id,
+            "file": self.planned.file_id.hex(),
+            "level": self.level,
+            "libzstd": list(zstandard.ZSTD_VERSION),
+        }
+
+    def _header(self, entries: list[bytes]) -> dict[str, Any] | None:
+        """The first entry; None for a new log."""
+        if not entries:
+            return None
+        header = read_entry(entries[0])
+        if header.get("kind") != "pack" or not isinstance(header.get("task"), str):
+            raise InvalidRequestError("the resume log is not one of packing into an object")
+        for name, value in self._identity().items():
+            if header.get(name) == value:
+                continue
+            if name == "file":
+                raise SourceChangedError(
+                    "the image, its snapshots or the layout are not what they were when the run began that "
+                    "the resume log is of: amistore.abandon ends that run",
+                    image_id=self.planned.image.image_id,
+                )
+            raise InvalidRequestError(
+                f"the resume log is of another run: its {name} is {header.get(name)!r}, not {value!r}; "
+                "amistore.abandon ends that run"
+            )
+        return header
+
+    def _continue(self, upload_id: str, entries: list[bytes]) -> ObjectInfo | None:
+        """Take over what the log says and the upload has; gives the object if it is complete."""
+        try:
+            with foreign_errors("list_parts", bucket=self.bucket, key=self.key):
+                listed = self.store.list_parts(self.bucket, self.key, upload_id)
+        except NotFoundError:
+            return self._completed(entries)
+        there = {part.part_number: part for part in listed}
+        self.upload_id = upload_id
+        for number, entry in enumerate(entries, 1):
+            part, segments = self._part(number, entry)
+            if there.get(number) != part:
+                break
+            self.parts.append(part)
+            self.carried += segments
+        return None
+
+    def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
+        """The object, if the upload is gone because it was completed."""
+        info = self._made()
+        if info is not None:
+            for number, entry in enumerate(entries, 1):
+                self.carried += self._part(number, entry)[1]
+            return info
+        _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
+        return None
+
+    def _made(self) -> ObjectInfo | None:
+        """The object, if it is this run's."""
+        place = {"bucket": self.bucket, "key": self.key}
+        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
+            info = self.store.head_object(self.bucket, self.key)
+            if info.metadata.get(TASK_KEY) == self.task:
+                return info
+        return None
+
+    def _part(self, number: int, entry: bytes) -> tuple[UploadedPart, list[EncodedSegment]]:
+        """A part as the log has it, each of its segments checked against the plan."""
+        described, records = read_entry(entry), entry.partition(b"\n")[2]
+        try:
+            part = UploadedPart(part_number=described["part"], size=described["size"], etag=described["etag"])
+            if part.part_number != number or not records:
+                raise KeyError("part")
+            segments: list[EncodedSegment] = []
+            at = 0
+            while at < len(records):
+                size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
+                record = records[at : at + size]
+                descriptor = SegmentDescriptor.parse(open_record(record))
+                sequence = len(self.carried) + len(segments)
+                if sequence >= self.planned.segments:
+                    raise KeyError("segments beyond the plan")
+                check_segment(descriptor, self.planned.segment(sequence))
+                segments.append(EncodedSegment(descriptor, record, []))
+                at += size
+        except (ArchiveError, KeyError) as error:
+            raise InvalidRequestError(f"the resume log is damaged, or of another run: {error}") from None
+        return part, segments
+
+    def _refuse_existing(self) -> None:
+        """Tell before the work what completing would tell after it."""
+        place = {"bucket": self.bucket, "key": self.key}
+        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
+            self.store.head_object(self.bucket, self.key)
+            raise AlreadyExistsError("the object exists", bucket=self.bucket, key=self.key)
+
+    def send(self, units: Generator[PackedUnit, None, None], workers: int | None) -> None:
+        """Send all parts that were not carried over; each is logged once all before it are."""
+        with (
+            contextlib.closing(units),
+            worker_pool(workers, None) as (pool, limit),
+            contextlib.closing(ordered_map(pool, self._send, self._cut(units), limit // 2)) as sent,
+        ):
+            for part, records in sent:
+                self.parts.append(part)
+                if records:
+                    entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
+                    self.log.append(entry + b"\n" + b"".join(records))
+
+    def _cut(self, units: Iterator[PackedUnit]) -> Iterator[Part]:
+        """The parts that were not carried over."""
+        end = skip_segments(units, len(self.carried))
+        if end != sum(part.size for part in self.parts):
+            raise InvalidRequestError("the resume log's parts have another size than their segments")
+        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1)
+
+    def _send(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
+        """Runs in a worker."""
+        with foreign_errors("upload_part", bucket=self.bucket, key=self.key):
+            return part.send(self.store, self.bucket, self.key, self.upload_id), part.records
+
+    def complete(self, if_none_match: bool) -> ObjectInfo:
+        """Make the object visible."""
+        try:
+            with foreign_errors("complete_multipart_upload", bucket=self.bucket, key=self.key):
+                info = self.store.complete_multipart_upload(
+                    self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
+                )
+        except (AlreadyExistsError, NotFoundError):
+            # An earlier attempt, whose answer was lost, may have made it.
+            ours = self._made()
+            if ours is None:
+                raise
+            info = ours
+        self.upload_id = ""
+        return info
+
+    def prove(self, info: ObjectInfo, workers: int | None) -> None:
+        """Open the object, and find in it the descriptor of each segment that was carried over.
+
+        An object that is not what was packed is deleted: the log was forged, or the store lied.
+        """
+        try:
+            container = ContainerFile(ObjectRanges(self.store, self.bucket, self.key))
+            with (
+                worker_pool(workers, None) as (pool, limit),
+                contextlib.closing(
+                    ordered_map(pool, container.segment, range(len(self.carried)), limit)
+                ) as found,
+            ):
+                for located, segment in zip(found, self.carried, strict=True):
+                    if located.descriptor != segment.descriptor:
+                        raise CorruptArchiveError("a segment is not the one in the resume log")
+        except ArchiveError as error:
+            self.store.delete_object(self.bucket, self.key)
+            raise CorruptArchiveError(
+                f"the object of {info.size} bytes was not what was packed, and was deleted: {error}"
+            ) from None
+
+    def undo(self) -> None:
+        """Abort the upload; what cannot be aborted is logged by its id."""
+        if self.upload_id:
+            try:
+                self.store.abort_multipart_upload(self.bucket, self.key, self.upload_id)
+            except Exception as error:
+                _logger.error(
+                    "upload %s of %s/%s is left behind, abort it: %s",
+                    self.upload_id,
+                    self.bucket,
+                    self.key,
+                    error,
+                )
+                return
+        self.log.clear()
+
+
+def _upload_id(entries: list[bytes]) -> str | None:
+    if len(entries) < 2:
+        return None
+    upload_id = read_entry(entries[1]).get("upload")
+    return upload_id if isinstance(upload_id, str) else None

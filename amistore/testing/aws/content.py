@@ -1,0 +1,114 @@
+"""The blocks of snapshots: stored once by their digests, generated when read, or laid over others'."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["Content", "GeneratedBlocks", "Overlay", "Pool", "StoredBlocks", "position"]
+
+
+class Content(Protocol):
+    """Blocks by their indexes."""
+
+    @property
+    def indexes(self) -> Sequence[int]:
+        """The blocks that there are, ascending."""
+        ...
+
+    def block(self, index: int) -> tuple[bytes, bytes]:
+        """A block that there is, and its raw SHA-256."""
+        ...
+
+
+def position(indexes: Sequence[int], start: int) -> int:
+    """Find where in ascending indexes the first one lies that is not below `start`."""
+    return bisect.bisect_left(indexes, start)
+
+
+class Pool:
+    """Blocks by their digests, so that equal ones are kept once."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, bytes] = {}
+
+    def keep(self, digest: bytes, data: bytes) -> None:
+        self._blocks.setdefault(digest, data)
+
+    def read(self, digest: bytes) -> bytes:
+        return self._blocks[digest]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+
+class StoredBlocks:
+    """Blocks that were put; each may be put again."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._digests: dict[int, bytes] = {}
+        self._indexes: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    @property
+    def indexes(self) -> Sequence[int]:
+        if self._indexes is None:
+            self._indexes = sorted(self._digests)
+        return self._indexes
+
+    def put(self, index: int, digest: bytes, data: bytes) -> None:
+        self._pool.keep(digest, data)
+        self._digests[index] = digest
+        self._indexes = None
+
+    def holds(self, index: int) -> bool:
+        return index in self._digests
+
+    def block(self, index: int) -> tuple[bytes, bytes]:
+        digest = self._digests[index]
+        return self._pool.read(digest), digest
+
+    def linear(self) -> bytes:
+        """Aggregate as CompleteSnapshot does: SHA-256 over the raw digests in index order."""
+        return hashlib.sha256(b"".join(self._digests[index] for index in self.indexes)).digest()
+
+
+class GeneratedBlocks:
+    """Blocks that are made when they are read, so that a volume of any size costs no memory."""
+
+    def __init__(self, read: Callable[[int], bytes], indexes: Sequence[int]) -> None:
+        self.indexes = indexes
+        self._read = read
+
+    def block(self, index: int) -> tuple[bytes, bytes]:
+        data = self._read(index)
+        if len(data) != BLOCK_SIZE:
+            raise ValueError(f"block {index} has {len(data)} bytes, not {BLOCK_SIZE}")
+        return data, hashlib.sha256(data).digest()
+
+
+class Overlay:
+    """A snapshot's own blocks over those of its parent."""
+
+    def __init__(self, below: Content, own: StoredBlocks) -> None:
+        self._below = below
+        self._own = own
+        self._indexes = below.indexes
+        self._merged = 0  # own blocks that the indexes know
+
+    @property
+    def indexes(self) -> Sequence[int]:
+        if self._merged != len(self._own):
+            self._indexes = sorted({*self._below.indexes, *self._own.indexes})
+            self._merged = len(self._own)
+        return self._indexes
+
+    def block(self, index: int) -> tuple[bytes, bytes]:
+        return (self._own if self._own.holds(index) else self._below).block(index)

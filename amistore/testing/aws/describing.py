@@ -1,0 +1,145 @@
+"""What EC2's Describe operations have in common: filters, pages, tags, ids."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from amistore.testing.aws.cloud import Cloud
+from amistore.testing.aws.query import required, wrong
+
+__all__ = ["FILTERS", "TAGS", "check_tags", "filtered", "paged", "tag_set", "well_formed"]
+
+FILTERS = [{"Name": str, "Value": [str]}]
+TAGS = [{"Key": str, "Value": str}]
+Record = TypeVar("Record")
+ID = {"ami": "InvalidAMIID.Malformed", "snap": "InvalidSnapshotID.Malformed"}
+
+
+def well_formed(identifier: str, prefix: str) -> str:
+    """An id with this prefix.
+
+    Raises:
+        ServiceError: it is none.
+    """
+    if re.fullmatch(rf"{prefix}-([0-9a-f]{{8}}|[0-9a-f]{{17}})", identifier) is None:
+        raise wrong(f'Invalid id: "{identifier}" (expecting "{prefix}-...")', ID[prefix])
+    return identifier
+
+
+def filtered(
+    records: Sequence[Record],
+    filters: Sequence[Mapping[str, Any]],
+    *,
+    known: Mapping[str, Callable[[Record], Any]],
+    tags: Callable[[Record], Mapping[str, str]],
+) -> list[Record]:
+    """Those records that fit every filter by one of its values, in which * and ? are wildcards.
+
+    Raises:
+        ServiceError: a filter is unknown or has no values.
+    """
+    for item in filters:
+        name, values = required(item, "Name"), item.get("Value")
+        if not values:
+            raise wrong(f"The filter '{name}' has no values.")
+        patterns = [wildcard(value) for value in values]
+        if name.startswith("tag:"):
+            key = name[4:]
+            records = [r for r in records if key in tags(r) and fits(tags(r)[key], patterns)]
+        elif name == "tag-key":
+            records = [r for r in records if any(fits(key, patterns) for key in tags(r))]
+        elif name in known:
+            records = [r for r in records if fits(known[name](r), patterns)]
+        else:
+            raise wrong(f"The filter '{name}' is invalid")
+    return list(records)
+
+
+def wildcard(value: str) -> re.Pattern[str]:
+    parts = re.findall(r"\\.|.", value, re.DOTALL)
+    return re.compile(
+        "".join({"*": ".*", "?": "."}.get(part) or re.escape(part[-1]) for part in parts), re.DOTALL
+    )
+
+
+def fits(value: Any, patterns: Sequence[re.Pattern[str]]) -> bool:
+    if isinstance(value, list):
+        return any(fits(item, patterns) for item in value)
+    if value is None:
+        return False
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return any(pattern.fullmatch(text) for pattern in patterns)
+
+
+def paged(
+    cloud: Cloud, records: list[Record], values: Mapping[str, Any], ids: str, key: Callable[[Record], Any]
+) -> tuple[list[Record], str | None]:
+    """One page of records that are in the order of their keys, and the token of the next one.
+
+    Args:
+        cloud: whose tokens and behaviour rule.
+        records: all of them.
+        values: the request's.
+        ids: name of the parameter that excludes paging.
+        key: a text that orders records and stays when others come and go.
+
+    Raises:
+        ServiceError: MaxResults or NextToken are not valid.
+    """
+    most, token = values.get("MaxResults"), values.get("NextToken")
+    if most is not None and not 5 <= most <= 1000:
+        raise wrong(
+            f"Value ( {most} ) for parameter maxResults is invalid. Expecting a value from 5 to 1000."
+        )
+    if most is not None and values.get(ids):
+        message = f"The parameter {ids} cannot be used with the parameter maxResults"
+        raise wrong(message, "InvalidParameterCombination")
+    if token is not None:
+        try:
+            payload = cloud.tokens.open(ids.encode(), base64.b64decode(token, validate=True).decode())
+        except (binascii.Error, ValueError):
+            payload = None
+        if payload is None:
+            raise wrong("The NextToken is not valid.", "InvalidNextToken")
+        records = [record for record in records if str(key(record)) > payload.decode()]
+    if most is None:
+        return records, None
+    if cloud.behaviour.short_pages:
+        most = max(1, most // 2)
+    if len(records) <= most:
+        return records, None
+    sealed = cloud.tokens.seal(ids.encode(), str(key(records[most - 1])).encode())
+    return records[:most], base64.b64encode(sealed.encode()).decode()
+
+
+def tag_set(tags: Mapping[str, str]) -> list[dict[str, str]] | None:
+    """Tags as the XML has them; None where there are none."""
+    return [{"key": key, "value": value} for key, value in tags.items()] or None
+
+
+def check_tags(tags: Sequence[Mapping[str, str]], present: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Tags that a user may set on a resource that has some ("EC2 user guide: Tag restrictions").
+
+    Raises:
+        ServiceError: a key or value is too long or reserved, or there are too many.
+    """
+    made: dict[str, str] = {}
+    for tag in tags:
+        key, value = required(tag, "Key"), tag.get("Value", "")
+        if len(key) > 128:
+            raise wrong("Tag keys may have up to 128 characters.", "InvalidTagKey.Malformed")
+        if len(value) > 256:
+            raise wrong("Tag values may have up to 256 characters.")
+        if key.lower().startswith("aws:"):
+            raise wrong("Tag keys starting with 'aws:' are reserved for internal use")
+        if key in made:
+            raise wrong(f"Duplicate tag key '{key}' specified.")
+        made[key] = value
+    count = sum(not key.startswith("aws:") for key in {**(present or {}), **made})
+    if count > 50:
+        raise wrong(f"The maximum number of tags is 50, and there would be {count}.", "TagLimitExceeded")
+    return made

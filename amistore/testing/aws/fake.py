@@ -1,0 +1,349 @@
+"""The fake itself: its services behind one endpoint, and what a test sets and reads."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from amistore.testing.aws.behaviour import Behaviour
+from amistore.testing.aws.calls import CallLog
+from amistore.testing.aws.clock import Clock
+from amistore.testing.aws.cloud import Cloud
+from amistore.testing.aws.content import Content, GeneratedBlocks, StoredBlocks
+from amistore.testing.aws.faults import Faults
+from amistore.testing.aws.records import Credential, Image, Snapshot
+from amistore.testing.aws.server import Server
+from amistore.testing.aws.services import Services
+from amistore.testing.aws.throttling import Throttle
+from amistore.units import BLOCK_SIZE, GIB
+
+__all__ = ["FakeAWS"]
+
+
+class FakeAWS:
+    """The EBS direct APIs, EC2's operations on images and snapshots, and GetCallerIdentity.
+
+    Open it with ``with``: it then serves at `endpoint_url`, in this process and on loopback.
+
+    Args:
+        region: that requests have to be signed for.
+        account_id: of the default credential, and of what is added without an owner.
+        partition: in ARNs.
+        start: the clock's time, with a time zone; None is now.
+
+    Attributes:
+        clock: of the services; nothing expires unless it is advanced.
+        behaviour: how the services use the freedom that they have.
+        faults: rules for troubles on the way.
+        log: counts of requests, and the requests.
+        credential: the default one.
+    """
+
+    def __init__(
+        self,
+        region: str = "us-east-1",
+        account_id: str = "123456789012",
+        partition: str = "aws",
+        *,
+        start: datetime.datetime | None = None,
+    ) -> None:
+        self.clock = Clock(start)
+        self.region = region
+        self.account_id = account_id
+        self.partition = partition
+        self.faults = Faults()
+        self.log = CallLog()
+        self._cloud = Cloud(region=region, account_id=account_id, partition=partition, clock=self.clock)
+        self._services = Services(self._cloud)
+        self._server: Server | None = None
+        self.credential = self.add_credential()
+
+    def __enter__(self) -> FakeAWS:
+        if self._server is None:
+            self._server = Server(self._services, self.faults, self.log)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving; what is held is let go. What the account holds can still be read."""
+        self.faults.clear()
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    @property
+    def endpoint_url(self) -> str:
+        """What clients take as the endpoint of all three services.
+
+        Raises:
+            RuntimeError: it does not serve.
+        """
+        if self._server is None:
+            raise RuntimeError("FakeAWS serves only inside its with block")
+        return self._server.url
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """How the services use the freedom that they have."""
+        return self._cloud.behaviour
+
+    def client_options(self, credential: Credential | None = None) -> dict[str, Any]:
+        """The arguments of ``boto3.client`` that lead here, signing with a credential."""
+        used = credential or self.credential
+        return {
+            "endpoint_url": self.endpoint_url,
+            "region_name": self.region,
+            "aws_access_key_id": used.access_key_id,
+            "aws_secret_access_key": used.secret_access_key,
+            "aws_session_token": used.session_token,
+        }
+
+    def add_credential(
+        self,
+        *,
+        session_token: str | None = None,
+        expires_in: float | None = None,
+        denied: Iterable[str] = (),
+        account_id: str | None = None,
+        user: str = "tester",
+    ) -> Credential:
+        """Let one more sign requests.
+
+        Args:
+            session_token: makes it a temporary credential.
+            expires_in: seconds from now, on the clock, until it dies.
+            denied: IAM actions that are refused, such as ``"ebs:PutSnapshotBlock"``,
+                ``"kms:Decrypt"`` or ``"ec2:*"``.
+            account_id: whose it is; None is the fake's.
+            user: the name in its ARN.
+        """
+        number = len(self._services.credentials) + 1
+        expires = None
+        if expires_in is not None:
+            expires = self.clock.now() + datetime.timedelta(seconds=expires_in)
+        credential = Credential(
+            access_key_id=f"{'ASIA' if session_token else 'AKIA'}{number:016d}",
+            secret_access_key=hashlib.sha256(f"secret {number}".encode()).hexdigest()[:40],
+            session_token=session_token,
+            expires=expires,
+            denied=frozenset(denied),
+            account_id=account_id or self.account_id,
+            user=user,
+        )
+        self._services.credentials[credential.access_key_id] = credential
+        return credential
+
+    def remove_credential(self, credential: Credential) -> None:
+        """Let a credential sign no longer."""
+        del self._services.credentials[credential.access_key_id]
+
+    def throttle(
+        self,
+        operation: str,
+        *,
+        per_second: float | None = None,
+        burst: int | None = None,
+        every: int | None = None,
+        reason: str = "ACCOUNT_THROTTLED",
+    ) -> Throttle:
+        """Limit an operation.
+
+        Args:
+            operation: its name in the service's reference.
+            per_second: calls that the clock adds each second. It stands still by itself.
+            burst: calls that may come at once; None is a second's.
+            every: refuse each Nth call, instead of a rate.
+            reason: of the EBS direct APIs' RequestThrottledException.
+        """
+        limit = Throttle(self.clock, per_second=per_second, burst=burst, every=every, reason=reason)
+        self._services.throttles[operation] = limit
+        return limit
+
+    @property
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """Those that there are, by id, as they are now."""
+        with self._cloud.lock:
+            for snapshot in self._cloud.snapshots.values():
+                self._cloud.settle(snapshot)
+            return types.MappingProxyType(dict(self._cloud.snapshots))
+
+    @property
+    def images(self) -> Mapping[str, Image]:
+        """Those that there are, by id, as they are now."""
+        with self._cloud.lock:
+            for image in self._cloud.images.values():
+                self._cloud.settle_image(image)
+            return types.MappingProxyType(dict(self._cloud.images))
+
+    def read_snapshot(self, snapshot_id: str) -> dict[int, bytes]:
+        """All blocks of a snapshot in any state, those of its parents too, by their indexes.
+
+        Raises:
+            KeyError: there is no such snapshot.
+        """
+        with self._cloud.lock:
+            content = self._cloud.snapshots[snapshot_id].content
+            return {index: content.block(index)[0] for index in content.indexes}
+
+    def add_snapshot(
+        self,
+        *,
+        volume_size: int,
+        blocks: Mapping[int, bytes] | Callable[[int], bytes] | None = None,
+        indexes: Sequence[int] | None = None,
+        snapshot_id: str | None = None,
+        owner_id: str | None = None,
+        volume_id: str = "vol-ffffffff",
+        parent_snapshot_id: str | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        state: str = "completed",
+        encrypted: bool = False,
+        kms_key_arn: str | None = None,
+        storage_tier: str = "standard",
+        outpost_arn: str | None = None,
+        public: bool = False,
+        shared_with: Iterable[str] = (),
+    ) -> str:
+        """Put a snapshot into the account.
+
+        Args:
+            volume_size: GiB.
+            blocks: by their indexes; or what makes the block of an index, each time it is read.
+            indexes: of the blocks that are made, ascending; a ``range`` costs no memory.
+            snapshot_id: None is a new one.
+            owner_id: an account; None is the fake's.
+            volume_id: what it was taken of; ListChangedBlocks compares snapshots of one volume.
+            parent_snapshot_id: it is of that snapshot's lineage; `blocks` holds all its blocks.
+            state: ``pending``, ``completed`` or ``error``.
+            kms_key_arn: None is the account's own key, if it is encrypted.
+            storage_tier: ``standard`` or ``archive``.
+            shared_with: account ids.
+
+        Returns:
+            Its id.
+
+        Raises:
+            ValueError: a block is not of 524,288 bytes, or outside the volume; or the id is taken.
+        """
+        cloud = self._cloud
+        with cloud.lock:
+            name = snapshot_id or cloud.new_id("snap")
+            if name in cloud.snapshots:
+                raise ValueError(f"there is a snapshot {name}")
+            parent = cloud.snapshots[parent_snapshot_id] if parent_snapshot_id else None
+            own = StoredBlocks(cloud.pool)
+            content = self._content(own, blocks or {}, indexes)
+            if content.indexes and not 0 <= content.indexes[0] <= content.indexes[-1] < volume_size * (
+                GIB // BLOCK_SIZE
+            ):
+                raise ValueError("a block lies outside the volume")
+            now = self.clock.now()
+            cloud.snapshots[name] = Snapshot(
+                number=cloud.number(),
+                snapshot_id=name,
+                owner_id=owner_id or self.account_id,
+                volume_size=volume_size,
+                own=own,
+                content=content,
+                start_time=now,
+                last_write=now,
+                volume_id=volume_id,
+                description=description,
+                tags=dict(tags or {}),
+                state=state,
+                progress=100 if state == "completed" else 0,
+                completion_time=now if state == "completed" else None,
+                encrypted=encrypted,
+                kms_key_arn=(kms_key_arn or cloud.default_key) if encrypted else None,
+                storage_tier=storage_tier,
+                outpost_arn=outpost_arn,
+                public=public,
+                shared_with=set(shared_with),
+                parent_snapshot_id=parent_snapshot_id,
+                lineage=frozenset({name}) | (parent.lineage if parent else frozenset()),
+            )
+            return name
+
+    def _content(
+        self,
+        own: StoredBlocks,
+        blocks: Mapping[int, bytes] | Callable[[int], bytes],
+        indexes: Sequence[int] | None,
+    ) -> Content:
+        if callable(blocks):
+            if indexes is None:
+                raise ValueError("blocks that are made need the indexes that there are")
+            return GeneratedBlocks(blocks, indexes)
+        for index, data in blocks.items():
+            if len(data) != BLOCK_SIZE:
+                raise ValueError(f"block {index} has {len(data)} bytes, not {BLOCK_SIZE}")
+            own.put(index, hashlib.sha256(data).digest(), bytes(data))
+        return own
+
+    def add_image(
+        self,
+        *,
+        name: str,
+        mappings: Sequence[Mapping[str, Any]],
+        root_device_name: str = "/dev/xvda",
+        image_id: str | None = None,
+        owner_id: str | None = None,
+        state: str = "available",
+        tags: Mapping[str, str] | None = None,
+        public: bool = False,
+        shared_with: Iterable[str] = (),
+        uefi_data: str | None = None,
+        deprecation_time: datetime.datetime | None = None,
+        **members: Any,
+    ) -> str:
+        """Put an image into the account, of any kind, also one that RegisterImage would refuse.
+
+        Args:
+            name: need not be unique here.
+            mappings: block device mappings by their names in EC2's XML: ``{"deviceName":
+                "/dev/xvda", "ebs": {"snapshotId": ...}}``.
+            image_id: None is a new one.
+            owner_id: an account; None is the fake's.
+            uefi_data: base64.
+            members: further ones of an Image by their names in EC2's XML, such as
+                ``architecture="arm64"``, ``productCodes=[...]`` or ``platform="windows"``.
+
+        Returns:
+            Its id.
+        """
+        cloud, owner = self._cloud, owner_id or self.account_id
+        usual = {
+            "imageLocation": f"{owner}/{name}",
+            "architecture": "x86_64",
+            "imageType": "machine",
+            "platformDetails": "Linux/UNIX",
+            "usageOperation": "RunInstances",
+            "hypervisor": "xen",
+            "rootDeviceName": root_device_name,
+            "rootDeviceType": "ebs",
+            "virtualizationType": "hvm",
+        }
+        with cloud.lock:
+            identifier = image_id or cloud.new_id("ami")
+            cloud.images[identifier] = Image(
+                number=cloud.number(),
+                image_id=identifier,
+                owner_id=owner,
+                name=name,
+                creation_time=self.clock.now(),
+                state=state,
+                members=usual | members,
+                mappings=[dict(item) for item in mappings],
+                attributes={"uefiData": uefi_data} if uefi_data else {},
+                tags=dict(tags or {}),
+                public=public,
+                shared_with=set(shared_with),
+                deprecation_time=deprecation_time,
+            )
+            return identifier

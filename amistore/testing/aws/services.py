@@ -1,0 +1,153 @@
+"""The way of one call: who asks, whether he may, and which service answers."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import urllib.parse
+from typing import Any
+
+import attrs
+
+from amistore.testing.aws.calls import Answer, Call
+from amistore.testing.aws.cloud import Cloud
+from amistore.testing.aws.ebs import EbsDirect
+from amistore.testing.aws.errors import ServiceError
+from amistore.testing.aws.images import Images
+from amistore.testing.aws.query import parse, wrong
+from amistore.testing.aws.records import Credential
+from amistore.testing.aws.signature import authenticate
+from amistore.testing.aws.throttling import Throttle, throttled
+from amistore.testing.aws.volumes import Volumes
+from amistore.testing.aws.wire import EC2_VERSION, STS_VERSION, error_answer, xml_answer
+
+__all__ = ["Services", "identified", "with_form"]
+
+PATHS: list[tuple[str, re.Pattern[str], str]] = [
+    ("POST", re.compile("/snapshots"), "StartSnapshot"),
+    ("POST", re.compile("/snapshots/completion/([^/]+)"), "CompleteSnapshot"),
+    ("GET", re.compile("/snapshots/([^/]+)/blocks"), "ListSnapshotBlocks"),
+    ("GET", re.compile("/snapshots/([^/]+)/changedblocks"), "ListChangedBlocks"),
+    ("GET", re.compile("/snapshots/([^/]+)/blocks/([^/]+)"), "GetSnapshotBlock"),
+    ("PUT", re.compile("/snapshots/([^/]+)/blocks/([^/]+)"), "PutSnapshotBlock"),
+]
+VERSIONS = {EC2_VERSION: "ec2", STS_VERSION: "sts"}
+
+
+def identified(call: Call) -> Call:
+    """A call with its operation, as far as its head tells: all of the EBS direct APIs."""
+    if call.path == "/":
+        return attrs.evolve(call, service="ec2")
+    for method, pattern, operation in PATHS:
+        found = pattern.fullmatch(call.path)
+        if found is not None and method == call.method:
+            groups = [urllib.parse.unquote(text) for text in found.groups()] + [None, None]
+            return attrs.evolve(
+                call, service="ebs", operation=operation, snapshot_id=groups[0], block_index=groups[1]
+            )
+    return attrs.evolve(call, service="ebs")
+
+
+def with_form(call: Call) -> Call:
+    """A Query API's call with the operation and the parameters that its form names."""
+    try:
+        text = call.body.decode()
+    except UnicodeDecodeError:
+        text = ""
+    form = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
+    service = VERSIONS.get(form.get("Version", ""), "ec2")
+    return attrs.evolve(call, service=service, operation=form.get("Action", ""), parameters=form)
+
+
+class Services:
+    """Answer calls of the EBS direct APIs, EC2 and STS, whatever they hold.
+
+    Attributes:
+        credentials: of all who may ask, by access key id.
+        throttles: by operation.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.credentials: dict[str, Credential] = {}
+        self.throttles: dict[str, Throttle] = {}
+        self._cloud = cloud
+        self._ebs = EbsDirect(cloud)
+        self._operations = {**Images(cloud).operations, **Volumes(cloud).operations}
+
+    def answer(self, call: Call) -> Answer:
+        """Carry out a call, or say why not."""
+        try:
+            caller = authenticate(
+                call,
+                self.credentials,
+                region=self._cloud.region,
+                now=self._cloud.clock.now(),
+                real_now=datetime.datetime.now(datetime.timezone.utc),
+                maximum_skew=self._cloud.behaviour.maximum_clock_skew,
+            )
+            throttle = self.throttles.get(call.operation)
+            if throttle is not None and not throttle.admits():
+                raise throttled(call, throttle.reason)
+            if call.service == "ebs":
+                return self._answer_ebs(call, caller)
+            return xml_answer(call, self._query(call, caller))
+        except ServiceError as error:
+            return error_answer(call, error)
+
+    def arn(self, caller: Credential) -> str:
+        """The principal that signs with a credential."""
+        partition = self._cloud.partition
+        if caller.session_token is not None:
+            return f"arn:{partition}:sts::{caller.account_id}:assumed-role/{caller.user}/session"
+        return f"arn:{partition}:iam::{caller.account_id}:user/{caller.user}"
+
+    def _answer_ebs(self, call: Call, caller: Credential) -> Answer:
+        if not call.operation:
+            raise ServiceError("UnknownOperationException", "There is no such operation.", status=404)
+        action = f"ebs:{call.operation}"
+        if caller.denies(action):
+            resource = (
+                f"arn:{self._cloud.partition}:ec2:{self._cloud.region}::snapshot/{call.snapshot_id or '*'}"
+            )
+            message = (
+                f"User: {self.arn(caller)} is not authorized to perform: {action} on resource: {resource} "
+                f"because no identity-based policy allows the {action} action"
+            )
+            raise ServiceError("AccessDeniedException", message, status=403, reason="UNAUTHORIZED_ACCOUNT")
+        return self._ebs.answer(call, caller)
+
+    def _query(self, call: Call, caller: Credential) -> dict[str, Any]:
+        form = dict(call.parameters)
+        version = form.pop("Version", None)
+        form.pop("Action", None)
+        if not call.operation:
+            raise wrong("The request must contain the parameter Action", "MissingAction")
+        if version not in VERSIONS:
+            raise wrong(f"The requested version ({version}) is not valid", "NoSuchVersion")
+        if call.service == "sts":
+            return self._caller_identity(call, caller)
+        if call.operation not in self._operations:
+            raise wrong(f"The action {call.operation} is not valid for this web service.", "InvalidAction")
+        known, carry_out = self._operations[call.operation]
+        self._permit(caller, f"ec2:{call.operation}")
+        values = parse(form, known)
+        if values.get("TagSpecification"):
+            self._permit(caller, "ec2:CreateTags")
+        if values.get("DryRun"):
+            message = "Request would have succeeded, but DryRun flag is set."
+            raise wrong(message, "DryRunOperation", 412)
+        with self._cloud.lock:
+            return carry_out(values, caller)
+
+    def _caller_identity(self, call: Call, caller: Credential) -> dict[str, Any]:
+        if call.operation != "GetCallerIdentity":
+            raise wrong(f"Could not find operation {call.operation}", "InvalidAction")
+        return {"Arn": self.arn(caller), "UserId": "AIDAEXAMPLEEXAMPLEEX", "Account": caller.account_id}
+
+    def _permit(self, caller: Credential, action: str) -> None:
+        if caller.denies(action):
+            message = (
+                f"You are not authorized to perform this operation. User: {self.arn(caller)} is not "
+                f"authorized to perform: {action} because no identity-based policy allows the {action} action"
+            )
+            raise wrong(message, "UnauthorizedOperation", 403)

@@ -1,0 +1,164 @@
+"""Signature Version 4 as the services check it.
+
+"AWS Identity and Access Management user guide: Create a signed AWS API request".
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import hmac
+import re
+import urllib.parse
+from collections.abc import Mapping
+
+from amistore.testing.aws.calls import Call
+from amistore.testing.aws.errors import ServiceError
+from amistore.testing.aws.records import Credential
+
+__all__ = ["authenticate"]
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+UNSIGNED = "UNSIGNED-PAYLOAD"
+AUTHORIZATION = re.compile(
+    rf"{ALGORITHM} +Credential=([^/, ]+)/(\d{{8}})/([^/, ]+)/([^/, ]+)/aws4_request, *"
+    r"SignedHeaders=([^, ]+), *Signature=([0-9a-f]{64})"
+)
+# What each service calls each trouble: the EBS direct APIs' "Common errors", the EC2 API
+# reference's "Common client errors", the STS API reference's "Common error types".
+REFUSALS: dict[str, dict[str, tuple[str, int]]] = {
+    "ebs": {
+        "missing": ("MissingAuthenticationTokenException", 403),
+        "incomplete": ("IncompleteSignatureException", 400),
+        "unknown": ("UnrecognizedClientException", 403),
+        "expired": ("ExpiredTokenException", 403),
+        "mismatch": ("InvalidSignatureException", 403),
+        "skewed": ("InvalidSignatureException", 403),
+    },
+    "ec2": {
+        "missing": ("MissingAuthenticationToken", 403),
+        "incomplete": ("IncompleteSignature", 400),
+        "unknown": ("AuthFailure", 401),
+        "expired": ("RequestExpired", 400),
+        "mismatch": ("AuthFailure", 401),
+        "skewed": ("RequestExpired", 400),
+    },
+    "sts": {
+        "missing": ("MissingAuthenticationToken", 403),
+        "incomplete": ("IncompleteSignature", 400),
+        "unknown": ("InvalidClientTokenId", 403),
+        "expired": ("ExpiredToken", 403),
+        "mismatch": ("SignatureDoesNotMatch", 403),
+        "skewed": ("SignatureDoesNotMatch", 403),
+    },
+}
+NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
+
+
+def authenticate(
+    call: Call,
+    credentials: Mapping[str, Credential],
+    *,
+    region: str,
+    now: datetime.datetime,
+    real_now: datetime.datetime,
+    maximum_skew: float,
+) -> Credential:
+    """Find out who signed a call.
+
+    Args:
+        call: as it came; the data of PutSnapshotBlock need not be signed, its checksum has to be.
+        credentials: by access key id.
+        region: that the credential's scope has to name.
+        now: when session credentials expire is told by this clock.
+        real_now: when requests are signed is told by this one.
+        maximum_skew: seconds between signing and `real_now`.
+
+    Raises:
+        ServiceError: what the service says to a signature that is missing, wrong or too old.
+    """
+    text = call.headers.get("authorization")
+    if not text:
+        raise refusal(call, "missing", "Request is missing Authentication Token")
+    found = AUTHORIZATION.fullmatch(text.strip())
+    stamp = call.headers.get("x-amz-date", "")
+    if found is None or re.fullmatch(r"\d{8}T\d{6}Z", stamp) is None:
+        raise refusal(call, "incomplete", "Authorization header or X-Amz-Date is missing or malformed.")
+    key_id, date, scope_region, service, names, signature = found.groups()
+    credential = credentials.get(key_id)
+    token = call.headers.get("x-amz-security-token")
+    if credential is None or credential.session_token != token:
+        raise refusal(call, "unknown", "The security token included in the request is invalid.")
+    if (scope_region, service) != (region, call.service):
+        expected = f"region '{region}' and service '{call.service}'"
+        raise refusal(call, "mismatch", f"Credential should be scoped to {expected}.")
+    signed = names.split(";")
+    unsigned = [
+        name for name in call.headers if (name.startswith("x-amz-") or name == "host") and name not in signed
+    ]
+    if unsigned or "host" not in signed or not stamp.startswith(date):
+        raise refusal(call, "mismatch", f"Headers must be signed: {', '.join(unsigned)}.")
+    if not any(
+        hmac.compare_digest(sign(call, credential, found.groups(), payload), signature)
+        for payload in payload_hashes(call)
+    ):
+        raise refusal(
+            call, "mismatch", "The request signature we calculated does not match the signature you provided."
+        )
+    at = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
+    if abs((at - real_now).total_seconds()) > maximum_skew:
+        raise refusal(call, "skewed", f"Signature expired: {stamp} is too far from the time of this service.")
+    if credential.expires is not None and now >= credential.expires:
+        raise refusal(call, "expired", "The security token included in the request is expired")
+    return credential
+
+
+def refusal(call: Call, trouble: str, message: str) -> ServiceError:
+    code, status = REFUSALS[call.service][trouble]
+    return ServiceError(code, NOT_VALIDATED if code == "AuthFailure" else message, status=status)
+
+
+def payload_hashes(call: Call) -> list[str]:
+    """What the payload's hash in the canonical request may be."""
+    stated = call.headers.get("x-amz-content-sha256")
+    unsigned_data = call.operation == "PutSnapshotBlock"
+    if stated == UNSIGNED:
+        return [UNSIGNED] if unsigned_data else []
+    real = hashlib.sha256(call.body).hexdigest()
+    if stated is not None:
+        return [real] if stated == real else []
+    return [UNSIGNED, real] if unsigned_data else [real]
+
+
+def sign(call: Call, credential: Credential, scope: tuple[str, ...], payload: str) -> str:
+    """The signature that a call with this hash of its payload has to carry."""
+    _, date, region, service, names, _ = scope
+    headers = "".join(f"{name}:{' '.join(call.headers.get(name, '').split())}\n" for name in names.split(";"))
+    # Every service but S3 has the path, as it is sent, quoted once more.
+    path = urllib.parse.quote(call.path, safe="/-_.~")
+    canonical = "\n".join([call.method, path, canonical_query(call.query), headers, names, payload])
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = "\n".join(
+        [ALGORITHM, call.headers["x-amz-date"], f"{date}/{region}/{service}/aws4_request", digest]
+    )
+    key = signing_key(credential.secret_access_key, date, region, service)
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def canonical_query(query: str) -> str:
+    pairs = (item.partition("=") for item in query.split("&") if item)
+    quoted = [(requote(name), requote(value)) for name, _, value in pairs]
+    return "&".join(f"{name}={value}" for name, value in sorted(quoted))
+
+
+def requote(text: str) -> str:
+    return urllib.parse.quote(urllib.parse.unquote(text), safe="-_.~")
+
+
+@functools.lru_cache(maxsize=256)
+def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for part in (date, region, service, "aws4_request"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    return key
