@@ -22,7 +22,7 @@ from typing_extensions import Buffer
 
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.errors import InvalidTokenError, aws_errors
+from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
@@ -114,8 +114,8 @@ class AWSBlockStore(BlockStore):
             tokens.listing += 1
             listing = tokens.listing
             tokens.renewed = {}
-            if answer.get("BlockSize") != BLOCK_SIZE:
-                raise BackendError(f"EBS has blocks of {answer.get('BlockSize')} bytes, not {BLOCK_SIZE}")
+            if member_of(answer, "BlockSize") != BLOCK_SIZE:
+                raise BackendError(f"EBS has blocks of {answer['BlockSize']} bytes, not {BLOCK_SIZE}")
         blocks = [
             Block(block["BlockIndex"], f"{listing}:{block['BlockToken']}")
             for block in answer.get("Blocks", ())
@@ -124,7 +124,7 @@ class AWSBlockStore(BlockStore):
         if following and blocks:
             first = blocks[-1].block_index + 1
         return BlockPage(
-            volume_size=answer["VolumeSize"],
+            volume_size=member_of(answer, "VolumeSize"),
             blocks=blocks,
             next_token=f"{first}:{following}" if following else None,
         )
@@ -214,7 +214,7 @@ class AWSBlockStore(BlockStore):
             answer = self.connection.client("ebs").start_snapshot(
                 VolumeSize=volume_size, Timeout=TIMEOUT, **options
             )
-            snapshot_id: str = answer["SnapshotId"]
+            snapshot_id: str = member_of(answer, "SnapshotId")
             if len(early) < len(kept):
                 late = [tag for tag in kept if tag not in early]
                 self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
@@ -253,13 +253,15 @@ class AWSBlockStore(BlockStore):
             _check_id(snapshot_id)
             client = self.connection.client("ebs")
             try:
-                client.complete_snapshot(
+                answer = client.complete_snapshot(
                     SnapshotId=snapshot_id,
                     ChangedBlocksCount=changed_blocks_count,
                     Checksum=base64.b64encode(checksum).decode(),
                     ChecksumAlgorithm="SHA256",
                     ChecksumAggregationMethod="LINEAR",
                 )
+                # Else nothing was completed, and its completion would be waited for, for ever.
+                member_of(answer, "Status")
             except client.exceptions.ValidationException as error:
                 # A snapshot gets completed, and cannot be completed again, by a call that was
                 # checked against the checksum: by an earlier one, whose answer may be lost.
@@ -283,7 +285,7 @@ class AWSBlockStore(BlockStore):
         with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
             _check_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
-            for found in answer["Snapshots"]:
+            for found in member_of(answer, "Snapshots"):
                 return Snapshot(
                     snapshot_id=found["SnapshotId"],
                     volume_size=found.get("VolumeSize"),

@@ -19,7 +19,7 @@ import botocore.exceptions
 from amistore.backends import checks
 from amistore.backends.aws import images
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.errors import aws_errors
+from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.images import ImageRegistry
 from amistore.errors import AmistoreError, BackendError, NotFoundError
 from amistore.model import AttributeReport, Image, Snapshot, Tag
@@ -90,7 +90,8 @@ class AWSImageRegistry(ImageRegistry):
                 image_tags=self.image_tags,
                 now=self.clock(),
             )
-            image_id = str(self._ec2.register_image(**images.register_request(kept))["ImageId"])
+            answer = self._ec2.register_image(**images.register_request(kept))
+            image_id = str(member_of(answer, "ImageId"))
         self.finish_registration(image_id, image)
         return image_id
 
@@ -126,7 +127,7 @@ class AWSImageRegistry(ImageRegistry):
         """An image as DescribeImages gives it."""
         _check_id(image_id)
         found = self._ec2.describe_images(ImageIds=[image_id], IncludeDeprecated=True, IncludeDisabled=True)
-        for members in found.get("Images", ()):
+        for members in member_of(found, "Images"):
             if members.get("ImageId") == image_id and members.get("State") != "deregistered":
                 return dict(members)
         raise NotFoundError("no such image")
@@ -139,7 +140,9 @@ class AWSImageRegistry(ImageRegistry):
             Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
             PaginationConfig={"PageSize": _PAGE},
         )
-        found = [each for page in pages for each in page.get("Images", ()) if each["State"] != "deregistered"]
+        found = [
+            each for page in pages for each in member_of(page, "Images") if each["State"] != "deregistered"
+        ]
         return sorted(self._images(found), key=lambda image: image.image_id)
 
     def _images(self, found: Sequence[dict[str, Any]]) -> Iterator[Image]:
@@ -173,7 +176,7 @@ class AWSImageRegistry(ImageRegistry):
                     raise
                 wanted = [each for each in wanted if each not in gone]
             else:
-                return list(found.get("Snapshots", ()))
+                return list(member_of(found, "Snapshots"))
         return []
 
     def _uefi_data(self, members: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import botocore.exceptions
@@ -28,7 +28,7 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["InvalidTokenError", "aws_errors", "service_error"]
+__all__ = ["InvalidTokenError", "aws_errors", "member_of", "service_error"]
 
 
 class InvalidTokenError(BackendError):
@@ -158,6 +158,20 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(message, retryable=True, operation=operation, **facts) from None
     except botocore.exceptions.BotoCoreError as error:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
+
+
+def member_of(answer: Mapping[str, Any], name: str) -> Any:
+    """A member that each whole answer of an operation has.
+
+    botocore leaves out what it does not find: in an answer that broke off, in another
+    program's page, in an error with a status of 200.
+
+    Raises:
+        BackendError: it is not there; `retryable`.
+    """
+    if name not in answer:
+        raise BackendError(f"the answer has no {name}: it is not one of this operation", retryable=True)
+    return answer[name]
 
 
 def service_error(
