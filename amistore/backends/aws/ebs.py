@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import logging
 import re
 import threading
 import time
@@ -30,6 +31,8 @@ from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["AWSBlockStore", "SnapshotSettings"]
+
+_logger = logging.getLogger("amistore")
 
 _ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
@@ -215,6 +218,8 @@ class AWSBlockStore(BlockStore):
                 VolumeSize=volume_size, Timeout=TIMEOUT, **options
             )
             snapshot_id: str = answer["SnapshotId"]
+            key = answer.get("KmsKeyArn")
+            _logger.info("%s is begun, %s", snapshot_id, f"encrypted with {key}" if key else "not encrypted")
             if len(early) < len(kept):
                 late = [tag for tag in kept if tag not in early]
                 self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
@@ -305,6 +310,14 @@ class AWSBlockStore(BlockStore):
             error.retryable = started is not None and time.monotonic() - started < APPEARING
             raise
         self._started.pop(snapshot_id, None)  # it has appeared
+
+    def encryption_by_default(self) -> str | None:
+        """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
+        with aws_errors("encryption_by_default"):
+            client = self.connection.client("ec2")
+            if not client.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
+                return None
+            return str(client.get_ebs_default_kms_key_id()["KmsKeyId"])
 
     # What both need.
 
