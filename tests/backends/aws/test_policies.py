@@ -152,7 +152,8 @@ def test_only_what_cannot_be_limited_is_allowed_on_everything() -> None:
         for statement in made["Statement"]:
             if "*" in statement["Resource"]:
                 assert all(
-                    re.fullmatch("ec2:(Describe(Images|Snapshots)|GetEbs.*)", each) for each in statement["Action"]
+                    re.fullmatch("ec2:(Describe(Images|Snapshots)|GetEbs.*)", each)
+                    for each in statement["Action"]
                 )
 
 
