@@ -24,6 +24,7 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors
+from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
@@ -81,10 +82,12 @@ class AWSBlockStore(BlockStore):
     Attributes:
         connection: where and who.
         settings: of restored snapshots.
+        limits: of time, for each block.
     """
 
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
+    limits: TimeLimits = attrs.field(factory=TimeLimits)
     _wire: Any = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
@@ -92,7 +95,7 @@ class AWSBlockStore(BlockStore):
     _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AWSBlockStore, (self.connection, self.settings)
+        return AWSBlockStore, (self.connection, self.settings, self.limits)
 
     # Reading.
 
@@ -324,7 +327,7 @@ class AWSBlockStore(BlockStore):
     def _lean(self) -> Wire:
         with self._lock:
             if self._wire is None:
-                self._wire = Wire(self.connection)
+                self._wire = Wire(self.connection, self.limits)
             return self._wire  # type: ignore[no-any-return]
 
     def _tokens_of(self, snapshot_id: str) -> _Tokens:
