@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -39,15 +40,11 @@ from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import MIB
 
 __all__ = ["TASK_KEY", "pack_object"]
 
 TASK_KEY = "amistore-task"
 """Of an object's metadata: which run made it."""
-
-_SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
-_MOST_PART = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
 
 _logger = logging.getLogger("amistore")
 
@@ -278,20 +275,22 @@ class _Run:
         with (
             contextlib.closing(units),
             worker_pool(workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, self._send, self._cut(units), limit // 2)) as sent,
+            _closing_parts() as begun,
+            contextlib.closing(ordered_map(pool, self._send, self._cut(units, begun), limit // 2)) as sent,
         ):
             for part, records in sent:
+                begun.popleft()
                 self.parts.append(part)
                 if records:
                     entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
                     self.log.append(entry + b"\n" + b"".join(records))
 
-    def _cut(self, units: Iterator[PackedUnit]) -> Iterator[Part]:
+    def _cut(self, units: Iterator[PackedUnit], begun: deque[Part]) -> Iterator[Part]:
         """The parts that were not carried over."""
         end = skip_segments(units, len(self.carried))
         if end != sum(part.size for part in self.parts):
             raise InvalidRequestError("the resume log's parts have another size than their segments")
-        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1)
+        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1, begun)
 
     def _send(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
         """Runs in a worker."""
@@ -351,6 +350,17 @@ class _Run:
                 )
                 return
         self.log.clear()
+
+
+@contextlib.contextmanager
+def _closing_parts() -> Iterator[deque[Part]]:
+    """Parts that were begun and not sent yet; those left at the end are closed."""
+    begun: deque[Part] = deque()
+    try:
+        yield begun
+    finally:
+        for part in begun:
+            part.close()
 
 
 def _upload_id(entries: list[bytes]) -> str | None:
