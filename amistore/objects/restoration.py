@@ -89,7 +89,7 @@ def unpack_object(
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
     restored = RestoredSnapshots(container.image, sink, chosen, allow_lost)
     identity = {"bucket": bucket, "key": key, "etag": ranges.etag, "content": found, "snapshots": chosen}
-    journal = _Journal(log or MemoryResumeLog(), identity)
+    journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     run = _Restoration(container, sink, restored, journal, progress)
     try:
         run.run(workers)

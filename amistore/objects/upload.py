@@ -99,7 +99,7 @@ def pack_object(
     """
     check_packing(image, source, level, workers, executor)
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
-    run = _Run(store, bucket, key, planned, level, log or MemoryResumeLog())
+    run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
     info = run.begin(dict(metadata or {}), if_none_match)
     try:
