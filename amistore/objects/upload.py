@@ -152,7 +152,7 @@ class _Run:
             self.task = header["task"]
             upload_id = _upload_id(entries)
             if upload_id is not None:
-                done = self._continue(upload_id, entries[2:])
+                done = self._continue(upload_id, _part_entries(entries[2:]))
                 if done is not None or self.upload_id:
                     return done
             self.log.clear()
@@ -361,6 +361,22 @@ def _closing_parts() -> Iterator[deque[Part]]:
     finally:
         for part in begun:
             part.close()
+
+
+def _part_entries(entries: list[bytes]) -> list[bytes]:
+    """The entry of each part from the first on.
+
+    A part that the store had lost is sent and noted again, and those behind it: its new entry
+    counts, and none that stood behind the old one.
+    """
+    found: list[bytes] = []
+    for entry in entries:
+        number = read_entry(entry).get("part")
+        if type(number) is not int or not 1 <= number <= len(found) + 1:
+            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
+        del found[number - 1 :]
+        found.append(entry)
+    return found
 
 
 def _upload_id(entries: list[bytes]) -> str | None:
