@@ -27,6 +27,7 @@ from amistore.container.segments import check_segment
 from amistore.errors import (
     AlreadyExistsError,
     ArchiveError,
+    BackendError,
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
@@ -304,8 +305,8 @@ class _Run:
                 info = self.store.complete_multipart_upload(
                     self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
                 )
-        except (AlreadyExistsError, NotFoundError):
-            # An earlier attempt, whose answer was lost, may have made it.
+        except BackendError:
+            # This attempt or an earlier one, whose answer was lost, may have made it.
             ours = self._made()
             if ours is None:
                 raise
