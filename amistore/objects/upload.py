@@ -8,6 +8,7 @@ log what the plan, the upload's own list of parts and, in the end, the object co
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 from collections import deque
@@ -117,7 +118,8 @@ def pack_object(
                 workers,
             )
             info = run.complete(if_none_match)
-        run.prove(info, workers)
+        if log is not None:  # else all of it was sent by this run
+            run.prove(info, workers)
     except BaseException as error:
         if log is None or isinstance(error, _FINAL):
             run.undo()
@@ -315,12 +317,17 @@ class _Run:
         return info
 
     def prove(self, info: ObjectInfo, workers: int | None) -> None:
-        """Open the object, and find in it the descriptor of each segment that was carried over.
+        """Find in the object what was carried over, and the front and preludes of this run.
 
         An object that is not what was packed is deleted: the log was forged, or the store lied.
         """
         try:
             container = ContainerFile(ObjectRanges(self.store, self.bucket, self.key))
+            if container.head.file_id != self.planned.file_id:  # not made by any run of this plan
+                raise InvalidRequestError(
+                    "the resume log is of another object: amistore.abandon ends its run"
+                )
+            _check_preludes(container)
             with (
                 worker_pool(workers, None) as (pool, limit),
                 contextlib.closing(
@@ -331,7 +338,8 @@ class _Run:
                     if located.descriptor != segment.descriptor:
                         raise CorruptArchiveError("a segment is not the one in the resume log")
         except ArchiveError as error:
-            self.store.delete_object(self.bucket, self.key)
+            with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
+                self.store.delete_object(self.bucket, self.key)
             raise CorruptArchiveError(
                 f"the object of {info.size} bytes was not what was packed, and was deleted: {error}"
             ) from None
@@ -362,6 +370,15 @@ def _closing_parts() -> Iterator[deque[Part]]:
     finally:
         for part in begun:
             part.close()
+
+
+def _check_preludes(container: ContainerFile) -> None:
+    """Front and preludes, which lie in parts of an earlier run, are those that this run makes."""
+    index = container.index
+    volumes = ((volume.offset, volume.length, volume.prelude_digest) for volume in index.volumes)
+    for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
+        if hashlib.sha256(container.read(offset, length, "front or VOLD")).digest() != digest:
+            raise CorruptArchiveError("a part is of another run than the resume log says", offset=offset)
 
 
 def _part_entries(entries: list[bytes]) -> list[bytes]:
