@@ -21,6 +21,7 @@ from amistore.backends.ranges import ObjectRanges
 from amistore.container import DecodedBlock
 from amistore.errors import (
     ArchiveError,
+    ChecksumMismatchError,
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
@@ -92,12 +93,15 @@ def unpack_object(
     identity = {"bucket": bucket, "key": key, "etag": ranges.etag, "content": found, "snapshots": chosen}
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     run = _Restoration(container, sink, restored, journal, progress)
+    final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:
         run.run(workers)
         image = restored.image()
+        # Blocks that the log says were put are not there: the next run would meet this again.
+        final += (ChecksumMismatchError,)
         restored.complete(container.index.volumes)
     except BaseException as error:
-        if log is None or isinstance(error, (ArchiveError, SourceChangedError)):
+        if log is None or isinstance(error, final):
             restored.undo()
             journal.log.clear()
         raise
