@@ -283,7 +283,7 @@ def test_without_a_log_an_error_at_any_call_leaves_nothing(verb: str) -> None:
     assert number > 1
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
     volumes = data.draw(st.lists(strategies.volumes(most_blocks=6), max_size=3))
