@@ -50,7 +50,9 @@ def cloud() -> amistore.MemoryBackend:
 def pack_object(
     given: amistore.BlockSource, store: amistore.ObjectStore, **options: Any
 ) -> amistore.ObjectInfo:
-    return amistore.pack_object(IMAGE, given, store, BUCKET, KEY, **{"layout": LAYOUT, "workers": 2, **options})
+    return amistore.pack_object(
+        IMAGE, given, store, BUCKET, KEY, **{"layout": LAYOUT, "workers": 2, **options}
+    )
 
 
 def stored(store: amistore.ObjectStore, key: str = KEY) -> bytes | None:
