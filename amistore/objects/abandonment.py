@@ -26,11 +26,17 @@ def abandon(log: ResumeLog, backend: Backend) -> None:
         BackendError: something could not be removed; the log stays, to try again.
     """
     entries = [read_entry(entry) for entry in log.entries()]
-    for entry in entries[1:]:
-        if entries[0].get("kind") == "pack":
-            _abort(entries[0], entry, backend)
-        else:
-            _delete(entry, backend)
+    kind = entries[0].get("kind") if entries else None
+    if entries and kind not in ("pack", "unpack"):
+        raise InvalidRequestError("the resume log is damaged")
+    try:
+        for entry in entries[1:]:
+            if kind == "pack":
+                _abort(entries[0], entry, backend)
+            else:
+                _delete(entry, backend)
+    except (KeyError, TypeError):
+        raise InvalidRequestError("the resume log is damaged") from None
     log.clear()
 
 

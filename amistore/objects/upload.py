@@ -8,8 +8,10 @@ log what the plan, the upload's own list of parts and, in the end, the object co
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -26,6 +28,7 @@ from amistore.container.segments import check_segment
 from amistore.errors import (
     AlreadyExistsError,
     ArchiveError,
+    BackendError,
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
@@ -39,15 +42,11 @@ from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import MIB
 
 __all__ = ["TASK_KEY", "pack_object"]
 
 TASK_KEY = "amistore-task"
 """Of an object's metadata: which run made it."""
-
-_SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
-_MOST_PART = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
 
 _logger = logging.getLogger("amistore")
 
@@ -102,7 +101,7 @@ def pack_object(
     """
     check_packing(image, source, level, workers, executor)
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
-    run = _Run(store, bucket, key, planned, level, log or MemoryResumeLog())
+    run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
     info = run.begin(dict(metadata or {}), if_none_match)
     try:
@@ -119,7 +118,8 @@ def pack_object(
                 workers,
             )
             info = run.complete(if_none_match)
-        run.prove(info, workers)
+        if log is not None:  # else all of it was sent by this run
+            run.prove(info, workers)
     except BaseException as error:
         if log is None or isinstance(error, _FINAL):
             run.undo()
@@ -155,7 +155,7 @@ class _Run:
             self.task = header["task"]
             upload_id = _upload_id(entries)
             if upload_id is not None:
-                done = self._continue(upload_id, entries[2:])
+                done = self._continue(upload_id, _part_entries(entries[2:]))
                 if done is not None or self.upload_id:
                     return done
             self.log.clear()
@@ -278,20 +278,22 @@ class _Run:
         with (
             contextlib.closing(units),
             worker_pool(workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, self._send, self._cut(units), limit // 2)) as sent,
+            _closing_parts() as begun,
+            contextlib.closing(ordered_map(pool, self._send, self._cut(units, begun), limit // 2)) as sent,
         ):
             for part, records in sent:
+                begun.popleft()
                 self.parts.append(part)
                 if records:
                     entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
                     self.log.append(entry + b"\n" + b"".join(records))
 
-    def _cut(self, units: Iterator[PackedUnit]) -> Iterator[Part]:
+    def _cut(self, units: Iterator[PackedUnit], begun: deque[Part]) -> Iterator[Part]:
         """The parts that were not carried over."""
         end = skip_segments(units, len(self.carried))
         if end != sum(part.size for part in self.parts):
             raise InvalidRequestError("the resume log's parts have another size than their segments")
-        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1)
+        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1, begun)
 
     def _send(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
         """Runs in a worker."""
@@ -305,8 +307,8 @@ class _Run:
                 info = self.store.complete_multipart_upload(
                     self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
                 )
-        except (AlreadyExistsError, NotFoundError):
-            # An earlier attempt, whose answer was lost, may have made it.
+        except BackendError:
+            # This attempt or an earlier one, whose answer was lost, may have made it.
             ours = self._made()
             if ours is None:
                 raise
@@ -315,12 +317,17 @@ class _Run:
         return info
 
     def prove(self, info: ObjectInfo, workers: int | None) -> None:
-        """Open the object, and find in it the descriptor of each segment that was carried over.
+        """Find in the object what was carried over, and the front and preludes of this run.
 
         An object that is not what was packed is deleted: the log was forged, or the store lied.
         """
         try:
             container = ContainerFile(ObjectRanges(self.store, self.bucket, self.key))
+            if container.head.file_id != self.planned.file_id:  # not made by any run of this plan
+                raise InvalidRequestError(
+                    "the resume log is of another object: amistore.abandon ends its run"
+                )
+            _check_preludes(container)
             with (
                 worker_pool(workers, None) as (pool, limit),
                 contextlib.closing(
@@ -331,7 +338,8 @@ class _Run:
                     if located.descriptor != segment.descriptor:
                         raise CorruptArchiveError("a segment is not the one in the resume log")
         except ArchiveError as error:
-            self.store.delete_object(self.bucket, self.key)
+            with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
+                self.store.delete_object(self.bucket, self.key)
             raise CorruptArchiveError(
                 f"the object of {info.size} bytes was not what was packed, and was deleted: {error}"
             ) from None
@@ -351,6 +359,42 @@ class _Run:
                 )
                 return
         self.log.clear()
+
+
+@contextlib.contextmanager
+def _closing_parts() -> Iterator[deque[Part]]:
+    """Parts that were begun and not sent yet; those left at the end are closed."""
+    begun: deque[Part] = deque()
+    try:
+        yield begun
+    finally:
+        for part in begun:
+            part.close()
+
+
+def _check_preludes(container: ContainerFile) -> None:
+    """Front and preludes, which lie in parts of an earlier run, are those that this run makes."""
+    index = container.index
+    volumes = ((volume.offset, volume.length, volume.prelude_digest) for volume in index.volumes)
+    for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
+        if hashlib.sha256(container.read(offset, length, "front or VOLD")).digest() != digest:
+            raise CorruptArchiveError("a part is of another run than the resume log says", offset=offset)
+
+
+def _part_entries(entries: list[bytes]) -> list[bytes]:
+    """The entry of each part from the first on.
+
+    A part that the store had lost is sent and noted again, and those behind it: its new entry
+    counts, and none that stood behind the old one.
+    """
+    found: list[bytes] = []
+    for entry in entries:
+        number = read_entry(entry).get("part")
+        if type(number) is not int or not 1 <= number <= len(found) + 1:
+            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
+        del found[number - 1 :]
+        found.append(entry)
+    return found
 
 
 def _upload_id(entries: list[bytes]) -> str | None:
