@@ -2,7 +2,7 @@
 
 botocore's credentials, endpoint and signer over the standard library's HTTP, without its
 generated client, which spends most of its time in Python (`python -m benchmarks --only ebs`,
-docs/decisions/0010). One attempt a request, and no request without an end.
+docs/decisions/0012). One attempt a request, and no request without an end.
 """
 
 from __future__ import annotations
