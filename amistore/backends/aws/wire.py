@@ -167,8 +167,8 @@ def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
         sock.sendall(head)
         if body is not None:
             sock.sendall(body)
-    except BrokenPipeError:
-        return False  # who refuses a request early may have said why
+    except (BrokenPipeError, ConnectionResetError):
+        return False  # who hangs up on a body may have said why
     return True
 
 
