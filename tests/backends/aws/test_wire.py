@@ -170,18 +170,23 @@ def test_an_answer_that_is_no_block_is_an_error_worth_another_attempt(answer: by
     assert caught.value.retryable
 
 
-def test_a_refusal_is_told_though_the_server_hung_up_on_the_body() -> None:
+@pytest.mark.parametrize("drained", [True, False], ids=["the body is read", "the server hangs up"])
+def test_a_refusal_that_comes_before_the_body_is_an_error_that_is_true(drained: bool) -> None:
     def refuse(connection: socket.socket) -> None:
         read_head(connection)
         connection.sendall(
             b"HTTP/1.1 403 Forbidden\r\nx-amzn-ErrorType: AccessDeniedException\r\nContent-Length: 0\r\n\r\n"
         )
+        while drained and connection.recv(65_536):
+            pass
 
     with scripted(refuse) as server:
         store = open_store(server.url)
-        for _ in range(20):  # the end comes before, within or after the body
-            with pytest.raises(AccessDeniedError):
+        for _ in range(1 if drained else 20):  # the end comes before, within or after the body
+            with pytest.raises(BackendError) as caught:
                 store.put_snapshot_block(SNAPSHOT, 0, CONTENT, DIGEST)
+            # A reset may overtake what was said before it (RFC 9112, 9.6); then it is asked again.
+            assert isinstance(caught.value, AccessDeniedError) or (not drained and caught.value.retryable)
 
 
 def test_a_connection_that_the_server_closed_between_two_calls_is_replaced() -> None:
