@@ -2,7 +2,7 @@
 
 What botocore would heed is heeded: proxies and certificate bundles of the environment, TLS
 that verifies the host. urllib3's own pool is left out, since its way of sending and receiving
-costs more than a block's signature and transfer together (docs/decisions/0010).
+costs more than a block's signature and transfer together (docs/decisions/0012).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 botocore's credentials, endpoint and signer over the standard library's HTTP, without its
 generated client, which spends most of its time in Python (`python -m benchmarks --only ebs`,
-docs/decisions/0010). One attempt a request, and no request without an end.
+docs/decisions/0012). One attempt a request, and no request without an end.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
         sock.sendall(head)
         if body is not None:
             sock.sendall(body)
-    except BrokenPipeError:
-        return False  # who refuses a request early may have said why
+    except (BrokenPipeError, ConnectionResetError):
+        return False  # who hangs up on a body may have said why
     return True
 
 
