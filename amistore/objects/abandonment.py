@@ -50,9 +50,9 @@ def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> N
 def _delete(entry: dict[str, Any], backend: Backend) -> None:
     if "snapshot" not in entry:
         return
-    snapshot_id = entry["snapshot"]
+    snapshot_id, size = entry["snapshot"], entry["size"]
     with contextlib.suppress(NotFoundError), foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
         found = backend.ebs.describe_snapshot(snapshot_id)
-        if found.volume_size is not None and found.volume_size * GIB != entry["size"]:
+        if found.volume_size is not None and found.volume_size * GIB != size:
             raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
         backend.ebs.delete_snapshot(snapshot_id)

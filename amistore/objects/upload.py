@@ -155,9 +155,12 @@ class _Run:
             self.task = header["task"]
             upload_id = _upload_id(entries)
             if upload_id is not None:
-                done = self._continue(upload_id, _part_entries(entries[2:]))
-                if done is not None or self.upload_id:
-                    return done
+                self.upload_id = upload_id
+                parts = _part_entries(entries[2:])
+                info = self._completed(parts)
+                if info is not None or self._continue(parts):
+                    return info
+                _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
             self.log.clear()
         if if_none_match:
             self._refuse_existing()
@@ -207,32 +210,30 @@ class _Run:
             )
         return header
 
-    def _continue(self, upload_id: str, entries: list[bytes]) -> ObjectInfo | None:
-        """Take over what the log says and the upload has; gives the object if it is complete."""
+    def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
+        """The object, if the earlier run has made it."""
+        info = self._made()
+        if info is not None:
+            for number, entry in enumerate(entries, 1):
+                self.carried += self._part(number, entry)[1]
+            self._abort()
+        return info
+
+    def _continue(self, entries: list[bytes]) -> bool:
+        """Take over what the log says and the upload has; whether it is there."""
         try:
             with foreign_errors("list_parts", bucket=self.bucket, key=self.key):
-                listed = self.store.list_parts(self.bucket, self.key, upload_id)
+                listed = self.store.list_parts(self.bucket, self.key, self.upload_id)
         except NotFoundError:
-            return self._completed(entries)
+            return False
         there = {part.part_number: part for part in listed}
-        self.upload_id = upload_id
         for number, entry in enumerate(entries, 1):
             part, segments = self._part(number, entry)
             if there.get(number) != part:
                 break
             self.parts.append(part)
             self.carried += segments
-        return None
-
-    def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
-        """The object, if the upload is gone because it was completed."""
-        info = self._made()
-        if info is not None:
-            for number, entry in enumerate(entries, 1):
-                self.carried += self._part(number, entry)[1]
-            return info
-        _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
-        return None
+        return True
 
     def _made(self) -> ObjectInfo | None:
         """The object, if it is this run's."""
@@ -313,6 +314,7 @@ class _Run:
             if ours is None:
                 raise
             info = ours
+            self._abort()
         self.upload_id = ""
         return info
 
@@ -345,7 +347,15 @@ class _Run:
             ) from None
 
     def undo(self) -> None:
-        """Abort the upload; what cannot be aborted is logged by its id."""
+        """Abort the upload, and end the run, unless that failed."""
+        if self._abort():
+            self.log.clear()
+
+    def _abort(self) -> bool:
+        """Abort the upload, or what a store that died while it completed it has left of it.
+
+        Gives whether it is gone; what cannot be aborted is logged by its id.
+        """
         if self.upload_id:
             try:
                 self.store.abort_multipart_upload(self.bucket, self.key, self.upload_id)
@@ -357,8 +367,9 @@ class _Run:
                     self.key,
                     error,
                 )
-                return
-        self.log.clear()
+                return False
+            self.upload_id = ""
+        return True
 
 
 @contextlib.contextmanager
