@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from typing_extensions import Buffer
 
 from amistore.backends import files
-from amistore.errors import BackendError, InvalidRequestError, SourceChangedError
+from amistore.errors import AmistoreError, BackendError, InvalidRequestError, SourceChangedError
 from amistore.units import MIB
 
 __all__ = ["FileRanges", "ObjectRanges", "RangeFile", "RangeReader", "RangeStream", "StreamRanges"]
@@ -157,7 +157,13 @@ class ObjectRanges(RangeReader):
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
-        return self._store.get_object_range(self._bucket, self._key, offset, length, if_match=self.etag)
+        try:
+            return self._store.get_object_range(self._bucket, self._key, offset, length, if_match=self.etag)
+        except AmistoreError:
+            raise
+        except Exception as error:
+            message = f"{self.name}: {type(error).__name__}: {error}"
+            raise BackendError(message, operation="get_object_range") from error
 
 
 class RangeFile(io.RawIOBase):

@@ -26,11 +26,17 @@ def abandon(log: ResumeLog, backend: Backend) -> None:
         BackendError: something could not be removed; the log stays, to try again.
     """
     entries = [read_entry(entry) for entry in log.entries()]
-    for entry in entries[1:]:
-        if entries[0].get("kind") == "pack":
-            _abort(entries[0], entry, backend)
-        else:
-            _delete(entry, backend)
+    kind = entries[0].get("kind") if entries else None
+    if entries and kind not in ("pack", "unpack"):
+        raise InvalidRequestError("the resume log is damaged")
+    try:
+        for entry in entries[1:]:
+            if kind == "pack":
+                _abort(entries[0], entry, backend)
+            else:
+                _delete(entry, backend)
+    except (KeyError, TypeError):
+        raise InvalidRequestError("the resume log is damaged") from None
     log.clear()
 
 
@@ -44,9 +50,9 @@ def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> N
 def _delete(entry: dict[str, Any], backend: Backend) -> None:
     if "snapshot" not in entry:
         return
-    snapshot_id = entry["snapshot"]
+    snapshot_id, size = entry["snapshot"], entry["size"]
     with contextlib.suppress(NotFoundError), foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
         found = backend.ebs.describe_snapshot(snapshot_id)
-        if found.volume_size is not None and found.volume_size * GIB != entry["size"]:
+        if found.volume_size is not None and found.volume_size * GIB != size:
             raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
         backend.ebs.delete_snapshot(snapshot_id)

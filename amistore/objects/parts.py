@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
@@ -47,22 +48,25 @@ class Part:
                 continue
             with files.operation("spool"):
                 if self._file is None:
-                    # Closed when it was sent, or with the part.
-                    self._file = cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-"))  # noqa: SIM115
-                    self._file.write(self._content)
+                    # Without a buffer, whose rest a close would try to write after the disk was full.
+                    self._file = cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))  # noqa: SIM115
+                    files.write_at(self._file.fileno(), self._content, 0)
                     self._content = bytearray()
-                self._file.write(piece)
+                files.write_at(self._file.fileno(), piece, self.size - len(piece))
+
+    def close(self) -> None:
+        """Let go of its bytes."""
+        self._content = bytearray()
+        if self._file is not None:
+            self._file.close()
 
     def send(self, store: ObjectStore, bucket: str, key: str, upload_id: str) -> UploadedPart:
         """Upload it, and let go of its bytes."""
         if self._file is None:
             sent = store.upload_part(bucket, key, upload_id, self.number, self._content)
-            self._content = bytearray()
         else:
-            with self._file as file:
-                with files.operation("spool"):
-                    file.flush()
-                sent = store.upload_part_file(bucket, key, upload_id, self.number, file)
+            sent = store.upload_part_file(bucket, key, upload_id, self.number, self._file)
+        self.close()
         if (sent.part_number, sent.size) != (self.number, self.size):
             raise BackendError(
                 f"part {self.number} of {self.size} bytes was stored as number {sent.part_number} "
@@ -71,18 +75,20 @@ class Part:
         return sent
 
 
-def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int) -> Iterator[Part]:
+def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int, begun: deque[Part]) -> Iterator[Part]:
     """Parts of the units that are left, numbered from `number` on.
 
     Args:
         units: of a container.
         part_size: bytes from which on a part ends behind a segment.
         number: of the first part.
+        begun: gets each part before it has its first byte, so that all can be closed on an error.
 
     Raises:
         InvalidRequestError: more parts than an object may have.
     """
     part = Part(number)
+    begun.append(part)
     for unit in units:
         part.add(unit)
         if unit.segment is not None and part.size >= min(part_size, _MOST):
@@ -93,6 +99,7 @@ def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int) -> Itera
                 )
             yield part
             part = Part(number)
+            begun.append(part)
     part.records.clear()
     yield part
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import operator
 import re
 import secrets
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from amistore.backends.ranges import ObjectRanges
 from amistore.container import DecodedBlock
 from amistore.errors import (
     ArchiveError,
+    ChecksumMismatchError,
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
@@ -89,14 +91,17 @@ def unpack_object(
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
     restored = RestoredSnapshots(container.image, sink, chosen, allow_lost)
     identity = {"bucket": bucket, "key": key, "etag": ranges.etag, "content": found, "snapshots": chosen}
-    journal = _Journal(log or MemoryResumeLog(), identity)
+    journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     run = _Restoration(container, sink, restored, journal, progress)
+    final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:
         run.run(workers)
         image = restored.image()
+        # Blocks that the log says were put are not there: the next run would meet this again.
+        final += (ChecksumMismatchError,)
         restored.complete(container.index.volumes)
     except BaseException as error:
-        if log is None or isinstance(error, (ArchiveError, SourceChangedError)):
+        if log is None or isinstance(error, final):
             restored.undo()
             journal.log.clear()
         raise
@@ -138,11 +143,14 @@ class _Journal:
         try:
             for entry in entries[1:]:
                 if "put" in entry:
-                    self._put[entry["volume"]] = int(entry["put"])
+                    self._put[entry["volume"]] = operator.index(entry["put"])
                 else:
-                    self._snapshots[entry["volume"]] = int(entry["generation"]), entry["snapshot"]
+                    self._snapshots[entry["volume"]] = (
+                        operator.index(entry["generation"]),
+                        entry["snapshot"],
+                    )
                     self._put.pop(entry["volume"], None)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError):
             raise InvalidRequestError("the resume log is damaged") from None
 
     def begun(self, stored_id: str) -> tuple[int, str | None]:
@@ -194,15 +202,14 @@ class _Restoration(Verification):
         """Start a volume's snapshot, or go on with the one that an earlier run began."""
         volume = self._container.index.volumes[number]
         generation, before = self._journal.begun(volume.snapshot_id)
-        while True:
-            # With the same token: the same snapshot, if it is one that this task began.
-            token = self._journal.token(volume.snapshot_id, generation)
-            snapshot_id = self._restored.begin(volume.snapshot_id, volume.size, client_token=token)
-            if snapshot_id is None or before is None or self._usable(snapshot_id):
-                break
-            _logger.warning("snapshot %s cannot be gone on with: starting another", snapshot_id)
+        # Asked first: a sink may give the token of a snapshot that was deleted to a new, empty one.
+        if before is not None and not self._usable(before):
+            _logger.warning("snapshot %s cannot be gone on with: starting another", before)
             generation += 1
             before = None
+        # With the same token: the same snapshot, if it is one that this task began.
+        token = self._journal.token(volume.snapshot_id, generation)
+        snapshot_id = self._restored.begin(volume.snapshot_id, volume.size, client_token=token)
         if snapshot_id is not None and snapshot_id == before:
             self._first[number] = self._journal.put(volume.snapshot_id)
         elif snapshot_id is not None:

@@ -22,7 +22,8 @@ from amistore.errors import InvalidRequestError
 __all__ = ["FileResumeLog", "MemoryResumeLog", "ResumeLog", "read_entry", "write_entry"]
 
 _MAGIC = b"amistore resume log 1\n"
-_ENTRY = struct.Struct("<II")  # length, CRC-32 (zlib's) of the content
+_LENGTH = struct.Struct("<I")  # of the content, in bytes
+_ENTRY = struct.Struct("<II")  # length; CRC-32 (zlib's) of the length and the content
 
 
 def write_entry(**facts: Any) -> bytes:
@@ -107,29 +108,14 @@ class FileResumeLog(ResumeLog):
         with files.operation("resume"):
             if self._descriptor is None and not self.path.exists():
                 return []
-            descriptor = self._open()
-            content = files.read_at(descriptor, os.fstat(descriptor).st_size, 0)
-            if not content.startswith(_MAGIC):
-                raise InvalidRequestError(f"{self.path} is no resume log of amistore")
-            found = []
-            end = len(_MAGIC)
-            while len(content) - end >= _ENTRY.size:
-                length, crc32 = _ENTRY.unpack_from(content, end)
-                entry = content[end + _ENTRY.size : end + _ENTRY.size + length]
-                if len(entry) < length or zlib.crc32(entry) != crc32:
-                    break
-                found.append(entry)
-                end += _ENTRY.size + length
-            if end < len(content):
-                os.ftruncate(descriptor, end)
-            return found
+            return _read(self._open())[0]
 
     def append(self, entry: bytes) -> None:
         with files.operation("resume"):
             descriptor = self._open()
             end = os.fstat(descriptor).st_size
             try:
-                files.write_at(descriptor, _ENTRY.pack(len(entry), zlib.crc32(entry)) + entry, end)
+                files.write_at(descriptor, _ENTRY.pack(len(entry), _crc32(entry)) + entry, end)
                 os.fsync(descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):  # half an entry must not stand before whole ones
@@ -139,13 +125,13 @@ class FileResumeLog(ResumeLog):
     def clear(self) -> None:
         with files.operation("resume"):
             if self._descriptor is not None or self.path.exists():
-                self._open()
-                self.path.unlink(missing_ok=True)
-                files.sync_directory(self.path.parent)
+                if self._named(self._open()):  # else it was removed by hand, and may be another run's now
+                    self.path.unlink()
+                    files.sync_directory(self.path.parent)
                 self.close()
 
     def _open(self) -> int:
-        """The file's descriptor, ours alone."""
+        """The descriptor of the file, which is ours alone and ends with a whole entry."""
         while self._descriptor is None:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -158,6 +144,11 @@ class FileResumeLog(ResumeLog):
                     files.write_at(descriptor, _MAGIC, 0)
                     os.fsync(descriptor)
                     files.sync_directory(self.path.parent)
+                elif content != _MAGIC:
+                    raise InvalidRequestError(f"{self.path} is no resume log of amistore")
+                end = _read(descriptor)[1]
+                if end < os.fstat(descriptor).st_size:
+                    os.ftruncate(descriptor, end)
             except BlockingIOError:
                 os.close(descriptor)
                 raise InvalidRequestError(f"{self.path} is in use by another run") from None
@@ -172,3 +163,23 @@ class FileResumeLog(ResumeLog):
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
             return False
+
+
+def _read(descriptor: int) -> tuple[list[bytes], int]:
+    """The whole entries of a log, and the offset behind the last."""
+    content = files.read_at(descriptor, os.fstat(descriptor).st_size, 0)
+    found = []
+    end = len(_MAGIC)
+    while len(content) - end >= _ENTRY.size:
+        length, crc32 = _ENTRY.unpack_from(content, end)
+        entry = content[end + _ENTRY.size : end + _ENTRY.size + length]
+        if len(entry) < length or _crc32(entry) != crc32:
+            break
+        found.append(entry)
+        end += _ENTRY.size + length
+    return found, end
+
+
+def _crc32(entry: bytes) -> int:
+    """Of the length too: the zeros that a power cut leaves at a file's end must not be empty entries."""
+    return zlib.crc32(entry, zlib.crc32(_LENGTH.pack(len(entry))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import attrs
 import zstandard
 
-from amistore.archive.reader import ContainerFile
 from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import EncodedSegment, Layout, Plan, SegmentDescriptor, layout
@@ -26,12 +26,14 @@ from amistore.container.segments import check_segment
 from amistore.errors import (
     AlreadyExistsError,
     ArchiveError,
+    BackendError,
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
     SourceChangedError,
 )
 from amistore.model import Image
+from amistore.objects.carried import check_carried
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
 from amistore.pipeline.foreign import foreign_errors
@@ -39,15 +41,11 @@ from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import MIB
 
 __all__ = ["TASK_KEY", "pack_object"]
 
 TASK_KEY = "amistore-task"
 """Of an object's metadata: which run made it."""
-
-_SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
-_MOST_PART = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
 
 _logger = logging.getLogger("amistore")
 
@@ -102,7 +100,7 @@ def pack_object(
     """
     check_packing(image, source, level, workers, executor)
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
-    run = _Run(store, bucket, key, planned, level, log or MemoryResumeLog())
+    run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
     info = run.begin(dict(metadata or {}), if_none_match)
     try:
@@ -119,7 +117,8 @@ def pack_object(
                 workers,
             )
             info = run.complete(if_none_match)
-        run.prove(info, workers)
+        if log is not None:  # else all of it was sent by this run
+            run.prove(info, workers)
     except BaseException as error:
         if log is None or isinstance(error, _FINAL):
             run.undo()
@@ -155,9 +154,12 @@ class _Run:
             self.task = header["task"]
             upload_id = _upload_id(entries)
             if upload_id is not None:
-                done = self._continue(upload_id, entries[2:])
-                if done is not None or self.upload_id:
-                    return done
+                self.upload_id = upload_id
+                parts = _part_entries(entries[2:])
+                info = self._completed(parts)
+                if info is not None or self._continue(parts):
+                    return info
+                _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
             self.log.clear()
         if if_none_match:
             self._refuse_existing()
@@ -207,32 +209,30 @@ class _Run:
             )
         return header
 
-    def _continue(self, upload_id: str, entries: list[bytes]) -> ObjectInfo | None:
-        """Take over what the log says and the upload has; gives the object if it is complete."""
+    def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
+        """The object, if the earlier run has made it."""
+        info = self._made()
+        if info is not None:
+            for number, entry in enumerate(entries, 1):
+                self.carried += self._part(number, entry)[1]
+            self._abort()
+        return info
+
+    def _continue(self, entries: list[bytes]) -> bool:
+        """Take over what the log says and the upload has; whether it is there."""
         try:
             with foreign_errors("list_parts", bucket=self.bucket, key=self.key):
-                listed = self.store.list_parts(self.bucket, self.key, upload_id)
+                listed = self.store.list_parts(self.bucket, self.key, self.upload_id)
         except NotFoundError:
-            return self._completed(entries)
+            return False
         there = {part.part_number: part for part in listed}
-        self.upload_id = upload_id
         for number, entry in enumerate(entries, 1):
             part, segments = self._part(number, entry)
             if there.get(number) != part:
                 break
             self.parts.append(part)
             self.carried += segments
-        return None
-
-    def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
-        """The object, if the upload is gone because it was completed."""
-        info = self._made()
-        if info is not None:
-            for number, entry in enumerate(entries, 1):
-                self.carried += self._part(number, entry)[1]
-            return info
-        _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
-        return None
+        return True
 
     def _made(self) -> ObjectInfo | None:
         """The object, if it is this run's."""
@@ -278,20 +278,22 @@ class _Run:
         with (
             contextlib.closing(units),
             worker_pool(workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, self._send, self._cut(units), limit // 2)) as sent,
+            _closing_parts() as begun,
+            contextlib.closing(ordered_map(pool, self._send, self._cut(units, begun), limit // 2)) as sent,
         ):
             for part, records in sent:
+                begun.popleft()
                 self.parts.append(part)
                 if records:
                     entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
                     self.log.append(entry + b"\n" + b"".join(records))
 
-    def _cut(self, units: Iterator[PackedUnit]) -> Iterator[Part]:
+    def _cut(self, units: Iterator[PackedUnit], begun: deque[Part]) -> Iterator[Part]:
         """The parts that were not carried over."""
         end = skip_segments(units, len(self.carried))
         if end != sum(part.size for part in self.parts):
             raise InvalidRequestError("the resume log's parts have another size than their segments")
-        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1)
+        return cut_parts(units, self.planned.layout.part_size, len(self.parts) + 1, begun)
 
     def _send(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
         """Runs in a worker."""
@@ -305,39 +307,43 @@ class _Run:
                 info = self.store.complete_multipart_upload(
                     self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
                 )
-        except (AlreadyExistsError, NotFoundError):
-            # An earlier attempt, whose answer was lost, may have made it.
+        except BackendError:
+            # This attempt or an earlier one, whose answer was lost, may have made it.
             ours = self._made()
             if ours is None:
                 raise
             info = ours
+            self._abort()
         self.upload_id = ""
         return info
 
     def prove(self, info: ObjectInfo, workers: int | None) -> None:
-        """Open the object, and find in it the descriptor of each segment that was carried over.
-
-        An object that is not what was packed is deleted: the log was forged, or the store lied.
-        """
+        """Refuse an object that is not what was packed; ours is deleted, another's is not."""
         try:
-            container = ContainerFile(ObjectRanges(self.store, self.bucket, self.key))
-            with (
-                worker_pool(workers, None) as (pool, limit),
-                contextlib.closing(
-                    ordered_map(pool, container.segment, range(len(self.carried)), limit)
-                ) as found,
-            ):
-                for located, segment in zip(found, self.carried, strict=True):
-                    if located.descriptor != segment.descriptor:
-                        raise CorruptArchiveError("a segment is not the one in the resume log")
+            check_carried(
+                ObjectRanges(self.store, self.bucket, self.key), self.planned, self.carried, workers
+            )
         except ArchiveError as error:
-            self.store.delete_object(self.bucket, self.key)
+            if self._made() is None:
+                raise SourceChangedError(
+                    "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
+                ) from None
+            with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
+                self.store.delete_object(self.bucket, self.key)
             raise CorruptArchiveError(
                 f"the object of {info.size} bytes was not what was packed, and was deleted: {error}"
             ) from None
 
     def undo(self) -> None:
-        """Abort the upload; what cannot be aborted is logged by its id."""
+        """Abort the upload, and end the run, unless that failed."""
+        if self._abort():
+            self.log.clear()
+
+    def _abort(self) -> bool:
+        """Abort the upload, or what a store that died while it completed it has left of it.
+
+        Gives whether it is gone; what cannot be aborted is logged by its id.
+        """
         if self.upload_id:
             try:
                 self.store.abort_multipart_upload(self.bucket, self.key, self.upload_id)
@@ -349,8 +355,36 @@ class _Run:
                     self.key,
                     error,
                 )
-                return
-        self.log.clear()
+                return False
+            self.upload_id = ""
+        return True
+
+
+@contextlib.contextmanager
+def _closing_parts() -> Iterator[deque[Part]]:
+    """Parts that were begun and not sent yet; those left at the end are closed."""
+    begun: deque[Part] = deque()
+    try:
+        yield begun
+    finally:
+        for part in begun:
+            part.close()
+
+
+def _part_entries(entries: list[bytes]) -> list[bytes]:
+    """The entry of each part from the first on.
+
+    A part that the store had lost is sent and noted again, and those behind it: its new entry
+    counts, and none that stood behind the old one.
+    """
+    found: list[bytes] = []
+    for entry in entries:
+        number = read_entry(entry).get("part")
+        if type(number) is not int or not 1 <= number <= len(found) + 1:
+            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
+        del found[number - 1 :]
+        found.append(entry)
+    return found
 
 
 def _upload_id(entries: list[bytes]) -> str | None:

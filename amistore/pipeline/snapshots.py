@@ -52,10 +52,6 @@ class RestoredSnapshots:
         """The id of the new snapshot; None where it is not begun or not wanted."""
         return self._started.get(stored_id)
 
-    def adopt(self, stored_id: str, snapshot_id: str) -> None:
-        """Go on with a snapshot that an earlier run began."""
-        self._started[stored_id] = snapshot_id
-
     def begin(self, stored_id: str, size: int, *, client_token: str | None = None) -> str | None:
         """Start the new snapshot of a volume of `size` bytes, if it is wanted."""
         if stored_id not in self._wanted:

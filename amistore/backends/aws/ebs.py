@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import logging
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
+from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
@@ -30,6 +32,8 @@ from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["AWSBlockStore", "SnapshotSettings"]
+
+_logger = logging.getLogger("amistore")
 
 _ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
@@ -78,10 +82,12 @@ class AWSBlockStore(BlockStore):
     Attributes:
         connection: where and who.
         settings: of restored snapshots.
+        limits: of time, for each block.
     """
 
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
+    limits: TimeLimits = attrs.field(factory=TimeLimits)
     _wire: Any = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
@@ -89,7 +95,7 @@ class AWSBlockStore(BlockStore):
     _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AWSBlockStore, (self.connection, self.settings)
+        return AWSBlockStore, (self.connection, self.settings, self.limits)
 
     # Reading.
 
@@ -215,6 +221,8 @@ class AWSBlockStore(BlockStore):
                 VolumeSize=volume_size, Timeout=TIMEOUT, **options
             )
             snapshot_id: str = member_of(answer, "SnapshotId")
+            key = answer.get("KmsKeyArn")
+            _logger.info("%s is begun, %s", snapshot_id, f"encrypted with {key}" if key else "not encrypted")
             if len(early) < len(kept):
                 late = [tag for tag in kept if tag not in early]
                 self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
@@ -245,8 +253,9 @@ class AWSBlockStore(BlockStore):
                 "put_snapshot_block",
                 **facts,
             )
-            if answer.headers.get("X-Amz-Checksum", given) != given:
-                raise BackendError("EBS acknowledged another checksum than the block's", retryable=True)
+            # Whoever stored the block says so with its checksum; a page of a proxy's has none.
+            if answer.headers.get("X-Amz-Checksum") != given:
+                raise BackendError("EBS did not acknowledge the block's checksum", retryable=True)
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with self._appearing(snapshot_id), aws_errors("complete_snapshot", snapshot_id=snapshot_id):
@@ -308,12 +317,20 @@ class AWSBlockStore(BlockStore):
             raise
         self._started.pop(snapshot_id, None)  # it has appeared
 
+    def encryption_by_default(self) -> str | None:
+        """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
+        with aws_errors("encryption_by_default"):
+            client = self.connection.client("ec2")
+            if not client.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
+                return None
+            return str(client.get_ebs_default_kms_key_id()["KmsKeyId"])
+
     # What both need.
 
     def _lean(self) -> Wire:
         with self._lock:
             if self._wire is None:
-                self._wire = Wire(self.connection)
+                self._wire = Wire(self.connection, self.limits)
             return self._wire  # type: ignore[no-any-return]
 
     def _tokens_of(self, snapshot_id: str) -> _Tokens:

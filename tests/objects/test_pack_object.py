@@ -1,0 +1,306 @@
+"""`pack_object` stores what `pack` gives, in parts, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import images
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from objects import runs
+from objects.runs import BUCKET, IMAGE, KEY, Calls, Log
+
+import amistore
+from amistore.objects import TASK_KEY, parts
+from amistore.testing import strategies
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    with runs.nothing_left():
+        yield
+
+
+def uploads(cloud: amistore.Backend) -> list[amistore.MultipartUpload]:
+    return cloud.s3.list_multipart_uploads(BUCKET)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("log", [None, Log])
+def test_the_object_has_the_bytes_that_pack_gives(workers: int, log: Callable[[], Log] | None) -> None:
+    cloud = runs.cloud()
+    info = runs.pack_object(runs.source(), cloud.s3, workers=workers, log=log() if log else None)
+    assert runs.stored(cloud.s3) == runs.expected()
+    assert info == cloud.s3.head_object(BUCKET, KEY)
+    assert uploads(cloud) == []
+
+
+def test_parts_end_behind_the_segment_that_reaches_the_layouts_size() -> None:
+    for size in (5, 7):
+        cloud = runs.cloud()
+        calls = Calls(cloud.s3)
+        sizes: dict[int, int] = {}
+        send = cloud.s3.upload_part
+
+        def upload_part(*arguments: Any, send: Any = send, sizes: dict[int, int] = sizes) -> Any:
+            sizes[arguments[3]] = len(arguments[4])
+            return send(*arguments)
+
+        cloud.s3.upload_part = upload_part  # type: ignore[method-assign]
+        runs.pack_object(
+            runs.source(), cloud.s3, layout=attrs.evolve(runs.LAYOUT, part_size=size * amistore.MIB)
+        )
+        assert sorted(sizes) == list(range(1, max(sizes) + 1))
+        *most, _ = (sizes[number] for number in sorted(sizes))
+        # A segment is 1 MiB and some: the last one is what reaches the size.
+        assert all(size * amistore.MIB <= each < (size + 1) * amistore.MIB + 70_000 for each in most)
+        assert len(sizes) == {5: runs.PARTS, 7: 3}[size]
+        assert calls.made["create_multipart_upload"] == 1
+
+
+def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:
+    cloud = runs.cloud()
+    seen: list[amistore.Progress] = []
+    only = sorted(runs.source().volumes)[:1]
+    runs.pack_object(runs.source(), cloud.s3, level=1, snapshots=only, progress=seen.append)
+    assert runs.stored(cloud.s3) == b"".join(
+        amistore.pack(IMAGE, runs.source(), level=1, snapshots=only, layout=runs.LAYOUT)
+    )
+    assert (seen[-1].blocks, seen[-1].total_blocks) == (20, 20)
+
+
+def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_SPOOL", 3 * amistore.MIB)
+    cloud = runs.cloud()
+    from_file: list[int] = []
+    send = cloud.s3.upload_part_file
+
+    def upload_part_file(*arguments: Any) -> amistore.UploadedPart:
+        from_file.append(arguments[3])
+        return send(*arguments)
+
+    cloud.s3.upload_part_file = upload_part_file  # type: ignore[method-assign]
+    runs.pack_object(runs.source(), cloud.s3)
+    assert sorted(from_file) == [1, 2, 3]  # the last has less
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+@pytest.mark.parametrize("part", [1, 2, 4])
+def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
+    monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(parts, "_SPOOL", 1 * amistore.MIB)
+    cloud = runs.cloud()
+    Calls(cloud.s3).fail("upload_part", part, amistore.BackendError("no"))
+    with runs.nothing_left(), pytest.raises(amistore.BackendError) as caught:
+        runs.pack_object(runs.source(), cloud.s3)
+    assert caught.value.__traceback__ is not None
+    assert uploads(cloud) == []
+
+
+def test_a_full_disk_under_a_part_is_a_typed_error() -> None:
+    code = """
+import resource, signal, amistore
+from objects import runs
+from amistore.objects import parts
+parts._SPOOL = 1 << 20
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+cloud = runs.cloud()
+with runs.nothing_left():
+    try:
+        runs.pack_object(runs.source(), cloud.s3)
+    except amistore.StorageFullError as error:
+        print(error.operation, cloud.s3.list_multipart_uploads(runs.BUCKET))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert ended.stdout == "spool []\n", ended.stderr
+
+
+def test_metadata_is_stored_with_the_key_of_the_run() -> None:
+    tasks = set()
+    for key in ("a", "b"):
+        cloud = runs.cloud()
+        info = amistore.pack_object(IMAGE, runs.source(), cloud.s3, BUCKET, key, metadata={"a": "b"})
+        assert info.metadata == cloud.s3.head_object(BUCKET, key).metadata
+        assert {name: value for name, value in info.metadata.items() if name != TASK_KEY} == {"a": "b"}
+        tasks.add(info.metadata[TASK_KEY])
+    assert len(tasks) == 2
+
+
+def test_an_object_that_exists_is_refused_before_any_block_is_read() -> None:
+    cloud = runs.cloud()
+    cloud.s3.put_object(BUCKET, KEY, [b"mine"])
+    given = runs.source()
+    calls = Calls(given, cloud.s3)
+    for log in (None, Log()):
+        with pytest.raises(amistore.AlreadyExistsError) as caught:
+            runs.pack_object(given, cloud.s3, log=log)
+        assert caught.value.key == KEY
+    assert calls.made["get_snapshot_block"] == calls.made["create_multipart_upload"] == 0
+    assert runs.stored(cloud.s3) == b"mine"
+    runs.pack_object(given, cloud.s3, if_none_match=False)
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+@pytest.mark.parametrize("log", [None, Log()])
+def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(log: Log | None) -> None:
+    cloud = runs.cloud()
+    put = cloud.s3.put_object
+    calls = Calls(cloud.s3)
+    calls.fail("upload_part", 3, lambda: put(BUCKET, KEY, [b"theirs"]) and None)
+    with pytest.raises(amistore.AlreadyExistsError):
+        runs.pack_object(runs.source(), cloud.s3, log=log)
+    assert runs.stored(cloud.s3) == b"theirs"
+    assert uploads(cloud) == []
+    assert log is None or log.entries() == []
+
+
+def test_of_fifty_threads_that_store_one_key_one_succeeds() -> None:
+    cloud = runs.cloud()
+    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
+    image = images.image(given.volumes)
+    ready = threading.Barrier(50)
+    ends: list[object] = []
+
+    def store() -> None:
+        ready.wait()
+        try:
+            ends.append(amistore.pack_object(image, given, cloud.s3, BUCKET, KEY, workers=1))
+        except amistore.AlreadyExistsError:
+            ends.append(None)
+
+    threads = [threading.Thread(target=store) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = (end for end in ends if end is not None)
+    assert len(ends) == 50
+    assert cloud.s3.head_object(BUCKET, KEY) == winner
+    assert runs.stored(cloud.s3) == b"".join(amistore.pack(image, given))
+    assert uploads(cloud) == []
+
+
+def store_in(root: Path, ends: Any) -> None:
+    """Runs in a process."""
+    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
+    store = amistore.DirectoryBackend(root).s3
+    for round in range(5):
+        try:
+            amistore.pack_object(images.image(given.volumes), given, store, BUCKET, f"{round}", workers=1)
+            ends.put(round)
+        except amistore.AlreadyExistsError:
+            ends.put(None)
+
+
+def test_of_eight_processes_that_store_one_key_one_succeeds(tmp_path: Path) -> None:
+    cloud = amistore.DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket(BUCKET)
+    context = multiprocessing.get_context("spawn")
+    ends = context.SimpleQueue()
+    processes = [context.Process(target=store_in, args=(tmp_path, ends)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    told = [ends.get() for _ in range(40)]
+    for process in processes:
+        process.join()
+    ends.close()
+    assert sorted(end for end in told if end is not None) == list(range(5))
+    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
+    whole = b"".join(amistore.pack(images.image(given.volumes), given))
+    assert all(runs.stored(cloud.s3, f"{round}") == whole for round in range(5))
+    assert uploads(cloud) == []
+
+
+@pytest.mark.parametrize("log", [None, Log()])
+@pytest.mark.parametrize("error", [amistore.BackendError("reset"), OSError("reset")])
+def test_an_answer_to_completing_that_is_lost_does_not_matter(log: Log | None, error: Exception) -> None:
+    cloud = runs.cloud()
+    Calls(cloud.s3).fail("complete_multipart_upload", 1, error, late=True)
+    info = runs.pack_object(runs.source(), cloud.s3, log=log)
+    assert info == cloud.s3.head_object(BUCKET, KEY)
+    assert runs.stored(cloud.s3) == runs.expected()
+    assert log is None or log.entries() == []
+
+
+def test_an_abort_that_fails_is_logged_with_its_id_and_the_first_error_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cloud = runs.cloud()
+    cloud.s3.abort_multipart_upload = lambda *place: 1 / 0  # type: ignore[method-assign,assign]
+    calls = Calls(cloud.s3)
+    calls.fail("upload_part", 2, amistore.BackendError("first"))
+    with pytest.raises(amistore.BackendError, match="first"):
+        runs.pack_object(runs.source(), cloud.s3)
+    (left,) = uploads(cloud)
+    assert left.upload_id in caplog.text
+
+
+VERBS = [
+    "list_snapshot_blocks",
+    "get_snapshot_block",
+    "head_object",
+    "create_multipart_upload",
+    "upload_part",
+    "complete_multipart_upload",
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_without_a_log_an_error_at_any_call_leaves_nothing(verb: str) -> None:
+    errors = itertools.cycle([amistore.BackendError("fault"), RuntimeError("fault"), KeyboardInterrupt()])
+    number = 0
+    while True:
+        number += 1
+        cloud, given = runs.cloud(), runs.source()
+        calls = Calls(cloud.s3, given)
+        error = next(errors)
+        calls.fail(verb, number, error)
+        if number > 2 and verb == "get_snapshot_block":
+            number += 3  # each is like the one before it
+        try:
+            with runs.nothing_left():
+                runs.pack_object(given, cloud.s3)
+        except (amistore.BackendError, KeyboardInterrupt) as caught:
+            assert "fault" in str(caught) or caught is error
+        if not calls.failed:
+            break
+        if runs.stored(cloud.s3) is not None:  # made, whatever was asked after it
+            assert runs.stored(cloud.s3) == runs.expected()
+        assert uploads(cloud) == []
+    assert number > 1
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
+    volumes = data.draw(st.lists(strategies.volumes(most_blocks=6), max_size=3))
+    given = images.Volumes([(each.volume_size, each.blocks) for each in volumes])
+    image = data.draw(strategies.images(snapshot_ids=list(given.volumes)))
+    cloud = runs.cloud()
+    amistore.pack_object(image, given, cloud.s3, BUCKET, KEY, workers=2, layout=images.SMALL)
+    assert runs.stored(cloud.s3) == b"".join(amistore.pack(image, given, layout=images.SMALL))
+    with cloud.s3.open_object(BUCKET, KEY) as file, amistore.open(file) as archive:
+        assert archive.image == image
+    back = amistore.unpack_object(cloud.s3, BUCKET, KEY, cloud.ebs, workers=2)
+    assert sorted(runs.disks(cloud.ebs, back), key=repr) == sorted(
+        (
+            (volume.volume_size, volume.blocks)
+            for snapshot_id in (m.ebs.snapshot_id for m in image.block_device_mappings if m.ebs)
+            if snapshot_id is not None
+            for volume in [volumes[int(snapshot_id[5:], 16)]]
+        ),
+        key=repr,
+    )
