@@ -18,7 +18,7 @@ from backends.aws.proxy import Fault, fault_proxy
 import amistore
 from amistore import AmistoreError, Backend, CorruptArchiveError, MemoryBackend, RetryingBackend
 from amistore.backends.aws import connection as connection_module
-from amistore.backends.aws import wire as wire_module
+from amistore.backends.aws.pool import TimeLimits
 from amistore.testing.aws import FakeAWS
 
 pytestmark = pytest.mark.xdist_group("swift")
@@ -82,10 +82,9 @@ def move(backend: Backend, image_id: str, bucket: str) -> amistore.Image:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are waited for a second at most."""
-    monkeypatch.setattr(connection_module, "READ_TIMEOUT", 1.0)
+    """Answers are waited for a few seconds at most."""
+    monkeypatch.setattr(connection_module, "READ_TIMEOUT", 2.0)
     monkeypatch.setattr(connection_module, "PART_TIMEOUT", 3.0)
-    monkeypatch.setattr(wire_module, "READ_TIMEOUT", 1.0)
 
 
 def on_memory(aws: FakeAWS) -> tuple[Backend, MemoryBackend]:
@@ -114,6 +113,7 @@ def test_a_fault_of_ebs_or_ec2_is_got_over_or_told(
     with FakeAWS() as aws:
         image_id = moves.add_ami(aws)
         backend, memory = on_memory(aws)
+        backend.ebs.inner.limits = TimeLimits(read=2.0)  # type: ignore[attr-defined]
         number = number_of(case.place, usual[case.operation])
         fault = aws.faults.add(case.operation, case.kind, calls=[number])  # type: ignore[arg-type]
         image = move(backend, image_id, "archive")  # one fault is got over, of whatever kind
