@@ -33,10 +33,11 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def reliability(session: nox.Session) -> None:
     """The long form: every bit of a container flipped, every truncation, thousands of kills; an hour."""
-    session.install("-q", "-e", ".[testing]", "pytest-xdist>=3.6")
+    session.install("-q", "-e", ".[testing,aws]", "pytest-xdist>=3.6", "swift>=2.38")
     session.env["AMISTORE_LONG"] = "1"
     places = ["tests/container/test_damage.py", "tests/objects/test_killed_runs.py"]
-    session.run("pytest", "-n", "2", "-rP", *places, *session.posargs)
+    places += [f"tests/backends/aws/test_{name}.py" for name in ("faults", "random_faults", "kills", "memory")]
+    session.run("pytest", "-n", "2", "--dist", "loadgroup", "-rP", *places, *session.posargs)
 
 
 @nox.session
