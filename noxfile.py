@@ -36,7 +36,9 @@ def reliability(session: nox.Session) -> None:
     session.install("-q", "-e", ".[testing,aws]", "pytest-xdist>=3.6", "swift>=2.38")
     session.env["AMISTORE_LONG"] = "1"
     places = ["tests/container/test_damage.py", "tests/objects/test_killed_runs.py"]
-    places += [f"tests/backends/aws/test_{name}.py" for name in ("faults", "random_faults", "kills", "memory")]
+    places += [
+        f"tests/backends/aws/test_{name}.py" for name in ("faults", "random_faults", "kills", "memory")
+    ]
     session.run("pytest", "-n", "2", "--dist", "loadgroup", "-rP", *places, *session.posargs)
 
 

@@ -171,6 +171,8 @@ def s3_cases() -> list[Case]:
     """All of them, or some: Swift takes seconds for a move. test_s3_faults.py has each call by itself."""
     found = cases(S3, [fault.name for fault in Fault if fault is not Fault.FLIPPED_REQUEST])
     found += cases(["upload_part"], [Fault.FLIPPED_REQUEST.name])
+    # An answer to HEAD has no body to hold an error: such a 200 says that the object is there.
+    found = [case for case in found if (case.operation, case.kind) != ("head_object", "ERROR_IN_200")]
     return found if LONG else random.Random(5).sample(found, 10)
 
 
