@@ -256,9 +256,10 @@ def test_what_a_store_that_died_left_of_a_completed_upload_is_removed() -> None:
 
         def leaving(*arguments: Any, cloud: Any = cloud, complete: Any = complete, **options: Any) -> Any:
             left = dict(cloud.s3._uploads)
-            info = complete(*arguments, **options)
-            cloud.s3._uploads.update(left)
-            return info
+            try:
+                return complete(*arguments, **options)
+            finally:
+                cloud.s3._uploads.update(left)
 
         cloud.s3.complete_multipart_upload = leaving  # type: ignore[method-assign]
         calls.fail(verb, 1, what, late=True) if verb != "clear" else calls.fail(verb, 1, what)
