@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amistore import GIB, DirectoryBackend
 from benchmarks.disk import load_frames, make_disk
+from benchmarks.ebs import measure_blocks
 from benchmarks.limit import compare_with_limit
 from benchmarks.machine import facts
 from benchmarks.memory import measure_checksum, measure_index, measure_memory, measure_plan
@@ -17,7 +18,7 @@ from benchmarks.reading import measure_reading
 from benchmarks.s3 import measure_parts
 from benchmarks.table import Row, print_heading, print_row
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs"]
 
 
 def main() -> None:
@@ -37,6 +38,8 @@ def main() -> None:
         _section("CRC-32C of records without a C extension", measure_checksum(options.repeats))
     if "s3" in options.only:
         _section("Parts of an S3 upload over TLS, one after the other", measure_parts(options.repeats))
+    if "ebs" in options.only:
+        _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
 
 
 def _measure_speed(work: Path, options: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ class _RetryingBlockSource(BlockSource):
                 snapshot_id=snapshot_id,
                 block_index=block_index,
             )
-        if block.checksum not in (None, hashlib.sha256(block.content).digest()):
+        if block.checksum is not None and block.checksum != hashlib.sha256(block.content).digest():
             raise ChecksumMismatchError(
                 "the block's content does not have the SHA-256 that its source gives",
                 retryable=True,

@@ -8,7 +8,6 @@ log what the plan, the upload's own list of parts and, in the end, the object co
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import secrets
 from collections import deque
@@ -19,7 +18,6 @@ from typing import Any
 import attrs
 import zstandard
 
-from amistore.archive.reader import ContainerFile
 from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import EncodedSegment, Layout, Plan, SegmentDescriptor, layout
@@ -35,6 +33,7 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image
+from amistore.objects.carried import check_object
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
 from amistore.pipeline.foreign import foreign_errors
@@ -312,24 +311,17 @@ class _Run:
         return info
 
     def prove(self, info: ObjectInfo, count: int, workers: int | None) -> None:
-        """Find in the object the front, the preludes and the `count` first segments that its index has.
+        """Refuse an object whose `count` first segments are not what was packed.
 
-        An object that is not what was packed is deleted: the log was forged, or the store lied.
+        Ours is deleted, another's is not.
         """
         try:
-            container = ContainerFile(ObjectRanges(self.store, self.bucket, self.key))
-            if container.head.file_id != self.planned.file_id:  # not made by any run of this plan
-                raise InvalidRequestError(
-                    "the resume log is of another object: amistore.abandon ends its run"
-                )
-            _check_preludes(container)
-            with (
-                worker_pool(workers, None) as (pool, limit),
-                contextlib.closing(ordered_map(pool, container.segment, range(count), limit)) as found,
-            ):
-                for _ in found:
-                    pass
+            check_object(ObjectRanges(self.store, self.bucket, self.key), self.planned, count, workers)
         except ArchiveError as error:
+            if self._made() is None:
+                raise SourceChangedError(
+                    "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
+                ) from None
             with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
                 self.store.delete_object(self.bucket, self.key)
             raise CorruptArchiveError(
@@ -371,15 +363,6 @@ def _closing_parts() -> Iterator[deque[Part]]:
     finally:
         for part in begun:
             part.close()
-
-
-def _check_preludes(container: ContainerFile) -> None:
-    """Front and preludes, which lie in parts of an earlier run, are those that this run makes."""
-    index = container.index
-    volumes = ((volume.offset, volume.length, volume.prelude_digest) for volume in index.volumes)
-    for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
-        if hashlib.sha256(container.read(offset, length, "front or VOLD")).digest() != digest:
-            raise CorruptArchiveError("a part is of another run than the resume log says", offset=offset)
 
 
 def _part_entries(entries: list[bytes]) -> list[bytes]:

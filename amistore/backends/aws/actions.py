@@ -21,6 +21,7 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # EC2
     "delete_snapshot": ("ec2:DeleteSnapshot",),
     "describe_snapshot": ("ec2:DescribeSnapshots",),
+    "encryption_by_default": ("ec2:GetEbsEncryptionByDefault", "ec2:GetEbsDefaultKmsKeyId"),
     "describe_image": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
     "describe_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),
     "find_images": ("ec2:DescribeImages", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshots"),

@@ -51,14 +51,37 @@ class AWSBackend(RetryingBackend):
         retries: RetryPolicy | Retrier | None = None,
     ) -> None:
         self.connection = Connection.open(session, region_name, endpoint_urls)
-        super().__init__(
-            _Services(
-                ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
-                s3=AWSObjectStore(self.connection, objects),
-                ec2=AWSImageRegistry(self.connection, image_tags=tuple(image_tags)),
-            ),
-            retries,
+        services = _Services(
+            ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
+            s3=AWSObjectStore(self.connection, objects),
+            ec2=AWSImageRegistry(self.connection, image_tags=tuple(image_tags)),
         )
+        super().__init__(services, retries)
+        self._services = services
+
+    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
+        """What speaks against storing disks in a bucket: public access, no default encryption.
+
+        Raises:
+            NotFoundError: no such bucket.
+            InvalidRequestError: it lies in another Region.
+        """
+        return self._retrier.call("s3", self._services.s3.bucket_warnings, bucket)
+
+    def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
+        """Ask for an object of an archived storage class; hours later it can be read.
+
+        Args:
+            bucket: it is in.
+            key: of the object.
+            days: that it stays readable; None for Intelligent-Tiering, where it stays.
+            tier: ``Expedited``, ``Standard`` or ``Bulk``.
+        """
+        self._retrier.call("s3", self._services.s3.restore_object, bucket, key, days=days, tier=tier)
+
+    def encryption_by_default(self) -> str | None:
+        """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
+        return self._retrier.call("ec2", self._services.ebs.encryption_by_default)
 
 
 class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):

@@ -18,6 +18,7 @@ import botocore.config
 import botocore.exceptions
 import botocore.session
 
+from amistore.backends.aws.redaction import redact_logs
 from amistore.errors import InvalidRequestError
 
 __all__ = ["Connection"]
@@ -128,6 +129,7 @@ class Connection:
 
     def _boto3_session(self) -> Any:
         if self._session is None:
+            redact_logs()
             self._session = self.given_session or boto3.Session()
         return self._session
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import logging
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors
+from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
@@ -31,9 +33,12 @@ from amistore.units import BLOCK_SIZE
 
 __all__ = ["AWSBlockStore", "SnapshotSettings"]
 
+_logger = logging.getLogger("amistore")
+
 _ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
+_IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives tokens too
 APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
 
 
@@ -77,10 +82,12 @@ class AWSBlockStore(BlockStore):
     Attributes:
         connection: where and who.
         settings: of restored snapshots.
+        limits: of time, for each block.
     """
 
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
+    limits: TimeLimits = attrs.field(factory=TimeLimits)
     _wire: Any = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
@@ -88,35 +95,33 @@ class AWSBlockStore(BlockStore):
     _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AWSBlockStore, (self.connection, self.settings)
+        return AWSBlockStore, (self.connection, self.settings, self.limits)
 
     # Reading.
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
-        with aws_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-            _check_id(snapshot_id)
-            if next_token is None:
-                return self._page(snapshot_id, 0, {})
-            # Ours: the block behind the page's last, then EBS's own token.
-            first, _, token = next_token.partition(":")
-            try:
-                return self._page(snapshot_id, int(first), {"NextToken": token})
-            except InvalidTokenError:
-                return self._page(snapshot_id, int(first), {})
+        if next_token is None:
+            return self._page(snapshot_id, 0, {})
+        # Ours: the index behind the last block listed so far, then EBS's own token.
+        first, _, token = next_token.partition(":")
+        start = int(first) if first.isdecimal() else 0
+        try:
+            return self._page(snapshot_id, start, {"NextToken": token})
+        except InvalidTokenError:
+            return self._page(snapshot_id, start, {"StartingBlockIndex": start})
 
     def _page(self, snapshot_id: str, first: int, place: dict[str, Any]) -> BlockPage:
-        if not place and first:
-            place = {"StartingBlockIndex": first}
         tokens = self._tokens_of(snapshot_id)
-        with tokens.lock:
+        with tokens.lock, aws_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+            _check_id(snapshot_id)
             answer = self.connection.client("ebs").list_snapshot_blocks(
                 SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place
             )
             tokens.listing += 1
             listing = tokens.listing
             tokens.renewed = {}
-        if answer.get("BlockSize") != BLOCK_SIZE:
-            raise BackendError(f"EBS has blocks of {answer.get('BlockSize')} bytes, not {BLOCK_SIZE}")
+            if answer.get("BlockSize") != BLOCK_SIZE:
+                raise BackendError(f"EBS has blocks of {answer.get('BlockSize')} bytes, not {BLOCK_SIZE}")
         blocks = [
             Block(block["BlockIndex"], f"{listing}:{block['BlockToken']}")
             for block in answer.get("Blocks", ())
@@ -140,8 +145,13 @@ class AWSBlockStore(BlockStore):
             try:
                 return self._get(snapshot_id, block_index, newer or token)
             except InvalidTokenError:
-                renewed = self._renew(tokens, snapshot_id, block_index, newer or token, number)
-                return self._get(snapshot_id, block_index, renewed)
+                # Alone, so that no listing of ours ends the new token before it is used.
+                with tokens.lock:
+                    again = tokens.newer(block_index, number)
+                    if again not in (None, newer):
+                        with contextlib.suppress(InvalidTokenError):
+                            return self._get(snapshot_id, block_index, again)
+                    return self._get(snapshot_id, block_index, self._renew(tokens, snapshot_id, block_index))
 
     def _get(self, snapshot_id: str, block_index: int, token: str) -> SnapshotBlock:
         answer = self._lean().request(
@@ -158,27 +168,22 @@ class AWSBlockStore(BlockStore):
             raise BackendError(f"EBS gave {len(answer.content)} bytes for a block", retryable=True)
         return SnapshotBlock(answer.content, _checksum(answer.headers))
 
-    def _renew(self, tokens: _Tokens, snapshot_id: str, block_index: int, refused: str, listing: int) -> str:
-        """A new token for a block whose last one was refused; one listing serves all that wait."""
-        with tokens.lock:
-            newer = tokens.newer(block_index, listing)
-            if newer is not None and newer != refused:
-                return newer
-            client = self.connection.client("ebs")
-            renewed: dict[int, str] = {}
-            place: dict[str, Any] = {"StartingBlockIndex": block_index}
-            # A page may be empty with a token for the next.
-            while not renewed:
-                answer = client.list_snapshot_blocks(SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place)
-                renewed = {block["BlockIndex"]: block["BlockToken"] for block in answer.get("Blocks", ())}
-                if not answer.get("NextToken"):
-                    break
-                place = {"NextToken": answer["NextToken"]}
-            if block_index not in renewed:
-                raise SourceChangedError("the block was listed before and is not any more")
-            tokens.listing += 1
-            tokens.renewed = renewed
-            return renewed[block_index]
+    def _renew(self, tokens: _Tokens, snapshot_id: str, block_index: int) -> str:
+        """List again for the token of a block, and for all that may be asked for beside it."""
+        client = self.connection.client("ebs")
+        renewed: dict[int, str] = {}
+        place: dict[str, Any] = {"StartingBlockIndex": max(0, block_index - _IN_FLIGHT)}
+        while block_index not in renewed:
+            answer = client.list_snapshot_blocks(SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place)
+            renewed.update((each["BlockIndex"], each["BlockToken"]) for each in answer.get("Blocks", ()))
+            if not answer.get("NextToken") or max(renewed, default=0) > block_index:
+                break
+            place = {"NextToken": answer["NextToken"]}
+        if block_index not in renewed:
+            raise SourceChangedError("the block was listed before and is not any more")
+        tokens.listing += 1
+        tokens.renewed = renewed
+        return renewed[block_index]
 
     # Writing.
 
@@ -216,6 +221,8 @@ class AWSBlockStore(BlockStore):
                 VolumeSize=volume_size, Timeout=TIMEOUT, **options
             )
             snapshot_id: str = answer["SnapshotId"]
+            key = answer.get("KmsKeyArn")
+            _logger.info("%s is begun, %s", snapshot_id, f"encrypted with {key}" if key else "not encrypted")
             if len(early) < len(kept):
                 late = [tag for tag in kept if tag not in early]
                 self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
@@ -246,8 +253,9 @@ class AWSBlockStore(BlockStore):
                 "put_snapshot_block",
                 **facts,
             )
-            if answer.headers.get("X-Amz-Checksum", given) != given:
-                raise BackendError("EBS acknowledged another checksum than the block's", retryable=True)
+            # Whoever stored the block says so with its checksum; a page of a proxy's has none.
+            if answer.headers.get("X-Amz-Checksum") != given:
+                raise BackendError("EBS did not acknowledge the block's checksum", retryable=True)
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with self._appearing(snapshot_id), aws_errors("complete_snapshot", snapshot_id=snapshot_id):
@@ -307,12 +315,20 @@ class AWSBlockStore(BlockStore):
             raise
         self._started.pop(snapshot_id, None)  # it has appeared
 
+    def encryption_by_default(self) -> str | None:
+        """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
+        with aws_errors("encryption_by_default"):
+            client = self.connection.client("ec2")
+            if not client.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
+                return None
+            return str(client.get_ebs_default_kms_key_id()["KmsKeyId"])
+
     # What both need.
 
     def _lean(self) -> Wire:
         with self._lock:
             if self._wire is None:
-                self._wire = Wire(self.connection)
+                self._wire = Wire(self.connection, self.limits)
             return self._wire  # type: ignore[no-any-return]
 
     def _tokens_of(self, snapshot_id: str) -> _Tokens:

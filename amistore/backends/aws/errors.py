@@ -32,7 +32,10 @@ __all__ = ["InvalidTokenError", "aws_errors", "service_error"]
 
 
 class InvalidTokenError(BackendError):
-    """A block's or a page's token was refused: too old, or its snapshot was listed again."""
+    """A block's or a page's token was refused: too old, or its snapshot was listed again.
+
+    Another attempt gets another token; someone else may list the snapshot all the time.
+    """
 
 
 _THROTTLED = frozenset(
@@ -176,7 +179,7 @@ def service_error(
     if message:
         text += f": {message}"
     if reason in _TOKENS:
-        return InvalidTokenError(text, operation=operation, **facts)
+        return InvalidTokenError(text, retryable=True, operation=operation, **facts)
     if reason in _NO_SNAPSHOT:
         return NotFoundError(text, operation=operation, **facts)
     if code in _THROTTLED or status == 429:

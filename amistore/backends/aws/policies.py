@@ -30,10 +30,13 @@ _WRITE: Final = (
     "register_image",
     "finish_registration",
     "find_images",
+    "encryption_by_default",
 )
 _READ_OBJECT: Final = ("head_object", "get_object_range")
 _WRITE_OBJECT: Final = (
     "head_object",
+    "get_object_range",
+    "delete_object",
     "create_multipart_upload",
     "upload_part",
     "list_parts",

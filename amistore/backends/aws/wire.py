@@ -1,13 +1,15 @@
 """The lean path for the two hot calls, GetSnapshotBlock and PutSnapshotBlock.
 
-botocore's credentials, endpoint and signer over urllib3, botocore's own HTTP library, without
-its generated client, which spends more time in Python than the block takes to travel
-(`python -m benchmarks ebs`). One attempt a request, and no request without an end.
+botocore's credentials, endpoint and signer over the standard library's HTTP, without its
+generated client, which spends most of its time in Python (`python -m benchmarks --only ebs`,
+docs/decisions/0012). One attempt a request, and no request without an end.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import ssl
 import time
 import urllib.parse
 from collections.abc import Mapping
@@ -17,20 +19,17 @@ import attrs
 import botocore.auth
 import botocore.awsrequest
 import botocore.exceptions
-import botocore.httpsession
-import botocore.utils
 import urllib3
 from typing_extensions import Buffer
 
-from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT, Connection
+from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import service_error
-from amistore.errors import BackendError
-from amistore.units import KIB, MIB
+from amistore.backends.aws.pool import Incoming, Pool, TimeLimits
+from amistore.errors import BackendError, InvalidRequestError
+from amistore.units import MIB
 
 __all__ = ["Answer", "Wire"]
 
-ATTEMPT_LIMIT = 20.0  # seconds from the first byte of an answer to its last
-_POOL = 64  # connections that are kept
 _MOST = 1 * MIB  # bytes of an answer; a block has half of it
 
 
@@ -43,15 +42,23 @@ class Answer:
 
 
 class Wire:
-    """Signed requests to the EBS direct APIs of one Region. Any number of threads."""
+    """Signed requests to the EBS direct APIs of one Region. Any number of threads.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        connection: where and who.
+        limits: of time.
+    """
+
+    def __init__(self, connection: Connection, limits: TimeLimits | None = None) -> None:
         client = connection.client("ebs")
         self._url = client.meta.endpoint_url.rstrip("/")
         self._host = urllib.parse.urlsplit(self._url).netloc
         self._region = client.meta.region_name
         self._session = connection.session
-        self._pool = _pool(self._url, self._session)
+        self._limits = limits or TimeLimits()
+        self._pool = Pool(self._url, self._session, self._limits)
+        # A proxy that compressed would cost both sides more than it saves.
+        self._unsigned = {"User-Agent": "amistore", "Accept-Encoding": "identity", **self._pool.headers}
 
     def request(
         self,
@@ -80,40 +87,59 @@ class Wire:
         # EBS lets the data of a Put be left out of the signature; an empty body is signed as such.
         payload = "UNSIGNED-PAYLOAD" if body is not None else _NO_BODY
         signed = self._sign(method, f"{self._url}{target}", {**headers, "X-Amz-Content-SHA256": payload})
-        began = time.monotonic()
+        head = self._head(method, target, signed, body)
         try:
-            answer = self._pool.urlopen(
-                method,
-                target,  # not the whole URL, which is for proxies
-                body=memoryview(body) if body is not None else None,
-                headers=signed,
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=False,
-            )
-            try:
-                content = _read(answer, began)
-            except BaseException:
-                answer.close()  # what was not read must not be taken for the next answer
-                raise
-            answer.release_conn()
-        except urllib3.exceptions.HTTPError as error:
-            raise BackendError(
-                f"the connection failed: {type(error).__name__}", retryable=True, operation=operation, **facts
-            ) from None
+            answer, content = self._exchange(method, head, body)
+        except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+            raise _failed(error, operation, **facts) from None
+        found: Any = answer.headers  # a mapping in all that is used of it
         if answer.status >= 300:
-            code, message, reason = _fault(answer.headers, content)
+            code, message, reason = _fault(found, content)
             raise service_error(code, message, answer.status, operation, reason=reason, **facts)
-        declared = answer.headers.get("Content-Length")
-        if declared is not None and declared != str(len(content)):
+        if not answer.isclosed():  # it has bytes that were not read
+            declared = found.get("Content-Length")
             raise BackendError(
-                f"the answer broke off after {len(content)} of {declared} bytes",
+                f"the answer broke off after {len(content)} of {declared} bytes"
+                if len(content) < _MOST
+                else f"the answer has more than {_MOST} bytes",
                 retryable=True,
                 operation=operation,
                 **facts,
             )
-        return Answer(answer.headers, content)
+        return Answer(found, content)
+
+    def _head(self, method: str, target: str, signed: Mapping[str, str], body: Buffer | None) -> bytes:
+        lines = [f"{method} {self._pool.prefix}{target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in {**signed, **self._unsigned}.items()]
+        if body is not None:
+            lines.append(f"Content-Length: {memoryview(body).nbytes}")
+        text = "\r\n".join(lines)
+        # A credential may come from anywhere, and a line break in it would begin another header.
+        if not text.isascii() or text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
+            raise InvalidRequestError("a header cannot be sent: is there a line break in the credentials?")
+        return f"{text}\r\n\r\n".encode("ascii")
+
+    def _exchange(
+        self, method: str, head: bytes, body: Buffer | None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send a request and read its answer, whose connection is used again only after its end."""
+        limits = self._limits
+        end = time.monotonic() + limits.attempt
+        connection = self._pool.take()
+        keep = False
+        try:
+            sent = _send(connection.sock, head, body, limits.attempt)
+            incoming: Any = Incoming(connection.sock, limits.read, end)
+            answer = http.client.HTTPResponse(incoming, method=method)
+            answer.begin()
+            content = answer.read(_MOST)
+            keep = sent and answer.isclosed() and not answer.will_close
+            return answer, content
+        finally:
+            if keep:
+                self._pool.give(connection)
+            else:
+                connection.close()
 
     def _sign(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         credentials = self._session.get_credentials()
@@ -134,34 +160,28 @@ class Wire:
 _NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def _pool(url: str, session: Any) -> Any:
-    """A pool of connections with the proxies and certificates that botocore would use."""
-    proxies = botocore.httpsession.ProxyConfiguration(botocore.utils.get_environ_proxies(url))
-    options: dict[str, Any] = {
-        "maxsize": _POOL,
-        "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
-        "blocksize": 128 * KIB,
-    }
-    if url.startswith("https"):
-        bundle = session._session.get_config_variable("ca_bundle")
-        options["ca_certs"] = bundle or botocore.httpsession.get_cert_path(True)
-    proxy = proxies.proxy_url_for(url)
-    if proxy is None:
-        return urllib3.PoolManager(**options).connection_from_url(url)
-    manager = urllib3.ProxyManager(proxy, proxy_headers=proxies.proxy_headers_for(proxy), **options)
-    return manager.connection_from_url(url)
+def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
+    """Send a request, the body from where it lies; whether all of it went."""
+    sock.settimeout(limit)  # of all that one sendall sends
+    try:
+        sock.sendall(head)
+        if body is not None:
+            sock.sendall(body)
+    except (BrokenPipeError, ConnectionResetError):
+        return False  # who hangs up on a body may have said why
+    return True
 
 
-def _read(answer: Any, began: float) -> bytes:
-    """The whole body, in bounded time: a read time limit alone lets a body drip for ever."""
-    pieces = []
-    size = 0
-    while piece := answer.read1(_MOST):
-        pieces.append(piece)
-        size += len(piece)
-        if size > _MOST or time.monotonic() - began > ATTEMPT_LIMIT:
-            raise urllib3.exceptions.TimeoutError("the answer takes too long")
-    return b"".join(pieces)
+def _failed(error: Exception, operation: str, **facts: Any) -> BackendError:
+    """Of a connection's error only what it is, since its text may hold a URL; a proxy's refusal is plain."""
+    refusal = f": {error}" if type(error) is OSError and not error.errno else ""
+    return BackendError(
+        f"the connection failed: {type(error).__name__}{refusal}",
+        # A certificate does not become right by asking again.
+        retryable=not isinstance(error, ssl.SSLCertVerificationError),
+        operation=operation,
+        **facts,
+    )
 
 
 def _fault(headers: Mapping[str, str], content: bytes) -> tuple[str, str, str]:

@@ -67,6 +67,7 @@ def read(aws: FakeAWS, account: Account) -> None:
 def restore(aws: FakeAWS, account: Account) -> None:
     """What writes a snapshot, registers an image on it, and removes a snapshot after a failure."""
     tags = (amistore.Tag(key="Name", value="web"),)
+    assert account.store.encryption_by_default() == KEY
     failed = account.store.start_snapshot(1)
     account.store.delete_snapshot(failed)
     snapshot_id = account.store.start_snapshot(1, tags=tags)
@@ -151,7 +152,8 @@ def test_only_what_cannot_be_limited_is_allowed_on_everything() -> None:
         for statement in made["Statement"]:
             if "*" in statement["Resource"]:
                 assert all(
-                    re.fullmatch("ec2:Describe(Images|Snapshots)", each) for each in statement["Action"]
+                    re.fullmatch("ec2:(Describe(Images|Snapshots)|GetEbs.*)", each)
+                    for each in statement["Action"]
                 )
 
 

@@ -146,6 +146,9 @@ class TestMotoObjectStore(ObjectStoreContract):
         with pytest.raises(NotFoundError):
             objects.store.list_parts(objects.bucket, "key", upload)
 
+    def test_one_of_many_racing_creates_wins(self, objects: BucketCase) -> None:
+        pytest.skip("moto looks whether the object exists before it makes it: two may win")
+
     def test_tags_and_encryption_are_those_of_the_settings(self, moto: Connection) -> None:
         settings = ObjectSettings(
             tags={"team": "a=b +c@d/e", "empty": ""},

@@ -1,0 +1,168 @@
+"""Connections for `wire.py`: opened by urllib3's classes, kept while they live.
+
+What botocore would heed is heeded: proxies and certificate bundles of the environment, TLS
+that verifies the host. urllib3's own pool is left out, since its way of sending and receiving
+costs more than a block's signature and transfer together (docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+import io
+import ssl
+import time
+import urllib.parse
+import weakref
+from typing import Any
+
+import attrs
+import botocore.httpsession
+import botocore.utils
+import urllib3
+import urllib3.connection
+import urllib3.util
+from typing_extensions import Buffer
+
+from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT
+from amistore.errors import InvalidRequestError
+
+__all__ = ["Incoming", "Pool", "TimeLimits"]
+
+_KEPT = 64  # connections at most
+
+
+@attrs.frozen(kw_only=True)
+class TimeLimits:
+    """Seconds.
+
+    Attributes:
+        connect: to each address of the host; also of each step of TLS and of a proxy.
+        read: without a byte.
+        attempt: of a whole request, which a body that drips would otherwise draw out for ever. It is
+            long, since many threads may share a slow line.
+    """
+
+    connect: float = CONNECT_TIMEOUT
+    read: float = READ_TIMEOUT
+    attempt: float = 60.0
+
+
+class Pool:
+    """Connections to one endpoint. Any number of threads, each with a connection to itself.
+
+    Args:
+        url: of the endpoint.
+        session: of boto3, which knows the certificate bundle that is configured.
+        limits: of time.
+
+    Attributes:
+        prefix: of a request's target: the endpoint's URL where a proxy passes plain http on, or nothing.
+        headers: for that proxy.
+
+    Raises:
+        InvalidRequestError: the proxy or the certificate bundle is unusable.
+    """
+
+    def __init__(self, url: str, session: Any, limits: TimeLimits) -> None:
+        parts = urllib.parse.urlsplit(url)
+        secure = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if secure else 80)
+        self._limits = limits
+        self._idle: list[Any] = []
+        weakref.finalize(self, _close, self._idle)
+        proxies = botocore.httpsession.ProxyConfiguration(botocore.utils.get_environ_proxies(url))
+        proxy = proxies.proxy_url_for(url)
+        self._proxy = urllib3.util.parse_url(proxy) if proxy else None
+        self._proxy_headers: dict[str, str] = proxies.proxy_headers_for(proxy) if proxy else {}
+        if self._proxy is not None and self._proxy.scheme not in ("http", "https"):
+            raise InvalidRequestError(
+                f"the environment's proxy is {self._proxy.scheme}:, not http: or https:"
+            )
+        self._tunnels = self._proxy is not None and secure
+        passing = self._proxy is not None and not secure
+        self.prefix = url if passing else ""
+        self.headers = self._proxy_headers if passing else {}
+        encrypted = secure or (self._proxy is not None and self._proxy.scheme == "https")
+        self._context = _tls(session) if encrypted else None
+
+    def take(self) -> Any:
+        """A connection that nobody else has: one that was kept and is not known to be dead, or a new one.
+
+        Raises:
+            OSError, urllib3.exceptions.HTTPError: it cannot be opened.
+        """
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            # The server may have closed it meanwhile: then there is something to read, the end.
+            if connection.is_connected:
+                return connection
+            connection.close()
+        connection = self._new()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def give(self, connection: Any) -> None:
+        """Keep a connection whose last answer was read to its end."""
+        if len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _new(self) -> Any:
+        host, port, proxy = self._host, self._port, self._proxy
+        if proxy is not None:
+            host, port = proxy.host or "", proxy.port or (443 if proxy.scheme == "https" else 80)
+        options: dict[str, Any] = {"timeout": self._limits.connect}
+        if self._context is None:
+            return urllib3.connection.HTTPConnection(host, port, **options)
+        options["ssl_context"] = self._context
+        if not self._tunnels or proxy is None:
+            return urllib3.connection.HTTPSConnection(host, port, **options)
+        options["proxy"] = proxy
+        options["proxy_config"] = urllib3.connection.ProxyConfig(self._context, False, None, None)
+        connection = urllib3.connection.HTTPSConnection(host, port, **options)
+        connection.set_tunnel(self._host, self._port, self._proxy_headers, proxy.scheme or "http")
+        return connection
+
+
+class Incoming(io.RawIOBase):
+    """What a socket receives, until a moment. Stands for the socket in `http.client.HTTPResponse`."""
+
+    def __init__(self, sock: Any, limit: float, end: float) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._end = end
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._sock.settimeout(min(self._limit, left))
+        received: int = self._sock.recv_into(buffer)
+        return received
+
+
+def _tls(session: Any) -> ssl.SSLContext:
+    bundle = session._session.get_config_variable("ca_bundle") or botocore.httpsession.get_cert_path(True)
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidRequestError(f"the certificate bundle {bundle} cannot be read: {error}") from None
+
+
+def _close(connections: list[Any]) -> None:
+    while connections:
+        connections.pop().close()

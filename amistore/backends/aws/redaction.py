@@ -1,0 +1,70 @@
+"""What botocore and urllib3 log at DEBUG, without what lets others sign, and without signatures.
+
+botocore logs requests whole: session tokens, signatures and, of services that hand credentials
+out, those too. A filter of a logger sees only what is logged to that very logger, so each is named.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+__all__ = ["redact_logs"]
+
+# Those of botocore 1.44 and urllib3 2.8 that log a request, an answer, a URL or a credential, or an
+# error in whose text one may be.
+_LOGGERS = (
+    "botocore.auth",
+    "botocore.awsrequest",
+    "botocore.credentials",
+    "botocore.endpoint",
+    "botocore.handlers",
+    "botocore.hooks",
+    "botocore.httpsession",
+    "botocore.parsers",
+    "botocore.regions",
+    "botocore.retries.standard",
+    "botocore.retryhandler",
+    "botocore.tokens",
+    "botocore.utils",
+    "urllib3.connection",
+    "urllib3.connectionpool",
+    "urllib3.poolmanager",
+    "urllib3.util.retry",
+)
+
+_NAMES = (
+    r"x-amz-security-token|x-amz-s3session-token|x-amz-signature|(?:proxy-)?authorization|signature"
+    r"|(?:secret|aws_secret_)_?access_?key|session_?token|aws_session_token|security_?token"
+    r"|(?:access|refresh|id)_?token|client_?secret|x-aws-ec2-metadata-token"
+)
+# A header, a member of JSON or of a dict's repr, a parameter of a query, or an element of XML.
+_SECRET = re.compile(
+    rf"""(?P<name>\b(?:{_NAMES})\b['"]?\s*(?:[:=,>]|%3D)\s*)
+    (?: b?(?P<quote>['"]) (?:\\.|(?!(?P=quote)).)* (?P=quote)
+      | AWS4-HMAC-SHA256\b[^\n'"]* | (?:Basic|Bearer)\s+[^\s'"]+ | [^\s&,;<>'"\]}})]+ )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# The authority of a URL with a password in it, as a proxy's may have.
+_PASSWORD = re.compile(r"(://)[^/\s@'\"]+@")
+
+
+def redact_logs() -> None:
+    """Let the loggers of botocore and urllib3 show no secret. Again does no harm."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_redact)
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    shown = _hide(text)
+    if shown != text:
+        record.msg, record.args = shown, None
+    if record.exc_info and not record.exc_text:
+        # What a handler's formatter would make of it, and then uses as it is.
+        record.exc_text = _hide(logging.Formatter().formatException(record.exc_info))
+    return True
+
+
+def _hide(text: str) -> str:
+    return _PASSWORD.sub(r"\1***@", _SECRET.sub(r"\g<name>***", text))

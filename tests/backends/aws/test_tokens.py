@@ -1,0 +1,239 @@
+"""Tokens and credentials that end in the middle of a run (reliability row R7), on the fake's clock."""
+
+from __future__ import annotations
+
+import datetime
+
+import boto3
+import botocore.credentials
+import botocore.session
+import images
+import pytest
+from backends.aws.accounts import QUICK, disks
+
+import amistore
+from amistore import MIB, AWSBackend, Layout, MemoryBackend
+from amistore.testing import block
+from amistore.testing.aws import FakeAWS
+
+HOUR = 3600.0
+SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4, part_size=5 * MIB)
+BLOCKS = {index * 3: images.noise(index) if index < 60 else block(index) for index in range(230)}
+"""Of three pages of 100 at the least."""
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    monkeypatch.setattr("amistore.backends.aws.ebs.PAGE_SIZE", 100)
+    with FakeAWS() as fake:
+        fake.behaviour.short_pages = True
+        fake.snapshot_id = fake.add_snapshot(volume_size=1, blocks=BLOCKS)
+        fake.image_id = fake.add_image(
+            name="web", mappings=[{"deviceName": "/dev/xvda", "ebs": {"snapshotId": fake.snapshot_id}}]
+        )
+        yield fake
+
+
+def backend(aws, session=None):
+    given = aws.client_options()
+    url = given.pop("endpoint_url")
+    return AWSBackend(
+        session or boto3.Session(**given),
+        region_name=aws.region,
+        endpoint_urls={"ec2": url, "ebs": url},
+        retries=QUICK,
+    )
+
+
+def expected(aws):
+    """The container that an undisturbed run makes."""
+    cloud = backend(aws)
+    return b"".join(amistore.pack(cloud.ec2.describe_image(aws.image_id), cloud.ebs, layout=SMALL))
+
+
+def pack_while(aws, disturb, workers=2):
+    cloud = backend(aws)
+    image = cloud.ec2.describe_image(aws.image_id)
+    return b"".join(
+        amistore.pack(image, cloud.ebs, layout=SMALL, workers=workers, progress=lambda _: disturb())
+    )
+
+
+def relist(aws):
+    options = aws.client_options()
+    boto3.client("ebs", **options).list_snapshot_blocks(SnapshotId=aws.snapshot_id, MaxResults=100)
+
+
+@pytest.mark.parametrize("renewing", [False, True], ids=["listings end tokens", "pages end tokens"])
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda aws: None,
+        lambda aws: aws.clock.advance(1.1 * HOUR),
+        lambda aws: aws.clock.advance(8 * 24 * HOUR),
+        relist,
+        lambda aws: (relist(aws), aws.clock.advance(1.1 * HOUR)),
+    ],
+    ids=[
+        "nothing",
+        "pages expire",
+        "blocks expire",
+        "listed by another",
+        "listed by another, and pages expire",
+    ],
+)
+def test_tokens_that_end_at_any_time_change_no_byte(aws, disturb, workers, renewing):
+    wanted = expected(aws)
+    aws.behaviour.pages_renew_tokens = renewing
+    assert pack_while(aws, lambda: disturb(aws), workers) == wanted
+
+
+def test_one_listing_renews_the_tokens_of_all_workers(aws, monkeypatch):
+    monkeypatch.setattr("amistore.backends.aws.ebs.PAGE_SIZE", 10_000)
+    aws.behaviour.short_pages = False
+    aws.log.reset()
+    done = []
+
+    def relist_once():
+        done.append(1)
+        if len(done) == 6:
+            relist(aws)
+
+    assert len(pack_while(aws, relist_once, workers=4)) > 0
+    # Two for packing, ours, and those of tokens: one for all that were in flight together.
+    assert aws.log.counts["ListSnapshotBlocks"] <= 3 + 2
+    assert aws.log.counts["GetSnapshotBlock"] <= len(BLOCKS) + 2 * 4
+
+
+def test_a_block_that_is_not_listed_any_more_is_a_changed_source(aws):
+    cloud = backend(aws)
+    page = cloud.ebs.list_snapshot_blocks(aws.snapshot_id)
+    relist(aws)
+    with pytest.raises(amistore.SourceChangedError, match="listed before"):
+        cloud.ebs.get_snapshot_block(aws.snapshot_id, 1, page.blocks[0].block_token)
+
+
+def test_a_snapshot_deleted_during_the_run_is_not_found(aws):
+    boto = boto3.client("ec2", **aws.client_options())
+
+    def delete():
+        if aws.snapshot_id in aws.snapshots and aws.log.counts["GetSnapshotBlock"] > 10:
+            boto.deregister_image(ImageId=aws.image_id)
+            boto.delete_snapshot(SnapshotId=aws.snapshot_id)
+
+    with pytest.raises(amistore.NotFoundError, match=aws.snapshot_id):
+        pack_while(aws, delete)
+
+
+class Rotating:
+    """Credentials that live for an hour, and new ones from the account when they are asked for."""
+
+    def __init__(self, aws):
+        self.aws = aws
+        self.given = 0
+
+    def fetch(self):
+        self.given += 1
+        credential = self.aws.add_credential(session_token=f"token-{self.given}", expires_in=HOUR)
+        # botocore looks at its own clock, which stands still: so these are always due.
+        soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=1)
+        return {
+            "access_key": credential.access_key_id,
+            "secret_key": credential.secret_access_key,
+            "token": credential.session_token,
+            "expiry_time": soon.isoformat(),
+        }
+
+    def session(self):
+        inner = botocore.session.get_session()
+        inner._credentials = botocore.credentials.RefreshableCredentials.create_from_metadata(
+            self.fetch(), self.fetch, "test"
+        )
+        return boto3.Session(botocore_session=inner, region_name=self.aws.region)
+
+
+def test_credentials_that_are_renewed_carry_a_run_of_days(aws):
+    wanted = expected(aws)
+    rotating = Rotating(aws)
+    cloud = backend(aws, rotating.session())
+    image = cloud.ec2.describe_image(aws.image_id)
+    packed = amistore.pack(image, cloud.ebs, layout=SMALL, progress=lambda _: aws.clock.advance(0.1 * HOUR))
+    assert b"".join(packed) == wanted
+    assert rotating.given > 2
+
+
+def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, tmp_path):
+    wanted = expected(aws)
+    store = MemoryBackend().s3
+    store.create_bucket("bucket")
+    ending = aws.add_credential(session_token="token", expires_in=HOUR)
+    session = boto3.Session(ending.access_key_id, ending.secret_access_key, ending.session_token, aws.region)
+
+    def pack(cloud, progress=None):
+        with amistore.FileResumeLog(tmp_path / "log") as log:
+            image = cloud.ec2.describe_image(aws.image_id)
+            return amistore.pack_object(
+                image, cloud.ebs, store, "bucket", "key", layout=SMALL, log=log, workers=1, progress=progress
+            )
+
+    def end_after_half(event):
+        if event.phase is amistore.Phase.PACK and event.blocks > 30:
+            aws.clock.advance(2 * HOUR)
+
+    with pytest.raises(amistore.AccessDeniedError, match="Expired"):
+        pack(backend(aws, session), end_after_half)
+    aws.log.reset()
+    pack(backend(aws))
+    assert store.get_object_range("bucket", "key", 0, 2 * len(wanted)) == wanted
+    assert aws.log.counts["GetSnapshotBlock"] < len(BLOCKS)
+
+
+def test_a_snapshot_that_appears_late_and_completes_late_is_waited_for(aws):
+    aws.behaviour.missing_calls = 4
+    aws.behaviour.completion_describes = 2
+    cloud = backend(aws)
+    image = cloud.ec2.describe_image(aws.image_id)
+    store = MemoryBackend().s3
+    store.create_bucket("bucket")
+    amistore.pack_object(image, cloud.ebs, store, "bucket", "key")
+    made = amistore.unpack_object(store, "bucket", "key", cloud.ebs)
+    assert disks(aws, made) == disks(aws, image)
+    assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
+
+
+def test_a_pending_snapshot_that_ebs_cancelled_is_begun_anew(aws, tmp_path):
+    cloud = backend(aws)
+    image = cloud.ec2.describe_image(aws.image_id)
+    store = MemoryBackend().s3
+    store.create_bucket("bucket")
+    amistore.pack_object(image, cloud.ebs, store, "bucket", "key", layout=SMALL)
+
+    def unpack(progress=None):
+        with amistore.FileResumeLog(tmp_path / "log") as log:
+            return amistore.unpack_object(store, "bucket", "key", cloud.ebs, log=log, progress=progress)
+
+    def stop(event):
+        if event.blocks > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unpack(stop)
+    aws.clock.advance(4 * 24 * HOUR)  # StartSnapshot's Timeout is three days
+    made = unpack()
+    assert disks(aws, made) == disks(aws, image)
+    states = {each.snapshot_id: each.state for each in aws.snapshots.values()}
+    assert sorted(states.values()) == ["completed", "completed", "error"]
+    assert states[made.snapshot_ids[0]] == "completed"
+
+
+def test_a_page_token_that_has_died_is_replaced_by_listing_from_the_next_block_on(aws):
+    cloud = backend(aws)
+    first = cloud.ebs.list_snapshot_blocks(aws.snapshot_id)
+    aws.clock.advance(1.1 * HOUR)
+    second = cloud.ebs.list_snapshot_blocks(aws.snapshot_id, next_token=first.next_token)
+    listed = [each.block_index for each in (*first.blocks, *second.blocks)]
+    assert 0 < len(first.blocks) < len(listed) < len(BLOCKS)
+    assert listed == sorted(BLOCKS)[: len(listed)]
+    got = cloud.ebs.get_snapshot_block(aws.snapshot_id, listed[0], first.blocks[0].block_token)
+    assert bytes(got.content) == BLOCKS[0]
