@@ -33,7 +33,7 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image
-from amistore.objects.carried import check_carried
+from amistore.objects.carried import check_object
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
 from amistore.pipeline.foreign import foreign_errors
@@ -102,7 +102,7 @@ def pack_object(
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
-    info = run.begin(dict(metadata or {}), if_none_match)
+    info = done = run.begin(dict(metadata or {}), if_none_match)
     try:
         if info is None:
             run.send(
@@ -118,7 +118,7 @@ def pack_object(
             )
             info = run.complete(if_none_match)
         if log is not None:  # else all of it was sent by this run
-            run.prove(info, workers)
+            run.prove(info, run.planned.segments if done else len(run.carried), workers)
     except BaseException as error:
         if log is None or isinstance(error, _FINAL):
             run.undo()
@@ -155,10 +155,12 @@ class _Run:
             upload_id = _upload_id(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
-                parts = _part_entries(entries[2:])
-                info = self._completed(parts)
-                if info is not None or self._continue(parts):
+                info = self._made()
+                if info is not None:
+                    self._abort()
                     return info
+                if self._continue(_part_entries(entries[2:])):
+                    return None
                 _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
             self.log.clear()
         if if_none_match:
@@ -208,15 +210,6 @@ class _Run:
                 "amistore.abandon ends that run"
             )
         return header
-
-    def _completed(self, entries: list[bytes]) -> ObjectInfo | None:
-        """The object, if the earlier run has made it."""
-        info = self._made()
-        if info is not None:
-            for number, entry in enumerate(entries, 1):
-                self.carried += self._part(number, entry)[1]
-            self._abort()
-        return info
 
     def _continue(self, entries: list[bytes]) -> bool:
         """Take over what the log says and the upload has; whether it is there."""
@@ -317,12 +310,13 @@ class _Run:
         self.upload_id = ""
         return info
 
-    def prove(self, info: ObjectInfo, workers: int | None) -> None:
-        """Refuse an object that is not what was packed; ours is deleted, another's is not."""
+    def prove(self, info: ObjectInfo, count: int, workers: int | None) -> None:
+        """Refuse an object whose `count` first segments are not what was packed.
+
+        Ours is deleted, another's is not.
+        """
         try:
-            check_carried(
-                ObjectRanges(self.store, self.bucket, self.key), self.planned, self.carried, workers
-            )
+            check_object(ObjectRanges(self.store, self.bucket, self.key), self.planned, count, workers)
         except ArchiveError as error:
             if self._made() is None:
                 raise SourceChangedError(

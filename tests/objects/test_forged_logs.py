@@ -135,6 +135,42 @@ def test_a_forged_digest_is_found_and_the_object_deleted(forgery: str) -> None:
     assert runs.stored(given.s3) == runs.expected()
 
 
+@pytest.mark.parametrize("forgery", ["a part of another archive", "the last record dropped"])
+def test_a_log_that_does_not_fit_the_plan_or_its_parts_is_refused_before_anything_is_sent(
+    forgery: str,
+) -> None:
+    given, log = runs.cloud(), Log()
+    packing(given, log)
+    *entries, last = log.entries()
+    size = len(last.partition(b"\n")[2]) // 5  # the last of the parts has five segments alike
+    forged = Log(FORGERIES[forgery]([*entries, last]) if forgery in FORGERIES else [*entries, last[:-size]])
+    if forgery in FORGERIES:  # under the etag and the size of our own part
+        ours = json.loads(entries[2].partition(b"\n")[0])
+        forged._entries[2] = altered(foreign_part(), **ours)
+    calls = Calls(given.s3)
+    with pytest.raises(
+        amistore.InvalidRequestError, match="damaged" if forgery in FORGERIES else "another size"
+    ):
+        runs.pack_object(runs.source(), given.s3, log=forged)
+    assert calls.parts() == []
+    assert calls.made["complete_multipart_upload"] == 0
+
+
+@pytest.mark.parametrize(("part", "record"), [(1, b"HEAD"), (1, b"VOLD"), (2, b"VOLD"), (2, b"SEGD")])
+def test_a_part_that_was_altered_with_its_etag_in_the_log_makes_no_object(part: int, record: bytes) -> None:
+    given, log = runs.cloud(), Log()
+    packing(given, log)
+    entries = log.entries()
+    upload_id = json.loads(entries[1])["upload"]
+    content = bytearray(given.s3._uploads[BUCKET, KEY, upload_id][1][part])
+    content[content.index(b"AMIS" + record) + 12] ^= 1
+    sent = given.s3.upload_part(BUCKET, KEY, upload_id, part, content)
+    entries[1 + part] = altered(entries[1 + part], etag=sent.etag)
+    with pytest.raises(amistore.CorruptArchiveError, match="was deleted"):
+        runs.pack_object(runs.source(), given.s3, log=Log(entries))
+    assert runs.stored(given.s3) is None
+
+
 def test_an_upload_of_another_level_under_a_log_that_says_ours_gives_no_damaged_object() -> None:
     given, log = runs.cloud(), Log()
     packing(given, log)
@@ -275,6 +311,22 @@ def test_a_forged_log_of_restoring_gives_no_other_disks_and_touches_no_other_sna
     given, log = cloud(), Log()
     restoring(given, log)
     restored_with(given, RESTORES[forgery](log.entries()))
+
+
+@pytest.mark.parametrize("forgery", ["a foreign snapshot", "a foreign pending snapshot", "another task"])
+def test_a_snapshot_that_is_not_the_tasks_own_is_passed_over(forgery: str) -> None:
+    given, log = cloud(), Log()
+    restoring(given, log)
+    foreign = (
+        images.snapshot(given.ebs, 1, {}) if forgery == "a foreign snapshot" else given.ebs.start_snapshot(1)
+    )
+    entries = RESTORES[forgery](log.entries())
+    named = [
+        entry.replace(b"FOREIGN", foreign.encode()).replace(b"PENDING", foreign.encode()) for entry in entries
+    ]
+    image = unpack(given, log=Log(named))
+    assert runs.disks(given.ebs, image) == DISKS
+    assert foreign not in image.snapshot_ids
 
 
 @settings(max_examples=100)

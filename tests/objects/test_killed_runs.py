@@ -111,7 +111,9 @@ class Runs:
     def finished(self, code: int, lines: list[Words]) -> bool:
         """Whether the run has come to its end; if it died, whether there is nothing to go on with."""
         assert code in (0, 9, -9), lines[-1:]
-        return code == 0 or (["begin", "clear"] in lines and not (self.root / "run.log").exists())
+        # A log is also cleared to start over, when it ends before the upload's id.
+        cleared = ["begin", "clear"] in lines and runs.stored(self.cloud.s3) is not None
+        return code == 0 or (cleared and not (self.root / "run.log").exists())
 
     def check(self) -> None:
         """The object or the disks are right, and nothing else is there."""

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from objects.runs import BUCKET, IMAGE, KEY, Calls, Log
 
 import amistore
 from amistore.objects import TASK_KEY, parts
+from amistore.pipeline.packing import PackedUnit
 from amistore.testing import strategies
 
 
@@ -66,6 +68,24 @@ def test_parts_end_behind_the_segment_that_reaches_the_layouts_size() -> None:
         assert all(size * amistore.MIB <= each < (size + 1) * amistore.MIB + 70_000 for each in most)
         assert len(sizes) == {5: runs.PARTS, 7: 3}[size]
         assert calls.made["create_multipart_upload"] == 1
+
+
+def test_a_part_ends_behind_a_segment_only_and_has_the_records_of_its_segments() -> None:
+    sizes = [(6, None), (1, b"a"), (4, b"b"), (9, None), (1, b"c"), (7, None)]
+    units = (PackedUnit([bytes(size)], 0, 0, segment) for size, segment in sizes)
+    begun: deque[parts.Part] = deque()
+    cut = parts.cut_parts(units, 5, 3, begun)
+    found = [(part.number, part.size, list(part.records)) for part in cut]
+    assert found == [(3, 7, [b"a"]), (4, 14, [b"b", b"c"]), (5, 7, [])]
+    assert [part.number for part in begun] == [3, 4, 5]
+
+
+def test_more_parts_than_an_object_may_have_are_refused() -> None:
+    units = (PackedUnit([bytes(5)], 0, 0, b"a") for _ in range(3))
+    cut = parts.cut_parts(units, 5, 9_999, deque())
+    with pytest.raises(amistore.InvalidRequestError, match="10000 parts"):
+        for _ in cut:
+            pass
 
 
 def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:

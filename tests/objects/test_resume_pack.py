@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -245,6 +246,31 @@ def test_an_object_completed_before_the_crash_is_given_once_it_is_proved() -> No
     assert runs.pack_object(runs.source(), cloud.s3, log=log) == info
     assert calls.parts() == []
     assert log.entries() == []
+
+
+def test_what_a_store_that_died_left_of_a_completed_upload_is_removed() -> None:
+    for verb, what in [("clear", KeyboardInterrupt()), ("complete_multipart_upload", RuntimeError("cut"))]:
+        cloud, log = runs.cloud(), Log()
+        calls = Calls(cloud.s3, log)
+        complete = cloud.s3.complete_multipart_upload
+
+        def leaving(*arguments: Any, cloud: Any = cloud, complete: Any = complete, **options: Any) -> Any:
+            left = dict(cloud.s3._uploads)
+            try:
+                return complete(*arguments, **options)
+            finally:
+                cloud.s3._uploads.update(left)
+
+        cloud.s3.complete_multipart_upload = leaving  # type: ignore[method-assign]
+        calls.fail(verb, 1, what, late=True) if verb != "clear" else calls.fail(verb, 1, what)
+        with contextlib.suppress(KeyboardInterrupt):
+            runs.pack_object(runs.source(), cloud.s3, log=log)
+        if verb == "clear":
+            assert uploads(cloud)
+            runs.pack_object(runs.source(), cloud.s3, log=log)
+            assert sorted(calls.parts()) == [1, 2, 3, 4]
+        assert runs.stored(cloud.s3) == runs.expected()
+        assert uploads(cloud) == log.entries() == []
 
 
 def test_a_callers_log_that_is_a_list_is_used() -> None:

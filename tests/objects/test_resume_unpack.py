@@ -62,6 +62,10 @@ def test_a_snapshot_deleted_between_the_runs_is_started_anew(which: int) -> None
     begun(given, log)
     there = [fact["snapshot"] for fact in facts(log) if "snapshot" in fact]
     given.ebs.delete_snapshot(there[which])
+    calls = Calls(given.ebs)  # and this run ends before it has put a block
+    calls.fail("put_snapshot_block", 1, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        unpack(given, log=log, workers=1)
     image = unpack(given, log=log, workers=1)
     assert runs.disks(given.ebs, image) == DISKS
     assert set(there) - set(images.leftovers(given)) == {there[which]}

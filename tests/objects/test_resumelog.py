@@ -203,6 +203,9 @@ for limit in range(0, 120):
         except amistore.StorageFullError as error:
             assert error.operation == "resume"
         assert len(done) == sum(limit >= 22 + 28 * n for n in (1, 2)), (limit, done)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        log.append(b"after")
+        done.append(b"after")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     with amistore.FileResumeLog(path) as log:
         assert log.entries() == done
