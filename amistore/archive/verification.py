@@ -35,7 +35,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["Verification", "VerifyReport", "verify"]
+__all__ = ["Checked", "Task", "Verification", "VerifyReport", "verify"]
 
 
 @attrs.frozen(kw_only=True)
@@ -129,11 +129,11 @@ def verify(
     )
 
 
-_Task = tuple[int, "PlannedVolume | None", int]  # number of the volume, the volume, sequence
+Task = tuple[int, "PlannedVolume | None", int]  # number of the volume, the volume, sequence
 
 
 @attrs.frozen
-class _Checked:
+class Checked:
     """A segment that was read: its descriptor, its end, and what was wrong with it."""
 
     descriptor: SegmentDescriptor | None
@@ -174,7 +174,7 @@ class Verification:
         with self._noting():
             self._end()
 
-    def _tasks(self, volumes: list[PlannedVolume | None]) -> Iterator[_Task]:
+    def _tasks(self, volumes: list[PlannedVolume | None]) -> Iterator[Task]:
         for number, volume in enumerate(volumes):
             self._begin(number)
             for sequence in VolumeReader(self._container, number).segments:
@@ -248,7 +248,7 @@ class Verification:
             return volume
         return None
 
-    def _segment(self, task: _Task) -> _Checked:
+    def _segment(self, task: Task) -> Checked:
         """Runs in a worker."""
         number, volume, sequence = task
         container = self._container
@@ -275,7 +275,7 @@ class Verification:
                     snapshot_id=snapshot_id,
                 )
             )
-        return _Checked(descriptor, end, tuple(findings))
+        return Checked(descriptor, end, tuple(findings))
 
     def _load(self, sequence: int) -> LoadedSegment:
         return self._container.load(sequence)
@@ -304,7 +304,7 @@ class Verification:
     def _block(self, snapshot_id: str, block: DecodedBlock) -> None:
         """Called with each block that is as it should be, in a worker."""
 
-    def _volume(self, number: int, checked: Iterator[_Checked]) -> None:
+    def _volume(self, number: int, checked: Iterator[Checked]) -> None:
         """A volume's segments in order: what lies between them, and what the index sums up of them."""
         container = self._container
         indexed = container.index.volumes[number]

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends.ranges import RangeReader
 from amistore.container import Plan
-from amistore.errors import CorruptArchiveError, InvalidRequestError
+from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.workers import ordered_map, worker_pool
 
-__all__ = ["check_object"]
+__all__ = ["check_object", "looked_at_again"]
+
+R = TypeVar("R")
+
+_LOOKS = 3
+
+_logger = logging.getLogger("amistore")
+
+
+def looked_at_again(look: Callable[[], R]) -> R:
+    """What a look at an object gives; bytes that seem damaged may have been so on their way only.
+
+    Raises:
+        ArchiveError: each of three looks found damage.
+    """
+    for _ in range(_LOOKS - 1):
+        try:
+            return look()
+        except ArchiveError as error:
+            _logger.warning("looking again: %s", error)
+    return look()
 
 
 def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:
@@ -30,13 +53,17 @@ def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | 
         InvalidRequestError: it is not an archive of this plan.
         ArchiveError: a part is not what its log said, or is damaged.
     """
-    container = ContainerFile(ranges)
+    container = looked_at_again(lambda: ContainerFile(ranges))
     if container.head.file_id != planned.file_id:  # not made by any run of this plan
         raise InvalidRequestError("the resume log is of another object: amistore.abandon ends its run")
-    _check_preludes(container)
+    looked_at_again(lambda: _check_preludes(container))
+
+    def look(sequence: int) -> None:
+        looked_at_again(lambda: container.segment(sequence))
+
     with (
         worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, container.segment, range(count), limit)) as found,
+        contextlib.closing(ordered_map(pool, look, range(count), limit)) as found,
     ):
         for _ in found:
             pass

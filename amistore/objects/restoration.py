@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from amistore.archive.reader import ContainerFile, LoadedSegment
-from amistore.archive.verification import Verification
+from amistore.archive.verification import Checked, Task, Verification
 from amistore.backends import BlockSink, ObjectStore
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import DecodedBlock
@@ -28,6 +28,7 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image
+from amistore.objects.carried import looked_at_again
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
 from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.progress import Phase, ProgressCallback
@@ -84,7 +85,7 @@ def unpack_object(
     check_kind(sink, BlockSink, "sink")
     with foreign_errors("head_object", bucket=bucket, key=key):
         ranges = ObjectRanges(store, bucket, key)
-        container = ContainerFile(ranges)
+        container = looked_at_again(lambda: ContainerFile(ranges))
     found = container.index.content_id.hex()
     if expected_content_id is not None and found != expected_content_id.lower():
         raise CorruptArchiveError(f"the content id is {found}, not the expected {expected_content_id}")
@@ -92,10 +93,9 @@ def unpack_object(
     restored = RestoredSnapshots(container.image, sink, chosen, allow_lost)
     identity = {"bucket": bucket, "key": key, "etag": ranges.etag, "content": found, "snapshots": chosen}
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
-    run = _Restoration(container, sink, restored, journal, progress)
     final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:
-        run.run(workers)
+        looked_at_again(lambda: _Restoration(container, sink, restored, journal, progress).run(workers))
         image = restored.image()
         # Blocks that the log says were put are not there: the next run would meet this again.
         final += (ChecksumMismatchError,)
@@ -171,6 +171,7 @@ class _Journal:
         return self._put.get(stored_id, 0)
 
     def note_put(self, stored_id: str, end: int) -> None:
+        self._put[stored_id] = end
         self.log.append(write_entry(volume=stored_id, put=end))
 
 
@@ -201,6 +202,9 @@ class _Restoration(Verification):
     def _begin(self, number: int) -> None:
         """Start a volume's snapshot, or go on with the one that an earlier run began."""
         volume = self._container.index.volumes[number]
+        if self._restored.get(volume.snapshot_id) is not None:  # begun at an earlier look
+            self._first[number] = self._journal.put(volume.snapshot_id)
+            return
         generation, before = self._journal.begun(volume.snapshot_id)
         # Asked first: a sink may give the token of a snapshot that was deleted to a new, empty one.
         if before is not None and not self._usable(before):
@@ -221,6 +225,15 @@ class _Restoration(Verification):
                 return self._sink.describe_snapshot(snapshot_id).state in ("pending", "completed")
             except NotFoundError:
                 return False
+
+    def _segment(self, task: Task) -> Checked:
+        def look() -> Checked:
+            checked = super(_Restoration, self)._segment(task)
+            for finding in checked.findings:
+                raise finding
+            return checked
+
+        return looked_at_again(look)
 
     def _load(self, sequence: int) -> LoadedSegment:
         """Of a segment that was put, the descriptor alone."""

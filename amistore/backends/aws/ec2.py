@@ -231,8 +231,12 @@ class AWSImageRegistry(ImageRegistry):
                     raise
             self.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE)
-        with aws_errors(operation, image_id=image_id):
-            return call()
+        try:
+            with aws_errors(operation, image_id=image_id):
+                return call()
+        except BackendError as error:
+            error.retryable = False  # it was tried for long enough: nobody else shall go on with it
+            raise
 
 
 def _check_id(image_id: str) -> None:

@@ -1,0 +1,115 @@
+"""Bytes that are damaged on their way, and not where they lie."""
+
+from __future__ import annotations
+
+import images
+import pytest
+
+import amistore
+from amistore import MIB, Layout, MemoryBackend
+from amistore.backends import ObjectStore
+
+SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4, part_size=5 * MIB)
+
+
+class Damaging(ObjectStore):
+    """A store of which each `every`th ranged read has a flipped bit."""
+
+    def __init__(self, inner, every):
+        self.inner = inner
+        self.every = every
+        self.reads = 0
+        self.armed = True
+
+    def get_object_range(self, *place, **options):
+        content = bytearray(self.inner.get_object_range(*place, **options))
+        self.reads += self.armed
+        if self.reads and self.reads % self.every == 0 and content:
+            content[len(content) // 2] ^= 1
+        return bytes(content)
+
+    def head_object(self, *place):
+        return self.inner.head_object(*place)
+
+    def delete_object(self, *place):
+        self.inner.delete_object(*place)
+
+    def create_multipart_upload(self, *place, **options):
+        return self.inner.create_multipart_upload(*place, **options)
+
+    def upload_part(self, *place):
+        return self.inner.upload_part(*place)
+
+    def list_parts(self, *place):
+        return self.inner.list_parts(*place)
+
+    def complete_multipart_upload(self, *place, **options):
+        info = self.inner.complete_multipart_upload(*place, **options)
+        self.armed = True
+        return info
+
+    def abort_multipart_upload(self, *place):
+        self.inner.abort_multipart_upload(*place)
+
+
+@pytest.fixture
+def cloud():
+    cloud = MemoryBackend()
+    cloud.s3.create_bucket("bucket")
+    return cloud
+
+
+@pytest.fixture
+def image(cloud):
+    ids = [images.snapshot(cloud.ebs, 1, {n * 5 + 1: images.noise(n) for n in range(30)}) for _ in range(2)]
+    return images.image(sorted(ids))
+
+
+def test_a_restore_reads_again_what_was_damaged_on_its_way(cloud, image):
+    amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
+    other = MemoryBackend()
+    damaging = Damaging(cloud.s3, every=13)
+    restored = amistore.unpack_object(damaging, "bucket", "key", other.ebs, workers=2)
+    assert len(other.ebs._snapshots) == 2
+    for old, new in zip(image.snapshot_ids, restored.snapshot_ids, strict=True):
+        assert images.contents(other.ebs, new) in [
+            images.contents(cloud.ebs, each) for each in image.snapshot_ids
+        ]
+        assert old != new
+
+
+def test_what_is_damaged_where_it_lies_stays_damaged_and_leaves_nothing(cloud, image):
+    amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
+    other = MemoryBackend()
+    with pytest.raises(amistore.ArchiveError):
+        amistore.unpack_object(Damaging(cloud.s3, every=1), "bucket", "key", other.ebs)
+    assert other.ebs._snapshots == {}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(event):
+    if event.phase is amistore.Phase.PACK and event.blocks > 40:
+        raise Stop
+
+
+def test_a_good_object_is_not_deleted_for_a_proof_that_was_damaged_on_its_way(cloud, image, tmp_path):
+    damaging = Damaging(cloud.s3, every=4)
+    damaging.armed = False
+
+    def pack(progress=None):
+        with amistore.FileResumeLog(tmp_path / "log") as log:
+            place = damaging, "bucket", "key"
+            return amistore.pack_object(
+                image, cloud.ebs, *place, layout=SMALL, workers=1, log=log, progress=progress
+            )
+
+    with pytest.raises(Stop):
+        pack(stop)
+    info = pack()
+    assert damaging.reads > 2 * damaging.every
+    assert cloud.s3.head_object("bucket", "key") == info
+    with amistore.open(cloud.s3, bucket="bucket", key="key") as archive:
+        assert archive.verify().ok
