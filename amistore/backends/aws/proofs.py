@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from amistore.units import MIB
 
 __all__ = ["checksum_of", "is_stored_md5", "range_of"]
 
+_LONGEST = 300.0  # seconds for a range; 32 MiB then come at 0.1 MB/s
 _MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -37,10 +39,21 @@ def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> b
 
 
 def _read(body: Any, count: int) -> bytes:
-    content = bytes(body.read(count)) if count else b""
+    """`count` bytes in bounded time: a limit between two of them alone lets a body drip for ever."""
+    end = time.monotonic() + _LONGEST
+    content = bytearray()
+    while len(content) < count:
+        piece = body.read(min(MIB, count - len(content)))
+        if not piece:
+            break
+        content += piece
+        if time.monotonic() > end:
+            raise BackendError(
+                f"{len(content)} of {count} bytes took more than {_LONGEST:.0f} seconds", retryable=True
+            )
     if len(content) != count:
         raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
-    return content
+    return bytes(content)
 
 
 def checksum_of(content: BinaryIO) -> tuple[int, str]:
