@@ -75,6 +75,7 @@ from amistore.objects import (
     abandon,
     copy_object,
     pack_object,
+    restore_image,
     transfer,
     unpack_object,
 )
@@ -155,6 +156,7 @@ __all__ = [
     "pack",
     "pack_object",
     "recover",
+    "restore_image",
     "transfer",
     "unpack",
     "unpack_object",

@@ -108,7 +108,13 @@ class BlockSource(abc.ABC):
 
 
 class BlockSink(abc.ABC):
-    """Where snapshots are written to: EBS's Start-, Put- and CompleteSnapshot, and DeleteSnapshot."""
+    """Where snapshots are written to: EBS's Start-, Put- and CompleteSnapshot, and DeleteSnapshot.
+
+    Attributes:
+        where: names the place, so that a resume log is not used with another; may be empty.
+    """
+
+    where: str = ""
 
     @abc.abstractmethod
     def start_snapshot(

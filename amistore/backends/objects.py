@@ -50,7 +50,13 @@ class MultipartUpload:
 
 
 class ObjectStore(abc.ABC):
-    """Where objects lie: S3's ranged reads and multipart upload."""
+    """Where objects lie: S3's ranged reads and multipart upload.
+
+    Attributes:
+        where: names the place, so that a resume log is not used with another; may be empty.
+    """
+
+    where: str = ""
 
     @abc.abstractmethod
     def head_object(self, bucket: str, key: str) -> ObjectInfo:

@@ -73,6 +73,10 @@ class _RetryingBlockSource(BlockSource):
 class _RetryingBlockStore(_RetryingBlockSource, BlockStore):
     inner: BlockStore
 
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return self.inner.where
+
     def start_snapshot(
         self,
         volume_size: int,
@@ -131,6 +135,10 @@ class _Removal:
 class _RetryingObjectStore(ObjectStore):
     inner: ObjectStore
     retrier: Retrier
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return self.inner.where
 
     def _call(self, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         return self.retrier.call("s3", function, *arguments, **options)

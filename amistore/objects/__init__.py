@@ -7,7 +7,7 @@ joins two backends. Imports `archive`, `pipeline` and `backends`.
 from amistore.objects.abandonment import abandon
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import FileResumeLog, ResumeLog
-from amistore.objects.transfer import copy_object, transfer
+from amistore.objects.transfer import copy_object, restore_image, transfer
 from amistore.objects.upload import TASK_KEY, pack_object
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "abandon",
     "copy_object",
     "pack_object",
+    "restore_image",
     "transfer",
     "unpack_object",
 ]

@@ -19,7 +19,7 @@ def abandon(log: ResumeLog, backend: Backend) -> None:
 
     Args:
         log: of the run.
-        backend: that it worked with.
+        backend: that it worked with; of `transfer`'s logs, the destination.
 
     Raises:
         InvalidRequestError: the log is damaged.
@@ -29,6 +29,11 @@ def abandon(log: ResumeLog, backend: Backend) -> None:
     kind = entries[0].get("kind") if entries else None
     if entries and kind not in ("pack", "unpack"):
         raise InvalidRequestError("the resume log is damaged")
+    for name, where in (("store", backend.s3.where), ("sink", backend.ebs.where)):
+        if entries and entries[0].get(name, where) != where:
+            raise InvalidRequestError(
+                f"the run that the resume log is of worked with {entries[0][name]!r}, not with {where!r}"
+            )
     try:
         for entry in entries[1:]:
             if kind == "pack":

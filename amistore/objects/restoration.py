@@ -82,7 +82,10 @@ def unpack_object(
         InvalidRequestError: the log is of something else.
         BackendError: the store or the sink failed; with a log the next run goes on from here.
     """
+    check_kind(store, ObjectStore, "store")
     check_kind(sink, BlockSink, "sink")
+    if expected_content_id is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(expected_content_id)):
+        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected_content_id!r}")
     with foreign_errors("head_object", bucket=bucket, key=key):
         ranges = ObjectRanges(store, bucket, key)
         container = looked_at_again(lambda: ContainerFile(ranges))
@@ -91,7 +94,15 @@ def unpack_object(
         raise CorruptArchiveError(f"the content id is {found}, not the expected {expected_content_id}")
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
     restored = RestoredSnapshots(container.image, sink, chosen, allow_lost)
-    identity = {"bucket": bucket, "key": key, "etag": ranges.etag, "content": found, "snapshots": chosen}
+    identity = {
+        "store": store.where,
+        "sink": sink.where,
+        "bucket": bucket,
+        "key": key,
+        "etag": ranges.etag,
+        "content": found,
+        "snapshots": chosen,
+    }
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from typing_extensions import Buffer
 
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend, ObjectInfo, ObjectStore
+from amistore.backends import Backend, ObjectInfo, ObjectStore, checks
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import ContainerEnd, StoredSegment, container_events
 from amistore.container.frames import check_frame
@@ -23,20 +23,22 @@ from amistore.errors import (
     AlreadyExistsError,
     CorruptArchiveError,
     InvalidRequestError,
+    NotFoundError,
     SourceChangedError,
 )
 from amistore.model import Image
+from amistore.objects.carried import looked_at_again
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import ResumeLog
 from amistore.objects.upload import pack_object
-from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.unpack import unpack
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
-__all__ = ["copy_object", "transfer"]
+__all__ = ["copy_object", "restore_image", "transfer"]
 
 _LEVEL = 1  # of zstd, where nobody keeps the bytes
 _RANGE = 8 * MIB  # bytes of a read
@@ -77,25 +79,94 @@ def transfer(
         AlreadyExistsError: the name, or the object to keep, is taken.
         BackendError: either side failed. What was begun is deleted, but for what `logs` go on from.
     """
-    if logs is not None and keep is None:
-        raise InvalidRequestError("logs= is for keep=: what is not kept cannot be gone on with")
+    if keep is not None and not (isinstance(keep, tuple) and len(keep) == 2):
+        raise InvalidRequestError(
+            f"keep= is a bucket and a key, such as ('archive', 'web.bin'), not {keep!r}"
+        )
+    if logs is not None and (keep is None or not isinstance(logs, tuple) or len(logs) != 2):
+        raise InvalidRequestError("logs= are two, of storing and of restoring, and go with keep=")
     packing, restoring = logs or (None, None)
     image = _describe(image_id, source)
-    wanted = name or image.name
-    going_on = restoring is not None and bool(restoring.entries())
-    if wanted is not None and not going_on and destination.ec2.find_images(wanted):
-        raise AlreadyExistsError(f"an image named {wanted!r} exists in the destination: give name=")
-    if keep is None:
-        pieces = pack(image, source.ebs, level=_LEVEL, workers=workers)
-        with _PieceReader(pieces) as stream:
-            restored = unpack(cast(BinaryIO, stream), destination.ebs, workers=workers, progress=progress)
-    else:
+    checks.check_registrable(image, name)
+    if not _goes_on(restoring):
+        _refuse_taken(destination, name or image.name)
+    if keep is not None:
         _store(image, source, destination, keep, packing, workers, progress)
-        log = None if restoring is None else _HeldLog(restoring)
-        restored = unpack_object(
-            destination.s3, *keep, destination.ebs, log=log, workers=workers, progress=progress
+        return restore_image(
+            destination.s3, *keep, destination, name=name, log=restoring, workers=workers, progress=progress
         )
-    return _register(restored, name, destination, restoring)
+    pieces = pack(image, source.ebs, level=_LEVEL, workers=workers)
+    with _PieceReader(pieces) as stream:
+        restored = unpack(cast(BinaryIO, stream), destination.ebs, workers=workers, progress=progress)
+    return _register(restored, name, destination, None)
+
+
+def restore_image(
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    destination: Backend,
+    *,
+    name: str | None = None,
+    log: ResumeLog | None = None,
+    expected_content_id: str | None = None,
+    allow_lost: bool = False,
+    workers: int | None = None,
+    progress: ProgressCallback = None,
+) -> str:
+    """Make an AMI of an archive: restore its snapshots, and register the image on them.
+
+    Args:
+        store: where the archive is.
+        bucket: it is in.
+        key: of the object.
+        destination: where the AMI is made.
+        name: of the image; None for the stored one's.
+        log: from which an earlier call that ended in a crash or an error is continued, also one
+            that ended between restoring and registering; cleared once the image is registered.
+        expected_content_id: refuse another archive; 64 hexadecimal digits.
+        allow_lost: restore snapshots with lost blocks, too; see `unpack`.
+        workers: segments worked on at once; None for the number of CPUs.
+        progress: called with a `Progress`.
+
+    Returns:
+        The id of the new image.
+
+    Raises:
+        NotFoundError: no such object.
+        AlreadyExistsError: the name is taken.
+        ArchiveError: the archive is damaged.
+        InvalidRequestError: the image cannot be registered so.
+        BackendError: the store or the destination failed. Without a log, what was begun is deleted.
+    """
+    check_kind(store, ObjectStore, "store")
+    with foreign_errors("head_object", bucket=bucket, key=key):
+        stored = looked_at_again(lambda: ContainerFile(ObjectRanges(store, bucket, key))).image
+    checks.check_registrable(stored, name)
+    if not _goes_on(log):
+        _refuse_taken(destination, name or stored.name)
+    restored = unpack_object(
+        store,
+        bucket,
+        key,
+        destination.ebs,
+        log=None if log is None else _HeldLog(log),
+        expected_content_id=expected_content_id,
+        allow_lost=allow_lost,
+        workers=workers,
+        progress=progress,
+    )
+    return _register(restored, name, destination, log)
+
+
+def _goes_on(log: ResumeLog | None) -> bool:
+    return log is not None and bool(log.entries())
+
+
+def _refuse_taken(destination: Backend, name: str | None) -> None:
+    """Tell before the work what registering would tell after it."""
+    if name is not None and destination.ec2.find_images(name):
+        raise AlreadyExistsError(f"an image named {name!r} exists in the destination: give name=")
 
 
 def _describe(image_id: str, source: Backend) -> Image:
@@ -122,7 +193,12 @@ def _store(
             raise
         container = ContainerFile(ObjectRanges(destination.s3, *keep))
         if container.image != image:
-            raise
+            raise AlreadyExistsError(
+                "the object to keep holds another image, or this one as it was before it was changed: "
+                "give another key, and end the runs of the logs with amistore.abandon",
+                bucket=keep[0],
+                key=keep[1],
+            ) from None
         _logger.info("%s/%s holds this image already", *keep)
 
 
@@ -194,9 +270,19 @@ def copy_object(
         CorruptArchiveError: the archive is damaged; no copy is left.
         SourceChangedError: the archive was replaced meanwhile.
     """
+    for store, role in ((source, "source"), (destination, "destination")):
+        check_kind(store, ObjectStore, role)
+    for each in (place, to):
+        if not isinstance(each, tuple) or len(each) != 2:
+            raise InvalidRequestError(
+                f"a place is a bucket and a key, such as ('archive', 'web.bin'), not {each!r}"
+            )
     with foreign_errors("head_object", bucket=place[0], key=place[1]):
         info = source.head_object(*place)
         ranges = ObjectRanges(source, *place)
+    with contextlib.suppress(NotFoundError), foreign_errors("head_object", bucket=to[0], key=to[1]):
+        destination.head_object(*to)
+        raise AlreadyExistsError("the object exists", bucket=to[0], key=to[1])
     if ranges.etag != info.etag:
         raise SourceChangedError("the object was replaced", bucket=place[0], key=place[1])
 

@@ -36,7 +36,7 @@ from amistore.model import Image
 from amistore.objects.carried import check_object
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
-from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
@@ -99,6 +99,7 @@ def pack_object(
         BackendError: source or store failed; with a log the next run goes on from here.
     """
     check_packing(image, source, level, workers, executor)
+    check_kind(store, ObjectStore, "store")
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
@@ -167,11 +168,11 @@ class _Run:
             self._refuse_existing()
         self.task = secrets.token_hex(16)
         self.log.append(write_entry(kind="pack", task=self.task, **self._identity()))
-        with foreign_errors("create_multipart_upload", bucket=self.bucket, key=self.key):
-            self.upload_id = self.store.create_multipart_upload(
-                self.bucket, self.key, metadata={**metadata, TASK_KEY: self.task}
-            )
         try:
+            with foreign_errors("create_multipart_upload", bucket=self.bucket, key=self.key):
+                self.upload_id = self.store.create_multipart_upload(
+                    self.bucket, self.key, metadata={**metadata, TASK_KEY: self.task}
+                )
             self.log.append(write_entry(upload=self.upload_id))
         except BaseException:
             self.undo()
@@ -181,6 +182,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What a log must say to be of this run: the same plan gives the same bytes with the same libzstd."""
         return {
+            "store": self.store.where,
             "bucket": self.bucket,
             "key": self.key,
             "image": self.planned.image.image_id,
@@ -264,7 +266,11 @@ class _Run:
         place = {"bucket": self.bucket, "key": self.key}
         with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
             self.store.head_object(self.bucket, self.key)
-            raise AlreadyExistsError("the object exists", bucket=self.bucket, key=self.key)
+            raise AlreadyExistsError(
+                "the object exists: give another key, or if_none_match=False to replace it",
+                bucket=self.bucket,
+                key=self.key,
+            )
 
     def send(self, units: Generator[PackedUnit, None, None], workers: int | None) -> None:
         """Send all parts that were not carried over; each is logged once all before it are."""

@@ -94,6 +94,10 @@ class AWSBlockStore(BlockStore):
     _completing: set[str] = attrs.field(init=False, repr=False, factory=set)
     _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
 
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return f"EBS {self.connection.region_name}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return AWSBlockStore, (self.connection, self.settings, self.limits)
 

@@ -53,6 +53,10 @@ class AWSObjectStore(ObjectStore):
         self._connection = connection
         self._settings = settings or ObjectSettings()
 
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return f"S3 {self._connection.endpoint_urls.get('s3') or self._connection.region_name}"
+
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         answer = self._head(bucket, key)
         return ObjectInfo(

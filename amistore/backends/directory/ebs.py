@@ -50,6 +50,10 @@ class DirectoryEBS(BlockStore):
     root: Path
     page_size: int = 10_000
 
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return f"{self.root}"
+
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot."""
         with files.operation("describe_snapshots", snapshot_id=snapshot_id):

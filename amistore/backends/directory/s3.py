@@ -44,6 +44,10 @@ class DirectoryS3(ObjectStore):
 
     root: Path
 
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return f"{self.root}"
+
     def create_bucket(self, bucket: str) -> None:
         """Make a bucket; one that is there is fine."""
         checks.check_bucket(bucket)
