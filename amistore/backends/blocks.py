@@ -54,6 +54,10 @@ class SnapshotBlock:
     checksum: bytes | None = None
 
 
+MOST_EMPTY_PAGES = 1000
+"""In a row. EBS gives some where much of a volume was never written; a listing must end all the same."""
+
+
 class BlockSource(abc.ABC):
     """Where snapshots are read from: EBS's ListSnapshotBlocks and GetSnapshotBlock."""
 
@@ -76,6 +80,7 @@ class BlockSource(abc.ABC):
             SourceChangedError: pages that contradict each other.
         """
         last = -1
+        empty = 0
         size = token = None
         while True:
             page = self.list_snapshot_blocks(snapshot_id, next_token=token)
@@ -102,7 +107,8 @@ class BlockSource(abc.ABC):
             yield page
             if page.next_token is None:
                 return
-            if page.next_token == token and not page.blocks:
+            empty = 0 if page.blocks else empty + 1
+            if empty > MOST_EMPTY_PAGES or (page.next_token == token and not page.blocks):
                 raise BackendError("the listing makes no progress", snapshot_id=snapshot_id)
             token = page.next_token
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any
 
 from amistore.backends import Backend
@@ -12,6 +13,8 @@ from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB
 
 __all__ = ["abandon"]
+
+_logger = logging.getLogger("amistore")
 
 
 def abandon(log: ResumeLog, backend: Backend) -> None:
@@ -60,4 +63,7 @@ def _delete(entry: dict[str, Any], backend: Backend) -> None:
         found = backend.ebs.describe_snapshot(snapshot_id)
         if found.volume_size is not None and found.volume_size * GIB != size:
             raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
+        if found.state == "completed":
+            _logger.warning("snapshot %s is completed, and stays; it may be an image's", snapshot_id)
+            return
         backend.ebs.delete_snapshot(snapshot_id)

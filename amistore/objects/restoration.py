@@ -112,8 +112,10 @@ def unpack_object(
         final += (ChecksumMismatchError,)
         restored.complete(container.index.volumes)
     except BaseException as error:
-        if log is None or isinstance(error, final):
-            restored.undo()
+        # What an earlier run has made is not deleted for an archive that is damaged by now: the
+        # log stays, and `abandon` deletes it.
+        given_up = isinstance(error, final) and (journal.fresh or isinstance(error, ChecksumMismatchError))
+        if (log is None or given_up) and restored.undo():
             journal.log.clear()
         raise
     journal.log.clear()
@@ -129,6 +131,7 @@ class _Journal:
         self._snapshots: dict[str, tuple[int, str]] = {}
         self._put: dict[str, int] = {}
         entries = [read_entry(entry) for entry in log.entries()]
+        self.fresh = not entries
         if not entries:
             self.task = secrets.token_hex(16)
             log.append(write_entry(kind="unpack", task=self.task, **identity))

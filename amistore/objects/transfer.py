@@ -64,7 +64,8 @@ def transfer(
         source: where the AMI is.
         destination: where it goes.
         name: of the new image; None for the same.
-        keep: bucket of the destination, and key, of an archive to make on the way and to keep.
+        keep: bucket of the destination, and key, of an archive to make on the way and to keep;
+            it stays, whatever comes after it.
         logs: with `keep`, for storing and for restoring: what an earlier call with them has
             done is not done again.
         workers: segments worked on at once, on each side; None for the number of CPUs.
@@ -91,10 +92,15 @@ def transfer(
     if not _goes_on(restoring):
         _refuse_taken(destination, name or image.name)
     if keep is not None:
-        _store(image, source, destination, keep, packing, workers, progress)
-        return restore_image(
+        # Held until the image is there: it proves that the object is of these runs.
+        held = None if packing is None else _HeldLog(packing)
+        pack_object(image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress)
+        image_id = restore_image(
             destination.s3, *keep, destination, name=name, log=restoring, workers=workers, progress=progress
         )
+        if packing is not None:
+            packing.clear()
+        return image_id
     pieces = pack(image, source.ebs, level=_LEVEL, workers=workers)
     with _PieceReader(pieces) as stream:
         restored = unpack(cast(BinaryIO, stream), destination.ebs, workers=workers, progress=progress)
@@ -176,32 +182,6 @@ def _describe(image_id: str, source: Backend) -> Image:
         return image
 
 
-def _store(
-    image: Image,
-    source: Backend,
-    destination: Backend,
-    keep: tuple[str, str],
-    log: ResumeLog | None,
-    workers: int | None,
-    progress: ProgressCallback,
-) -> None:
-    """Make the archive to keep, unless an earlier call with the log has made it."""
-    try:
-        pack_object(image, source.ebs, destination.s3, *keep, log=log, workers=workers, progress=progress)
-    except AlreadyExistsError:
-        if log is None:
-            raise
-        container = ContainerFile(ObjectRanges(destination.s3, *keep))
-        if container.image != image:
-            raise AlreadyExistsError(
-                "the object to keep holds another image, or this one as it was before it was changed: "
-                "give another key, and end the runs of the logs with amistore.abandon",
-                bucket=keep[0],
-                key=keep[1],
-            ) from None
-        _logger.info("%s/%s holds this image already", *keep)
-
-
 def _register(restored: Image, name: str | None, destination: Backend, log: ResumeLog | None) -> str:
     """Register what was restored; with a log, find what an earlier call has registered."""
     wanted = name or restored.name
@@ -215,7 +195,7 @@ def _register(restored: Image, name: str | None, destination: Backend, log: Resu
             else:
                 image_id = destination.ec2.register_image(restored, name=name)
     except BaseException:
-        if log is None:
+        if log is None and not _registered(restored, wanted, destination):
             for snapshot_id in restored.snapshot_ids:
                 try:
                     destination.ebs.delete_snapshot(snapshot_id)
@@ -225,6 +205,17 @@ def _register(restored: Image, name: str | None, destination: Backend, log: Resu
     if log is not None:
         log.clear()
     return image_id
+
+
+def _registered(restored: Image, wanted: str | None, destination: Backend) -> bool:
+    """Whether the image is there all the same, or it cannot be known that it is not."""
+    try:
+        found = destination.ec2.find_images(wanted) if wanted else []
+    except Exception as error:
+        ids = ", ".join(restored.snapshot_ids)
+        _logger.error("%s stay: whether an image is on them cannot be asked: %s", ids, error)
+        return True
+    return any(each.snapshot_ids == restored.snapshot_ids for each in found)
 
 
 class _HeldLog(ResumeLog):

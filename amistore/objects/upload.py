@@ -119,9 +119,10 @@ def pack_object(
             )
             info = run.complete(if_none_match)
         if log is not None:  # else all of it was sent by this run
-            run.prove(info, run.planned.segments if done else len(run.carried), workers)
+            count = run.planned.segments if done else len(run.carried)
+            run.prove(info, count, workers, new=not done)
     except BaseException as error:
-        if log is None or isinstance(error, _FINAL):
+        if done is None and (log is None or isinstance(error, _FINAL)):
             run.undo()
         raise
     run.log.clear()
@@ -316,10 +317,10 @@ class _Run:
         self.upload_id = ""
         return info
 
-    def prove(self, info: ObjectInfo, count: int, workers: int | None) -> None:
+    def prove(self, info: ObjectInfo, count: int, workers: int | None, *, new: bool) -> None:
         """Refuse an object whose `count` first segments are not what was packed.
 
-        Ours is deleted, another's is not.
+        One that this run has made is deleted; one that was there, or is another's, is not.
         """
         try:
             check_object(ObjectRanges(self.store, self.bucket, self.key), self.planned, count, workers)
@@ -327,6 +328,11 @@ class _Run:
             if self._made() is None:
                 raise SourceChangedError(
                     "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
+                ) from None
+            if not new:
+                raise CorruptArchiveError(
+                    f"the object that an earlier run made is not what was packed, or its log is not: verify "
+                    f"it before you delete it: {error}"
                 ) from None
             with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
                 self.store.delete_object(self.bucket, self.key)

@@ -84,17 +84,20 @@ class RestoredSnapshots:
             with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
                 self._sink.wait_snapshot(snapshot_id)
 
-    def undo(self) -> None:
-        """Delete every snapshot that was begun; what cannot be deleted is logged by id."""
+    def undo(self) -> bool:
+        """Delete every snapshot that was begun; whether all are gone. What is not is logged by id."""
+        gone = True
         interrupt: BaseException | None = None
         for snapshot_id in self._started.values():
             try:
                 self._sink.delete_snapshot(snapshot_id)
             except BaseException as error:  # the others are deleted all the same
                 _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+                gone = False
                 interrupt = interrupt if isinstance(error, Exception) else error
         if interrupt is not None:
             raise interrupt
+        return gone
 
     def image(self) -> Image:
         """The stored image on its new snapshots.

@@ -124,15 +124,26 @@ def test_a_forged_digest_is_found_and_the_object_deleted(forgery: str) -> None:
     given, log = runs.cloud(), Log()
     packing(given, log)
     forged = Log(FORGERIES[forgery](log.entries()))
-    Calls(given.s3).fail("delete_object", 1, RuntimeError("fault"))
-    with pytest.raises(amistore.BackendError, match="fault"):
-        runs.pack_object(runs.source(), given.s3, log=forged)
     with pytest.raises(amistore.CorruptArchiveError, match="was deleted"):
         runs.pack_object(runs.source(), given.s3, log=forged)
     assert runs.stored(given.s3) is None
     assert forged.entries() == []
     runs.pack_object(runs.source(), given.s3, log=forged)
     assert runs.stored(given.s3) == runs.expected()
+
+
+def test_an_object_that_an_earlier_run_made_is_refused_and_left_to_be_looked_at() -> None:
+    given, log = runs.cloud(), Log()
+    packing(given, log)
+    forged = Log(FORGERIES["a digest altered"](log.entries()))
+    Calls(given.s3).fail("delete_object", 1, RuntimeError("fault"))
+    with pytest.raises(amistore.BackendError, match="fault"):
+        runs.pack_object(runs.source(), given.s3, log=forged)
+    made = runs.stored(given.s3)
+    with pytest.raises(amistore.CorruptArchiveError, match="verify it before you delete it"):
+        runs.pack_object(runs.source(), given.s3, log=forged)
+    assert runs.stored(given.s3) == made
+    assert forged.entries()
 
 
 @pytest.mark.parametrize("forgery", ["a part of another archive", "the last record dropped"])

@@ -317,7 +317,7 @@ def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
     back = amistore.unpack_object(cloud.s3, BUCKET, KEY, cloud.ebs, workers=2)
     assert sorted(runs.disks(cloud.ebs, back), key=repr) == sorted(
         (
-            (volume.volume_size, volume.blocks)
+            (volume.volume_size, dict(sorted(volume.blocks.items())))
             for snapshot_id in (m.ebs.snapshot_id for m in image.block_device_mappings if m.ebs)
             if snapshot_id is not None
             for volume in [volumes[int(snapshot_id[5:], 16)]]

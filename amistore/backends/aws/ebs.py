@@ -9,7 +9,6 @@ block on, once for all that wait for it.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import logging
 import re
@@ -26,7 +25,7 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
 from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
-from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
+from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
 from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE
@@ -177,8 +176,12 @@ class AWSBlockStore(BlockStore):
         client = self.connection.client("ebs")
         renewed: dict[int, str] = {}
         place: dict[str, Any] = {"StartingBlockIndex": max(0, block_index - _IN_FLIGHT)}
+        empty = 0
         while block_index not in renewed:
             answer = client.list_snapshot_blocks(SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place)
+            empty = 0 if answer.get("Blocks") else empty + 1
+            if empty > MOST_EMPTY_PAGES:
+                raise BackendError("the listing makes no progress")
             renewed.update((each["BlockIndex"], each["BlockToken"]) for each in answer.get("Blocks", ()))
             if not answer.get("NextToken") or max(renewed, default=0) > block_index:
                 break
@@ -229,7 +232,11 @@ class AWSBlockStore(BlockStore):
             _logger.info("%s is begun, %s", snapshot_id, f"encrypted with {key}" if key else "not encrypted")
             if len(early) < len(kept):
                 late = [tag for tag in kept if tag not in early]
-                self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
+                try:
+                    self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
+                except BaseException:
+                    _logger.error("%s is begun without all its tags; it is left behind", snapshot_id)
+                    raise
         with self._lock:
             self._started[snapshot_id] = time.monotonic()
         return snapshot_id
@@ -284,8 +291,10 @@ class AWSBlockStore(BlockStore):
                         raise
                 elif snapshot_id not in self._completing:
                     raise ChecksumMismatchError(f"EBS has other blocks than were counted: {error}") from None
+            except client.exceptions.ClientError:
+                raise  # refused, throttled or failed: nothing was completed
             except Exception:
-                self._completing.add(snapshot_id)
+                self._completing.add(snapshot_id)  # the answer was lost, or cannot be read
                 raise
 
     def delete_snapshot(self, snapshot_id: str) -> None:
@@ -354,7 +363,7 @@ def _checksum(headers: Mapping[str, str]) -> bytes:
         raise BackendError(f"EBS gave a checksum of {headers['X-Amz-Checksum-Algorithm'][:20]}, not SHA256")
     try:
         checksum = base64.b64decode(headers.get("X-Amz-Checksum", ""), validate=True)
-    except binascii.Error:
+    except ValueError:
         checksum = b""
     if len(checksum) != 32:
         raise BackendError("EBS sent no SHA-256 with the block", retryable=True)

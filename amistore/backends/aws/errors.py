@@ -158,6 +158,11 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(message, retryable=True, operation=operation, **facts) from None
     except botocore.exceptions.BotoCoreError as error:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
+    except Exception as error:
+        # botocore parses what a service, or a proxy before it, answers, and says so in many ways.
+        raise BackendError(
+            f"the answer cannot be read: {type(error).__name__}", retryable=True, operation=operation, **facts
+        ) from error
 
 
 def member_of(answer: Mapping[str, Any], name: str) -> Any:

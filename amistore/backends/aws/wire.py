@@ -189,7 +189,7 @@ def _fault(headers: Mapping[str, str], content: bytes) -> tuple[str, str, str]:
     code = headers.get("x-amzn-ErrorType", "").split(":")[0].rpartition("#")[2]
     try:
         described = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         described = None
     if not isinstance(described, dict):
         return code, "", ""
