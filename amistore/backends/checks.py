@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 from typing_extensions import Buffer
 
 from amistore.backends.objects import UploadedPart
 from amistore.errors import (
+    AlreadyExistsError,
     BackendError,
     ChecksumMismatchError,
     InvalidRequestError,
@@ -29,6 +30,7 @@ __all__ = [
     "check_range",
     "check_registrable",
     "check_storable",
+    "check_untaken",
     "check_volume_size",
     "new_id",
     "new_image",
@@ -164,6 +166,7 @@ def new_image(
     image: Image,
     name: str | None,
     describe: Callable[[str], Snapshot],
+    image_id: str | None = None,
 ) -> Image:
     """The image that RegisterImage makes of `image`: new id, checked name, snapshots that are there.
 
@@ -171,6 +174,7 @@ def new_image(
         image: what to register.
         name: or None for its own.
         describe: gives a snapshot by id, or raises NotFoundError.
+        image_id: one that was reserved, or None for another.
     """
     chosen = check_registrable(image, name)
     found = []
@@ -182,4 +186,15 @@ def new_image(
             )
         known = {each.snapshot_id: each for each in image.snapshots}.get(snapshot_id, snapshot)
         found.append(attrs.evolve(known, volume_size=snapshot.volume_size, state=snapshot.state))
-    return attrs.evolve(image, image_id=new_id("ami"), name=chosen, snapshots=tuple(found), state="available")
+    return attrs.evolve(
+        image, image_id=image_id or new_id("ami"), name=chosen, snapshots=tuple(found), state="available"
+    )
+
+
+def check_untaken(image: Image, others: Iterable[Image]) -> None:
+    """Neither the name nor the id of a new image is that of another."""
+    for other in others:
+        if other.name == image.name:
+            raise AlreadyExistsError(f"an image named {image.name!r} exists: give another name")
+        if other.image_id == image.image_id:
+            raise AlreadyExistsError("the image exists", image_id=image.image_id)

@@ -13,7 +13,17 @@ __all__ = ["ImageRegistry"]
 
 
 class ImageRegistry(abc.ABC):
-    """Where images are described and registered: EC2."""
+    """Where images are described and registered: EC2.
+
+    Attributes:
+        region_name: of the images, such as ``"us-gov-east-1"``; None where there are no Regions.
+    """
+
+    region_name: str | None = None
+
+    def reserve_image_id(self) -> str | None:
+        """An id that no image has, to be given to `register_image` later; None where ids come with images."""
+        return None
 
     @abc.abstractmethod
     def describe_image(self, image_id: str) -> Image:
@@ -28,12 +38,13 @@ class ImageRegistry(abc.ABC):
         """Every image of the account, by id."""
 
     @abc.abstractmethod
-    def register_image(self, image: Image, *, name: str | None = None) -> str:
+    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         """Register an image like `image`, whose snapshots must be there and completed, under a new id.
 
         Args:
             image: such as `amistore.unpack` returns.
             name: its name; None for that of `image`. Names are unique.
+            image_id: one that `reserve_image_id` gave.
 
         Raises:
             AlreadyExistsError: the name is taken.

@@ -163,12 +163,20 @@ class _MemoryEBS(BlockStore):
 class _Object:
     info: ObjectInfo
     content: bytes
+    tags: dict[str, str]
+
+
+@attrs.define
+class _Upload:
+    metadata: dict[str, str]
+    tags: dict[str, str]
+    parts: dict[int, bytes] = attrs.field(factory=dict)
 
 
 class _MemoryS3(ObjectStore):
     def __init__(self) -> None:
         self._buckets: dict[str, dict[str, _Object]] = {}
-        self._uploads: dict[tuple[str, str, str], tuple[dict[str, str], dict[int, bytes]]] = {}
+        self._uploads: dict[tuple[str, str, str], _Upload] = {}
         self._lock = threading.Lock()
 
     def create_bucket(self, bucket: str) -> None:
@@ -176,6 +184,9 @@ class _MemoryS3(ObjectStore):
         checks.check_bucket(bucket)
         with self._lock:
             self._buckets.setdefault(bucket, {})
+
+    def head_bucket(self, bucket: str) -> None:
+        self._bucket(bucket)
 
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         return self._object(bucket, key).info
@@ -193,12 +204,17 @@ class _MemoryS3(ObjectStore):
         self._bucket(bucket).pop(key, None)
 
     def create_multipart_upload(
-        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         self._bucket(bucket)
         upload_id = checks.new_id("upload")
         with self._lock:
-            self._uploads[bucket, key, upload_id] = (dict(metadata or {}), {})
+            self._uploads[bucket, key, upload_id] = _Upload(dict(metadata or {}), dict(tags or {}))
         return upload_id
 
     def upload_part(
@@ -207,11 +223,11 @@ class _MemoryS3(ObjectStore):
         checks.check_part_number(part_number)
         copy = bytes(content)
         with self._lock:
-            self._upload(bucket, key, upload_id)[1][part_number] = copy
+            self._upload(bucket, key, upload_id).parts[part_number] = copy
         return _part(part_number, copy)
 
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        parts = dict(self._upload(bucket, key, upload_id)[1])
+        parts = dict(self._upload(bucket, key, upload_id).parts)
         return [_part(number, content) for number, content in sorted(parts.items())]
 
     def complete_multipart_upload(
@@ -225,19 +241,22 @@ class _MemoryS3(ObjectStore):
     ) -> ObjectInfo:
         with self._lock:
             checks.check_parts(bucket, key, parts, self.list_parts(bucket, key, upload_id))
-            metadata, contents = self._upload(bucket, key, upload_id)
+            upload = self._upload(bucket, key, upload_id)
             if if_none_match and key in self._bucket(bucket):
                 raise AlreadyExistsError("the object exists", bucket=bucket, key=key)
-            content = b"".join(contents[part.part_number] for part in parts)
+            content = b"".join(upload.parts[part.part_number] for part in parts)
             etag = hashlib.sha256(content).hexdigest()[:32]
-            info = ObjectInfo(size=len(content), etag=etag, metadata=metadata)
-            self._bucket(bucket)[key] = _Object(info, content)
+            info = ObjectInfo(size=len(content), etag=etag, metadata=upload.metadata)
+            self._bucket(bucket)[key] = _Object(info, content, upload.tags)
             del self._uploads[bucket, key, upload_id]
         return info
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
         with self._lock:
             self._uploads.pop((bucket, key, upload_id), None)
+
+    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        return dict(self._object(bucket, key).tags)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         self._bucket(bucket)
@@ -257,7 +276,7 @@ class _MemoryS3(ObjectStore):
             raise NotFoundError("no such object", bucket=bucket, key=key)
         return found
 
-    def _upload(self, bucket: str, key: str, upload_id: str) -> tuple[dict[str, str], dict[int, bytes]]:
+    def _upload(self, bucket: str, key: str, upload_id: str) -> _Upload:
         if (bucket, key, upload_id) not in self._uploads:
             raise NotFoundError("no such upload", bucket=bucket, key=key)
         return self._uploads[bucket, key, upload_id]
@@ -282,11 +301,13 @@ class _MemoryEC2(ImageRegistry):
         with self._lock:
             return [image for _, image in sorted(self._images.items())]
 
-    def register_image(self, image: Image, *, name: str | None = None) -> str:
-        registered = checks.new_image(image, name, self._ebs.describe_snapshot)
+    def reserve_image_id(self) -> str | None:
+        return checks.new_id("ami")
+
+    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
+        registered = checks.new_image(image, name, self._ebs.describe_snapshot, image_id)
         with self._lock:
-            if any(other.name == registered.name for other in self._images.values()):
-                raise AlreadyExistsError(f"an image named {registered.name!r} exists")
+            checks.check_untaken(registered, self._images.values())
             self._images[registered.image_id] = registered
         return registered.image_id
 

@@ -58,6 +58,21 @@ class ObjectStore(abc.ABC):
 
     where: str = ""
 
+    def head_bucket(self, bucket: str) -> None:  # noqa: B027 - nothing is known, here
+        """Find out whether a bucket can be used. Override it where that can be asked.
+
+        Raises:
+            NotFoundError: no such bucket.
+            InvalidRequestError: it lies in another Region.
+        """
+
+    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
+        """What is unwise about a bucket for disks: public access not blocked, no default encryption.
+
+        Override it where that can be asked.
+        """
+        return ()
+
     @abc.abstractmethod
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         """What is known of an object.
@@ -83,9 +98,21 @@ class ObjectStore(abc.ABC):
 
     @abc.abstractmethod
     def create_multipart_upload(
-        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Begin an upload and return its id; the object stays invisible."""
+        """Begin an upload and return its id; the object stays invisible.
+
+        Args:
+            bucket: must exist.
+            key: of the new object.
+            metadata: user metadata.
+            tags: of the object, ten at most; a store without tags refuses them.
+        """
 
     @abc.abstractmethod
     def upload_part(
@@ -127,6 +154,15 @@ class ObjectStore(abc.ABC):
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; one that is not there is fine."""
 
+    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        """An object's tags.
+
+        Raises:
+            NotFoundError: no such bucket or object.
+        """
+        self.head_object(bucket, key)
+        return {}
+
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         """Uploads of keys with this prefix that were neither completed nor aborted, by key.
 
@@ -141,6 +177,7 @@ class ObjectStore(abc.ABC):
         content: Iterable[Buffer],
         *,
         metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         if_none_match: bool = False,
         part_size: int = 16 * MIB,
     ) -> ObjectInfo:
@@ -151,11 +188,12 @@ class ObjectStore(abc.ABC):
             key: of the new object.
             content: pieces of bytes, such as `amistore.pack` yields.
             metadata: user metadata.
+            tags: of the object.
             if_none_match: refuse when the object exists.
             part_size: bytes that are collected in memory before a part is sent; doubled after
                 each 1,000 parts, since an object has 10,000 at most.
         """
-        upload = self.create_multipart_upload(bucket, key, metadata=metadata)
+        upload = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
         try:
             parts: list[UploadedPart] = []
             pending = bytearray()

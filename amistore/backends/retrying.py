@@ -143,6 +143,12 @@ class _RetryingObjectStore(ObjectStore):
     def _call(self, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         return self.retrier.call("s3", function, *arguments, **options)
 
+    def head_bucket(self, bucket: str) -> None:
+        self._call(self.inner.head_bucket, bucket)
+
+    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
+        return self._call(self.inner.bucket_warnings, bucket)
+
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         return self._call(self.inner.head_object, bucket, key)
 
@@ -155,9 +161,14 @@ class _RetryingObjectStore(ObjectStore):
         self._call(self.inner.delete_object, bucket, key)
 
     def create_multipart_upload(
-        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
-        return self._call(self.inner.create_multipart_upload, bucket, key, metadata=metadata)
+        return self._call(self.inner.create_multipart_upload, bucket, key, metadata=metadata, tags=tags)
 
     def upload_part(
         self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
@@ -185,6 +196,9 @@ class _RetryingObjectStore(ObjectStore):
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
         self._call(self.inner.abort_multipart_upload, bucket, key, upload_id)
+
+    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        return self._call(self.inner.get_object_tagging, bucket, key)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         return self._call(self.inner.list_multipart_uploads, bucket, prefix)
@@ -239,8 +253,15 @@ class _RetryingImageRegistry(ImageRegistry):
     def describe_images(self) -> list[Image]:
         return self._call(self.inner.describe_images)
 
-    def register_image(self, image: Image, *, name: str | None = None) -> str:
-        return self._call(_Registration(self.inner), image, name)
+    @property
+    def region_name(self) -> str | None:  # type: ignore[override]
+        return self.inner.region_name
+
+    def reserve_image_id(self) -> str | None:
+        return self._call(self.inner.reserve_image_id)
+
+    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
+        return self._call(_Registration(self.inner), image, name, image_id)
 
     def deregister_image(self, image_id: str) -> None:
         self._call(_Removal(self.inner.deregister_image), image_id)
@@ -265,9 +286,9 @@ class _Registration:
         self._registry = registry
         self._lost = False
 
-    def __call__(self, image: Image, name: str | None) -> str:
+    def __call__(self, image: Image, name: str | None, image_id: str | None) -> str:
         try:
-            return self._registry.register_image(image, name=name)
+            return self._registry.register_image(image, name=name, image_id=image_id)
         except AlreadyExistsError:
             if self._lost:
                 for found in self._registry.find_images(name or image.name or ""):

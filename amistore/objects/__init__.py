@@ -8,10 +8,10 @@ from amistore.objects.abandonment import abandon
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import FileResumeLog, ResumeLog
 from amistore.objects.transfer import copy_object, restore_image, transfer
-from amistore.objects.upload import TASK_KEY, pack_object
+from amistore.objects.upload import RUN_KEY, pack_object
 
 __all__ = [
-    "TASK_KEY",
+    "RUN_KEY",
     "FileResumeLog",
     "ResumeLog",
     "abandon",

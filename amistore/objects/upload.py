@@ -42,9 +42,9 @@ from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 
-__all__ = ["TASK_KEY", "pack_object"]
+__all__ = ["RUN_KEY", "pack_object"]
 
-TASK_KEY = "amistore-task"
+RUN_KEY = "amistore-run"
 """Of an object's metadata: which run made it."""
 
 _logger = logging.getLogger("amistore")
@@ -59,6 +59,7 @@ def pack_object(
     *,
     log: ResumeLog | None = None,
     metadata: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
     if_none_match: bool = True,
     level: int = 3,
     snapshots: Iterable[str] | None = None,
@@ -82,7 +83,8 @@ def pack_object(
         log: from which an earlier run that ended in a crash or an error is continued. Parts
             that it sent are not sent again, and their blocks not read. Without one, what was
             sent is removed on an error.
-        metadata: of the object; `TASK_KEY` is added.
+        metadata: of the object; `RUN_KEY` is added.
+        tags: of the object.
         if_none_match: refuse when the object exists.
         level: zstd level; this and the options below as in `pack`.
         snapshots: ids of those to include.
@@ -103,7 +105,7 @@ def pack_object(
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
-    info = done = run.begin(dict(metadata or {}), if_none_match)
+    info = done = run.begin(metadata, tags, if_none_match)
     try:
         if info is None:
             run.send(
@@ -148,7 +150,9 @@ class _Run:
     parts: list[UploadedPart] = attrs.field(factory=list)
     carried: list[EncodedSegment] = attrs.field(factory=list)
 
-    def begin(self, metadata: dict[str, str], if_none_match: bool) -> ObjectInfo | None:
+    def begin(
+        self, metadata: Mapping[str, str] | None, tags: Mapping[str, str] | None, if_none_match: bool
+    ) -> ObjectInfo | None:
         """Begin an upload, or go on with the log's; gives the object if that is there already."""
         entries = self.log.entries()
         header = self._header(entries)
@@ -172,7 +176,7 @@ class _Run:
         try:
             with foreign_errors("create_multipart_upload", bucket=self.bucket, key=self.key):
                 self.upload_id = self.store.create_multipart_upload(
-                    self.bucket, self.key, metadata={**metadata, TASK_KEY: self.task}
+                    self.bucket, self.key, metadata={**(metadata or {}), RUN_KEY: self.task}, tags=tags
                 )
             self.log.append(write_entry(upload=self.upload_id))
         except BaseException:
@@ -235,7 +239,7 @@ class _Run:
         place = {"bucket": self.bucket, "key": self.key}
         with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
             info = self.store.head_object(self.bucket, self.key)
-            if info.metadata.get(TASK_KEY) == self.task:
+            if info.metadata.get(RUN_KEY) == self.task:
                 return info
         return None
 

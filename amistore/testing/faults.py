@@ -49,7 +49,8 @@ BackendFaultKind = Literal["error", "throttle", "refusal", "lost-reply", "short"
 _CONTENT = ("get_snapshot_block", "get_object_range")
 _VERBS = frozenset(
     {name for kind in (BlockStore, ObjectStore, ImageRegistry) for name in kind.__abstractmethods__}
-    | {"describe_snapshot", "list_multipart_uploads", "find_images", "finish_registration"}
+    | {"describe_snapshot", "head_bucket", "bucket_warnings", "get_object_tagging", "list_multipart_uploads"}
+    | {"reserve_image_id", "find_images", "finish_registration"}
 )
 
 
@@ -261,6 +262,12 @@ class _FaultyObjectStore(ObjectStore):
     inner: ObjectStore
     call: _Call
 
+    def head_bucket(self, bucket: str) -> None:
+        self.call("head_bucket", (bucket,), (), lambda: self.inner.head_bucket(bucket))
+
+    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
+        return self.call("bucket_warnings", (bucket,), (), lambda: self.inner.bucket_warnings(bucket))
+
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         return self.call("head_object", (bucket, key), (), lambda: self.inner.head_object(bucket, key))
 
@@ -276,10 +283,15 @@ class _FaultyObjectStore(ObjectStore):
         self.call("delete_object", (bucket, key), (), lambda: self.inner.delete_object(bucket, key))
 
     def create_multipart_upload(
-        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         def function() -> str:
-            return self.inner.create_multipart_upload(bucket, key, metadata=metadata)
+            return self.inner.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
 
         return self.call("create_multipart_upload", (bucket, key), (), function)
 
@@ -319,6 +331,12 @@ class _FaultyObjectStore(ObjectStore):
 
         self.call("abort_multipart_upload", (bucket, key, upload_id), (), function)
 
+    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        def function() -> dict[str, str]:
+            return self.inner.get_object_tagging(bucket, key)
+
+        return self.call("get_object_tagging", (bucket, key), (), function)
+
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         def function() -> list[MultipartUpload]:
             return self.inner.list_multipart_uploads(bucket, prefix)
@@ -337,9 +355,16 @@ class _FaultyImageRegistry(ImageRegistry):
     def describe_images(self) -> list[Image]:
         return self.call("describe_images", (), (), self.inner.describe_images)
 
-    def register_image(self, image: Image, *, name: str | None = None) -> str:
+    @property
+    def region_name(self) -> str | None:  # type: ignore[override]
+        return self.inner.region_name
+
+    def reserve_image_id(self) -> str | None:
+        return self.call("reserve_image_id", (), (), self.inner.reserve_image_id)
+
+    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         def function() -> str:
-            return self.inner.register_image(image, name=name)
+            return self.inner.register_image(image, name=name, image_id=image_id)
 
         return self.call("register_image", (name or image.name,), (), function)
 

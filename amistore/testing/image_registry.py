@@ -59,6 +59,19 @@ class ImageRegistryContract:
         assert len(ids | {image.image_id}) == 4
         assert [each.image_id for each in registry.registry.describe_images()] == sorted(ids)
 
+    def test_an_id_that_was_reserved_becomes_an_image_once(self, registry: RegistryCase) -> None:
+        image = _image(registry)
+        reserved = registry.registry.reserve_image_id()
+        if reserved is None:
+            pytest.skip("this registry gives ids with images")
+        assert reserved != registry.registry.reserve_image_id()
+        with pytest.raises(NotFoundError):
+            registry.registry.describe_image(reserved)
+        assert registry.registry.register_image(image, image_id=reserved) == reserved
+        assert registry.registry.describe_image(reserved).name == image.name
+        with pytest.raises(AlreadyExistsError):
+            registry.registry.register_image(image, name="another", image_id=reserved)
+
     def test_the_name_is_that_of_the_image_unless_given(self, registry: RegistryCase) -> None:
         image = _image(registry)
         own = registry.registry.register_image(image)

@@ -139,6 +139,20 @@ class ObjectStoreContract:
         objects.store.put_object(objects.bucket, "key", [b"x"], metadata=metadata)
         assert dict(objects.store.head_object(objects.bucket, "key").metadata) == metadata
 
+    def test_tags_are_kept(self, objects: BucketCase) -> None:
+        tags = {"team": "platform", "cost center": "a/b+c=d"}
+        objects.store.put_object(objects.bucket, "key", [b"x"], tags=tags)
+        assert objects.store.get_object_tagging(objects.bucket, "key") == tags
+        objects.store.put_object(objects.bucket, "key", [b"x"])
+        assert objects.store.get_object_tagging(objects.bucket, "key") == {}
+
+    def test_a_bucket_that_does_not_exist_is_told(self, objects: BucketCase) -> None:
+        objects.store.head_bucket(objects.bucket)
+        if type(objects.store).head_bucket is ObjectStore.head_bucket:
+            pytest.skip("this store cannot tell")
+        with pytest.raises(NotFoundError):
+            objects.store.head_bucket("amistore-no-such-bucket")
+
     def test_an_object_without_metadata_has_none(self, objects: BucketCase) -> None:
         objects.store.put_object(objects.bucket, "key", [b"x"])
         assert dict(objects.store.head_object(objects.bucket, "key").metadata) == {}

@@ -22,7 +22,7 @@ from objects.test_unpack_object import DISKS, cloud, unpack
 import amistore
 from amistore.container import SegmentDescriptor
 from amistore.container.records import open_record
-from amistore.objects import TASK_KEY
+from amistore.objects import RUN_KEY
 
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
 
@@ -173,7 +173,7 @@ def test_a_part_that_was_altered_with_its_etag_in_the_log_makes_no_object(part: 
     packing(given, log)
     entries = log.entries()
     upload_id = json.loads(entries[1])["upload"]
-    content = bytearray(given.s3._uploads[BUCKET, KEY, upload_id][1][part])
+    content = bytearray(given.s3._uploads[BUCKET, KEY, upload_id].parts[part])
     content[content.index(b"AMIS" + record) + 12] ^= 1
     sent = given.s3.upload_part(BUCKET, KEY, upload_id, part, content)
     entries[1 + part] = altered(entries[1 + part], etag=sent.etag)
@@ -215,7 +215,7 @@ def test_an_object_of_another_archive_whose_task_the_log_claims_is_left_alone() 
     entries = log.entries()
     given.s3.abort_multipart_upload(BUCKET, KEY, json.loads(entries[1])["upload"])
     for count in (2, 5):
-        forged = Log([altered(entries[0], task=info.metadata[TASK_KEY]), *entries[1:count]])
+        forged = Log([altered(entries[0], task=info.metadata[RUN_KEY]), *entries[1:count]])
         with pytest.raises(amistore.InvalidRequestError, match="another object"):
             runs.pack_object(runs.source(), given.s3, log=forged)
         assert given.s3.head_object(BUCKET, KEY) == info

@@ -22,7 +22,7 @@ from objects import runs
 from objects.runs import BUCKET, IMAGE, KEY, Calls, Log
 
 import amistore
-from amistore.objects import TASK_KEY, parts
+from amistore.objects import RUN_KEY, parts
 from amistore.pipeline.packing import PackedUnit
 from amistore.testing import strategies
 
@@ -154,8 +154,8 @@ def test_metadata_is_stored_with_the_key_of_the_run() -> None:
         cloud = runs.cloud()
         info = amistore.pack_object(IMAGE, runs.source(), cloud.s3, BUCKET, key, metadata={"a": "b"})
         assert info.metadata == cloud.s3.head_object(BUCKET, key).metadata
-        assert {name: value for name, value in info.metadata.items() if name != TASK_KEY} == {"a": "b"}
-        tasks.add(info.metadata[TASK_KEY])
+        assert {name: value for name, value in info.metadata.items() if name != RUN_KEY} == {"a": "b"}
+        tasks.add(info.metadata[RUN_KEY])
     assert len(tasks) == 2
 
 

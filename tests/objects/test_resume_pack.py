@@ -209,7 +209,7 @@ def test_an_upload_that_is_gone_where_another_object_stands_is_refused() -> None
 
 
 def lost(cloud: amistore.MemoryBackend, upload_id: str, part: int) -> None:
-    cloud.s3._uploads[BUCKET, KEY, upload_id][1].pop(part)
+    cloud.s3._uploads[BUCKET, KEY, upload_id].parts.pop(part)
 
 
 def replaced(cloud: amistore.MemoryBackend, upload_id: str, part: int) -> None:

@@ -37,8 +37,10 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "deregister_image": ("ec2:DeregisterImage",),
     # S3
+    "head_bucket": ("s3:ListBucket",),
     "head_object": ("s3:GetObject", "s3:ListBucket"),
     "get_object_range": ("s3:GetObject",),
+    "get_object_tagging": ("s3:GetObjectTagging",),
     "restore_object": ("s3:RestoreObject",),
     "delete_object": ("s3:DeleteObject",),
     "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),

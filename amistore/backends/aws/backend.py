@@ -59,15 +59,6 @@ class AWSBackend(RetryingBackend):
         super().__init__(services, retries)
         self._services = services
 
-    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
-        """What speaks against storing disks in a bucket: public access, no default encryption.
-
-        Raises:
-            NotFoundError: no such bucket.
-            InvalidRequestError: it lies in another Region.
-        """
-        return self._retrier.call("s3", self._services.s3.bucket_warnings, bucket)
-
     def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
         """Ask for an object of an archived storage class; hours later it can be read.
 

@@ -9,7 +9,7 @@ import botocore.exceptions
 
 from amistore.errors import InvalidRequestError
 
-__all__ = ["bucket_warnings"]
+__all__ = ["bucket_warnings", "check_region"]
 
 _DENIED = frozenset({"AccessDenied", "403"})
 _UNKNOWN = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405"})
@@ -18,8 +18,8 @@ _NO_BLOCK = "NoSuchPublicAccessBlockConfiguration"
 _NO_ENCRYPTION = "ServerSideEncryptionConfigurationNotFoundError"
 
 
-def bucket_warnings(client: Any, place: Mapping[str, Any], region_name: str) -> tuple[str, ...]:
-    """See `AWSObjectStore.bucket_warnings`; raises what botocore does.
+def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> None:
+    """Refuse a bucket of another Region; raises what botocore does where there is none.
 
     Args:
         client: boto3's, of S3.
@@ -32,6 +32,10 @@ def bucket_warnings(client: Any, place: Mapping[str, Any], region_name: str) -> 
             f"the bucket {place['Bucket']} lies in {found}, and the AMI in {region_name}",
             code="InaccessibleStorageLocation",
         )
+
+
+def bucket_warnings(client: Any, place: Mapping[str, Any]) -> tuple[str, ...]:
+    """See `AWSObjectStore.bucket_warnings`; raises what botocore does."""
     warnings = [
         _warning(
             lambda: _blocks_public_access(client.get_public_access_block(**place)),

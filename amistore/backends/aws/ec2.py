@@ -21,7 +21,7 @@ from amistore.backends.aws import images
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.images import ImageRegistry
-from amistore.errors import AmistoreError, BackendError, NotFoundError
+from amistore.errors import AmistoreError, BackendError, InvalidRequestError, NotFoundError
 from amistore.model import AttributeReport, Image, Snapshot, Tag
 
 __all__ = ["AWSImageRegistry"]
@@ -82,7 +82,13 @@ class AWSImageRegistry(ImageRegistry):
         with aws_errors("describe_snapshots"):
             return list(self._snapshots(snapshot_ids))
 
-    def register_image(self, image: Image, *, name: str | None = None) -> str:
+    @property
+    def region_name(self) -> str | None:  # type: ignore[override]
+        return self.connection.region_name
+
+    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
+        if image_id is not None:
+            raise InvalidRequestError("EC2 gives an image its id when it is registered")
         with aws_errors("register_image"):
             kept = images.registered(
                 image,

@@ -77,6 +77,7 @@ _RESOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "s3:GetObject": ("object",),
     "s3:PutObject": ("object",),
     "s3:PutObjectTagging": ("object",),
+    "s3:GetObjectTagging": ("object",),
     "s3:DeleteObject": ("object",),
     "s3:RestoreObject": ("object",),
     "s3:AbortMultipartUpload": ("object",),

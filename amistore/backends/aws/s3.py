@@ -17,9 +17,9 @@ import botocore.exceptions
 from typing_extensions import Buffer
 
 from amistore.backends import checks
-from amistore.backends.aws.bucket import bucket_warnings
+from amistore.backends.aws.bucket import bucket_warnings, check_region
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.errors import aws_errors
+from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.proofs import checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.settings import ObjectSettings
@@ -56,6 +56,10 @@ class AWSObjectStore(ObjectStore):
     @property
     def where(self) -> str:  # type: ignore[override]
         return f"S3 {self._connection.endpoint_urls.get('s3') or self._connection.region_name}"
+
+    def head_bucket(self, bucket: str) -> None:
+        with self._calling("head_bucket", bucket) as place:
+            check_region(self._client, place, self._connection.region_name)
 
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         answer = self._head(bucket, key)
@@ -107,12 +111,17 @@ class AWSObjectStore(ObjectStore):
                     raise
 
     def create_multipart_upload(
-        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         encoded = encode_metadata(metadata or {})
         with self._calling("create_multipart_upload", bucket, key) as place:
             answer = self._client.create_multipart_upload(
-                **place, **self._settings.of_upload(), Metadata=encoded
+                **place, **self._settings.of_upload(tags or {}), Metadata=encoded
             )
             upload_id = str(answer["UploadId"])
             wanted = self._settings.server_side_encryption
@@ -254,6 +263,11 @@ class AWSObjectStore(ObjectStore):
             key=key,
         )
 
+    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        with self._calling("get_object_tagging", bucket, key) as place:
+            found = member_of(self._client.get_object_tagging(**place), "TagSet")
+            return {str(member_of(tag, "Key")): str(member_of(tag, "Value")) for tag in found}
+
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         uploads: list[MultipartUpload] = []
         marker: dict[str, str] = {}
@@ -311,7 +325,8 @@ class AWSObjectStore(ObjectStore):
             InvalidRequestError: it lies in another Region.
         """
         with self._calling("bucket_warnings", bucket) as place:
-            return bucket_warnings(self._client, place, self._connection.region_name)
+            check_region(self._client, place, self._connection.region_name)
+            return bucket_warnings(self._client, place)
 
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:

@@ -81,14 +81,16 @@ class ObjectSettings:
     tags: Mapping[str, str] = attrs.field(factory=dict, converter=dict, validator=_check_tags)
     checksums: bool = True
 
-    def of_upload(self) -> dict[str, Any]:
-        """Parameters of CreateMultipartUpload that say the same."""
+    def of_upload(self, tags: Mapping[str, str]) -> dict[str, Any]:
+        """Parameters of CreateMultipartUpload that say the same; `tags` are set over these."""
+        merged = {**self.tags, **tags}
+        _check_tags(self, attrs.fields(ObjectSettings).tags, merged)
         given = {
             "ServerSideEncryption": self.server_side_encryption,
             "SSEKMSKeyId": self.sse_kms_key_id,
             "BucketKeyEnabled": self.bucket_key_enabled,
             "StorageClass": self.storage_class,
-            "Tagging": urllib.parse.urlencode(self.tags, quote_via=urllib.parse.quote) or None,
+            "Tagging": urllib.parse.urlencode(merged, quote_via=urllib.parse.quote) or None,
             "ChecksumAlgorithm": "CRC32" if self.checksums else None,
         }
         return {name: value for name, value in given.items() if value is not None}

@@ -10,7 +10,7 @@ import attrs
 from amistore.backends import checks, files
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.images import ImageRegistry
-from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
+from amistore.errors import BackendError, NotFoundError
 from amistore.model import Image
 from amistore.model.fields import to_wire
 
@@ -39,18 +39,21 @@ class DirectoryEC2(ImageRegistry):
         # None is a file of another kind, or one that has just gone.
         return [image for image in found if image is not None]
 
-    def register_image(self, image: Image, *, name: str | None = None) -> str:
+    def reserve_image_id(self) -> str | None:
+        return checks.new_id("ami")
+
+    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         with files.operation("register_image"):
-            registered = self.prepare_image(image, name=name)
+            registered = self.prepare_image(image, name=name, image_id=image_id)
             with files.locked(self.root):
-                self._refuse_taken(registered)
+                checks.check_untaken(registered, self.describe_images())
                 files.write_json(self._path(registered.image_id), to_wire(registered))
         return registered.image_id
 
-    def prepare_image(self, image: Image, *, name: str | None = None) -> Image:
+    def prepare_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> Image:
         """The image as `register_image` would register it, or its error; changes nothing."""
-        registered = checks.new_image(image, name, self.ebs.describe_snapshot)
-        self._refuse_taken(registered)
+        registered = checks.new_image(image, name, self.ebs.describe_snapshot, image_id)
+        checks.check_untaken(registered, self.describe_images())
         return registered
 
     def deregister_image(self, image_id: str) -> None:
@@ -59,10 +62,6 @@ class DirectoryEC2(ImageRegistry):
                 raise NotFoundError("no such image")
             self._path(image_id).unlink()
             files.sync_directory(self.root)
-
-    def _refuse_taken(self, image: Image) -> None:
-        if any(other.name == image.name for other in self.describe_images()):
-            raise AlreadyExistsError(f"an image named {image.name!r} exists: give another name")
 
     def _read(self, image_id: str) -> Image | None:
         if not isinstance(image_id, str) or not _ID.fullmatch(image_id):

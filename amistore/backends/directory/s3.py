@@ -60,12 +60,12 @@ class DirectoryS3(ObjectStore):
         """The file that holds an object, whether it exists or not."""
         return self._bucket(bucket) / _file_name(key)
 
+    def head_bucket(self, bucket: str) -> None:
+        self._bucket(bucket)
+
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         with files.operation("head_object", bucket=bucket, key=key):
-            try:
-                return self._info(self.path(bucket, key))
-            except FileNotFoundError:
-                raise NotFoundError("no such object") from None
+            return self._info(self.path(bucket, key))[0]
 
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
@@ -88,14 +88,20 @@ class DirectoryS3(ObjectStore):
             files.sync_directory(path.parent)
 
     def create_multipart_upload(
-        self, bucket: str, key: str, *, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         with files.operation("create_multipart_upload", bucket=bucket, key=key):
             upload_id = checks.new_id("upload")
             folder = self.path(bucket, key).parent / ".amistore" / "uploads" / upload_id
             folder.mkdir(parents=True)
             try:
-                files.write_json(folder / "upload.json", {"key": key, "metadata": dict(metadata or {})})
+                upload = {"key": key, "metadata": dict(metadata or {}), "tags": dict(tags or {})}
+                files.write_json(folder / "upload.json", upload)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -148,7 +154,7 @@ class DirectoryS3(ObjectStore):
                 # a crash nor a race parts them.
                 sidecar = self._sidecar(path, info.etag)
                 sidecar.parent.mkdir(parents=True, exist_ok=True)
-                files.write_json(sidecar, upload["metadata"])
+                files.write_json(sidecar, {"metadata": upload["metadata"], "tags": upload["tags"]})
                 before = None
                 try:
                     if if_none_match:
@@ -178,6 +184,10 @@ class DirectoryS3(ObjectStore):
             folder.rename(hidden)
             shutil.rmtree(hidden)
 
+    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        with files.operation("get_object_tagging", bucket=bucket, key=key):
+            return self._info(self.path(bucket, key))[1]
+
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         with files.operation("list_multipart_uploads", bucket=bucket):
             folders = (self._bucket(bucket) / ".amistore" / "uploads").glob("upload-*")
@@ -201,7 +211,9 @@ class DirectoryS3(ObjectStore):
         upload = files.read_json(folder / "upload.json") if _UPLOAD.fullmatch(str(upload_id)) else None
         if upload is None:
             raise NotFoundError("no such upload")
-        if not isinstance(upload.get("key"), str) or not isinstance(upload.get("metadata"), dict):
+        if not isinstance(upload.get("key"), str) or not all(
+            isinstance(upload.get(name), dict) for name in ("metadata", "tags")
+        ):
             raise BackendError(f"{folder}/upload.json is damaged")
         if upload["key"] != key:
             raise NotFoundError("no such upload of this key")
@@ -210,14 +222,20 @@ class DirectoryS3(ObjectStore):
     def _sidecar(self, path: Path, etag: str) -> Path:
         return path.parent / ".amistore" / "objects" / f"{path.name}@{etag}.json"
 
-    def _info(self, path: Path) -> ObjectInfo:
+    def _info(self, path: Path) -> tuple[ObjectInfo, dict[str, str]]:
+        """What is known of an object, and its tags."""
         while True:
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                raise NotFoundError("no such object") from None
             etag = _etag(status)
-            metadata = files.read_json(self._sidecar(path, etag))
+            beside = files.read_json(self._sidecar(path, etag))
             # A sidecar goes when its object was replaced: look again then.
-            if metadata is not None or _etag(path.stat()) == etag:
-                return ObjectInfo(size=status.st_size, etag=etag, metadata=metadata or {})
+            if beside is not None or _etag(path.stat()) == etag:
+                break
+        info = ObjectInfo(size=status.st_size, etag=etag, metadata=(beside or {}).get("metadata", {}))
+        return info, (beside or {}).get("tags", {})
 
 
 def _file_name(key: str) -> str:

@@ -36,7 +36,7 @@ SCRIPT = textwrap.dedent(
             raise amistore.NotFoundError("no such object")
         def delete_object(self, bucket, key):
             pass
-        def create_multipart_upload(self, bucket, key, *, metadata=None):
+        def create_multipart_upload(self, bucket, key, *, metadata=None, tags=None):
             return "upload"
         def upload_part(self, bucket, key, upload_id, part_number, content):
             return amistore.UploadedPart(part_number=part_number, size=len(content), etag="etag")

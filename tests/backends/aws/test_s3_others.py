@@ -64,6 +64,12 @@ class TestRcloneObjectStore(ObjectStoreContract):
             assert objects.store.get_object_range(objects.bucket, key, 0, 100) == key.encode()
             assert objects.store.head_object(objects.bucket, key).metadata == {"key": key[:1]}
 
+    def test_tags_are_kept(self, objects: BucketCase) -> None:
+        """They are not: rclone takes them and forgets them, and has no answer when it is asked."""
+        objects.store.put_object(objects.bucket, "key", [b"x"], tags={"team": "platform"})
+        with pytest.raises(BackendError):
+            objects.store.get_object_tagging(objects.bucket, "key")
+
     def test_one_of_many_racing_creates_wins(self, objects: BucketCase) -> None:
         """More than one may win here, which is documented; what is there is one's whole, and stays."""
         store, bucket = objects.store, objects.bucket

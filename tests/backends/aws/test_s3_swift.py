@@ -41,6 +41,12 @@ class TestSwiftObjectStore(ObjectStoreContract):
         with pytest.raises(BackendError, match="longer than 256"):
             objects.store.put_object(objects.bucket, "key", [b"x"], metadata={"long": "x" * 257})
 
+    def test_tags_are_kept(self, objects: BucketCase) -> None:
+        """Swift has no tags, and refuses them before anything is sent."""
+        with pytest.raises(BackendError, match="tagging is not supported"):
+            objects.store.put_object(objects.bucket, "key", [b"x"], tags={"team": "platform"})
+        assert objects.store.list_multipart_uploads(objects.bucket) == []
+
     def test_a_completed_upload_is_gone(self, objects: BucketCase) -> None:
         """Swift goes on listing a completed upload's parts, which are the object's; they stay it."""
         upload, part = self._part(objects, 1, b"x")
