@@ -21,6 +21,7 @@ __all__ = [
     "CorruptArchiveError",
     "InvalidRequestError",
     "InvalidValueError",
+    "JournalError",
     "LostBlocksError",
     "NotFoundError",
     "SourceChangedError",
@@ -186,6 +187,10 @@ class ArchivedObjectError(BackendError):
 
 class StorageFullError(BackendError):
     """The storage has no room, or cannot hold a file of this size."""
+
+
+class JournalError(BackendError):
+    """The journal of tasks cannot be read or written; what is in it stays as it was."""
 
 
 class InvalidRequestError(AmistoreError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -205,6 +205,14 @@ class Image:
                 return snapshot
         return Snapshot(snapshot_id=snapshot_id)
 
+    def with_tags(self, tags: Iterable[Tag] = (), *, snapshot_tags: Iterable[Tag] = ()) -> Image:
+        """The same image with tags set over its own, and the same on every snapshot over theirs."""
+        snapshots, over = self.snapshots, tuple(snapshot_tags)
+        if over:
+            described = (self.snapshot(snapshot_id) for snapshot_id in self.snapshot_ids)
+            snapshots = tuple(attrs.evolve(each, tags=_merged(each.tags, over)) for each in described)
+        return attrs.evolve(self, tags=_merged(self.tags, tags), snapshots=snapshots)
+
     def with_snapshots(self, restored: Mapping[str, str]) -> Image:
         """The same image on other snapshots: `restored` gives new ids for old ones.
 
@@ -224,3 +232,7 @@ class Image:
             if snapshot.snapshot_id in restored
         )
         return attrs.evolve(self, block_device_mappings=tuple(mappings), snapshots=snapshots)
+
+
+def _merged(tags: Iterable[Tag], over: Iterable[Tag]) -> tuple[Tag, ...]:
+    return tuple({tag.key: tag for tag in (*tags, *over)}.values())

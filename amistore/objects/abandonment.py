@@ -8,6 +8,7 @@ from typing import Any
 
 from amistore.backends import Backend
 from amistore.errors import InvalidRequestError, NotFoundError
+from amistore.objects.restoration import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB
@@ -17,12 +18,13 @@ __all__ = ["abandon"]
 _logger = logging.getLogger("amistore")
 
 
-def abandon(log: ResumeLog, backend: Backend) -> None:
+def abandon(log: ResumeLog, backend: Backend, *, completed: bool = False) -> None:
     """Give an unfinished run up: abort its upload, or delete the snapshots it began, and clear the log.
 
     Args:
         log: of the run.
         backend: that it worked with; of `transfer`'s logs, the destination.
+        completed: delete snapshots that are completed too, but for those of an image.
 
     Raises:
         InvalidRequestError: the log is damaged.
@@ -38,11 +40,11 @@ def abandon(log: ResumeLog, backend: Backend) -> None:
                 f"the run that the resume log is of worked with {entries[0][name]!r}, not with {where!r}"
             )
     try:
-        for entry in entries[1:]:
-            if kind == "pack":
+        if kind == "pack":
+            for entry in entries[1:]:
                 _abort(entries[0], entry, backend)
-            else:
-                _delete(entry, backend)
+        elif kind == "unpack":
+            _delete_all(entries[0]["task"], entries[1:], backend, completed)
     except (KeyError, TypeError):
         raise InvalidRequestError("the resume log is damaged") from None
     log.clear()
@@ -55,15 +57,31 @@ def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> N
             backend.s3.abort_multipart_upload(*place, entry["upload"])
 
 
-def _delete(entry: dict[str, Any], backend: Backend) -> None:
-    if "snapshot" not in entry:
-        return
-    snapshot_id, size = entry["snapshot"], entry["size"]
+def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, completed: bool) -> None:
+    begun = [entry for entry in entries if "snapshot" in entry]
+    known = {(entry["volume"], entry["generation"]) for entry in begun}
+    for entry in entries:
+        if "size" in entry and (entry["volume"], entry["generation"]) not in known:
+            # Begun, it may be, without an answer: its token tells the id, or begins it only now.
+            token = client_token(task, entry["volume"], entry["generation"])
+            with foreign_errors("start_snapshot"):
+                snapshot_id = backend.ebs.start_snapshot(entry["size"] // GIB, client_token=token)
+            begun.append({"snapshot": snapshot_id, "size": entry["size"]})
+    in_use = {
+        snapshot_id
+        for image in (backend.ec2.describe_images() if completed and begun else ())
+        for snapshot_id in image.snapshot_ids
+    }
+    for entry in begun:
+        _delete(entry["snapshot"], entry["size"], backend, completed and entry["snapshot"] not in in_use)
+
+
+def _delete(snapshot_id: str, size: int, backend: Backend, completed: bool) -> None:
     with contextlib.suppress(NotFoundError), foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
         found = backend.ebs.describe_snapshot(snapshot_id)
         if found.volume_size is not None and found.volume_size * GIB != size:
             raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
-        if found.state == "completed":
+        if found.state == "completed" and not completed:
             _logger.warning("snapshot %s is completed, and stays; it may be an image's", snapshot_id)
             return
         backend.ebs.delete_snapshot(snapshot_id)

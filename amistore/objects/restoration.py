@@ -27,14 +27,14 @@ from amistore.errors import (
     NotFoundError,
     SourceChangedError,
 )
-from amistore.model import Image
+from amistore.model import Image, Tag
 from amistore.objects.carried import looked_at_again
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
 from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.progress import Phase, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
 
-__all__ = ["unpack_object"]
+__all__ = ["client_token", "unpack_object"]
 
 _logger = logging.getLogger("amistore")
 
@@ -48,6 +48,7 @@ def unpack_object(
     log: ResumeLog | None = None,
     expected_content_id: str | None = None,
     snapshots: Iterable[str] | None = None,
+    tags: Iterable[Tag] = (),
     allow_lost: bool = False,
     workers: int | None = None,
     progress: ProgressCallback = None,
@@ -67,6 +68,7 @@ def unpack_object(
             begun are deleted on an error.
         expected_content_id: refuse another archive; 64 hexadecimal digits.
         snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
+        tags: set on every new snapshot, over those that were stored.
         allow_lost: restore snapshots with lost blocks, too; see `unpack`.
         workers: segments worked on at once; None for the number of CPUs.
         progress: called with a `Progress` after each segment.
@@ -93,7 +95,7 @@ def unpack_object(
     if expected_content_id is not None and found != expected_content_id.lower():
         raise CorruptArchiveError(f"the content id is {found}, not the expected {expected_content_id}")
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
-    restored = RestoredSnapshots(container.image, sink, chosen, allow_lost)
+    restored = RestoredSnapshots(container.image.with_tags(snapshot_tags=tags), sink, chosen, allow_lost)
     identity = {
         "store": store.where,
         "sink": sink.where,
@@ -118,8 +120,13 @@ def unpack_object(
         if (log is None or given_up) and restored.undo():
             journal.log.clear()
         raise
-    journal.log.clear()
+    journal.log.end()
     return image
+
+
+def client_token(task: str, stored_id: str, generation: int) -> str:
+    """The client token of a snapshot: the same in each run, another for each attempt to make it."""
+    return hashlib.sha256(f"{task} {stored_id} {generation}".encode()).hexdigest()[:64]
 
 
 class _Journal:
@@ -158,7 +165,7 @@ class _Journal:
             for entry in entries[1:]:
                 if "put" in entry:
                     self._put[entry["volume"]] = operator.index(entry["put"])
-                else:
+                elif "snapshot" in entry:
                     self._snapshots[entry["volume"]] = (
                         operator.index(entry["generation"]),
                         entry["snapshot"],
@@ -171,10 +178,9 @@ class _Journal:
         """Generation and id of the snapshot that an earlier run began; 0 and None for none."""
         return self._snapshots.get(stored_id, (0, None))
 
-    def token(self, stored_id: str, generation: int) -> str:
-        """The client token of a snapshot: the same in each run, another for each attempt to make it."""
-        text = f"{self.task} {stored_id} {generation}"
-        return hashlib.sha256(text.encode()).hexdigest()[:64]
+    def note_beginning(self, stored_id: str, generation: int, size: int) -> None:
+        """Before the call: its answer, and with it the new snapshot's id, may be lost."""
+        self.log.append(write_entry(volume=stored_id, generation=generation, size=size))
 
     def note_begun(self, stored_id: str, generation: int, snapshot_id: str, size: int) -> None:
         self._snapshots[stored_id] = generation, snapshot_id
@@ -226,7 +232,9 @@ class _Restoration(Verification):
             generation += 1
             before = None
         # With the same token: the same snapshot, if it is one that this task began.
-        token = self._journal.token(volume.snapshot_id, generation)
+        token = client_token(self._journal.task, volume.snapshot_id, generation)
+        if before is None and self._restored.wanted(volume.snapshot_id):
+            self._journal.note_beginning(volume.snapshot_id, generation, volume.size)
         snapshot_id = self._restored.begin(volume.snapshot_id, volume.size, client_token=token)
         if snapshot_id is not None and snapshot_id == before:
             self._first[number] = self._journal.put(volume.snapshot_id)

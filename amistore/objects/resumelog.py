@@ -19,7 +19,7 @@ from typing import Any
 from amistore.backends import files
 from amistore.errors import InvalidRequestError
 
-__all__ = ["FileResumeLog", "MemoryResumeLog", "ResumeLog", "read_entry", "write_entry"]
+__all__ = ["FileResumeLog", "HeldLog", "MemoryResumeLog", "ResumeLog", "read_entry", "write_entry"]
 
 _MAGIC = b"amistore resume log 1\n"
 _LENGTH = struct.Struct("<I")  # of the content, in bytes
@@ -59,7 +59,11 @@ class ResumeLog(abc.ABC):
 
     @abc.abstractmethod
     def clear(self) -> None:
-        """Remove all entries: the run has come to its end."""
+        """Remove all entries: there is nothing to go on with."""
+
+    def end(self) -> None:
+        """The run has come to its end. Override it where the entries are still wanted."""
+        self.clear()
 
 
 class MemoryResumeLog(ResumeLog):
@@ -76,6 +80,25 @@ class MemoryResumeLog(ResumeLog):
 
     def clear(self) -> None:
         self._entries.clear()
+
+
+class HeldLog(ResumeLog):
+    """A log whose entries stay when its run ends: what follows it is still to be done."""
+
+    def __init__(self, log: ResumeLog) -> None:
+        self._log = log
+
+    def entries(self) -> list[bytes]:
+        return self._log.entries()
+
+    def append(self, entry: bytes) -> None:
+        self._log.append(entry)
+
+    def clear(self) -> None:
+        self._log.clear()
+
+    def end(self) -> None:
+        """They stay."""
 
 
 class FileResumeLog(ResumeLog):

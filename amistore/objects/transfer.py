@@ -28,8 +28,9 @@ from amistore.errors import (
 )
 from amistore.model import Image
 from amistore.objects.carried import looked_at_again
+from amistore.objects.registration import register_restored
 from amistore.objects.restoration import unpack_object
-from amistore.objects.resumelog import ResumeLog
+from amistore.objects.resumelog import HeldLog, ResumeLog
 from amistore.objects.upload import pack_object
 from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.pack import pack
@@ -93,18 +94,18 @@ def transfer(
         _refuse_taken(destination, name or image.name)
     if keep is not None:
         # Held until the image is there: it proves that the object is of these runs.
-        held = None if packing is None else _HeldLog(packing)
+        held = None if packing is None else HeldLog(packing)
         pack_object(image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress)
         image_id = restore_image(
             destination.s3, *keep, destination, name=name, log=restoring, workers=workers, progress=progress
         )
         if packing is not None:
-            packing.clear()
+            packing.end()
         return image_id
     pieces = pack(image, source.ebs, level=_LEVEL, workers=workers)
     with _PieceReader(pieces) as stream:
         restored = unpack(cast(BinaryIO, stream), destination.ebs, workers=workers, progress=progress)
-    return _register(restored, name, destination, None)
+    return register_restored(restored, name, destination)
 
 
 def restore_image(
@@ -156,13 +157,13 @@ def restore_image(
         bucket,
         key,
         destination.ebs,
-        log=None if log is None else _HeldLog(log),
+        log=None if log is None else HeldLog(log),
         expected_content_id=expected_content_id,
         allow_lost=allow_lost,
         workers=workers,
         progress=progress,
     )
-    return _register(restored, name, destination, log)
+    return register_restored(restored, name, destination, log)
 
 
 def _goes_on(log: ResumeLog | None) -> bool:
@@ -180,58 +181,6 @@ def _describe(image_id: str, source: Backend) -> Image:
         image = source.ec2.describe_image(image_id)
         source.preflight(image)
         return image
-
-
-def _register(restored: Image, name: str | None, destination: Backend, log: ResumeLog | None) -> str:
-    """Register what was restored; with a log, find what an earlier call has registered."""
-    wanted = name or restored.name
-    try:
-        with foreign_errors("register_image"):
-            for found in destination.ec2.find_images(wanted) if log is not None and wanted else ():
-                if found.snapshot_ids == restored.snapshot_ids:
-                    destination.ec2.finish_registration(found.image_id, restored)
-                    image_id = found.image_id
-                    break
-            else:
-                image_id = destination.ec2.register_image(restored, name=name)
-    except BaseException:
-        if log is None and not _registered(restored, wanted, destination):
-            for snapshot_id in restored.snapshot_ids:
-                try:
-                    destination.ebs.delete_snapshot(snapshot_id)
-                except Exception as error:
-                    _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
-        raise
-    if log is not None:
-        log.clear()
-    return image_id
-
-
-def _registered(restored: Image, wanted: str | None, destination: Backend) -> bool:
-    """Whether the image is there all the same, or it cannot be known that it is not."""
-    try:
-        found = destination.ec2.find_images(wanted) if wanted else []
-    except Exception as error:
-        ids = ", ".join(restored.snapshot_ids)
-        _logger.error("%s stay: whether an image is on them cannot be asked: %s", ids, error)
-        return True
-    return any(each.snapshot_ids == restored.snapshot_ids for each in found)
-
-
-class _HeldLog(ResumeLog):
-    """A log that is not cleared when its run ends: the image is still to be registered."""
-
-    def __init__(self, log: ResumeLog) -> None:
-        self._log = log
-
-    def entries(self) -> list[bytes]:
-        return self._log.entries()
-
-    def append(self, entry: bytes) -> None:
-        self._log.append(entry)
-
-    def clear(self) -> None:
-        pass
 
 
 def copy_object(

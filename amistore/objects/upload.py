@@ -127,7 +127,7 @@ def pack_object(
         if done is None and (log is None or isinstance(error, _FINAL)):
             run.undo()
         raise
-    run.log.clear()
+    run.log.end()
     return info
 
 

@@ -52,6 +52,10 @@ class RestoredSnapshots:
         """The id of the new snapshot; None where it is not begun or not wanted."""
         return self._started.get(stored_id)
 
+    def wanted(self, stored_id: str) -> bool:
+        """Whether it is to be made."""
+        return stored_id in self._wanted
+
     def begin(self, stored_id: str, size: int, *, client_token: str | None = None) -> str | None:
         """Start the new snapshot of a volume of `size` bytes, if it is wanted."""
         if stored_id not in self._wanted:

@@ -167,7 +167,7 @@ def test_abandoning_a_restore_deletes_its_snapshots_and_clears_the_log() -> None
     given, log = cloud(), Log()
     other = images.snapshot(given.ebs, 1, {})
     begun(given, log)
-    gone = facts(log)[1]["snapshot"]
+    gone = facts(log)[2]["snapshot"]
     given.ebs.delete_snapshot(gone)
     abandon(log, given)
     assert images.leftovers(given) == [other]

@@ -1,0 +1,66 @@
+"""`register_restored`: the last step of a restore, an image on the snapshots that were made."""
+
+from __future__ import annotations
+
+import logging
+
+from amistore.backends import Backend
+from amistore.model import Image
+from amistore.objects.resumelog import ResumeLog
+from amistore.pipeline.foreign import foreign_errors
+
+__all__ = ["register_restored"]
+
+_logger = logging.getLogger("amistore")
+
+
+def register_restored(
+    restored: Image,
+    name: str | None,
+    destination: Backend,
+    log: ResumeLog | None = None,
+    *,
+    image_id: str | None = None,
+) -> str:
+    """Register what was restored, once: with a log, an image that an earlier call has registered is found.
+
+    Args:
+        restored: on its new snapshots.
+        name: of the image; None for that of `restored`.
+        destination: where they are.
+        log: of the run; ended once the image is there. Without one, the snapshots are deleted on
+            an error.
+        image_id: one that `reserve_image_id` gave.
+    """
+    wanted = name or restored.name
+    try:
+        with foreign_errors("register_image"):
+            for found in destination.ec2.find_images(wanted) if log is not None and wanted else ():
+                if found.snapshot_ids == restored.snapshot_ids:
+                    destination.ec2.finish_registration(found.image_id, restored)
+                    registered = found.image_id
+                    break
+            else:
+                registered = destination.ec2.register_image(restored, name=name, image_id=image_id)
+    except BaseException:
+        if log is None and not _registered(restored, wanted, destination):
+            for snapshot_id in restored.snapshot_ids:
+                try:
+                    destination.ebs.delete_snapshot(snapshot_id)
+                except Exception as error:
+                    _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+        raise
+    if log is not None:
+        log.end()
+    return registered
+
+
+def _registered(restored: Image, wanted: str | None, destination: Backend) -> bool:
+    """Whether the image is there all the same, or it cannot be known that it is not."""
+    try:
+        found = destination.ec2.find_images(wanted) if wanted else []
+    except Exception as error:
+        ids = ", ".join(restored.snapshot_ids)
+        _logger.error("%s stay: whether an image is on them cannot be asked: %s", ids, error)
+        return True
+    return any(each.snapshot_ids == restored.snapshot_ids for each in found)

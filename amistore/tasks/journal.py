@@ -1,0 +1,332 @@
+"""`Journal`: tasks in an SQLite file that several processes share, so that a crash loses none.
+
+Each method is one transaction, on the disk once it returns (write-ahead log, synchronous=FULL).
+What a task's owner writes carries its lease: after another has taken the task over, nothing of
+an earlier owner is accepted. Nothing secret is kept. Next: `schema.py` has the columns,
+`ownership.py` tells who is alive, `tasklog.py` is the pipeline's view of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from amistore.errors import AlreadyExistsError, AmistoreError, InvalidRequestError, JournalError
+from amistore.tasks.record import Kind, Lease, TaskRecord
+from amistore.tasks.schema import migrate
+
+__all__ = ["Journal", "LeaseLostError"]
+
+_BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
+
+
+class LeaseLostError(AmistoreError):
+    """Another owner has the task by now."""
+
+
+class Journal:
+    """All tasks of one file.
+
+    Args:
+        path: of the file, made where it is missing, readable by its owner only; its filesystem
+            must be of this machine (SQLite's write-ahead log). None for one in memory.
+
+    Raises:
+        JournalError: it cannot be opened, or is no journal.
+        InvalidRequestError: a newer amistore has made it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path).absolute()
+        self.name = "in memory" if self.path is None else str(self.path)
+        self._lock = threading.RLock()
+        with self._errors():
+            if self.path is not None:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                # SQLite gives its other files the mode of this one.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                self.path.chmod(0o600)
+            self._database = sqlite3.connect(
+                self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._database.row_factory = sqlite3.Row
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute("PRAGMA foreign_keys = ON")
+                migrate(self._database, self.name)
+            except BaseException:
+                self._database.close()
+                raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._database.close()
+
+    # What tasks there are.
+
+    def task(self, task_id: str) -> TaskRecord:
+        """A task.
+
+        Raises:
+            InvalidRequestError: there is none of that id.
+        """
+        found = self._select("task_id = ?", [task_id])
+        if not found:
+            raise InvalidRequestError(
+                f"the journal {self.name} has no task {task_id}", code="InvalidParameterValue"
+            )
+        return found[0]
+
+    def unfinished(self, place: str) -> list[TaskRecord]:
+        """Those of a place that are not at rest, oldest first."""
+        return self._select("place = ? AND stage != 'ended'", [place], "sequence")
+
+    def ended(self, place: str) -> list[TaskRecord]:
+        """Those of a place that are at rest, oldest first."""
+        return self._select("place = ? AND stage = 'ended'", [place], "sequence")
+
+    def page(
+        self,
+        place: str,
+        kind: Kind,
+        *,
+        since: int,
+        limit: int,
+        before: int | None = None,
+        image_ids: Sequence[str] = (),
+        buckets: Sequence[str] = (),
+        states: Sequence[str] = (),
+    ) -> list[TaskRecord]:
+        """Tasks of a kind, newest first.
+
+        Args:
+            place: of which backend.
+            kind: of task.
+            since: started then or later; milliseconds since 1970.
+            limit: so many at most.
+            before: those of a lower sequence only.
+            image_ids: of these images only; () for all.
+            buckets: likewise.
+            states: likewise.
+        """
+        where, values = ["place = ?", "kind = ?", "started >= ?"], [place, kind, since]
+        if before is not None:
+            where.append("sequence < ?")
+            values.append(before)
+        for column, wanted in (("image_id", image_ids), ("bucket", buckets), (_STATE, states)):
+            if wanted:
+                where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+                values += wanted
+        return self._select(" AND ".join(where), values, "sequence DESC", limit)
+
+    def add(self, record: TaskRecord, limit: int | None) -> None:
+        """Make a task durable, if its kind's quota and its name allow it.
+
+        Args:
+            record: of stage ``queued``, with its owner's lease.
+            limit: GiB in progress below which it is admitted; None for any.
+
+        Raises:
+            AlreadyExistsError: another task in progress makes the same object, or name.
+            InvalidRequestError: the quota is used up; ``ResourceLimitExceeded``.
+        """
+        in_progress = "place = ? AND kind = ? AND stage IN ('queued', 'running')"
+        with self._writing() as database:
+            same = ("bucket = ? AND object_key = ?", [record.bucket, record.object_key])
+            if record.kind == "restore":
+                same = ("name = ?", [str(record.name)])
+            sql = f"SELECT task_id FROM task WHERE {in_progress} AND {same[0]}"  # noqa: S608 - ours
+            found = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
+            if found is not None and record.kind == "store":
+                raise AlreadyExistsError(
+                    f"{found[0]} is storing it", bucket=record.bucket, key=record.object_key
+                )
+            if found is not None:
+                raise AlreadyExistsError(f"{found[0]} is restoring an image named {record.name!r}")
+            sql = f"SELECT coalesce(sum(size), 0) FROM task WHERE {in_progress}"  # noqa: S608 - ours
+            used = database.execute(sql, [record.place, record.kind]).fetchone()[0]
+            if limit is not None and used >= limit:
+                raise InvalidRequestError(
+                    f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: "
+                    "try again when one has ended",
+                    code="ResourceLimitExceeded",
+                )
+            row = record.row()
+            marks = ", ".join("?" * len(row))
+            database.execute(
+                f"INSERT INTO task ({', '.join(row)}) VALUES ({marks})",  # noqa: S608 - our columns
+                list(row.values()),
+            )
+
+    # Who works on them.
+
+    def take(
+        self, task_id: str, owner: str, until: float, free: Callable[[TaskRecord], bool]
+    ) -> TaskRecord | None:
+        """Become the owner of a task; None where it has one, or is at rest.
+
+        Args:
+            task_id: of the task.
+            owner: who takes it.
+            until: when the lease ends.
+            free: tells whether it may be taken, in the same transaction.
+        """
+        with self._writing():
+            record = self.task(task_id)
+            if record.stage == "ended" or not free(record):
+                return None
+            record = attrs.evolve(record, owner=owner, epoch=record.epoch + 1, lease_until=until)
+            self._set(task_id, owner=owner, epoch=record.epoch, lease_until=until)
+            return record
+
+    def renew(self, owner: str, until: float) -> dict[str, TaskRecord]:
+        """Extend all leases of an owner; gives its tasks that are not at rest."""
+        with self._writing() as database:
+            sql = "UPDATE task SET lease_until = ? WHERE owner = ? AND stage != 'ended'"
+            database.execute(sql, [until, owner])
+            found = self._select("owner = ? AND stage != 'ended'", [owner])
+        return {record.task_id: record for record in found}
+
+    def release(self, owner: str) -> None:
+        """Leave an owner's tasks to others."""
+        with self._writing() as database:
+            database.execute("UPDATE task SET owner = NULL WHERE owner = ?", [owner])
+
+    # How far they are.
+
+    def begin(self, lease: Lease) -> None:
+        """It is worked on."""
+        with self._writing(lease):
+            self._set(lease.task_id, stage="running")
+
+    def advance(self, lease: Lease, progress: int) -> None:
+        """Note progress, in percent; it never falls."""
+        with self._writing(lease) as database:
+            sql = "UPDATE task SET progress = max(progress, ?) WHERE task_id = ?"
+            database.execute(sql, [progress, lease.task_id])
+
+    def complete(self, lease: Lease, *, image_id: str | None, content_id: str) -> None:
+        """It has come to its end."""
+        with self._writing(lease):
+            self._set(lease.task_id, image_id=image_id, content_id=content_id, progress=100)
+            self._end(lease.task_id)
+
+    def fail(self, lease: Lease, reason: str) -> None:
+        """It has failed, and what it has made is to be removed."""
+        with self._writing(lease):
+            self._set(lease.task_id, stage="undoing", failure_reason=reason)
+
+    def leave(self, lease: Lease, left_behind: Sequence[str]) -> None:
+        """Something of a failed task could not be removed yet; nobody works on it."""
+        with self._writing(lease):
+            self._set(lease.task_id, left_behind=json.dumps(left_behind), owner=None)
+
+    def undone(self, lease: Lease) -> None:
+        """All that a failed task has made is removed."""
+        with self._writing(lease):
+            self._set(lease.task_id, left_behind="[]")
+            self._end(lease.task_id)
+
+    def cancel(self, task_id: str) -> TaskRecord:
+        """Ask a task's owner to give it up.
+
+        Raises:
+            InvalidRequestError: it has ended; ``IncorrectState``.
+        """
+        with self._writing():
+            record = self.task(task_id)
+            if record.state != "InProgress":
+                raise InvalidRequestError(f"{task_id} is {record.state} already", code="IncorrectState")
+            self._set(task_id, cancelled=1)
+            return record
+
+    def found_upload(self, task_id: str) -> None:
+        """The upload whose id was lost is found and gone."""
+        with self._writing():
+            self._set(task_id, lost_upload=0)
+
+    def prune(self, place: str, before: int) -> int:
+        """Forget tasks at rest that were started before then; how many."""
+        with self._writing() as database:
+            sql = "DELETE FROM task WHERE place = ? AND stage = 'ended' AND started < ?"
+            return database.execute(sql, [place, before]).rowcount
+
+    # Their logs.
+
+    def entries(self, task_id: str) -> list[bytes]:
+        """A task's log, oldest entry first."""
+        with self._errors(), self._lock:
+            sql = "SELECT content FROM entry WHERE task_id = ? ORDER BY number"
+            return [row[0] for row in self._database.execute(sql, [task_id])]
+
+    def append(self, lease: Lease, entry: bytes, volumes: str | None = None) -> None:
+        """Add an entry to a task's log; with `volumes`, what is known of them by it."""
+        with self._writing(lease) as database:
+            sql = "SELECT coalesce(max(number), 0) + 1 FROM entry WHERE task_id = ?"
+            number = database.execute(sql, [lease.task_id]).fetchone()[0]
+            database.execute("INSERT INTO entry VALUES (?, ?, ?)", [lease.task_id, number, entry])
+            if volumes is not None:
+                self._set(lease.task_id, volumes=volumes)
+
+    def clear(self, lease: Lease, *, lost_upload: bool) -> None:
+        """Remove a task's log; `lost_upload`: an upload may have been begun that it does not name."""
+        with self._writing(lease) as database:
+            database.execute("DELETE FROM entry WHERE task_id = ?", [lease.task_id])
+            if lost_upload:
+                self._set(lease.task_id, lost_upload=1)
+
+    def _end(self, task_id: str) -> None:
+        self._set(task_id, stage="ended", owner=None)
+        self._database.execute("DELETE FROM entry WHERE task_id = ?", [task_id])
+
+    def _set(self, task_id: str, **columns: Any) -> None:
+        names = ", ".join(f"{name} = ?" for name in columns)
+        sql = f"UPDATE task SET {names} WHERE task_id = ?"  # noqa: S608 - our columns
+        self._database.execute(sql, [*columns.values(), task_id])
+
+    def _select(
+        self, where: str, values: Sequence[object], order: str = "sequence", limit: int = -1
+    ) -> list[TaskRecord]:
+        sql = f"SELECT * FROM task WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608 - ours
+        with self._errors(), self._lock:
+            rows = self._database.execute(sql, [*values, limit]).fetchall()
+        return [TaskRecord.of_row(dict(row)) for row in rows]
+
+    @contextlib.contextmanager
+    def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
+        """A transaction; one of a lease that is another's by now changes nothing."""
+        with self._errors(), self._lock:
+            # Taken at once, so that what is read in it is still so when it is written.
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                if lease is not None and self.task(lease.task_id).epoch != lease.epoch:
+                    raise LeaseLostError(f"another process has taken {lease.task_id} over")
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a failed COMMIT may have ended it
+                    self._database.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
+
+
+_STATE: Final = (
+    "CASE WHEN stage IN ('queued', 'running') THEN 'InProgress' "
+    "WHEN failure_reason IS NULL THEN 'Completed' ELSE 'Failed' END"
+)

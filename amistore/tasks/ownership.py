@@ -1,0 +1,66 @@
+"""`Ownership`: a process's sign that it is alive, which no crash can leave behind.
+
+Each engine holds a lock on a file of its own beside the journal. The kernel lets go of it when
+the process ends in whatever way, so what a killed process owned is free at once; a process
+that was only stopped still holds it, and loses its tasks when their leases run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["Ownership"]
+
+
+class Ownership:
+    """One engine as an owner of tasks.
+
+    Args:
+        folder: of the owners' files, made where it is missing; None for a journal that no other
+            process can see.
+
+    Attributes:
+        owner: its name, new in each engine.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._folder = folder
+        self._descriptor: int | None = None
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(folder / self.owner, flags, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def alive(self, owner: str) -> bool:
+        """Whether an owner's process still runs; one that ended leaves a file, which is removed."""
+        if owner == self.owner:
+            return True
+        if self._folder is None or "/" in owner:
+            return False
+        path = self._folder / owner
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def close(self) -> None:
+        """Let go: from now on it counts as ended."""
+        if self._descriptor is not None and self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / self.owner).unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,61 @@
+"""`Quotas`: how much may be in progress at once, as EC2 limits it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from amistore.errors import InvalidRequestError, InvalidValueError
+
+__all__ = ["Quotas"]
+
+
+def _check(instance: Quotas, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        field = f"Quotas.{attribute.name}"
+        raise InvalidValueError(
+            f"{field} is GiB, 1 or more, or None, not {value!r}", field=field, value=value
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Quotas:
+    """Limits in GiB of snapshots' volume sizes, each snapshot counted once; None is no limit.
+
+    The defaults are those of the EC2 user guide when the three calls appeared ("Store and restore
+    an AMI using S3", Limitations): 1 TB an AMI, 600 GB of storing and 300 GB of restoring in
+    progress. EC2's GB are taken for GiB.
+
+    Attributes:
+        image_size: of one AMI.
+        store_in_progress: of store tasks; a task is admitted while the sum is below it.
+        restore_in_progress: of restore tasks, likewise.
+    """
+
+    image_size: int | None = attrs.field(default=1024, validator=_check)
+    store_in_progress: int | None = attrs.field(default=600, validator=_check)
+    restore_in_progress: int | None = attrs.field(default=300, validator=_check)
+
+    @classmethod
+    def aws(cls) -> Quotas:
+        """Those that EC2 documents today: 5,000 GB an AMI, 1,200 and 600 GB in progress."""
+        return cls(image_size=5_000, store_in_progress=1_200, restore_in_progress=600)
+
+    @classmethod
+    def unlimited(cls) -> Quotas:
+        """None at all."""
+        return cls(image_size=None, store_in_progress=None, restore_in_progress=None)
+
+    def check_image(self, image_id: str, size: int) -> None:
+        """Refuse an AMI of more than `image_size` GiB."""
+        if self.image_size is not None and size > self.image_size:
+            raise InvalidRequestError(
+                f"{image_id} has {size} GiB of snapshots, the quota is {self.image_size} GiB an AMI: "
+                "give the engine other quotas",
+                code="ResourceLimitExceeded",
+            )
+
+    def in_progress(self, kind: str) -> int | None:
+        """The limit of tasks of a kind, ``store`` or ``restore``, together."""
+        return self.store_in_progress if kind == "store" else self.restore_in_progress
