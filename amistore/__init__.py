@@ -55,6 +55,7 @@ from amistore.errors import (
     NotFoundError,
     SourceChangedError,
     StorageFullError,
+    TaskFailedError,
     ThrottledError,
     TruncatedArchiveError,
     UnsupportedArchiveError,
@@ -81,6 +82,14 @@ from amistore.objects import (
     unpack_object,
 )
 from amistore.pipeline import Phase, Progress, pack, unpack
+from amistore.tasks import (
+    Quotas,
+    RestoreImageTask,
+    StoreImageTask,
+    TagSpecification,
+    TaskEngine,
+    TaskPage,
+)
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
 if TYPE_CHECKING:
@@ -133,7 +142,9 @@ __all__ = [
     "Phase",
     "ProductCode",
     "Progress",
+    "Quotas",
     "RecoveryReport",
+    "RestoreImageTask",
     "ResumeLog",
     "RetryPolicy",
     "RetryingBackend",
@@ -141,7 +152,12 @@ __all__ = [
     "SnapshotBlock",
     "SourceChangedError",
     "StorageFullError",
+    "StoreImageTask",
     "Tag",
+    "TagSpecification",
+    "TaskEngine",
+    "TaskFailedError",
+    "TaskPage",
     "ThrottledError",
     "TruncatedArchiveError",
     "UnsupportedArchiveError",

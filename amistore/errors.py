@@ -26,6 +26,7 @@ __all__ = [
     "NotFoundError",
     "SourceChangedError",
     "StorageFullError",
+    "TaskFailedError",
     "ThrottledError",
     "TruncatedArchiveError",
     "UnsupportedArchiveError",
@@ -205,6 +206,18 @@ class InvalidRequestError(AmistoreError):
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+class TaskFailedError(AmistoreError):
+    """A task that was waited for has failed.
+
+    Attributes:
+        task_ids: of all that have.
+    """
+
+    def __init__(self, message: str, *, task_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.task_ids = task_ids
 
 
 class InvalidValueError(InvalidRequestError):

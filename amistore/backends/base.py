@@ -26,7 +26,11 @@ class Backend(Generic[EBS, S3, EC2]):
         ebs: snapshots.
         s3: objects.
         ec2: images.
+        journal: path of the file that tells a task engine's tasks, where the backend has a place
+            for it; None for the user's own folder, ``":memory:"`` where nothing outlives the process.
     """
+
+    journal: str | None = None
 
     ebs: EBS
     s3: S3
@@ -46,3 +50,10 @@ class Backend(Generic[EBS, S3, EC2]):
             InvalidRequestError: it is not EBS-backed, or paravirtual; code ``UnsupportedOperation``.
         """
         checks.check_storable(image)
+
+    def sweep(self) -> tuple[str, ...]:
+        """Remove what crashes have left that no name leads to; gives what that was.
+
+        Override it where there can be such.
+        """
+        return ()

@@ -316,8 +316,12 @@ class RetryingBackend(Backend):
             s3=_RetryingObjectStore(inner=inner.s3, retrier=retrier),
             ec2=_RetryingImageRegistry(inner=inner.ec2, retrier=retrier),
         )
+        self.journal = inner.journal
         self._inner = inner
         self._retrier = retrier
 
     def preflight(self, image: Image) -> None:
         self._retrier.call("ec2", self._inner.preflight, image)
+
+    def sweep(self) -> tuple[str, ...]:
+        return self._inner.sweep()

@@ -5,13 +5,23 @@ from __future__ import annotations
 import logging
 
 from amistore.backends import Backend
+from amistore.errors import AlreadyExistsError
 from amistore.model import Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
 
-__all__ = ["register_restored"]
+__all__ = ["refuse_taken", "register_restored"]
 
 _logger = logging.getLogger("amistore")
+
+
+def refuse_taken(destination: Backend, name: str | None) -> None:
+    """Tell before the work what registering would tell after it."""
+    if name is None:
+        return
+    with foreign_errors("find_images"):
+        if destination.ec2.find_images(name):
+            raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
 
 def register_restored(

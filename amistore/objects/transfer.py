@@ -28,7 +28,7 @@ from amistore.errors import (
 )
 from amistore.model import Image
 from amistore.objects.carried import looked_at_again
-from amistore.objects.registration import register_restored
+from amistore.objects.registration import refuse_taken, register_restored
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import HeldLog, ResumeLog
 from amistore.objects.upload import pack_object
@@ -91,7 +91,7 @@ def transfer(
     image = _describe(image_id, source)
     checks.check_registrable(image, name)
     if not _goes_on(restoring):
-        _refuse_taken(destination, name or image.name)
+        refuse_taken(destination, name or image.name)
     if keep is not None:
         # Held until the image is there: it proves that the object is of these runs.
         held = None if packing is None else HeldLog(packing)
@@ -151,7 +151,7 @@ def restore_image(
         stored = looked_at_again(lambda: ContainerFile(ObjectRanges(store, bucket, key))).image
     checks.check_registrable(stored, name)
     if not _goes_on(log):
-        _refuse_taken(destination, name or stored.name)
+        refuse_taken(destination, name or stored.name)
     restored = unpack_object(
         store,
         bucket,
@@ -168,12 +168,6 @@ def restore_image(
 
 def _goes_on(log: ResumeLog | None) -> bool:
     return log is not None and bool(log.entries())
-
-
-def _refuse_taken(destination: Backend, name: str | None) -> None:
-    """Tell before the work what registering would tell after it."""
-    if name is not None and destination.ec2.find_images(name):
-        raise AlreadyExistsError(f"an image named {name!r} exists in the destination: give name=")
 
 
 def _describe(image_id: str, source: Backend) -> Image:

@@ -129,12 +129,13 @@ class Journal:
                 values += wanted
         return self._select(" AND ".join(where), values, "sequence DESC", limit)
 
-    def add(self, record: TaskRecord, limit: int | None) -> None:
+    def add(self, record: TaskRecord, limit: int | None, *, dry_run: bool = False) -> None:
         """Make a task durable, if its kind's quota and its name allow it.
 
         Args:
             record: of stage ``queued``, with its owner's lease.
             limit: GiB in progress below which it is admitted; None for any.
+            dry_run: find out only.
 
         Raises:
             AlreadyExistsError: another task in progress makes the same object, or name.
@@ -161,6 +162,8 @@ class Journal:
                     "try again when one has ended",
                     code="ResourceLimitExceeded",
                 )
+            if dry_run:
+                return
             row = record.row()
             marks = ", ".join("?" * len(row))
             database.execute(

@@ -102,6 +102,7 @@ class FaultyBackend(Backend):
 
     def __init__(self, inner: Backend) -> None:
         self.calls: collections.Counter[tuple[object, ...]] = collections.Counter()
+        self.journal = inner.journal
         self._inner = inner
         self._attempts: collections.Counter[tuple[object, ...]] = collections.Counter()
         self._faults: list[BackendFault] = []
@@ -114,6 +115,9 @@ class FaultyBackend(Backend):
 
     def preflight(self, image: Image) -> None:
         self._inner.preflight(image)
+
+    def sweep(self) -> tuple[str, ...]:
+        return self._inner.sweep()
 
     def add_fault(
         self,

@@ -1,6 +1,7 @@
 """`DirectoryBackend`: folders stand in for EC2, EBS and S3, crash-safe, with nothing to install.
 
-``<path>/ec2/<image id>.json``, ``<path>/ebs/<snapshot id>/disk.raw``, ``<path>/s3/<bucket>/<key>``.
+``<path>/ec2/<image id>.json``, ``<path>/ebs/<snapshot id>/disk.raw``, ``<path>/s3/<bucket>/<key>``;
+a task engine's journal is ``<path>/tasks.db``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
         ebs = DirectoryEBS(root / "ebs")
         super().__init__(ebs=ebs, s3=DirectoryS3(root / "s3"), ec2=DirectoryEC2(root / "ec2", ebs))
         self.path = root
+        self.journal = str(root / "tasks.db")
 
     def import_disk(self, path: str | os.PathLike[str], *, name: str, **attributes: Any) -> str:
         """Make an AMI of a raw disk.

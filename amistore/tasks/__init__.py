@@ -1,0 +1,26 @@
+"""The task engine: EC2's CreateStoreImageTask, DescribeStoreImageTasks and CreateRestoreImageTask.
+
+`engine.py` is what users call; `runner.py` has the threads that work, `work.py` what a task
+does, `journal.py` what is durable. docs/tasks.md explains states and crashes. May import all
+layers below.
+"""
+
+from amistore.tasks.engine import TaskEngine
+from amistore.tasks.quotas import Quotas
+from amistore.tasks.task import (
+    RestoreImageTask,
+    SnapshotProgress,
+    StoreImageTask,
+    TagSpecification,
+    TaskPage,
+)
+
+__all__ = [
+    "Quotas",
+    "RestoreImageTask",
+    "SnapshotProgress",
+    "StoreImageTask",
+    "TagSpecification",
+    "TaskEngine",
+    "TaskPage",
+]

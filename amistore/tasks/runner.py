@@ -1,0 +1,280 @@
+"""`TaskRunner`: the threads that work on an engine's tasks, and its leases.
+
+So many at once, the rest first in, first out. A thread stops its task where it notes progress
+or writes to the log, that is, between parts or segments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from amistore.backends import Backend
+from amistore.errors import AmistoreError, BackendError, JournalError
+from amistore.objects import abandon
+from amistore.objects.resumelog import read_entry
+from amistore.tasks.journal import Journal, LeaseLostError
+from amistore.tasks.ownership import Ownership
+from amistore.tasks.record import TaskRecord
+from amistore.tasks.tasklog import TaskLog
+from amistore.tasks.work import do_task, is_done
+
+__all__ = ["LEASE", "TaskRunner"]
+
+LEASE: Final = 60.0
+"""Seconds that a task stays its owner's without a sign of life, where the process still exists."""
+
+_HEARTBEAT: Final = 5.0
+_RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
+_PAUSE: Final = 5.0  # seconds, doubled
+
+_logger = logging.getLogger("amistore")
+
+
+class _StoppedError(Exception):
+    """The engine is closing."""
+
+
+class _CancelledError(Exception):
+    """The task is to be given up."""
+
+
+class TaskRunner:
+    """Works on tasks that an owner has.
+
+    Args:
+        backend: of the tasks' place.
+        journal: that has them.
+        ownership: of the engine.
+        workers: segments of a task worked on at once; None for the number of CPUs.
+        concurrency: tasks worked on at once.
+        clock: seconds since 1970.
+
+    Attributes:
+        changed: is notified when a task came to rest; guards all below.
+        stuck: what ended a task's run without an end of the task: the journal could not be written.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        journal: Journal,
+        ownership: Ownership,
+        *,
+        workers: int | None,
+        concurrency: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._backend = backend
+        self._journal = journal
+        self._ownership = ownership
+        self._workers = workers
+        self._concurrency = concurrency
+        self._clock = clock
+        self._queue: deque[TaskRecord] = deque()
+        self._active: dict[str, int] = {}
+        self._lost: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._threads: list[threading.Thread] = []
+        self._cancelling: list[threading.Thread] = []
+        self._closing = False
+        self.changed = threading.Condition()
+        self.stuck: dict[str, JournalError] = {}
+
+    def until(self) -> float:
+        """When a lease that begins now ends, by the clock of leases."""
+        return time.monotonic() + LEASE
+
+    def submit(self, records: Iterable[TaskRecord]) -> None:
+        """Work on tasks, in this order, behind those that wait."""
+        with self.changed:
+            for record in records:
+                self._lost.discard(record.task_id)
+                self.stuck.pop(record.task_id, None)
+                if record.cancelled:
+                    self._cancelled.add(record.task_id)
+                self._queue.append(record)
+            while len(self._threads) < self._concurrency + 1:
+                target = self._serve if self._threads else self._keep_leases
+                # Daemons: a script's end does not wait for its tasks, which another run resumes.
+                thread = threading.Thread(target=target, name="amistore-task", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self.changed.notify_all()
+
+    def has(self, task_id: str) -> bool:
+        """Whether it waits or is worked on here."""
+        with self.changed:
+            return task_id in self._active or any(each.task_id == task_id for each in self._queue)
+
+    def cancel(self, task_id: str) -> None:
+        """Give a task up: one that waits now, one that is worked on when it stops next."""
+        with self.changed:
+            self._cancelled.add(task_id)
+            waiting = next((each for each in self._queue if each.task_id == task_id), None)
+            if waiting is None:
+                return
+            self._queue.remove(waiting)
+            self._active[task_id] = waiting.epoch
+            thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
+            self._cancelling.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        """Stop all tasks at the next part, and end the threads."""
+        with self.changed:
+            self._closing = True
+            self._queue.clear()
+            self.changed.notify_all()
+        for thread in (*self._threads, *self._cancelling):
+            thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self.changed:
+                while not self._queue and not self._closing:
+                    self.changed.wait()
+                if self._closing:
+                    return
+                record = self._queue.popleft()
+                self._active[record.task_id] = record.epoch
+            self._work_on(record)
+
+    def _work_on(self, record: TaskRecord) -> None:
+        try:
+            self._run(record)
+        except _StoppedError:
+            _logger.info("%s: stopped, to be resumed", record.task_id)
+        except LeaseLostError as error:
+            _logger.warning("%s: left: %s", record.task_id, error)
+        except JournalError as error:
+            _logger.error("%s: left unfinished: %s", record.task_id, error)
+            with self.changed:
+                self.stuck[record.task_id] = error
+        finally:
+            with self.changed:
+                del self._active[record.task_id]
+                self._cancelled.discard(record.task_id)
+                self.changed.notify_all()
+
+    def _run(self, record: TaskRecord) -> None:
+        log = TaskLog(self._journal, record)
+        heed_cancel = True
+        attempt = 0
+        while record.stage != "undoing":
+            attempt += 1
+            try:
+                self._check(record, heed_cancel)
+                self._do(record, log, heed_cancel)
+                return
+            except (_StoppedError, LeaseLostError, JournalError):
+                raise
+            except _CancelledError:
+                if is_done(record, self._backend, log):
+                    heed_cancel = False  # too late: only the journal does not know it yet
+                    continue
+                self._fail(record, "cancelled")
+                break
+            except Exception as error:
+                self._refuse_shutdown()
+                passing = isinstance(error, BackendError) and error.retryable
+                if passing and attempt < _RUNS:
+                    _logger.warning("%s: trying again: %s", record.task_id, error)
+                    self._pause(_PAUSE * 2 ** (attempt - 1))
+                    continue
+                if not isinstance(error, AmistoreError):
+                    _logger.exception("%s: unexpected", record.task_id)
+                    error = AmistoreError(f"{type(error).__name__}: {error}")
+                self._fail(record, str(error))
+                break
+        self._undo(record, log)
+
+    def _do(self, record: TaskRecord, log: TaskLog, heed_cancel: bool) -> None:
+        self._journal.begin(record.lease)
+        _logger.info("%s: %s/%s: running", record.task_id, record.bucket, record.object_key)
+        reported = time.monotonic(), record.progress
+
+        def progress(percent: int) -> None:
+            nonlocal reported
+            self._check(record, heed_cancel)
+            # An fsync each: not for every segment.
+            if percent > reported[1] and time.monotonic() - reported[0] >= 0.5:
+                self._journal.advance(record.lease, percent)
+                reported = time.monotonic(), percent
+
+        now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
+        outcome = do_task(record, self._backend, log, workers=self._workers, progress=progress, now=now)
+        self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
+        _logger.info("%s: completed", record.task_id)
+
+    def _check(self, record: TaskRecord, heed_cancel: bool) -> None:
+        """Stop here, where there is a reason to."""
+        if self._closing:
+            raise _StoppedError
+        self._refuse_shutdown()
+        if record.task_id in self._lost:
+            raise LeaseLostError("its lease has ended")
+        if heed_cancel and record.task_id in self._cancelled:
+            raise _CancelledError
+
+    def _refuse_shutdown(self) -> None:
+        """When the interpreter ends, nothing can be begun any more; that fails no task."""
+        if not threading.main_thread().is_alive():
+            raise _StoppedError
+
+    def _pause(self, seconds: float) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self._closing, timeout=seconds)
+
+    def _fail(self, record: TaskRecord, reason: str) -> None:
+        self._journal.fail(record.lease, reason)
+        _logger.error("%s: failed: %s", record.task_id, reason)
+
+    def _undo(self, record: TaskRecord, log: TaskLog) -> None:
+        """Remove what a failed task has made; what cannot be removed stays noted, to try again."""
+        left = [_thing(entry) for entry in map(read_entry, log.entries())]
+        try:
+            abandon(log, self._backend, completed=True)
+        except (LeaseLostError, JournalError):
+            raise
+        except Exception as error:
+            self._refuse_shutdown()
+            _logger.error("%s: left behind for now: %s", record.task_id, error)
+            self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
+        else:
+            self._journal.undone(record.lease)
+            _logger.info("%s: what it had made is removed", record.task_id)
+
+    def _keep_leases(self) -> None:
+        while True:
+            with self.changed:
+                if self.changed.wait_for(lambda: self._closing, timeout=_HEARTBEAT):
+                    return
+            try:
+                owned = self._journal.renew(self._ownership.owner, self.until())
+            except JournalError as error:
+                _logger.warning("leases are not renewed: %s", error)
+                continue
+            with self.changed:
+                ours = {**self._active, **{each.task_id: each.epoch for each in self._queue}}
+                for task_id, epoch in ours.items():
+                    if task_id not in owned or owned[task_id].epoch != epoch:
+                        self._lost.add(task_id)
+                cancelled = {task_id for task_id in ours if task_id in owned and owned[task_id].cancelled}
+            for task_id in cancelled - self._cancelled:
+                self.cancel(task_id)
+
+
+def _thing(entry: dict[str, object]) -> str:
+    """What a log's entry says was made, by its id."""
+    with contextlib.suppress(KeyError):
+        return f"snapshot {entry['snapshot']}"
+    with contextlib.suppress(KeyError):
+        return f"upload {entry['upload']}"
+    return ""

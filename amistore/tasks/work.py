@@ -1,0 +1,161 @@
+"""What a task does, from its record and its log: all of it, or what an earlier run has left to do.
+
+Every check of the first run is made in each: the AMI is described and tried again, the object
+opened again. Next: `objects/` has the store and the restore themselves.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+
+import attrs
+
+from amistore.archive.reader import ContainerFile
+from amistore.backends import Backend
+from amistore.backends.ranges import ObjectRanges
+from amistore.errors import NotFoundError
+from amistore.model import Tag
+from amistore.objects import pack_object, unpack_object
+from amistore.objects.carried import looked_at_again
+from amistore.objects.registration import refuse_taken, register_restored
+from amistore.objects.resumelog import ResumeLog, read_entry
+from amistore.objects.upload import RUN_KEY
+from amistore.pipeline import Phase, Progress
+from amistore.pipeline.foreign import foreign_errors
+from amistore.tasks.metadata import object_metadata
+from amistore.tasks.record import TaskRecord
+
+__all__ = ["Outcome", "do_task", "is_done", "open_object"]
+
+Percent = Callable[[int], None]
+
+
+@attrs.frozen
+class Outcome:
+    """What a task has made: the AMI's id, and the archive's content id."""
+
+    image_id: str | None
+    content_id: str
+
+
+def do_task(
+    record: TaskRecord,
+    backend: Backend,
+    log: ResumeLog,
+    *,
+    workers: int | None,
+    progress: Percent,
+    now: datetime.datetime,
+) -> Outcome:
+    """Store or restore, as the record says; on from the log's end.
+
+    Args:
+        record: of the task.
+        backend: of its place.
+        log: of the task.
+        workers: segments worked on at once; None for the number of CPUs.
+        progress: called with a percentage, often; what it raises ends the run.
+        now: of the object's time stamp.
+    """
+
+    def report(event: Progress) -> None:
+        progress(_percentage(event))
+
+    run = _store if record.kind == "store" else _restore
+    return run(record, backend, log, workers, report, now)
+
+
+def _percentage(progress: Progress) -> int:
+    """An estimate, 99 at most: all of it is done when the task is completed."""
+    if progress.phase is Phase.LIST or not progress.total_blocks:
+        return 0
+    return 99 * progress.blocks // progress.total_blocks
+
+
+def open_object(backend: Backend, bucket: str, key: str) -> ContainerFile:
+    """The archive in an object, its end checked."""
+    with foreign_errors("head_object", bucket=bucket, key=key):
+        return looked_at_again(lambda: ContainerFile(ObjectRanges(backend.s3, bucket, key)))
+
+
+def _store(
+    record: TaskRecord,
+    backend: Backend,
+    log: ResumeLog,
+    workers: int | None,
+    progress: Callable[[Progress], None],
+    now: datetime.datetime,
+) -> Outcome:
+    image_id = str(record.image_id)
+    with foreign_errors("describe_image", image_id=image_id):
+        image = backend.ec2.describe_image(image_id)
+        backend.preflight(image)
+    pack_object(
+        image,
+        backend.ebs,
+        backend.s3,
+        record.bucket,
+        record.object_key,
+        log=log,
+        metadata=object_metadata(image, record.task_id, now, backend.ec2.region_name),
+        tags=record.request["object_tags"] or None,
+        workers=workers,
+        progress=progress,
+    )
+    stored = open_object(backend, record.bucket, record.object_key)
+    return Outcome(image_id, stored.index.content_id.hex())
+
+
+def _restore(
+    record: TaskRecord,
+    backend: Backend,
+    log: ResumeLog,
+    workers: int | None,
+    progress: Callable[[Progress], None],
+    now: datetime.datetime,
+) -> Outcome:
+    if not log.entries():
+        # It may have waited for hours. Later, the name may be taken by the task's own image.
+        refuse_taken(backend, record.name)
+    restored = unpack_object(
+        backend.s3,
+        record.bucket,
+        record.object_key,
+        backend.ebs,
+        log=log,
+        expected_content_id=record.content_id,
+        tags=_tags(record.request["snapshot_tags"]),
+        allow_lost=record.request["allow_lost"],
+        workers=workers,
+        progress=progress,
+    )
+    restored = attrs.evolve(
+        restored.with_tags(_tags(record.request["image_tags"])),
+        source_image_id=record.source_image_id,
+        source_image_region=record.request["region"],
+    )
+    image_id = register_restored(restored, record.name, backend, log, image_id=record.image_id)
+    return Outcome(image_id, str(record.content_id))
+
+
+def _tags(members: dict[str, str]) -> list[Tag]:
+    return [Tag(key=key, value=value) for key, value in members.items()]
+
+
+def is_done(record: TaskRecord, backend: Backend, log: ResumeLog) -> bool:
+    """Whether what the task makes is there already, and only the journal does not know it yet."""
+    entries = [read_entry(entry) for entry in log.entries()]
+    if not entries:
+        return False
+    if record.kind == "store":
+        try:
+            with foreign_errors("head_object", bucket=record.bucket, key=record.object_key):
+                found = backend.s3.head_object(record.bucket, record.object_key)
+        except NotFoundError:
+            return False
+        return found.metadata.get(RUN_KEY) == entries[0].get("task")
+    begun = {entry["snapshot"] for entry in entries if "snapshot" in entry}
+    with foreign_errors("find_images"):
+        images = backend.ec2.find_images(str(record.name))
+    return any(image.snapshot_ids and begun.issuperset(image.snapshot_ids) for image in images)
