@@ -47,9 +47,12 @@ def object_place(bucket: object, image_id: str) -> tuple[str, str]:
 
 def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
     """Tags of an object: ten at most, keys of 1 to 128 and values of up to 256 characters, no ``aws:``."""
-    if isinstance(tags, Mapping):
-        tags = [Tag(key=key, value=value) for key, value in tags.items()]
-    return {tag.key: tag.value or "" for tag in _tags(tags, MOST_OBJECT_TAGS)}
+    given = _of_mapping(tags) if isinstance(tags, Mapping) else tags
+    return {tag.key: tag.value or "" for tag in _tags(given, MOST_OBJECT_TAGS)}
+
+
+def _of_mapping(tags: Mapping[str, str]) -> list[Tag]:
+    return [Tag(key=key, value=value) for key, value in tags.items()]
 
 
 def split_tags(specifications: Iterable[TagSpecification]) -> tuple[tuple[Tag, ...], tuple[Tag, ...]]:
@@ -173,7 +176,7 @@ class PageRequest:
             before, since, identity = json.loads(base64.urlsafe_b64decode(token))
             valid = type(before) is int and type(since) is int and 0 < before < 2**63 and abs(since) < 2**63
         except (ValueError, TypeError, RecursionError):
-            valid, identity = False, None
+            valid, identity, before, since = False, None, 0, 0
         if not valid or identity != self._identity():
             raise InvalidRequestError(
                 "the token is of another request, or damaged: begin with the first page",

@@ -7,7 +7,7 @@ for is ours, and named so that it reads alike.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, Literal, TypeVar, overload
 
 import attrs
@@ -27,6 +27,10 @@ __all__ = [
 TaskState = Literal["InProgress", "Completed", "Failed"]
 
 
+def _tags(tags: Iterable[Tag]) -> tuple[Tag, ...]:
+    return tuple(tags)
+
+
 @attrs.frozen(kw_only=True)
 class TagSpecification:
     """Tags for what a restore makes.
@@ -37,7 +41,7 @@ class TagSpecification:
     """
 
     resource_type: str
-    tags: Sequence[Tag] = attrs.field(converter=tuple)
+    tags: tuple[Tag, ...] = attrs.field(converter=_tags)
 
 
 @attrs.frozen(kw_only=True)
