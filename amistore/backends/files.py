@@ -8,6 +8,8 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ from amistore.model.fields import from_wire
 
 __all__ = [
     "check_target",
+    "is_forgotten",
     "locked",
     "new_file",
     "open_descriptor",
@@ -35,6 +38,7 @@ __all__ = [
     "read_at",
     "read_json",
     "read_value",
+    "remove_hidden",
     "sync_directory",
     "temporary",
     "write_at",
@@ -42,6 +46,8 @@ __all__ = [
 ]
 
 V = TypeVar("V")
+
+_FORGOTTEN = 3600  # seconds
 
 # No room, quota, or a file larger than the filesystem or RLIMIT_FSIZE allows.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -89,6 +95,26 @@ def temporary(path: Path) -> Iterator[Path]:
         yield name
     finally:
         name.unlink(missing_ok=True)
+
+
+def remove_hidden(folder: Path) -> Iterator[Path]:
+    """Remove what crashes have left in a folder: names that `temporary` gave, and deleted ones.
+
+    Only what has not been written to for an hour: a process may be making it.
+    """
+    for path in folder.glob(".*"):
+        if path.suffix in (".tmp", ".deleted") and is_forgotten(path):
+            with contextlib.suppress(FileNotFoundError):  # another process does the same
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield path
+
+
+def is_forgotten(path: Path) -> bool:
+    """Whether nothing was written there for an hour."""
+    try:
+        return time.time() - path.stat().st_mtime > _FORGOTTEN
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ layers below.
 
 from amistore.tasks.engine import TaskEngine
 from amistore.tasks.quotas import Quotas
+from amistore.tasks.sweep import SweepReport
 from amistore.tasks.task import (
     RestoreImageTask,
     SnapshotProgress,
@@ -20,6 +21,7 @@ __all__ = [
     "RestoreImageTask",
     "SnapshotProgress",
     "StoreImageTask",
+    "SweepReport",
     "TagSpecification",
     "TaskEngine",
     "TaskPage",

@@ -34,6 +34,7 @@ from amistore.tasks.requests import (
     split_tags,
 )
 from amistore.tasks.runner import TaskRunner
+from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task, TaskPage
 from amistore.tasks.work import open_object
 from amistore.units import GIB
@@ -323,6 +324,28 @@ class TaskEngine:
         self._check_open()
         return self._take(self._journal.unfinished(self.place))
 
+    def sweep(self) -> SweepReport:
+        """Remove what belongs to no live task: try the clean-up of failed tasks again, and look for more.
+
+        That is: uploads whose beginning got no answer, files that crashes have left in a
+        `DirectoryBackend`, tasks of the journal that ended more than 31 days ago. What may be another
+        program's is only told.
+        """
+        self._check_open()
+        undoing = [each for each in self._journal.unfinished(self.place) if each.stage == "undoing"]
+        ended = [self._await(task.task_id) for task in self._take(undoing)]
+        uploads = sweep_uploads(self.backend, self._journal, self.place)
+        removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
+        left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
+        with foreign_errors("sweep"):
+            files = self.backend.sweep()
+        self._journal.prune(self.place, self._oldest())
+        return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
+
+    def _oldest(self) -> int:
+        """When a task must have been started at least to be described; milliseconds since 1970."""
+        return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
+
     def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
         owner, until = self._ownership.owner, self._runner.until()
         with self._taking:
@@ -392,8 +415,7 @@ class TaskEngine:
         request = PageRequest.of(image_ids, filters, max_results, next_token)
         if dry_run:
             raise dry_run_succeeded()
-        age = datetime.timedelta(days=_DAYS).total_seconds()
-        since = int((self._clock() - age) * 1000) if request.since is None else request.since
+        since = self._oldest() if request.since is None else request.since
         found = self._journal.page(
             self.place,
             kind,

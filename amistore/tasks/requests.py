@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
@@ -47,12 +47,11 @@ def object_place(bucket: object, image_id: str) -> tuple[str, str]:
 
 def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
     """Tags of an object: ten at most, keys of 1 to 128 and values of up to 256 characters, no ``aws:``."""
-    given = _of_mapping(tags) if isinstance(tags, Mapping) else tags
+    if isinstance(tags, Mapping):
+        given = [Tag(key=key, value=value) for key, value in cast("Mapping[str, str]", tags).items()]
+    else:
+        given = list(tags)
     return {tag.key: tag.value or "" for tag in _tags(given, MOST_OBJECT_TAGS)}
-
-
-def _of_mapping(tags: Mapping[str, str]) -> list[Tag]:
-    return [Tag(key=key, value=value) for key, value in tags.items()]
 
 
 def split_tags(specifications: Iterable[TagSpecification]) -> tuple[tuple[Tag, ...], tuple[Tag, ...]]:

@@ -45,6 +45,12 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
         self.path = root
         self.journal = str(root / "tasks.db")
 
+    def sweep(self) -> tuple[str, ...]:
+        """Remove what crashes have left in the folder an hour ago or earlier; gives the files' names."""
+        with files.operation("sweep"):
+            found = [*files.remove_hidden(self.path / "ec2"), *files.remove_hidden(self.path / "ebs")]
+            return tuple(str(path.relative_to(self.path)) for path in (*found, *self.s3.sweep()))
+
     def import_disk(self, path: str | os.PathLike[str], *, name: str, **attributes: Any) -> str:
         """Make an AMI of a raw disk.
 

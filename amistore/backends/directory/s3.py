@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,18 @@ class DirectoryS3(ObjectStore):
                 if upload is not None and upload["key"].startswith(prefix)
             ]
             return sorted(uploads, key=lambda upload: (upload.key, upload.upload_id))
+
+    def sweep(self) -> Iterator[Path]:
+        """Remove what crashes have left and no name leads to; gives the files."""
+        for own in self.root.glob("*/.amistore"):
+            yield from files.remove_hidden(own.parent)
+            yield from files.remove_hidden(own / "objects")
+            yield from files.remove_hidden(own / "uploads")
+            for folder in (own / "uploads").glob("upload-*"):
+                if files.is_forgotten(folder) and not (folder / "upload.json").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    yield folder
+                yield from files.remove_hidden(folder)
 
     def _bucket(self, bucket: str) -> Path:
         checks.check_bucket(bucket)

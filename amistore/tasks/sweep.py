@@ -1,0 +1,84 @@
+"""`sweep`: what belongs to no live task, found and removed where it is surely ours."""
+
+from __future__ import annotations
+
+import attrs
+
+from amistore.backends import Backend, MultipartUpload
+from amistore.errors import AmistoreError, NotFoundError
+from amistore.pipeline.foreign import foreign_errors
+from amistore.tasks.journal import Journal
+from amistore.tasks.record import TaskRecord
+
+__all__ = ["SweepReport", "sweep_uploads", "unfinished_cleanup"]
+
+
+@attrs.frozen(kw_only=True)
+class SweepReport:
+    """What a sweep has found.
+
+    Attributes:
+        removed: by what it is and its id.
+        left: what it may not remove or could not, with the reason.
+    """
+
+    removed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport:
+    """Uploads at the keys of tasks that have ended.
+
+    One is surely ours if it is empty and a task's call that begins one got no answer: what a task
+    sends goes to an upload whose id its log has. Others may be of another program.
+    """
+    removed: list[str] = []
+    left: list[str] = []
+    places: dict[tuple[str, str], list[TaskRecord]] = {}
+    for record in journal.ended(place):
+        if record.kind == "store":
+            places.setdefault((record.bucket, record.object_key), []).append(record)
+    for (bucket, key), records in places.items():
+        try:
+            with foreign_errors("list_multipart_uploads", bucket=bucket, key=key):
+                uploads = [each for each in backend.s3.list_multipart_uploads(bucket, key) if each.key == key]
+        except NotFoundError:
+            continue  # the bucket is gone
+        except AmistoreError as error:
+            left.append(f"uploads of {bucket}/{key}, which could not be listed: {error}")
+            continue
+        # Asked for after the list: an upload in it that is of a live task is of one of these.
+        if not uploads or any(_place(each) == (bucket, key) for each in journal.unfinished(place)):
+            continue
+        lost = [record for record in records if record.lost_upload]
+        for upload in uploads:
+            try:
+                gone = bool(lost) and _abort_empty(backend, bucket, upload)
+            except AmistoreError as error:
+                left.append(f"upload {upload.upload_id} of {bucket}/{key}: {error}")
+                continue
+            if gone:
+                removed.append(f"upload {upload.upload_id} of {bucket}/{key}")
+            else:
+                left.append(f"upload {upload.upload_id} of {bucket}/{key}, which no task here has begun")
+        for record in lost:
+            journal.found_upload(record.task_id)
+    return SweepReport(removed=tuple(removed), left=tuple(left))
+
+
+def _place(record: TaskRecord) -> tuple[str, str]:
+    return record.bucket, record.object_key
+
+
+def _abort_empty(backend: Backend, bucket: str, upload: MultipartUpload) -> bool:
+    with foreign_errors("abort_multipart_upload", bucket=bucket, key=upload.key):
+        if backend.s3.list_parts(bucket, upload.key, upload.upload_id):
+            return False
+        backend.s3.abort_multipart_upload(bucket, upload.key, upload.upload_id)
+    return True
+
+
+def unfinished_cleanup(record: TaskRecord) -> str:
+    """What is told of a failed task whose clean-up was tried again in vain."""
+    things = ", ".join(record.left_behind) or "what it had made"
+    return f"{things} of {record.task_id}: what keeps it from being removed is in the log"
