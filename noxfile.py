@@ -26,7 +26,9 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests."""
     # pytest-xdist 3.8 does not see its groups under pytest 9.2: servers and loop devices would be shared.
-    session.install("-q", "-e", ".[testing,plot,remote,aws]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE)
+    session.install(
+        "-q", "-e", ".[testing,plot,remote,aws,progress]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE
+    )
     session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs)
 
 
@@ -45,7 +47,7 @@ def reliability(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Form, types, and which module may import which."""
-    session.install("-q", "-e", ".[testing,plot,remote,aws]", *TOOLS)
+    session.install("-q", "-e", ".[testing,plot,remote,aws,progress]", *TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
@@ -56,7 +58,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python example in README.md and docs/."""
-    session.install("-q", "-e", ".[testing,plot,remote,aws]")
+    session.install("-q", "-e", ".[testing,plot,remote,aws,progress]")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, overload
 
 import attrs
 
@@ -20,6 +20,7 @@ from amistore.model import Image, Tag
 from amistore.objects.registration import refuse_taken
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
+from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.journal import Journal
 from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.ownership import Ownership
@@ -274,12 +275,22 @@ class TaskEngine:
         """
         return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
 
-    def wait(self, task: T | str | None = None) -> T | tuple[Task, ...]:
+    @overload
+    def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
+    @overload
+    def wait(self, task: str, *, progress: bool | ProgressReport = False) -> Task: ...
+    @overload
+    def wait(self, task: None = None, *, progress: bool | ProgressReport = False) -> tuple[Task, ...]: ...
+    def wait(
+        self, task: Task | str | None = None, *, progress: bool | ProgressReport = False
+    ) -> Task | tuple[Task, ...]:
         """Wait until a task has ended, however long that takes, or every task of this engine.
 
         Args:
             task: a task or its id, also one of another process; None for all that this engine has
                 created or resumed.
+            progress: True for a bar a task (tqdm; extra ``progress``), or what to call with a task
+                when its percentage has changed.
 
         Returns:
             The task as it is then; for None all of them, oldest first.
@@ -290,13 +301,14 @@ class TaskEngine:
         """
         self._check_open()
         wanted = list(self._mine) if task is None else [_task_id(task)]
-        records = [self._await(task_id) for task_id in wanted]
+        with progress_reports(progress) as report:
+            records = [self._await(task_id, report) for task_id in wanted]
         failed = [record for record in records if record.state == "Failed"]
         if failed:
             told = "; ".join(f"{each.task_id} failed: {each.failure_reason}" for each in failed)
             raise TaskFailedError(told, task_ids=tuple(each.task_id for each in failed))
         ended = tuple(record.task() for record in records)
-        return ended if task is None else cast(T, ended[0])
+        return ended if task is None else ended[0]
 
     def cancel(self, task: Task | str) -> None:
         """Give a task up, of whatever process: what it has made is removed, and it counts as failed.
@@ -365,9 +377,11 @@ class TaskEngine:
             or not self._ownership.alive(record.owner)
         )
 
-    def _await(self, task_id: str) -> TaskRecord:
+    def _await(self, task_id: str, report: ProgressReport | None = None) -> TaskRecord:
         while True:
             record = self._journal.task(task_id)
+            if report is not None:
+                report(record.task())
             if record.stage == "ended" or (record.stage == "undoing" and record.owner is None):
                 return record
             with self._runner.changed:
@@ -410,7 +424,7 @@ class TaskEngine:
         max_results: int | None,
         next_token: str | None,
         dry_run: bool,
-    ) -> TaskPage[T]:
+    ) -> TaskPage[Any]:
         self._check_open()
         request = PageRequest.of(image_ids, filters, max_results, next_token)
         if dry_run:
@@ -428,7 +442,7 @@ class TaskEngine:
         )
         shown = found[: request.limit]
         token = request.token(shown[-1].sequence, since) if len(found) > request.limit else None
-        return TaskPage(cast("tuple[T, ...]", tuple(record.task() for record in shown)), token)
+        return TaskPage(tuple(record.task() for record in shown), token)
 
     def _size(self, image: Image) -> int:
         """GiB of the image's snapshots, each counted once."""

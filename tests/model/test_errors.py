@@ -26,6 +26,7 @@ FACTS = {
     "bucket": "archive",
     "key": "größe\n.bin",
     "code": "InvalidParameterValue",
+    "task_ids": ("store-0123456789abcdef0", "restore-0123456789abcdef0"),
     "field": "Tag.key",
     "value": [1, "x"],
 }

@@ -174,7 +174,7 @@ def test_a_task_that_was_left_is_resumed_by_the_next_engine(tmp_path: Path) -> N
         assert next_engine.wait(task).state == "Completed"
         next_engine.create_restore_image_task(bucket=BUCKET, object_key=task.object_key, name="web-2")
         (restored,) = next_engine.wait()[1:]
-    assert disks(cloud, str(restored.image_id)) == DISKS  # type: ignore[attr-defined]
+    assert disks(cloud, str(restored.image_id)) == DISKS
 
 
 def test_waiting_for_a_task_whose_engine_has_ended_goes_on_with_it(tmp_path: Path) -> None:
@@ -261,6 +261,27 @@ def test_a_sweep_removes_what_crashes_left_in_a_directory_an_hour_ago(tmp_path: 
     assert cloud.s3.head_object(BUCKET, key).size
 
 
+def test_who_waits_is_told_each_percentage_once_and_never_a_lower_one() -> None:
+    cloud, image_id = account()
+    told: list[amistore.StoreImageTask] = []
+    with TaskEngine(cloud) as engine:
+        task = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        engine.wait(task, progress=told.append)
+    seen = [(each.progress_percentage, each.state) for each in told]
+    assert seen == sorted(set(seen), key=lambda each: each[0])
+    assert seen[-1] == (100, "Completed")
+
+
+def test_a_bar_shows_what_is_done_and_ends_full(capfd: pytest.CaptureFixture[str]) -> None:
+    cloud, image_id = account()
+    with TaskEngine(cloud) as engine:
+        engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        engine.wait(progress=True)
+    shown = capfd.readouterr().err
+    assert f"store {image_id}" in shown
+    assert "100 % |" in shown
+
+
 def test_a_closed_engine_refuses_every_call() -> None:
     cloud, image_id = account()
     engine = TaskEngine(cloud)
@@ -268,6 +289,6 @@ def test_a_closed_engine_refuses_every_call() -> None:
     engine.close()
     for call in (engine.resume, engine.sweep, engine.wait, engine.describe_store_image_tasks):
         with pytest.raises(amistore.InvalidRequestError, match="closed"):
-            call()  # type: ignore[operator]
+            call()
     with pytest.raises(amistore.InvalidRequestError, match="closed"):
         engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
