@@ -16,6 +16,7 @@ from amistore.tasks import runner
 from amistore.tasks.journal import Journal
 from amistore.testing import FaultyBackend
 
+
 def test_what_is_stored_and_restored_has_the_same_disks_and_a_new_id() -> None:
     cloud, image_id = account()
     with TaskEngine(cloud) as engine:
