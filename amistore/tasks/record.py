@@ -28,12 +28,15 @@ class Lease:
 
 @attrs.frozen(kw_only=True)
 class VolumeRecord:
-    """A snapshot of a restore: stored and new id, size in GiB, number of listed blocks."""
+    """A snapshot that is stored, or stored and to be restored: its id and size in GiB.
+
+    Of a restore also the new snapshot's id, once it is known, and the number of listed blocks.
+    """
 
     stored_id: str
     snapshot_id: str | None = None
     size: int
-    blocks: int
+    blocks: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +49,7 @@ class TaskRecord:
         size: GiB that it takes of the quota.
         request: what else it was asked for, of plain values.
         started: milliseconds since 1970, UTC.
-        volumes: of a restore.
+        volumes: in the archive's order.
         lost_upload: whether an upload may have been begun whose id was lost.
         epoch: of the current lease.
     """
@@ -106,6 +109,11 @@ class TaskRecord:
     def lease(self) -> Lease:
         """The current one."""
         return Lease(self.task_id, self.epoch)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Ids of the snapshots that it lists."""
+        return tuple(volume.stored_id for volume in self.volumes) if self.kind == "store" else ()
 
     @property
     def state(self) -> TaskState:

@@ -33,6 +33,7 @@ LEASE: Final = 60.0
 _HEARTBEAT: Final = 5.0
 _RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
 _PAUSE: Final = 5.0  # seconds, doubled
+_REPORT: Final = 0.5  # seconds between two notes of progress, which are an fsync each
 
 _logger = logging.getLogger("amistore")
 
@@ -78,7 +79,7 @@ class TaskRunner:
         self._concurrency = concurrency
         self._clock = clock
         self._queue: deque[TaskRecord] = deque()
-        self._active: dict[str, int] = {}
+        self._active: dict[str, TaskRecord] = {}
         self._lost: set[str] = set()
         self._cancelled: set[str] = set()
         self._threads: list[threading.Thread] = []
@@ -121,7 +122,7 @@ class TaskRunner:
             if waiting is None:
                 return
             self._queue.remove(waiting)
-            self._active[task_id] = waiting.epoch
+            self._active[task_id] = waiting
             thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
             self._cancelling.append(thread)
             thread.start()
@@ -138,13 +139,22 @@ class TaskRunner:
     def _serve(self) -> None:
         while True:
             with self.changed:
-                while not self._queue and not self._closing:
+                while (record := self._next()) is None and not self._closing:
                     self.changed.wait()
-                if self._closing:
+                if record is None or self._closing:
                     return
-                record = self._queue.popleft()
-                self._active[record.task_id] = record.epoch
+                self._queue.remove(record)
+                self._active[record.task_id] = record
             self._work_on(record)
+
+    def _next(self) -> TaskRecord | None:
+        """The first that waits and reads no snapshot that another one is reading.
+
+        Listing a snapshot ends the block tokens that another lister of it has (EBS direct APIs,
+        ListSnapshotBlocks).
+        """
+        read = {snapshot_id for record in self._active.values() for snapshot_id in record.reads}
+        return next((record for record in self._queue if read.isdisjoint(record.reads)), None)
 
     def _work_on(self, record: TaskRecord) -> None:
         try:
@@ -203,8 +213,7 @@ class TaskRunner:
         def progress(percent: int) -> None:
             nonlocal reported
             self._check(record, heed_cancel)
-            # An fsync each: not for every segment.
-            if percent > reported[1] and time.monotonic() - reported[0] >= 0.5:
+            if percent > reported[1] and time.monotonic() - reported[0] >= _REPORT:
                 self._journal.advance(record.lease, percent)
                 reported = time.monotonic(), percent
 
@@ -262,9 +271,9 @@ class TaskRunner:
                 _logger.warning("leases are not renewed: %s", error)
                 continue
             with self.changed:
-                ours = {**self._active, **{each.task_id: each.epoch for each in self._queue}}
-                for task_id, epoch in ours.items():
-                    if task_id not in owned or owned[task_id].epoch != epoch:
+                ours = {**self._active, **{each.task_id: each for each in self._queue}}
+                for task_id, record in ours.items():
+                    if task_id not in owned or owned[task_id].epoch != record.epoch:
                         self._lost.add(task_id)
                 cancelled = {task_id for task_id in ours if task_id in owned and owned[task_id].cancelled}
             for task_id in cancelled - self._cancelled:

@@ -18,14 +18,15 @@ DISKS = [{0: images.block(1), 7: bytes(amistore.BLOCK_SIZE), 900: images.block(2
 
 
 @contextlib.contextmanager
-def held(service: object, verb: str) -> Iterator[threading.Event]:
-    """Holds calls of a verb until the block ends; gives the event that one has come."""
+def held(service: object, verb: str, of: object = None) -> Iterator[threading.Event]:
+    """Holds calls of a verb, or those on `of`, until the block ends; gives the event that one has come."""
     reached, opened = threading.Event(), threading.Event()
     inner = getattr(service, verb)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        reached.set()
-        assert opened.wait(60)
+        if of is None or of == arguments[0]:
+            reached.set()
+            assert opened.wait(60)
         return inner(*arguments, **options)
 
     setattr(service, verb, call)
