@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,31 +12,23 @@ from typing import Any, Final, TypeVar, cast, overload
 import attrs
 
 from amistore.backends import Backend, checks
-from amistore.container import Index
-from amistore.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, TaskFailedError
-from amistore.model import Image, Tag
-from amistore.objects.registration import refuse_taken
+from amistore.errors import InvalidRequestError, TaskFailedError
+from amistore.model import Tag
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
+from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
-from amistore.tasks.journal import Journal
-from amistore.tasks.metadata import REGION_KEY
+from amistore.tasks.journal import Journal, journal_path
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.quotas import Quotas
-from amistore.tasks.record import Kind, TaskRecord, VolumeRecord
+from amistore.tasks.record import Kind, TaskRecord
 from amistore.tasks.requests import (
     PageRequest,
-    check_image_id,
     dry_run_succeeded,
-    object_place,
-    object_tags,
-    split_tags,
 )
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task, TaskPage
-from amistore.tasks.work import open_object
-from amistore.units import GIB
 
 __all__ = ["TaskEngine"]
 
@@ -86,7 +76,7 @@ class TaskEngine:
         worker_count(concurrency)
         self.backend = backend
         self.quotas = quotas or Quotas()
-        path = _journal_path(backend, journal)
+        path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
         own = backend.journal is not None and path in (None, Path(backend.journal).absolute())
         self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
@@ -101,8 +91,6 @@ class TaskEngine:
             concurrency=concurrency,
             clock=clock,
         )
-        self._mine: list[str] = []
-        self._taking = threading.Lock()  # a task in the journal is one that the runner has, too
         self._closed = False
 
     def __enter__(self) -> TaskEngine:
@@ -147,30 +135,10 @@ class TaskEngine:
             BackendError: the backend failed.
         """
         self._check_open()
-        check_image_id(image_id)
-        name, key = object_place(bucket, image_id)
-        tags = object_tags(s3_object_tags)
-        with foreign_errors("describe_image", image_id=image_id):
-            image = self.backend.ec2.describe_image(image_id)
-            self.backend.preflight(image)
-        size = self._size(image)
-        self.quotas.check_image(image_id, size)
-        with foreign_errors("head_object", bucket=name, key=key):
-            self.backend.s3.head_bucket(name)
-            with contextlib.suppress(NotFoundError):
-                self.backend.s3.head_object(name, key)
-                raise AlreadyExistsError("the AMI is stored there already", bucket=name, key=key)
-        record = self._record(
-            "store",
-            image_id=image_id,
-            source_image_id=None,
-            name=None,
-            bucket=name,
-            object_key=key,
-            size=size,
-            request={"object_tags": tags},
+        request = StoreRequest.of(
+            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
         )
-        return cast(StoreImageTask, self._create(record, dry_run))
+        return cast(StoreImageTask, self._create(self._record(request.columns()), dry_run))
 
     def describe_store_image_tasks(
         self,
@@ -227,37 +195,18 @@ class TaskEngine:
             BackendError: the backend failed.
         """
         self._check_open()
-        for given, role in ((bucket, "a bucket's name"), (object_key, "an object's key")):
-            if not isinstance(given, str) or not given:
-                raise InvalidRequestError(f"{role} is needed", code="MissingParameter")
-        image_tags, snapshot_tags = split_tags(tag_specifications)
-        with foreign_errors("head_object", bucket=bucket, key=object_key):
-            self.backend.s3.head_bucket(bucket)
-            metadata = self.backend.s3.head_object(bucket, object_key).metadata
-        stored = open_object(self.backend, bucket, object_key)
-        chosen = checks.check_registrable(stored.image, name)
-        volumes = _volumes(stored.index)
-        size = sum(volume.size for volume in volumes)
-        self.quotas.check_image(stored.image.image_id, size)
-        refuse_taken(self.backend, chosen)
-        with foreign_errors("reserve_image_id"):
-            reserved = self.backend.ec2.reserve_image_id()
-        record = self._record(
-            "restore",
-            image_id=reserved,
-            source_image_id=stored.image.image_id,
-            name=chosen,
+        request = RestoreRequest.of(
+            self.backend,
+            self.quotas,
             bucket=bucket,
             object_key=object_key,
-            size=size,
-            request={
-                "image_tags": {tag.key: tag.value for tag in image_tags},
-                "snapshot_tags": {tag.key: tag.value for tag in snapshot_tags},
-                "allow_lost": allow_lost,
-                "region": metadata.get(REGION_KEY),
-            },
+            name=name,
+            tag_specifications=tag_specifications,
+            allow_lost=allow_lost,
         )
-        record = attrs.evolve(record, volumes=volumes, content_id=stored.index.content_id.hex())
+        with foreign_errors("reserve_image_id"):
+            reserved = self.backend.ec2.reserve_image_id()
+        record = attrs.evolve(self._record(request.columns()), image_id=reserved)
         return cast(RestoreImageTask, self._create(record, dry_run))
 
     def describe_restore_image_tasks(
@@ -300,9 +249,9 @@ class TaskEngine:
             JournalError: the journal could not be written; `resume` goes on.
         """
         self._check_open()
-        wanted = list(self._mine) if task is None else [_task_id(task)]
+        wanted = list(self._runner.mine) if task is None else [_task_id(task)]
         with progress_reports(progress) as report:
-            records = [self._await(task_id, report) for task_id in wanted]
+            records = [self._runner.wait(task_id, report) for task_id in wanted]
         failed = [record for record in records if record.state == "Failed"]
         if failed:
             told = "; ".join(f"{each.task_id} failed: {each.failure_reason}" for each in failed)
@@ -345,7 +294,7 @@ class TaskEngine:
         """
         self._check_open()
         undoing = [each for each in self._journal.unfinished(self.place) if each.stage == "undoing"]
-        ended = [self._await(task.task_id) for task in self._take(undoing)]
+        ended = [self._runner.wait(task.task_id) for task in self._take(undoing)]
         uploads = sweep_uploads(self.backend, self._journal, self.place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
         left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
@@ -358,63 +307,25 @@ class TaskEngine:
         """When a task must have been started at least to be described; milliseconds since 1970."""
         return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
 
-    def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
-        owner, until = self._ownership.owner, self._runner.until()
-        with self._taking:
-            found = [self._journal.take(each.task_id, owner, until, self._is_free) for each in records]
-            taken = [record for record in found if record is not None]
-            self._mine += [record.task_id for record in taken if record.task_id not in self._mine]
-            if taken:
-                self._runner.submit(taken)
-        return tuple(record.task() for record in taken)
-
-    def _is_free(self, record: TaskRecord) -> bool:
-        if record.owner == self._ownership.owner:
-            return not self._runner.has(record.task_id)  # its run ended without an end of the task
-        return (
-            record.owner is None
-            or record.lease_until <= time.monotonic()
-            or not self._ownership.alive(record.owner)
-        )
-
-    def _await(self, task_id: str, report: ProgressReport | None = None) -> TaskRecord:
-        while True:
-            record = self._journal.task(task_id)
-            if report is not None:
-                report(record.task())
-            if record.stage == "ended" or (record.stage == "undoing" and record.owner is None):
-                return record
-            with self._runner.changed:
-                if task_id in self._runner.stuck:
-                    raise self._runner.stuck[task_id]
-                if self._closed:
-                    raise InvalidRequestError("the engine is closed")
-            if not self._runner.has(task_id) and self._is_free(record):
-                self._take([record])
-            with self._runner.changed:
-                # Of another process nothing is told here: the journal is looked into again.
-                self._runner.changed.wait(timeout=0.5)
-
-    def _record(self, kind: Kind, **columns: object) -> TaskRecord:
+    def _record(self, columns: dict[str, Any]) -> TaskRecord:
         return TaskRecord(
-            task_id=checks.new_id(kind),
-            kind=kind,
+            task_id=checks.new_id(columns["kind"]),
             place=self.place,
             started=int(self._clock() * 1000),
             owner=self._ownership.owner,
             epoch=1,
             lease_until=self._runner.until(),
-            **columns,  # type: ignore[arg-type]
+            **columns,
         )
 
     def _create(self, record: TaskRecord, dry_run: bool) -> Task:
-        with self._taking:
-            self._journal.add(record, self.quotas.in_progress(record.kind), dry_run=dry_run)
-            if dry_run:
-                raise dry_run_succeeded()
-            self._mine.append(record.task_id)
-            self._runner.submit([record])
+        self._runner.create(record, self.quotas.in_progress(record.kind), dry_run=dry_run)
+        if dry_run:
+            raise dry_run_succeeded()
         return record.task()
+
+    def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
+        return tuple(record.task() for record in self._runner.take(records))
 
     def _page(
         self,
@@ -429,31 +340,7 @@ class TaskEngine:
         request = PageRequest.of(image_ids, filters, max_results, next_token)
         if dry_run:
             raise dry_run_succeeded()
-        since = self._oldest() if request.since is None else request.since
-        found = self._journal.page(
-            self.place,
-            kind,
-            since=since,
-            limit=request.limit + 1,
-            before=request.before,
-            image_ids=request.image_ids,
-            buckets=request.buckets,
-            states=request.states,
-        )
-        shown = found[: request.limit]
-        token = request.token(shown[-1].sequence, since) if len(found) > request.limit else None
-        return TaskPage(tuple(record.task() for record in shown), token)
-
-    def _size(self, image: Image) -> int:
-        """GiB of the image's snapshots, each counted once."""
-        total = 0
-        for snapshot_id in image.snapshot_ids:
-            size = image.snapshot(snapshot_id).volume_size
-            if size is None:
-                with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-                    size = self.backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
-            total += size
-        return total
+        return request.read(self._journal, self.place, kind, oldest=self._oldest())
 
     def _check_open(self) -> None:
         if self._closed:
@@ -466,19 +353,3 @@ def _task_id(task: object) -> str:
     if not isinstance(task, str):
         raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
     return task
-
-
-def _volumes(index: Index) -> tuple[VolumeRecord, ...]:
-    return tuple(
-        VolumeRecord(stored_id=volume.snapshot_id, size=volume.size // GIB, blocks=volume.blocks)
-        for volume in index.volumes
-    )
-
-
-def _journal_path(backend: Backend, journal: str | os.PathLike[str] | None) -> Path | None:
-    chosen = backend.journal if journal is None else journal
-    if chosen is not None:
-        return None if chosen == ":memory:" else Path(chosen).absolute()
-    own = os.environ.get("AMISTORE_STATE_DIR")
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return (Path(own) if own else Path(state) / "amistore").absolute() / "tasks.db"

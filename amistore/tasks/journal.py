@@ -23,13 +23,31 @@ from amistore.errors import AlreadyExistsError, AmistoreError, InvalidRequestErr
 from amistore.tasks.record import Kind, Lease, TaskRecord
 from amistore.tasks.schema import migrate
 
-__all__ = ["Journal", "LeaseLostError"]
+__all__ = ["Journal", "LeaseLostError", "journal_path"]
 
 _BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
 
 
 class LeaseLostError(AmistoreError):
     """Another owner has the task by now."""
+
+
+def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path | None:
+    """Where a journal lies: where it was said, or in the backend's own place, or in the user's state folder.
+
+    Args:
+        given: to the engine.
+        own: the backend's.
+
+    Returns:
+        None for one in memory.
+    """
+    chosen = own if given is None else given
+    if chosen is not None:
+        return None if chosen == ":memory:" else Path(chosen).absolute()
+    folder = os.environ.get("AMISTORE_STATE_DIR")
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return (Path(folder) if folder else Path(state) / "amistore").absolute() / "tasks.db"
 
 
 class Journal:

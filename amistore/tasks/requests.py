@@ -18,7 +18,9 @@ import attrs
 
 from amistore.errors import InvalidRequestError
 from amistore.model import Tag
-from amistore.tasks.task import TagSpecification
+from amistore.tasks.journal import Journal
+from amistore.tasks.record import Kind
+from amistore.tasks.task import TagSpecification, TaskPage
 
 __all__ = ["PageRequest", "check_image_id", "dry_run_succeeded", "object_place", "object_tags", "split_tags"]
 
@@ -165,8 +167,31 @@ class PageRequest:
         )
         return request if next_token is None else request._continued(next_token)
 
-    def token(self, before: int, since: int) -> str:
-        """Asks for the tasks before this one, of the same request."""
+    def read(self, journal: Journal, place: str, kind: Kind, *, oldest: int) -> TaskPage[Any]:
+        """The page that was asked for.
+
+        Args:
+            journal: that has the tasks.
+            place: of the tasks.
+            kind: of the tasks.
+            oldest: when they must have been started at least; milliseconds since 1970.
+        """
+        since = oldest if self.since is None else self.since
+        found = journal.page(
+            place,
+            kind,
+            since=since,
+            limit=self.limit + 1,
+            before=self.before,
+            image_ids=self.image_ids,
+            buckets=self.buckets,
+            states=self.states,
+        )
+        shown = found[: self.limit]
+        token = self._token(shown[-1].sequence, since) if len(found) > self.limit else None
+        return TaskPage(tuple(record.task() for record in shown), token)
+
+    def _token(self, before: int, since: int) -> str:
         said = json.dumps([before, since, self._identity()]).encode()
         return base64.urlsafe_b64encode(said).decode()
 

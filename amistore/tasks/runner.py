@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from amistore.backends import Backend
-from amistore.errors import AmistoreError, BackendError, JournalError
+from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
+from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.record import TaskRecord
@@ -58,6 +59,7 @@ class TaskRunner:
         clock: seconds since 1970.
 
     Attributes:
+        mine: ids of the tasks that were created or taken here, oldest first.
         changed: is notified when a task came to rest; guards all below.
         stuck: what ended a task's run without an end of the task: the journal could not be written.
     """
@@ -85,6 +87,8 @@ class TaskRunner:
         self._threads: list[threading.Thread] = []
         self._cancelling: list[threading.Thread] = []
         self._closing = False
+        self._taking = threading.Lock()  # a task of ours in the journal is one that is here, too
+        self.mine: list[str] = []
         self.changed = threading.Condition()
         self.stuck: dict[str, JournalError] = {}
 
@@ -92,8 +96,63 @@ class TaskRunner:
         """When a lease that begins now ends, by the clock of leases."""
         return time.monotonic() + LEASE
 
-    def submit(self, records: Iterable[TaskRecord]) -> None:
-        """Work on tasks, in this order, behind those that wait."""
+    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool) -> None:
+        """Add a new task to the journal, and work on it; arguments and errors as in `Journal.add`."""
+        with self._taking:
+            self._journal.add(record, limit, dry_run=dry_run)
+            if not dry_run:
+                self.mine.append(record.task_id)
+                self._submit([record])
+
+    def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
+        """Work on those of the journal's tasks that nobody works on; gives them."""
+        owner, until = self._ownership.owner, self.until()
+        with self._taking:
+            found = [self._journal.take(each.task_id, owner, until, self._is_free) for each in records]
+            taken = [record for record in found if record is not None]
+            self.mine += [record.task_id for record in taken if record.task_id not in self.mine]
+            if taken:
+                self._submit(taken)
+        return taken
+
+    def _is_free(self, record: TaskRecord) -> bool:
+        if record.owner == self._ownership.owner:
+            return not self.has(record.task_id)  # its run ended without an end of the task
+        return (
+            record.owner is None
+            or record.lease_until <= time.monotonic()
+            or not self._ownership.alive(record.owner)
+        )
+
+    def wait(self, task_id: str, report: ProgressReport | None = None) -> TaskRecord:
+        """Wait until a task is at rest, or cannot be worked on; one that nobody works on is taken.
+
+        Args:
+            task_id: also of a task of another process.
+            report: is called with the task, now and then.
+
+        Raises:
+            JournalError: the journal could not be written.
+            InvalidRequestError: the engine was closed meanwhile.
+        """
+        while True:
+            record = self._journal.task(task_id)
+            if report is not None:
+                report(record.task())
+            if record.stage == "ended" or (record.stage == "undoing" and record.owner is None):
+                return record
+            with self.changed:
+                if task_id in self.stuck:
+                    raise self.stuck[task_id]
+                if self._closing:
+                    raise InvalidRequestError("the engine is closed")
+            if not self.has(task_id) and self._is_free(record):
+                self.take([record])
+            with self.changed:
+                # Of another process nothing is told here: the journal is looked into again.
+                self.changed.wait(timeout=0.5)
+
+    def _submit(self, records: Iterable[TaskRecord]) -> None:
         with self.changed:
             for record in records:
                 self._lost.discard(record.task_id)

@@ -1,0 +1,186 @@
+"""What is checked before there is a task: `StoreRequest` and `RestoreRequest` have broken no rule.
+
+What the journal alone can tell, the quota of what is in progress and tasks that make the same,
+is checked by `Journal.add`. Next: `requests.py` has the rules of parameters, `engine.py` makes
+tasks of what is given here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from amistore.archive.reader import ContainerFile
+from amistore.backends import Backend, checks
+from amistore.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from amistore.model import Image, Tag
+from amistore.objects.registration import refuse_taken
+from amistore.pipeline.foreign import foreign_errors
+from amistore.tasks.metadata import REGION_KEY
+from amistore.tasks.quotas import Quotas
+from amistore.tasks.record import VolumeRecord
+from amistore.tasks.requests import check_image_id, object_place, object_tags, split_tags
+from amistore.tasks.task import TagSpecification
+from amistore.tasks.work import open_object
+from amistore.units import GIB
+
+__all__ = ["RestoreRequest", "StoreRequest"]
+
+
+@attrs.frozen(kw_only=True)
+class StoreRequest:
+    """An AMI that can be stored, and where.
+
+    Attributes:
+        image: as it is described now.
+        bucket: it goes to.
+        object_key: of its object.
+        size: GiB of its snapshots, each counted once.
+        tags: of the object.
+    """
+
+    image: Image
+    bucket: str
+    object_key: str
+    size: int
+    tags: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        backend: Backend,
+        quotas: Quotas,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str],
+    ) -> StoreRequest:
+        """Check what was asked for; see `TaskEngine.create_store_image_task`."""
+        check_image_id(image_id)
+        name, key = object_place(bucket, image_id)
+        tags = object_tags(s3_object_tags)
+        with foreign_errors("describe_image", image_id=image_id):
+            image = backend.ec2.describe_image(image_id)
+            backend.preflight(image)
+        size = _size(backend, image)
+        quotas.check_image(image_id, size)
+        with foreign_errors("head_object", bucket=name, key=key):
+            backend.s3.head_bucket(name)
+            with contextlib.suppress(NotFoundError):
+                backend.s3.head_object(name, key)
+                raise AlreadyExistsError("the AMI is stored there already", bucket=name, key=key)
+        return cls(image=image, bucket=name, object_key=key, size=size, tags=tags)
+
+    def columns(self) -> dict[str, Any]:
+        """What it says of a `TaskRecord`."""
+        return {
+            "kind": "store",
+            "image_id": self.image.image_id,
+            "source_image_id": None,
+            "name": None,
+            "bucket": self.bucket,
+            "object_key": self.object_key,
+            "size": self.size,
+            "request": {"object_tags": self.tags},
+        }
+
+
+def _size(backend: Backend, image: Image) -> int:
+    total = 0
+    for snapshot_id in image.snapshot_ids:
+        size = image.snapshot(snapshot_id).volume_size
+        if size is None:
+            with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+                size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
+        total += size
+    return total
+
+
+@attrs.frozen(kw_only=True)
+class RestoreRequest:
+    """An archive that can be restored, and as what.
+
+    Attributes:
+        stored: the archive, its end checked.
+        region: where the AMI was that it was made of; None where that is not known.
+        bucket: it is in.
+        object_key: of its object.
+        name: of the new AMI.
+        size: GiB of its snapshots.
+        image_tags: of the new AMI, over those that were stored.
+        snapshot_tags: of each of its snapshots, likewise.
+        allow_lost: restore snapshots with lost blocks too.
+    """
+
+    stored: ContainerFile
+    region: str | None
+    bucket: str
+    object_key: str
+    name: str
+    size: int
+    image_tags: tuple[Tag, ...]
+    snapshot_tags: tuple[Tag, ...]
+    allow_lost: bool
+
+    @classmethod
+    def of(
+        cls,
+        backend: Backend,
+        quotas: Quotas,
+        *,
+        bucket: str,
+        object_key: str,
+        name: str | None,
+        tag_specifications: Iterable[TagSpecification],
+        allow_lost: bool,
+    ) -> RestoreRequest:
+        """Check what was asked for; see `TaskEngine.create_restore_image_task`."""
+        for given, role in ((bucket, "a bucket's name"), (object_key, "an object's key")):
+            if not isinstance(given, str) or not given:
+                raise InvalidRequestError(f"{role} is needed", code="MissingParameter")
+        image_tags, snapshot_tags = split_tags(tag_specifications)
+        with foreign_errors("head_object", bucket=bucket, key=object_key):
+            backend.s3.head_bucket(bucket)
+            metadata = backend.s3.head_object(bucket, object_key).metadata
+        stored = open_object(backend, bucket, object_key)
+        chosen = checks.check_registrable(stored.image, name)
+        size = sum(volume.size // GIB for volume in stored.index.volumes)
+        quotas.check_image(stored.image.image_id, size)
+        refuse_taken(backend, chosen)
+        return cls(
+            stored=stored,
+            region=metadata.get(REGION_KEY),
+            bucket=bucket,
+            object_key=object_key,
+            name=chosen,
+            size=size,
+            image_tags=image_tags,
+            snapshot_tags=snapshot_tags,
+            allow_lost=allow_lost,
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """What it says of a `TaskRecord`."""
+        return {
+            "kind": "restore",
+            "image_id": None,
+            "source_image_id": self.stored.image.image_id,
+            "name": self.name,
+            "bucket": self.bucket,
+            "object_key": self.object_key,
+            "size": self.size,
+            "request": {
+                "image_tags": {tag.key: tag.value for tag in self.image_tags},
+                "snapshot_tags": {tag.key: tag.value for tag in self.snapshot_tags},
+                "allow_lost": self.allow_lost,
+                "region": self.region,
+            },
+            "volumes": tuple(
+                VolumeRecord(stored_id=volume.snapshot_id, size=volume.size // GIB, blocks=volume.blocks)
+                for volume in self.stored.index.volumes
+            ),
+            "content_id": self.stored.index.content_id.hex(),
+        }
