@@ -39,14 +39,14 @@ class StoreRequest:
         image: as it is described now.
         bucket: it goes to.
         object_key: of its object.
-        size: GiB of its snapshots, each counted once.
+        volumes: its snapshots, each once.
         tags: of the object.
     """
 
     image: Image
     bucket: str
     object_key: str
-    size: int
+    volumes: tuple[VolumeRecord, ...]
     tags: Mapping[str, str]
 
     @classmethod
@@ -66,14 +66,14 @@ class StoreRequest:
         with foreign_errors("describe_image", image_id=image_id):
             image = backend.ec2.describe_image(image_id)
             backend.preflight(image)
-        size = _size(backend, image)
-        quotas.check_image(image_id, size)
+        volumes = tuple(_volume(backend, image, snapshot_id) for snapshot_id in image.snapshot_ids)
+        quotas.check_image(image_id, _size(volumes))
         with foreign_errors("head_object", bucket=name, key=key):
             backend.s3.head_bucket(name)
             with contextlib.suppress(NotFoundError):
                 backend.s3.head_object(name, key)
                 raise AlreadyExistsError("the AMI is stored there already", bucket=name, key=key)
-        return cls(image=image, bucket=name, object_key=key, size=size, tags=tags)
+        return cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
 
     def columns(self) -> dict[str, Any]:
         """What it says of a `TaskRecord`."""
@@ -86,18 +86,25 @@ class StoreRequest:
             "object_key": self.object_key,
             "size": self.size,
             "request": {"object_tags": self.tags},
+            "volumes": self.volumes,
         }
 
+    @property
+    def size(self) -> int:
+        """GiB of the volumes."""
+        return _size(self.volumes)
 
-def _size(backend: Backend, image: Image) -> int:
-    total = 0
-    for snapshot_id in image.snapshot_ids:
-        size = image.snapshot(snapshot_id).volume_size
-        if size is None:
-            with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-                size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
-        total += size
-    return total
+
+def _size(volumes: Iterable[VolumeRecord]) -> int:
+    return sum(volume.size for volume in volumes)
+
+
+def _volume(backend: Backend, image: Image, snapshot_id: str) -> VolumeRecord:
+    size = image.snapshot(snapshot_id).volume_size
+    if size is None:
+        with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+            size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
+    return VolumeRecord(stored_id=snapshot_id, size=size)
 
 
 @attrs.frozen(kw_only=True)
