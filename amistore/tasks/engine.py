@@ -72,8 +72,9 @@ class TaskEngine:
     ) -> None:
         if not isinstance(backend, Backend):
             raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
+        if quotas is not None and not isinstance(quotas, Quotas):
+            raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
         worker_count(workers)
-        worker_count(concurrency)
         self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
@@ -88,7 +89,7 @@ class TaskEngine:
             self._journal,
             self._ownership,
             workers=workers,
-            concurrency=concurrency,
+            concurrency=worker_count(concurrency),
             clock=clock,
         )
         self._closed = False

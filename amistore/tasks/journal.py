@@ -44,6 +44,8 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
     """
     chosen = own if given is None else given
     if chosen is not None:
+        if not isinstance(chosen, (str, os.PathLike)):
+            raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
         return None if chosen == ":memory:" else Path(chosen).absolute()
     folder = os.environ.get("AMISTORE_STATE_DIR")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
