@@ -6,7 +6,6 @@ import datetime
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar, cast, overload
 
 import attrs
@@ -79,7 +78,7 @@ class TaskEngine:
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
-        own = backend.journal is not None and path in (None, Path(backend.journal).absolute())
+        own = backend.journal is not None and path == journal_path(None, backend.journal)
         self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         self._journal = Journal(path)
         self._clock = clock

@@ -46,10 +46,11 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
     if chosen is not None:
         if not isinstance(chosen, (str, os.PathLike)):
             raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
-        return None if chosen == ":memory:" else Path(chosen).absolute()
+        # Its real name: engines that know it by several ones must see each other.
+        return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
     folder = os.environ.get("AMISTORE_STATE_DIR")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return (Path(folder) if folder else Path(state) / "amistore").absolute() / "tasks.db"
+    return Path(os.path.realpath((Path(folder) if folder else Path(state) / "amistore") / "tasks.db"))
 
 
 class Journal:
@@ -71,8 +72,10 @@ class Journal:
         with self._errors():
             if self.path is not None:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # SQLite gives its other files the mode of this one.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                # SQLite gives its other files the mode of this one. One that is there is not opened: to
+                # close it would drop the locks of this process's other engines (fcntl(2)).
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 self.path.chmod(0o600)
             self._database = sqlite3.connect(
                 self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
