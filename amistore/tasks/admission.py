@@ -23,6 +23,7 @@ from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import VolumeRecord
 from amistore.tasks.requests import check_image_id, object_place, object_tags, split_tags
+from amistore.tasks.restored import described_later
 from amistore.tasks.task import TagSpecification
 from amistore.tasks.work import open_object
 from amistore.units import GIB
@@ -189,6 +190,7 @@ class RestoreRequest:
                 "snapshot_tags": {tag.key: tag.value for tag in self.snapshot_tags},
                 "allow_lost": self.allow_lost,
                 "region": self.region,
+                "image": described_later(self.stored.image),
             },
             "volumes": tuple(
                 VolumeRecord(stored_id=volume.snapshot_id, size=volume.size // GIB, blocks=volume.blocks)

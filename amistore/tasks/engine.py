@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast, overload
 
 from amistore.backends import Backend
 from amistore.errors import InvalidRequestError, TaskFailedError
-from amistore.model import Tag
+from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.admission import RestoreRequest, StoreRequest
@@ -25,6 +25,7 @@ from amistore.tasks.requests import (
     PageRequest,
     dry_run_succeeded,
 )
+from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task, TaskPage
@@ -293,6 +294,40 @@ class TaskEngine:
         """
         return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
 
+    def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
+        """The registry's images, and those that restores of the last 31 days make or failed to make.
+
+        Such an image is there as soon as its id is reserved: its state is ``pending`` until the
+        registry has it, or ``failed``, with `extra`'s ``StateReason``. Where ids are not reserved,
+        it is there once it is registered.
+
+        Args:
+            image_ids: of these only, in this order; None for all, by id.
+
+        Raises:
+            NotFoundError: no such image.
+            InvalidRequestError: an id is of no image's form; ``InvalidAMIID.Malformed``.
+        """
+        self._check_open()
+        return describe_images(self.backend, self._restores(), image_ids)
+
+    def describe_snapshots(self, snapshot_ids: Sequence[str] | None = None) -> tuple[Snapshot, ...]:
+        """Snapshots, also those that restores of the last 31 days make or failed to make.
+
+        Their state is ``pending``, ``completed`` or ``error``; `extra` has EC2's ``Progress``, such
+        as ``"42%"``, and the ``StateMessage`` of an error.
+
+        Args:
+            snapshot_ids: of these only, in this order; None for those of all images and of those
+                restores, by id: a store of snapshots has no list of its own.
+
+        Raises:
+            NotFoundError: no such snapshot.
+            InvalidRequestError: an id is of no snapshot's form; ``InvalidSnapshotID.Malformed``.
+        """
+        self._check_open()
+        return describe_snapshots(self.backend, self._restores(), snapshot_ids)
+
     @overload
     def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
     @overload
@@ -371,6 +406,9 @@ class TaskEngine:
             files = self.backend.sweep()
         self._journal.prune(self.place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
+
+    def _restores(self) -> list[TaskRecord]:
+        return self._journal.page(self.place, "restore", since=self._oldest(), limit=-1)
 
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""

@@ -145,12 +145,12 @@ class TaskRecord:
             source_image_id=self.source_image_id or "",
             name=self.name or "",
             object_key=self.object_key,
-            snapshots=self._snapshots(),
+            snapshots=self.snapshots(),
             **members,
         )
 
-    def _snapshots(self) -> tuple[SnapshotProgress, ...]:
-        """They are restored one after the other, so the task's progress tells that of each."""
+    def snapshots(self) -> tuple[SnapshotProgress, ...]:
+        """Those of a restore: one after the other is restored, so the task's progress tells that of each."""
         total = sum(volume.blocks for volume in self.volumes)
         done = total * self.progress // 100
         found = []
