@@ -113,6 +113,7 @@ class RestoreRequest:
 
     Attributes:
         stored: the archive, its end checked.
+        restorable: its image, without mappings whose snapshots are not in the archive.
         region: where the AMI was that it was made of; None where that is not known.
         bucket: it is in.
         object_key: of its object.
@@ -124,6 +125,7 @@ class RestoreRequest:
     """
 
     stored: ContainerFile
+    restorable: Image
     region: str | None
     bucket: str
     object_key: str
@@ -154,12 +156,15 @@ class RestoreRequest:
             backend.s3.head_bucket(bucket)
             metadata = backend.s3.head_object(bucket, object_key).metadata
         stored = open_object(backend, bucket, object_key)
-        chosen = checks.check_registrable(stored.image, name)
+        there = [volume.snapshot_id for volume in stored.index.volumes]
+        restorable = stored.image.with_snapshots(dict(zip(there, there, strict=True)))
+        chosen = checks.check_registrable(restorable, name)
         size = sum(volume.size // GIB for volume in stored.index.volumes)
         quotas.check_image(stored.image.image_id, size)
         refuse_taken(backend, chosen)
         return cls(
             stored=stored,
+            restorable=restorable,
             region=metadata.get(REGION_KEY),
             bucket=bucket,
             object_key=object_key,

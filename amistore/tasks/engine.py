@@ -6,12 +6,9 @@ import datetime
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar, cast, overload
 
-import attrs
-
-from amistore.backends import Backend, checks
+from amistore.backends import Backend
 from amistore.errors import InvalidRequestError, TaskFailedError
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.foreign import foreign_errors
@@ -20,6 +17,8 @@ from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.journal import Journal, journal_path
 from amistore.tasks.ownership import Ownership
+from amistore.tasks.planning import Terms, plan_restore, plan_store
+from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import Kind, TaskRecord
 from amistore.tasks.requests import (
@@ -73,13 +72,14 @@ class TaskEngine:
     ) -> None:
         if not isinstance(backend, Backend):
             raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
-        worker_count(workers)
-        worker_count(concurrency)
+        if quotas is not None and not isinstance(quotas, Quotas):
+            raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
+        self._workers = worker_count(workers)
         self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
-        own = backend.journal is not None and path in (None, Path(backend.journal).absolute())
+        own = backend.journal is not None and path == journal_path(None, backend.journal)
         self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         self._journal = Journal(path)
         self._clock = clock
@@ -89,7 +89,7 @@ class TaskEngine:
             self._journal,
             self._ownership,
             workers=workers,
-            concurrency=concurrency,
+            concurrency=worker_count(concurrency),
             clock=clock,
         )
         self._closed = False
@@ -139,7 +139,7 @@ class TaskEngine:
         request = StoreRequest.of(
             self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
         )
-        return cast(StoreImageTask, self._create(self._record(request.columns()), dry_run))
+        return cast(StoreImageTask, self._create(request.columns(), dry_run))
 
     def describe_store_image_tasks(
         self,
@@ -207,8 +207,77 @@ class TaskEngine:
         )
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
-        record = attrs.evolve(self._record(request.columns()), image_id=reserved)
-        return cast(RestoreImageTask, self._create(record, dry_run))
+        columns = {**request.columns(), "image_id": reserved}
+        return cast(RestoreImageTask, self._create(columns, dry_run))
+
+    def plan_store(
+        self,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
+        prices: Prices | None = None,
+        rates: RequestRates | None = None,
+    ) -> StorePlan:
+        """Tell what `create_store_image_task` would do and take, and do nothing.
+
+        The snapshots are listed once, and no block is read but by what the backend's `preflight`
+        tries. EBS ends earlier listings of a snapshot when it is listed again; a store of it
+        that is under way lists it anew.
+
+        Args:
+            image_id: as `bucket` and `s3_object_tags` in `create_store_image_task`.
+            bucket: see there.
+            s3_object_tags: see there.
+            prices: what requests and storage cost; None for a plan without costs.
+            rates: of requests; None for AWS's quotas.
+
+        Raises:
+            AmistoreError: what `create_store_image_task` would raise; and the archive would be
+                beyond a limit of the format.
+        """
+        self._check_open()
+        request = StoreRequest.of(
+            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
+        )
+        return plan_store(self.backend, request, self._terms(request.columns(), prices, rates))
+
+    def plan_restore(
+        self,
+        *,
+        bucket: str,
+        object_key: str,
+        name: str | None = None,
+        tag_specifications: Iterable[TagSpecification] = (),
+        allow_lost: bool = False,
+        prices: Prices | None = None,
+        rates: RequestRates | None = None,
+    ) -> RestorePlan:
+        """Tell what `create_restore_image_task` would do and take, and do nothing.
+
+        Args:
+            bucket: as all but the last two in `create_restore_image_task`.
+            object_key: see there.
+            name: see there.
+            tag_specifications: see there.
+            allow_lost: see there.
+            prices: what requests and storage cost; None for a plan without costs.
+            rates: of requests; None for AWS's quotas.
+
+        Raises:
+            AmistoreError: what `create_restore_image_task` would raise.
+        """
+        self._check_open()
+        request = RestoreRequest.of(
+            self.backend,
+            self.quotas,
+            bucket=bucket,
+            object_key=object_key,
+            name=name,
+            tag_specifications=tag_specifications,
+            allow_lost=allow_lost,
+        )
+        return plan_restore(self.backend, request, self._terms(request.columns(), prices, rates))
 
     def describe_restore_image_tasks(
         self,
@@ -345,22 +414,26 @@ class TaskEngine:
         """When a task must have been started at least to be described; milliseconds since 1970."""
         return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
 
-    def _record(self, columns: dict[str, Any]) -> TaskRecord:
-        return TaskRecord(
-            task_id=checks.new_id(columns["kind"]),
-            place=self.place,
-            started=int(self._clock() * 1000),
-            owner=self._ownership.owner,
-            epoch=1,
-            lease_until=self._runner.until(),
-            **columns,
-        )
+    def _admit(self, columns: dict[str, Any], *, dry_run: bool) -> TaskRecord:
+        quota = self.quotas.in_progress(columns["kind"])
+        return self._runner.create({"place": self.place, **columns}, quota, dry_run=dry_run)
 
-    def _create(self, record: TaskRecord, dry_run: bool) -> Task:
-        self._runner.create(record, self.quotas.in_progress(record.kind), dry_run=dry_run)
+    def _create(self, columns: dict[str, Any], dry_run: bool) -> Task:
+        record = self._admit(columns, dry_run=dry_run)
         if dry_run:
             raise dry_run_succeeded()
         return record.task()
+
+    def _terms(self, columns: dict[str, Any], prices: Prices | None, rates: RequestRates | None) -> Terms:
+        """What a plan reckons with, of a task that would be admitted."""
+        kind = self._admit(columns, dry_run=True).kind
+        return Terms(
+            in_progress=self._journal.in_progress(self.place, kind),
+            quota=self.quotas.in_progress(kind),
+            workers=self._workers,
+            prices=prices,
+            rates=rates or RequestRates(),
+        )
 
     def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
         return tuple(record.task() for record in self._runner.take(records))

@@ -44,10 +44,13 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
     """
     chosen = own if given is None else given
     if chosen is not None:
-        return None if chosen == ":memory:" else Path(chosen).absolute()
+        if not isinstance(chosen, (str, os.PathLike)):
+            raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
+        # Its real name: engines that know it by several ones must see each other.
+        return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
     folder = os.environ.get("AMISTORE_STATE_DIR")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return (Path(folder) if folder else Path(state) / "amistore").absolute() / "tasks.db"
+    return Path(os.path.realpath((Path(folder) if folder else Path(state) / "amistore") / "tasks.db"))
 
 
 class Journal:
@@ -69,8 +72,10 @@ class Journal:
         with self._errors():
             if self.path is not None:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # SQLite gives its other files the mode of this one.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                # SQLite gives its other files the mode of this one. One that is there is not opened: to
+                # close it would drop the locks of this process's other engines (fcntl(2)).
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 self.path.chmod(0o600)
             self._database = sqlite3.connect(
                 self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
@@ -112,6 +117,12 @@ class Journal:
     def ended(self, place: str) -> list[TaskRecord]:
         """Those of a place that are at rest, oldest first."""
         return self._select("place = ? AND stage = 'ended'", [place], "sequence")
+
+    def in_progress(self, place: str, kind: Kind) -> int:
+        """GiB of the tasks of a place and kind that are queued or running."""
+        sql = f"SELECT coalesce(sum(size), 0) FROM task WHERE {_IN_PROGRESS}"  # noqa: S608 - ours
+        with self._errors(), self._lock:
+            return int(self._database.execute(sql, [place, kind]).fetchone()[0])
 
     def page(
         self,
@@ -159,12 +170,11 @@ class Journal:
             AlreadyExistsError: another task in progress makes the same object, or name.
             InvalidRequestError: the quota is used up; ``ResourceLimitExceeded``.
         """
-        in_progress = "place = ? AND kind = ? AND stage IN ('queued', 'running')"
         with self._writing() as database:
             same = ("bucket = ? AND object_key = ?", [record.bucket, record.object_key])
             if record.kind == "restore":
                 same = ("name = ?", [str(record.name)])
-            sql = f"SELECT task_id FROM task WHERE {in_progress} AND {same[0]}"  # noqa: S608 - ours
+            sql = f"SELECT task_id FROM task WHERE {_IN_PROGRESS} AND {same[0]}"  # noqa: S608 - ours
             found = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
             if found is not None and record.kind == "store":
                 raise AlreadyExistsError(
@@ -172,8 +182,7 @@ class Journal:
                 )
             if found is not None:
                 raise AlreadyExistsError(f"{found[0]} is restoring an image named {record.name!r}")
-            sql = f"SELECT coalesce(sum(size), 0) FROM task WHERE {in_progress}"  # noqa: S608 - ours
-            used = database.execute(sql, [record.place, record.kind]).fetchone()[0]
+            used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
                 raise InvalidRequestError(
                     f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: "
@@ -346,6 +355,8 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
 
+
+_IN_PROGRESS: Final = "place = ? AND kind = ? AND stage IN ('queued', 'running')"
 
 _STATE: Final = (
     "CASE WHEN stage IN ('queued', 'running') THEN 'InProgress' "

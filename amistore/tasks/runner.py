@@ -13,9 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
-from amistore.backends import Backend
+from amistore.backends import Backend, checks
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
@@ -96,13 +96,28 @@ class TaskRunner:
         """When a lease that begins now ends, by the clock of leases."""
         return time.monotonic() + LEASE
 
-    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool) -> None:
-        """Add a new task to the journal, and work on it; arguments and errors as in `Journal.add`."""
+    def create(self, columns: dict[str, Any], limit: int | None, *, dry_run: bool) -> TaskRecord:
+        """Add a new task to the journal, and work on it; errors as in `Journal.add`.
+
+        Args:
+            columns: of the record, but for those that are the same of all new tasks.
+            limit: as in `Journal.add`.
+            dry_run: find out whether it would be admitted, only.
+        """
+        record = TaskRecord(
+            task_id=checks.new_id(columns["kind"]),
+            started=int(self._clock() * 1000),
+            owner=self._ownership.owner,
+            epoch=1,
+            lease_until=self.until(),
+            **columns,
+        )
         with self._taking:
             self._journal.add(record, limit, dry_run=dry_run)
             if not dry_run:
                 self.mine.append(record.task_id)
                 self._submit([record])
+        return record
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Work on those of the journal's tasks that nobody works on; gives them."""
