@@ -97,7 +97,13 @@ def test_a_restored_image_and_its_snapshots_are_seen_from_pending_to_their_end()
             assert task["StoreTaskState"] == "InProgress"
         engine.wait()
         with held(cloud.ebs, "put_snapshot_block") as reached:
-            restored = ec2.create_restore_image_task(Bucket=BUCKET, ObjectKey=key, Name="web-2")["ImageId"]
+            with held(cloud.ebs, "start_snapshot") as begun:
+                restored = ec2.create_restore_image_task(Bucket=BUCKET, ObjectKey=key, Name="web-2")[
+                    "ImageId"
+                ]
+                assert begun.wait(60)
+                (image,) = ec2.describe_images(ImageIds=[restored])["Images"]
+                assert (image["State"], image["BlockDeviceMappings"]) == ("pending", [])
             assert reached.wait(60)
             (image,) = ec2.describe_images(ImageIds=[restored])["Images"]
             assert (image["State"], image["Name"]) == ("pending", "web-2")
@@ -114,6 +120,7 @@ def test_a_restored_image_and_its_snapshots_are_seen_from_pending_to_their_end()
         assert image["StateReason"]["Message"] == "cancelled"
         for snapshot in ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]:
             assert (snapshot["State"], snapshot["StateMessage"]) == ("error", "cancelled")
+        assert refused(ec2.delete_snapshot, SnapshotId=ids[0]) == ("InvalidSnapshot.NotFound", 400)
 
 
 def test_a_store_task_that_failed_tells_its_reason_and_ends_the_waiter() -> None:
