@@ -22,7 +22,7 @@ from amistore.objects.resumelog import read_entry
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
-from amistore.tasks.record import TaskRecord
+from amistore.tasks.record import Lease, TaskRecord
 from amistore.tasks.tasklog import TaskLog
 from amistore.tasks.work import do_task, is_done
 
@@ -46,6 +46,9 @@ class _StoppedError(Exception):
 class _CancelledError(Exception):
     """The task is to be given up."""
 
+    def __str__(self) -> str:
+        return "cancelled"
+
 
 class TaskRunner:
     """Works on tasks that an owner has.
@@ -61,7 +64,8 @@ class TaskRunner:
     Attributes:
         mine: ids of the tasks that were created or taken here, oldest first.
         changed: is notified when a task came to rest; guards all below.
-        stuck: what ended a task's run without an end of the task: the journal could not be written.
+        stuck: what ended a task's run without an end of the task: the journal could not be written,
+            or the backend not be asked whether it is done.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class TaskRunner:
         self._taking = threading.Lock()  # a task of ours in the journal is one that is here, too
         self.mine: list[str] = []
         self.changed = threading.Condition()
-        self.stuck: dict[str, JournalError] = {}
+        self.stuck: dict[str, AmistoreError] = {}
 
     def until(self) -> float:
         """When a lease that begins now ends, by the clock of leases."""
@@ -237,8 +241,10 @@ class TaskRunner:
             _logger.info("%s: stopped, to be resumed", record.task_id)
         except LeaseLostError as error:
             _logger.warning("%s: left: %s", record.task_id, error)
-        except JournalError as error:
+        except Exception as error:
             _logger.error("%s: left unfinished: %s", record.task_id, error)
+            if not isinstance(error, AmistoreError):
+                error = AmistoreError(f"{type(error).__name__}: {error}")
             with self.changed:
                 self.stuck[record.task_id] = error
         finally:
@@ -259,20 +265,20 @@ class TaskRunner:
                 return
             except (_StoppedError, LeaseLostError, JournalError):
                 raise
-            except _CancelledError:
-                if is_done(record, self._backend, log):
-                    heed_cancel = False  # too late: only the journal does not know it yet
-                    continue
-                self._fail(record, "cancelled")
-                break
             except Exception as error:
                 self._refuse_shutdown()
-                passing = isinstance(error, BackendError) and error.retryable
-                if passing and attempt < _RUNS:
+                # Then only the journal does not know it yet: the answer was lost, or an earlier owner
+                # that had been stopped went on for a moment. It is too late to fail.
+                done = is_done(record, self._backend, log)
+                heed_cancel = heed_cancel and not done
+                if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
                     _logger.warning("%s: trying again: %s", record.task_id, error)
-                    self._pause(_PAUSE * 2 ** (attempt - 1))
+                    if not isinstance(error, _CancelledError):
+                        self._pause(_PAUSE * 2 ** (attempt - 1))
                     continue
-                if not isinstance(error, AmistoreError):
+                if done:
+                    raise
+                if not isinstance(error, (AmistoreError, _CancelledError)):
                     _logger.exception("%s: unexpected", record.task_id)
                     error = AmistoreError(f"{type(error).__name__}: {error}")
                 self._fail(record, str(error))
@@ -339,19 +345,25 @@ class TaskRunner:
             with self.changed:
                 if self.changed.wait_for(lambda: self._closing, timeout=_HEARTBEAT):
                     return
+            before = self._leases()
             try:
+                self._ownership.hold()
                 owned = self._journal.renew(self._ownership.owner, self.until())
             except JournalError as error:
                 _logger.warning("leases are not renewed: %s", error)
                 continue
             with self.changed:
-                ours = {**self._active, **{each.task_id: each for each in self._queue}}
-                for task_id, record in ours.items():
-                    if task_id not in owned or owned[task_id].epoch != record.epoch:
-                        self._lost.add(task_id)
-                cancelled = {task_id for task_id in ours if task_id in owned and owned[task_id].cancelled}
-            for task_id in cancelled - self._cancelled:
+                # What was taken or left meanwhile is not in `owned` as it is now.
+                ours = before & self._leases()
+                self._lost |= {lease.task_id for lease in ours if lease not in owned}
+                cancelled = {lease.task_id for lease in ours if owned.get(lease)} - self._cancelled
+            for task_id in cancelled:
                 self.cancel(task_id)
+
+    def _leases(self) -> set[Lease]:
+        """Of the tasks that wait or are worked on here."""
+        with self.changed:
+            return {record.lease for record in (*self._active.values(), *self._queue)}
 
 
 def _thing(entry: dict[str, object]) -> str:
