@@ -20,7 +20,7 @@ def connect(url: str, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_
     session = boto3.Session(
         aws_access_key_id=access_key, aws_secret_access_key=secret_key, region_name="us-east-1"
     )
-    return Connection.open(session, None, {"s3": url})
+    return Connection(session, None, {"s3": url})
 
 
 def require(name: str, program: str | None) -> None:

@@ -392,7 +392,7 @@ def test_metadata_of_other_writers_stays_as_it_is() -> None:
 def test_a_store_is_sent_to_another_process_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
-    connection = Connection.open(None, "us-east-1", None)
+    connection = Connection(None, "us-east-1", None)
     store = AWSObjectStore(connection, ObjectSettings(tags={"a": "b"}))
     connection.client("s3")
     pickled = pickle.dumps(store)
