@@ -227,22 +227,19 @@ class AWSImageRegistry(ImageRegistry):
 
     def _patiently(self, operation: str, image_id: str, call: Callable[[], R]) -> R:
         """An image just registered may not be known everywhere yet, and cannot be registered again."""
-        pause = _FIRST_PAUSE
-        for _ in range(_ATTEMPTS - 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 with aws_errors(operation, image_id=image_id):
                     return call()
             except BackendError as error:
+                if attempt == _ATTEMPTS:
+                    error.retryable = False  # it was tried for long enough: nobody else shall go on with it
+                    raise
                 if not (error.retryable or isinstance(error, NotFoundError)):
                     raise
-            self.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
-        try:
-            with aws_errors(operation, image_id=image_id):
-                return call()
-        except BackendError as error:
-            error.retryable = False  # it was tried for long enough: nobody else shall go on with it
-            raise
+            self.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LAST_PAUSE))
 
 
 def _check_id(image_id: str) -> None:

@@ -49,13 +49,13 @@ class Wire:
         limits: of time.
     """
 
-    def __init__(self, connection: Connection, limits: TimeLimits | None = None) -> None:
+    def __init__(self, connection: Connection, limits: TimeLimits) -> None:
         client = connection.client("ebs")
         self._url = client.meta.endpoint_url.rstrip("/")
         self._host = urllib.parse.urlsplit(self._url).netloc
         self._region = client.meta.region_name
         self._session = connection.session
-        self._limits = limits or TimeLimits()
+        self._limits = limits
         self._pool = Pool(self._url, self._session, self._limits)
         # A proxy that compressed would cost both sides more than it saves.
         self._unsigned = {"User-Agent": "amistore", "Accept-Encoding": "identity", **self._pool.headers}
