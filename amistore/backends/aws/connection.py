@@ -18,6 +18,7 @@ import botocore.config
 import botocore.exceptions
 import botocore.session
 
+from amistore.backends.aws.answers import Answers
 from amistore.backends.aws.redaction import redact_logs
 from amistore.errors import InvalidRequestError
 
@@ -98,6 +99,7 @@ class Connection:
             if client is None:
                 client = self._make(service)
                 check_endpoint(client.meta.endpoint_url)  # it may come from the environment
+                Answers().watch(client)
                 self._clients[service] = client
             return client
 
