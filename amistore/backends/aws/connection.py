@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import botocore.config
 
+from amistore.backends.aws.answers import Answers
 from amistore.backends.aws.redaction import redact_logs
 from amistore.errors import InvalidRequestError
 
@@ -78,6 +79,7 @@ class Connection:
                 check_endpoint(client.meta.endpoint_url)  # it may come from the environment
                 if service == "s3" and not client.meta.endpoint_url.startswith("https:"):
                     client = self._made(service, {})
+                Answers().watch(client)
                 self._clients[service] = client
             return self._clients[service]
 

@@ -22,6 +22,7 @@ import botocore.exceptions
 import urllib3
 from typing_extensions import Buffer
 
+from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import service_error
 from amistore.backends.aws.pool import Incoming, Pool, TimeLimits
@@ -93,6 +94,7 @@ class Wire:
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise _failed(error, operation, **facts) from None
         found: Any = answer.headers  # a mapping in all that is used of it
+        refuse_redirect(answer.status, found)
         if answer.status >= 300:
             code, message, reason = _fault(found, content)
             raise service_error(code, message, answer.status, operation, reason=reason, **facts)
