@@ -115,7 +115,7 @@ def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) ->
     found = headers.get("x-amz-bucket-region", region_name)
     if found != region_name and 300 <= status <= 400:
         raise InvalidRequestError(
-            f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend with its region_name",
+            f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend of that Region",
             code="InaccessibleStorageLocation",
         )
 

@@ -191,7 +191,7 @@ def test_a_snapshot_counts_as_deleted_only_when_ec2_says_so(ec2: FaultProxy, bod
 def test_an_error_of_ec2_inside_a_200_keeps_its_code(ec2: FaultProxy) -> None:
     text = "<Response><Errors><Error><Code>{}</Code><Message>m</Message></Error></Errors></Response>"
     ec2.fail("any", Answer(body=text.format("UnauthorizedOperation").encode()))
-    with pytest.raises(AmistoreError, match="UnauthorizedOperation: m.*ec2:DeleteSnapshot"):
+    with pytest.raises(AmistoreError, match=r"UnauthorizedOperation: m.*ec2:DeleteSnapshot"):
         AWSBlockStore(everywhere(ec2.url)).delete_snapshot(SNAPSHOT)
     ec2.fail("any", Answer(body=text.format("InvalidAMIID.NotFound").encode()))
     with pytest.raises(AmistoreError, match=r"InvalidAMIID\.NotFound"):
