@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast, overload
 
 from amistore.backends import Backend
-from amistore.errors import InvalidRequestError, TaskFailedError
+from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
@@ -33,6 +34,8 @@ from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecificati
 __all__ = ["TaskEngine"]
 
 _DAYS: Final = 31  # EC2 user guide, "Store and restore an AMI using S3", DescribeStoreImageTasks
+
+_logger = logging.getLogger("amistore")
 
 T = TypeVar("T", bound=Task)
 
@@ -83,7 +86,11 @@ class TaskEngine:
         self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         self._journal = Journal(path)
         self._clock = clock
-        self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
+        try:
+            self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
+        except BaseException:
+            self._journal.close()
+            raise
         self._runner = TaskRunner(
             backend,
             self._journal,
@@ -92,6 +99,7 @@ class TaskEngine:
             concurrency=worker_count(concurrency),
             clock=clock,
         )
+        self._process = os.getpid()
         self._closed = False
 
     def __enter__(self) -> TaskEngine:
@@ -102,12 +110,14 @@ class TaskEngine:
 
     def close(self) -> None:
         """Stop at the next part; unfinished tasks can be resumed from now on."""
-        if self._closed:
+        if self._closed or self._process != os.getpid():
             return
         self._closed = True
         self._runner.close()
         try:
             self._journal.release(self._ownership.owner)
+        except JournalError as error:  # they are free all the same once it counts as ended
+            _logger.warning("tasks are left to others without a note: %s", error)
         finally:
             self._ownership.close()
             self._journal.close()
@@ -353,7 +363,7 @@ class TaskEngine:
             JournalError: the journal could not be written; `resume` goes on.
         """
         self._check_open()
-        wanted = list(self._runner.mine) if task is None else [_task_id(task)]
+        wanted = list(self._runner.mine) if task is None else [self._own(task)]
         with progress_reports(progress) as report:
             records = [self._runner.wait(task_id, report) for task_id in wanted]
         failed = [record for record in records if record.state == "Failed"]
@@ -373,7 +383,7 @@ class TaskEngine:
             InvalidRequestError: it has ended already; ``IncorrectState``.
         """
         self._check_open()
-        task_id = _task_id(task)
+        task_id = self._own(task)
         self._journal.cancel(task_id)
         if self._runner.has(task_id):
             self._runner.cancel(task_id)
@@ -456,11 +466,19 @@ class TaskEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidRequestError("the engine is closed")
+        if self._process != os.getpid():
+            raise InvalidRequestError(
+                "the engine was made before this process was forked, and is of the other one: make one here"
+            )
 
-
-def _task_id(task: object) -> str:
-    if isinstance(task, Task):
-        return task.task_id
-    if not isinstance(task, str):
-        raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
-    return task
+    def _own(self, task: object) -> str:
+        """The id of a task, which must be of this backend: a journal may be shared by several."""
+        if not isinstance(task, (Task, str)):
+            raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
+        record = self._journal.task(task if isinstance(task, str) else task.task_id)
+        if record.place != self.place:
+            raise InvalidRequestError(
+                f"{record.task_id} is a task of another backend: make an engine with that one",
+                code="InvalidParameterValue",
+            )
+        return record.task_id
