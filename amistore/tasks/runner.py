@@ -150,6 +150,7 @@ class TaskRunner:
             InvalidRequestError: the engine was closed meanwhile.
         """
         while True:
+            here = self.has(task_id)
             record = self._journal.task(task_id)
             if report is not None:
                 report(record.task())
@@ -163,8 +164,10 @@ class TaskRunner:
             if not self.has(task_id) and self._is_free(record):
                 self.take([record])
             with self.changed:
-                # Of another process nothing is told here: the journal is looked into again.
-                self.changed.wait(timeout=0.5)
+                # Of another process nothing is told here: the journal is looked into again. What was
+                # worked on here, and is not now, has come to rest since the journal was asked.
+                if not here or self.has(task_id):
+                    self.changed.wait(timeout=0.5)
 
     def _submit(self, records: Iterable[TaskRecord]) -> None:
         with self.changed:
