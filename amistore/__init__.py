@@ -4,6 +4,7 @@
 `open` looks into one, and a `Backend` says where images, snapshots and objects are.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from amistore.archive import (
@@ -83,9 +84,13 @@ from amistore.objects import (
 )
 from amistore.pipeline import Phase, Progress, pack, unpack
 from amistore.tasks import (
+    Prices,
     Quotas,
+    RequestRates,
     RestoreImageTask,
+    RestorePlan,
     StoreImageTask,
+    StorePlan,
     SweepReport,
     TagSpecification,
     TaskEngine,
@@ -94,6 +99,7 @@ from amistore.tasks import (
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
 if TYPE_CHECKING:
+    from amistore import ec2 as ec2
     from amistore.backends.aws import AWSBackend as AWSBackend
     from amistore.backends.aws import ObjectSettings as ObjectSettings
     from amistore.backends.aws import SnapshotSettings as SnapshotSettings
@@ -141,11 +147,14 @@ __all__ = [
     "ObjectInfo",
     "ObjectStore",
     "Phase",
+    "Prices",
     "ProductCode",
     "Progress",
     "Quotas",
     "RecoveryReport",
+    "RequestRates",
     "RestoreImageTask",
+    "RestorePlan",
     "ResumeLog",
     "RetryPolicy",
     "RetryingBackend",
@@ -154,6 +163,7 @@ __all__ = [
     "SourceChangedError",
     "StorageFullError",
     "StoreImageTask",
+    "StorePlan",
     "SweepReport",
     "Tag",
     "TagSpecification",
@@ -186,7 +196,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """What needs an extra is imported when it is used, and not named in `__all__`."""
+    """What needs an extra, or uses one, is imported when it is used, and not named in `__all__`."""
+    if name == "ec2":
+        return importlib.import_module("amistore.ec2")
     if name not in ("AWSBackend", "ObjectSettings", "SnapshotSettings"):
         raise AttributeError(f"module 'amistore' has no attribute {name!r}")
     try:

@@ -30,6 +30,7 @@ __all__ = [
     "pad_size",
     "plan",
     "prelude",
+    "worst_segment",
 ]
 
 
@@ -143,7 +144,7 @@ def _check_volume(snapshot_id: str, gib: int, runs: Runs) -> None:
         raise InvalidRequestError(f"{snapshot_id}: block {runs.end - 1} lies beyond the volume's {gib} GiB")
 
 
-def _worst_segment(form: Layout) -> int:
+def worst_segment(form: Layout) -> int:
     """Most bytes of a segment: libzstd stores what it cannot compress with 3 bytes each 128 KiB."""
     return form.blocks_per_segment * (BLOCK_SIZE + 64 + 32) + layout.MAX_DESCRIPTOR
 
@@ -166,7 +167,7 @@ def _fit(form: Layout, segments: int) -> Layout:
     per_shard = max(layout.MIN_SHARD_SEGMENTS, -(-segments // layout.MAX_SHARDS))
     shards = max(1, -(-segments // per_shard))
     parts = (layout.MAX_PARTS - 1) // shards
-    part_size = -(-per_shard * _worst_segment(form) // parts)
+    part_size = -(-per_shard * worst_segment(form) // parts)
     part_size = min(max(layout.MIN_PART, -(-part_size // MIB) * MIB), layout.MAX_PART)
     return attrs.evolve(form, segments_per_shard=per_shard, part_size=part_size)
 

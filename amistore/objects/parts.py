@@ -7,13 +7,17 @@ from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
+import attrs
+
 from amistore.backends import ObjectStore, UploadedPart, files
-from amistore.container import layout
+from amistore.container import PREAMBLE, Plan, layout
+from amistore.container.index import index_limit
+from amistore.container.plan import worst_segment
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.pipeline.packing import PackedUnit
 from amistore.units import MIB
 
-__all__ = ["Part", "cut_parts", "skip_segments"]
+__all__ = ["ObjectBounds", "Part", "cut_parts", "skip_segments"]
 
 _SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
 _MOST = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
@@ -112,3 +116,42 @@ def skip_segments(units: Iterator[PackedUnit], count: int) -> int:
         end = unit.end
         count -= unit.segment is not None
     return end
+
+
+@attrs.frozen(kw_only=True)
+class ObjectBounds:
+    """The most that an object of a plan can be, which it is where nothing of it can be compressed.
+
+    Attributes:
+        size: in bytes.
+        parts: of its upload.
+        spooled: bytes of parts that are in temporary files at once.
+    """
+
+    size: int
+    parts: int
+    spooled: int
+
+    @classmethod
+    def of(cls, planned: Plan, workers: int) -> ObjectBounds:
+        """What is known before a block is read, for so many workers."""
+        form = planned.layout
+        manifest = len(planned.manifest) + layout.MAX_DESCRIPTOR
+        front = len(PREAMBLE) + layout.MAX_DESCRIPTOR + manifest
+        # A run in a sparse map: two numbers below 2**46 in decimal, each with a line end.
+        preludes = sum(layout.MAX_DESCRIPTOR + 30 * len(volume.runs) for volume in planned.volumes)
+        segment = worst_segment(form)
+        blocks = planned.blocks * (segment - layout.MAX_DESCRIPTOR) // form.blocks_per_segment
+        index = index_limit(layout.MAX_DESCRIPTOR, manifest, len(planned.volumes), planned.segments)
+        tail = len(layout.END_FRAME) + index + layout.FOOT_SIZE
+        size = front + preludes + blocks + planned.segments * layout.MAX_DESCRIPTOR + tail
+        cut = min(form.part_size, _MOST)
+        # Up to a byte less than `cut` is there when the unit comes behind which the part ends; a
+        # PAD makes no segment longer than the least part.
+        longest = cut + preludes + max(front + max(segment, layout.MIN_PART), tail)
+        return cls(
+            size=size,
+            parts=min(planned.segments, size // cut) + 1,
+            # One for each worker, and the one that is being cut.
+            spooled=min((workers + 1) * longest, size) if min(longest, size) > _SPOOL else 0,
+        )

@@ -11,15 +11,25 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from amistore.backends import files
-from amistore.errors import InvalidRequestError
+from amistore.errors import InvalidRequestError, SourceChangedError
 
-__all__ = ["FileResumeLog", "HeldLog", "MemoryResumeLog", "ResumeLog", "read_entry", "write_entry"]
+__all__ = [
+    "FileResumeLog",
+    "HeldLog",
+    "MemoryResumeLog",
+    "ResumeLog",
+    "read_entry",
+    "read_task",
+    "write_entry",
+]
 
 _MAGIC = b"amistore resume log 1\n"
 _LENGTH = struct.Struct("<I")  # of the content, in bytes
@@ -44,6 +54,36 @@ def read_entry(entry: bytes) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise InvalidRequestError("the resume log is damaged")
     return facts
+
+
+_KINDS = {"pack": "packing into an object", "unpack": "restoring from an object"}
+
+
+def read_task(
+    entry: bytes, kind: str, identity: Mapping[str, Any], changed: Mapping[str, SourceChangedError]
+) -> str:
+    """The task of the run whose first entry this is, if that run is the one to go on with.
+
+    Args:
+        entry: with the kind, the task and the identity of its run.
+        kind: ``"pack"`` or ``"unpack"``.
+        identity: the facts that must be the same.
+        changed: by the names of those facts that say what the source is, the error to raise.
+
+    Raises:
+        InvalidRequestError: it is of another run.
+    """
+    header = read_entry(entry)
+    task = header.get("task")
+    if header.get("kind") != kind or not isinstance(task, str) or not re.fullmatch("[0-9a-f]{32}", task):
+        raise InvalidRequestError(f"the resume log is not one of {_KINDS[kind]}")
+    for name, value in identity.items():
+        if header.get(name) != value:
+            raise changed.get(name) or InvalidRequestError(
+                f"the resume log is of another run: its {name} is {header.get(name)!r}, not {value!r}; "
+                "amistore.abandon ends that run"
+            )
+    return task
 
 
 class ResumeLog(abc.ABC):

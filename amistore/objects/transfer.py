@@ -24,7 +24,6 @@ from amistore.errors import (
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
-    SourceChangedError,
 )
 from amistore.model import Image
 from amistore.objects.carried import looked_at_again
@@ -212,13 +211,10 @@ def copy_object(
                 f"a place is a bucket and a key, such as ('archive', 'web.bin'), not {each!r}"
             )
     with foreign_errors("head_object", bucket=place[0], key=place[1]):
-        info = source.head_object(*place)
         ranges = ObjectRanges(source, *place)
     with contextlib.suppress(NotFoundError), foreign_errors("head_object", bucket=to[0], key=to[1]):
         destination.head_object(*to)
         raise AlreadyExistsError("the object exists", bucket=to[0], key=to[1])
-    if ranges.etag != info.etag:
-        raise SourceChangedError("the object was replaced", bucket=place[0], key=place[1])
 
     def read(offset: int) -> bytes:
         with foreign_errors("get_object_range", bucket=place[0], key=place[1]):
@@ -226,15 +222,15 @@ def copy_object(
 
     with (
         worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, read, range(0, info.size, _RANGE), limit)) as pieces,
+        contextlib.closing(ordered_map(pool, read, range(0, ranges.size, _RANGE), limit)) as pieces,
         foreign_errors("put_object", bucket=to[0], key=to[1]),
     ):
         return destination.put_object(
             *to,
             _verified(_PieceReader(pieces), expected_content_id),
-            metadata=info.metadata,
+            metadata=ranges.metadata,
             if_none_match=True,
-            part_size=max(16 * MIB, -(-info.size // 9_000)),
+            part_size=max(16 * MIB, -(-ranges.size // 9_000)),
         )
 
 

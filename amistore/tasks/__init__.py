@@ -6,6 +6,7 @@ layers below.
 """
 
 from amistore.tasks.engine import TaskEngine
+from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.sweep import SweepReport
 from amistore.tasks.task import (
@@ -17,10 +18,14 @@ from amistore.tasks.task import (
 )
 
 __all__ = [
+    "Prices",
     "Quotas",
+    "RequestRates",
     "RestoreImageTask",
+    "RestorePlan",
     "SnapshotProgress",
     "StoreImageTask",
+    "StorePlan",
     "SweepReport",
     "TagSpecification",
     "TaskEngine",

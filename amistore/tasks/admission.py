@@ -23,6 +23,7 @@ from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import VolumeRecord
 from amistore.tasks.requests import check_image_id, object_place, object_tags, split_tags
+from amistore.tasks.restored import described_later
 from amistore.tasks.task import TagSpecification
 from amistore.tasks.work import open_object
 from amistore.units import GIB
@@ -112,6 +113,7 @@ class RestoreRequest:
 
     Attributes:
         stored: the archive, its end checked.
+        restorable: its image, without mappings whose snapshots are not in the archive.
         region: where the AMI was that it was made of; None where that is not known.
         bucket: it is in.
         object_key: of its object.
@@ -123,6 +125,7 @@ class RestoreRequest:
     """
 
     stored: ContainerFile
+    restorable: Image
     region: str | None
     bucket: str
     object_key: str
@@ -153,12 +156,15 @@ class RestoreRequest:
             backend.s3.head_bucket(bucket)
             metadata = backend.s3.head_object(bucket, object_key).metadata
         stored = open_object(backend, bucket, object_key)
-        chosen = checks.check_registrable(stored.image, name)
+        there = [volume.snapshot_id for volume in stored.index.volumes]
+        restorable = stored.image.with_snapshots(dict(zip(there, there, strict=True)))
+        chosen = checks.check_registrable(restorable, name)
         size = sum(volume.size // GIB for volume in stored.index.volumes)
         quotas.check_image(stored.image.image_id, size)
         refuse_taken(backend, chosen)
         return cls(
             stored=stored,
+            restorable=restorable,
             region=metadata.get(REGION_KEY),
             bucket=bucket,
             object_key=object_key,
@@ -184,6 +190,7 @@ class RestoreRequest:
                 "snapshot_tags": {tag.key: tag.value for tag in self.snapshot_tags},
                 "allow_lost": self.allow_lost,
                 "region": self.region,
+                "image": described_later(self.stored.image),
             },
             "volumes": tuple(
                 VolumeRecord(stored_id=volume.snapshot_id, size=volume.size // GIB, blocks=volume.blocks)

@@ -9,23 +9,24 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast, overload
 
-import attrs
-
-from amistore.backends import Backend, checks
+from amistore.backends import Backend
 from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
-from amistore.model import Tag
+from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.journal import Journal, journal_path
 from amistore.tasks.ownership import Ownership
+from amistore.tasks.planning import Terms, plan_restore, plan_store
+from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import Kind, TaskRecord
 from amistore.tasks.requests import (
     PageRequest,
     dry_run_succeeded,
 )
+from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task, TaskPage
@@ -76,7 +77,7 @@ class TaskEngine:
             raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
         if quotas is not None and not isinstance(quotas, Quotas):
             raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
-        worker_count(workers)
+        self._workers = worker_count(workers)
         self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
@@ -148,7 +149,7 @@ class TaskEngine:
         request = StoreRequest.of(
             self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
         )
-        return cast(StoreImageTask, self._create(self._record(request.columns()), dry_run))
+        return cast(StoreImageTask, self._create(request.columns(), dry_run))
 
     def describe_store_image_tasks(
         self,
@@ -216,8 +217,77 @@ class TaskEngine:
         )
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
-        record = attrs.evolve(self._record(request.columns()), image_id=reserved)
-        return cast(RestoreImageTask, self._create(record, dry_run))
+        columns = {**request.columns(), "image_id": reserved}
+        return cast(RestoreImageTask, self._create(columns, dry_run))
+
+    def plan_store(
+        self,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
+        prices: Prices | None = None,
+        rates: RequestRates | None = None,
+    ) -> StorePlan:
+        """Tell what `create_store_image_task` would do and take, and do nothing.
+
+        The snapshots are listed once, and no block is read but by what the backend's `preflight`
+        tries. EBS ends earlier listings of a snapshot when it is listed again; a store of it
+        that is under way lists it anew.
+
+        Args:
+            image_id: as `bucket` and `s3_object_tags` in `create_store_image_task`.
+            bucket: see there.
+            s3_object_tags: see there.
+            prices: what requests and storage cost; None for a plan without costs.
+            rates: of requests; None for AWS's quotas.
+
+        Raises:
+            AmistoreError: what `create_store_image_task` would raise; and the archive would be
+                beyond a limit of the format.
+        """
+        self._check_open()
+        request = StoreRequest.of(
+            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
+        )
+        return plan_store(self.backend, request, self._terms(request.columns(), prices, rates))
+
+    def plan_restore(
+        self,
+        *,
+        bucket: str,
+        object_key: str,
+        name: str | None = None,
+        tag_specifications: Iterable[TagSpecification] = (),
+        allow_lost: bool = False,
+        prices: Prices | None = None,
+        rates: RequestRates | None = None,
+    ) -> RestorePlan:
+        """Tell what `create_restore_image_task` would do and take, and do nothing.
+
+        Args:
+            bucket: as all but the last two in `create_restore_image_task`.
+            object_key: see there.
+            name: see there.
+            tag_specifications: see there.
+            allow_lost: see there.
+            prices: what requests and storage cost; None for a plan without costs.
+            rates: of requests; None for AWS's quotas.
+
+        Raises:
+            AmistoreError: what `create_restore_image_task` would raise.
+        """
+        self._check_open()
+        request = RestoreRequest.of(
+            self.backend,
+            self.quotas,
+            bucket=bucket,
+            object_key=object_key,
+            name=name,
+            tag_specifications=tag_specifications,
+            allow_lost=allow_lost,
+        )
+        return plan_restore(self.backend, request, self._terms(request.columns(), prices, rates))
 
     def describe_restore_image_tasks(
         self,
@@ -233,6 +303,40 @@ class TaskEngine:
         EC2 has no such call: there, a restore is seen by describing its AMI and snapshots.
         """
         return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
+
+    def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
+        """The registry's images, and those that restores of the last 31 days make or failed to make.
+
+        Such an image is there as soon as its id is reserved: its state is ``pending`` until the
+        registry has it, or ``failed``, with `extra`'s ``StateReason``. Where ids are not reserved,
+        it is there once it is registered.
+
+        Args:
+            image_ids: of these only, in this order; None for all, by id.
+
+        Raises:
+            NotFoundError: no such image.
+            InvalidRequestError: an id is of no image's form; ``InvalidAMIID.Malformed``.
+        """
+        self._check_open()
+        return describe_images(self.backend, self._restores(), image_ids)
+
+    def describe_snapshots(self, snapshot_ids: Sequence[str] | None = None) -> tuple[Snapshot, ...]:
+        """Snapshots, also those that restores of the last 31 days make or failed to make.
+
+        Their state is ``pending``, ``completed`` or ``error``; `extra` has EC2's ``Progress``, such
+        as ``"42%"``, and the ``StateMessage`` of an error.
+
+        Args:
+            snapshot_ids: of these only, in this order; None for those of all images and of those
+                restores, by id: a store of snapshots has no list of its own.
+
+        Raises:
+            NotFoundError: no such snapshot.
+            InvalidRequestError: an id is of no snapshot's form; ``InvalidSnapshotID.Malformed``.
+        """
+        self._check_open()
+        return describe_snapshots(self.backend, self._restores(), snapshot_ids)
 
     @overload
     def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
@@ -313,26 +417,33 @@ class TaskEngine:
         self._journal.prune(self.place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 
+    def _restores(self) -> list[TaskRecord]:
+        return self._journal.page(self.place, "restore", since=self._oldest(), limit=-1)
+
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""
         return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
 
-    def _record(self, columns: dict[str, Any]) -> TaskRecord:
-        return TaskRecord(
-            task_id=checks.new_id(columns["kind"]),
-            place=self.place,
-            started=int(self._clock() * 1000),
-            owner=self._ownership.owner,
-            epoch=1,
-            lease_until=self._runner.until(),
-            **columns,
-        )
+    def _admit(self, columns: dict[str, Any], *, dry_run: bool) -> TaskRecord:
+        quota = self.quotas.in_progress(columns["kind"])
+        return self._runner.create({"place": self.place, **columns}, quota, dry_run=dry_run)
 
-    def _create(self, record: TaskRecord, dry_run: bool) -> Task:
-        self._runner.create(record, self.quotas.in_progress(record.kind), dry_run=dry_run)
+    def _create(self, columns: dict[str, Any], dry_run: bool) -> Task:
+        record = self._admit(columns, dry_run=dry_run)
         if dry_run:
             raise dry_run_succeeded()
         return record.task()
+
+    def _terms(self, columns: dict[str, Any], prices: Prices | None, rates: RequestRates | None) -> Terms:
+        """What a plan reckons with, of a task that would be admitted."""
+        kind = self._admit(columns, dry_run=True).kind
+        return Terms(
+            in_progress=self._journal.in_progress(self.place, kind),
+            quota=self.quotas.in_progress(kind),
+            workers=self._workers,
+            prices=prices,
+            rates=rates or RequestRates(),
+        )
 
     def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
         return tuple(record.task() for record in self._runner.take(records))

@@ -119,6 +119,12 @@ class Journal:
         """Those of a place that are at rest, oldest first."""
         return self._select("place = ? AND stage = 'ended'", [place], "sequence")
 
+    def in_progress(self, place: str, kind: Kind) -> int:
+        """GiB of the tasks of a place and kind that are queued or running."""
+        sql = f"SELECT coalesce(sum(size), 0) FROM task WHERE {_IN_PROGRESS}"  # noqa: S608 - ours
+        with self._errors(), self._lock:
+            return int(self._database.execute(sql, [place, kind]).fetchone()[0])
+
     def page(
         self,
         place: str,
@@ -165,12 +171,11 @@ class Journal:
             AlreadyExistsError: another task in progress makes the same object, or name.
             InvalidRequestError: the quota is used up; ``ResourceLimitExceeded``.
         """
-        in_progress = "place = ? AND kind = ? AND stage IN ('queued', 'running')"
         with self._writing() as database:
             same = ("bucket = ? AND object_key = ?", [record.bucket, record.object_key])
             if record.kind == "restore":
                 same = ("name = ?", [str(record.name)])
-            sql = f"SELECT task_id FROM task WHERE {in_progress} AND {same[0]}"  # noqa: S608 - ours
+            sql = f"SELECT task_id FROM task WHERE {_IN_PROGRESS} AND {same[0]}"  # noqa: S608 - ours
             found = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
             if found is not None and record.kind == "store":
                 raise AlreadyExistsError(
@@ -178,8 +183,7 @@ class Journal:
                 )
             if found is not None:
                 raise AlreadyExistsError(f"{found[0]} is restoring an image named {record.name!r}")
-            sql = f"SELECT coalesce(sum(size), 0) FROM task WHERE {in_progress}"  # noqa: S608 - ours
-            used = database.execute(sql, [record.place, record.kind]).fetchone()[0]
+            used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
                 raise InvalidRequestError(
                     f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: "
@@ -364,6 +368,8 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
 
+
+_IN_PROGRESS: Final = "place = ? AND kind = ? AND stage IN ('queued', 'running')"
 
 _STATE: Final = (
     "CASE WHEN stage IN ('queued', 'running') THEN 'InProgress' "

@@ -111,6 +111,12 @@ class TaskRecord:
         return Lease(self.task_id, self.epoch)
 
     @property
+    def purpose(self) -> str:
+        """What it makes of what, for people."""
+        place = f"{self.bucket}/{self.object_key}"
+        return f"{self.image_id} to {place}" if self.kind == "store" else f"{place} to {self.name!r}"
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Ids of the snapshots that it lists."""
         return tuple(volume.stored_id for volume in self.volumes) if self.kind == "store" else ()
@@ -145,12 +151,12 @@ class TaskRecord:
             source_image_id=self.source_image_id or "",
             name=self.name or "",
             object_key=self.object_key,
-            snapshots=self._snapshots(),
+            snapshots=self.snapshots(),
             **members,
         )
 
-    def _snapshots(self) -> tuple[SnapshotProgress, ...]:
-        """They are restored one after the other, so the task's progress tells that of each."""
+    def snapshots(self) -> tuple[SnapshotProgress, ...]:
+        """Those of a restore: one after the other is restored, so the task's progress tells that of each."""
         total = sum(volume.blocks for volume in self.volumes)
         done = total * self.progress // 100
         found = []

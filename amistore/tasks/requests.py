@@ -22,7 +22,15 @@ from amistore.tasks.journal import Journal
 from amistore.tasks.record import Kind
 from amistore.tasks.task import TagSpecification, TaskPage
 
-__all__ = ["PageRequest", "check_image_id", "dry_run_succeeded", "object_place", "object_tags", "split_tags"]
+__all__ = [
+    "PageRequest",
+    "check_image_id",
+    "check_snapshot_id",
+    "dry_run_succeeded",
+    "object_place",
+    "object_tags",
+    "split_tags",
+]
 
 T = TypeVar("T")
 
@@ -39,6 +47,13 @@ def check_image_id(image_id: object) -> str:
     if not isinstance(image_id, str) or not re.fullmatch("ami-(?:[0-9a-f]{17}|[0-9a-f]{8})", image_id):
         raise InvalidRequestError(f"{image_id!r} is no AMI's id", code="InvalidAMIID.Malformed")
     return image_id
+
+
+def check_snapshot_id(snapshot_id: object) -> str:
+    """``snap-`` and 8 or 17 hexadecimal digits."""
+    if not isinstance(snapshot_id, str) or not re.fullmatch("snap-(?:[0-9a-f]{17}|[0-9a-f]{8})", snapshot_id):
+        raise InvalidRequestError(f"{snapshot_id!r} is no snapshot's id", code="InvalidSnapshotID.Malformed")
+    return snapshot_id
 
 
 def object_place(bucket: object, image_id: str) -> tuple[str, str]:

@@ -13,9 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
-from amistore.backends import Backend
+from amistore.backends import Backend, checks
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
@@ -91,6 +91,7 @@ class TaskRunner:
         self._threads: list[threading.Thread] = []
         self._cancelling: list[threading.Thread] = []
         self._closing = False
+        self._changes = 0  # how often a task came to rest here, or all did
         self._taking = threading.Lock()  # a task of ours in the journal is one that is here, too
         self.mine: list[str] = []
         self.changed = threading.Condition()
@@ -100,13 +101,29 @@ class TaskRunner:
         """When a lease that begins now ends, by the clock of leases."""
         return time.monotonic() + LEASE
 
-    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool) -> None:
-        """Add a new task to the journal, and work on it; arguments and errors as in `Journal.add`."""
+    def create(self, columns: dict[str, Any], limit: int | None, *, dry_run: bool) -> TaskRecord:
+        """Add a new task to the journal, and work on it; errors as in `Journal.add`.
+
+        Args:
+            columns: of the record, but for those that are the same of all new tasks.
+            limit: as in `Journal.add`.
+            dry_run: find out whether it would be admitted, only.
+        """
+        record = TaskRecord(
+            task_id=checks.new_id(columns["kind"]),
+            started=int(self._clock() * 1000),
+            owner=self._ownership.owner,
+            epoch=1,
+            lease_until=self.until(),
+            **columns,
+        )
         with self._taking:
             self._journal.add(record, limit, dry_run=dry_run)
             if not dry_run:
+                _tell(record, "queued", record.purpose)
                 self.mine.append(record.task_id)
                 self._submit([record])
+        return record
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Work on those of the journal's tasks that nobody works on; gives them."""
@@ -115,6 +132,8 @@ class TaskRunner:
             found = [self._journal.take(each.task_id, owner, until, self._is_free) for each in records]
             taken = [record for record in found if record is not None]
             self.mine += [record.task_id for record in taken if record.task_id not in self.mine]
+            for record in taken:
+                _tell(record, "taken over", record.purpose)
             if taken:
                 self._submit(taken)
         return taken
@@ -140,6 +159,8 @@ class TaskRunner:
             InvalidRequestError: the engine was closed meanwhile.
         """
         while True:
+            with self.changed:
+                seen = self._changes
             record = self._journal.task(task_id)
             if report is not None:
                 report(record.task())
@@ -154,7 +175,7 @@ class TaskRunner:
                 self.take([record])
             with self.changed:
                 # Of another process nothing is told here: the journal is looked into again.
-                self.changed.wait(timeout=0.5)
+                self.changed.wait_for(lambda: self._changes != seen, timeout=0.5)  # noqa: B023
 
     def _submit(self, records: Iterable[TaskRecord]) -> None:
         with self.changed:
@@ -194,6 +215,7 @@ class TaskRunner:
         """Stop all tasks at the next part, and end the threads."""
         with self.changed:
             self._closing = True
+            self._changes += 1
             self._queue.clear()
             self.changed.notify_all()
         for thread in (*self._threads, *self._cancelling):
@@ -223,11 +245,11 @@ class TaskRunner:
         try:
             self._run(record)
         except _StoppedError:
-            _logger.info("%s: stopped, to be resumed", record.task_id)
+            _tell(record, "stopped", "to be resumed")
         except LeaseLostError as error:
-            _logger.warning("%s: left: %s", record.task_id, error)
+            _tell(record, "left to another", error, logging.WARNING)
         except Exception as error:
-            _logger.error("%s: left unfinished: %s", record.task_id, error)
+            _tell(record, "left unfinished", error, logging.ERROR)
             if not isinstance(error, AmistoreError):
                 error = AmistoreError(f"{type(error).__name__}: {error}")
             with self.changed:
@@ -236,6 +258,7 @@ class TaskRunner:
             with self.changed:
                 del self._active[record.task_id]
                 self._cancelled.discard(record.task_id)
+                self._changes += 1
                 self.changed.notify_all()
 
     def _run(self, record: TaskRecord) -> None:
@@ -257,7 +280,7 @@ class TaskRunner:
                 done = is_done(record, self._backend, log)
                 heed_cancel = heed_cancel and not done
                 if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
-                    _logger.warning("%s: trying again: %s", record.task_id, error)
+                    _tell(record, "trying again", error, logging.WARNING)
                     if not isinstance(error, _CancelledError):
                         self._pause(_PAUSE * 2 ** (attempt - 1))
                     continue
@@ -272,7 +295,7 @@ class TaskRunner:
 
     def _do(self, record: TaskRecord, log: TaskLog, heed_cancel: bool) -> None:
         self._journal.begin(record.lease)
-        _logger.info("%s: %s/%s: running", record.task_id, record.bucket, record.object_key)
+        _tell(record, "running")
         reported = time.monotonic(), record.progress
 
         def progress(percent: int) -> None:
@@ -285,7 +308,7 @@ class TaskRunner:
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
         outcome = do_task(record, self._backend, log, workers=self._workers, progress=progress, now=now)
         self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
-        _logger.info("%s: completed", record.task_id)
+        _tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
 
     def _check(self, record: TaskRecord, heed_cancel: bool) -> None:
         """Stop here, where there is a reason to."""
@@ -308,7 +331,7 @@ class TaskRunner:
 
     def _fail(self, record: TaskRecord, reason: str) -> None:
         self._journal.fail(record.lease, reason)
-        _logger.error("%s: failed: %s", record.task_id, reason)
+        _tell(record, "failed", reason, logging.ERROR)
 
     def _undo(self, record: TaskRecord, log: TaskLog) -> None:
         """Remove what a failed task has made; what cannot be removed stays noted, to try again."""
@@ -319,11 +342,11 @@ class TaskRunner:
             raise
         except Exception as error:
             self._refuse_shutdown()
-            _logger.error("%s: left behind for now: %s", record.task_id, error)
+            _tell(record, "left behind", error, logging.ERROR)
             self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
         else:
             self._journal.undone(record.lease)
-            _logger.info("%s: what it had made is removed", record.task_id)
+            _tell(record, "cleaned up")
 
     def _keep_leases(self) -> None:
         while True:
@@ -349,6 +372,12 @@ class TaskRunner:
         """Of the tasks that wait or are worked on here."""
         with self.changed:
             return {record.lease for record in (*self._active.values(), *self._queue)}
+
+
+def _tell(record: TaskRecord, state: str, detail: object = "", level: int = logging.INFO) -> None:
+    """One line for a change of state; docs/tasks.md has them all."""
+    facts = {"task_id": record.task_id, "task_state": state}
+    _logger.log(level, f"%s: %s{': ' if detail else ''}%s", record.task_id, state, detail, extra=facts)
 
 
 def _thing(entry: dict[str, object]) -> str:

@@ -7,7 +7,7 @@ opened again. Next: `objects/` has the store and the restore themselves.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -15,7 +15,7 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
 from amistore.backends.ranges import ObjectRanges
 from amistore.errors import NotFoundError
-from amistore.model import Tag
+from amistore.model import Image, Tag
 from amistore.objects import pack_object, unpack_object
 from amistore.objects.carried import looked_at_again
 from amistore.objects.registration import refuse_taken, register_restored
@@ -26,7 +26,7 @@ from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.metadata import object_metadata
 from amistore.tasks.record import TaskRecord
 
-__all__ = ["Outcome", "do_task", "is_done", "open_object"]
+__all__ = ["Outcome", "do_task", "is_done", "open_object", "restored_image"]
 
 Percent = Callable[[int], None]
 
@@ -130,13 +130,28 @@ def _restore(
         workers=workers,
         progress=progress,
     )
-    restored = attrs.evolve(
-        restored.with_tags(_tags(record.request["image_tags"])),
+    restored = restored_image(
+        restored,
+        tags=_tags(record.request["image_tags"]),
         source_image_id=record.source_image_id,
-        source_image_region=record.request["region"],
+        region=record.request["region"],
     )
     image_id = register_restored(restored, record.name, backend, log, image_id=record.image_id)
     return Outcome(image_id, str(record.content_id))
+
+
+def restored_image(
+    image: Image, *, tags: Iterable[Tag], source_image_id: str | None, region: str | None
+) -> Image:
+    """What is registered of an image whose snapshots are restored.
+
+    Args:
+        image: on its new snapshots.
+        tags: set over those that were stored.
+        source_image_id: of the AMI that was stored.
+        region: where that was; None where it is not known.
+    """
+    return attrs.evolve(image.with_tags(tags), source_image_id=source_image_id, source_image_region=region)
 
 
 def _tags(members: dict[str, str]) -> list[Tag]:

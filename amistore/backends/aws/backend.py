@@ -50,7 +50,7 @@ class AWSBackend(RetryingBackend):
         image_tags: Iterable[Tag] = (),
         retries: RetryPolicy | Retrier | None = None,
     ) -> None:
-        self.connection = Connection.open(session, region_name, endpoint_urls)
+        self.connection = Connection(session, region_name, endpoint_urls)
         services = _Services(
             ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
             s3=AWSObjectStore(self.connection, objects),

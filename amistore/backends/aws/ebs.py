@@ -23,6 +23,7 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
+from amistore.backends.aws.images import snapshot_from, without_reserved
 from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
@@ -209,12 +210,8 @@ class AWSBlockStore(BlockStore):
         if self.settings.kms_key_arn is not None:
             options["Encrypted"] = True
             options["KmsKeyArn"] = self.settings.kms_key_arn
-        merged = {tag.key: tag.value or "" for tag in (*tags, *self.settings.tags)}
-        kept = [
-            {"Key": key, "Value": value}
-            for key, value in merged.items()
-            if not key.lower().startswith("aws:")
-        ]
+        merged = {tag.key: tag.value or "" for tag in without_reserved((*tags, *self.settings.tags))}
+        kept = [{"Key": key, "Value": value} for key, value in merged.items()]
         # StartSnapshot's model takes a character less of both than EC2, which gets those later.
         early = [tag for tag in kept if len(tag["Key"]) < 128 and len(tag["Value"]) < 256]
         if early:
@@ -308,15 +305,8 @@ class AWSBlockStore(BlockStore):
             _check_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
             for found in member_of(answer, "Snapshots"):
-                return Snapshot(
-                    snapshot_id=found["SnapshotId"],
-                    volume_size=found.get("VolumeSize"),
-                    description=found.get("Description"),
-                    encrypted=found.get("Encrypted"),
-                    kms_key_id=found.get("KmsKeyId"),
-                    tags=tuple(Tag(key=tag["Key"], value=tag["Value"]) for tag in found.get("Tags", ())),
-                    state=found["State"],
-                )
+                member_of(found, "State")  # what broke off must not pass for a completed snapshot
+                return snapshot_from(found)
             raise NotFoundError("no such snapshot")
 
     @contextlib.contextmanager

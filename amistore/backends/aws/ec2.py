@@ -33,6 +33,7 @@ _logger = logging.getLogger("amistore")
 _ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 _MOST_IDS = 200  # snapshots in a call
 _PAGE = 1000  # images, the most (DescribeImages, MaxResults)
+_MOST_PAGES = 1000  # an account has 50,000 images, unless AWS raises its quota
 _FIRST_PAUSE = 0.5  # seconds
 _LAST_PAUSE = 15.0  # seconds, as boto3's waiter image_available
 _ATTEMPTS = 10  # with their pauses about a minute and a half
@@ -139,16 +140,24 @@ class AWSImageRegistry(ImageRegistry):
         raise NotFoundError("no such image")
 
     def _owned(self, filters: dict[str, str]) -> list[Image]:
-        pages = self._ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-            Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
-            PaginationConfig={"PageSize": _PAGE},
-        )
-        found = [
-            each for page in pages for each in member_of(page, "Images") if each["State"] != "deregistered"
-        ]
+        found: list[dict[str, Any]] = []
+        place: dict[str, str] = {}
+        tokens: set[str | None] = set()
+        while None not in tokens:
+            page = self._ec2.describe_images(
+                Owners=["self"],
+                IncludeDeprecated=True,
+                IncludeDisabled=True,
+                Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
+                MaxResults=_PAGE,
+                **place,
+            )
+            found += (each for each in member_of(page, "Images") if each["State"] != "deregistered")
+            following = page.get("NextToken") or None
+            if following in tokens or len(tokens) > _MOST_PAGES:
+                raise BackendError("EC2 lists the same images again and again")
+            tokens.add(following)
+            place = {"NextToken": following or ""}
         return sorted(self._images(found), key=lambda image: image.image_id)
 
     def _images(self, found: Sequence[dict[str, Any]]) -> Iterator[Image]:
@@ -227,22 +236,19 @@ class AWSImageRegistry(ImageRegistry):
 
     def _patiently(self, operation: str, image_id: str, call: Callable[[], R]) -> R:
         """An image just registered may not be known everywhere yet, and cannot be registered again."""
-        pause = _FIRST_PAUSE
-        for _ in range(_ATTEMPTS - 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 with aws_errors(operation, image_id=image_id):
                     return call()
             except BackendError as error:
+                if attempt == _ATTEMPTS:
+                    error.retryable = False  # it was tried for long enough: nobody else shall go on with it
+                    raise
                 if not (error.retryable or isinstance(error, NotFoundError)):
                     raise
-            self.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
-        try:
-            with aws_errors(operation, image_id=image_id):
-                return call()
-        except BackendError as error:
-            error.retryable = False  # it was tried for long enough: nobody else shall go on with it
-            raise
+            self.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LAST_PAUSE))
 
 
 def _check_id(image_id: str) -> None:

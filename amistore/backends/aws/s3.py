@@ -37,6 +37,8 @@ from amistore.errors import (
 __all__ = ["AWSObjectStore"]
 
 _MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
+_MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
+_MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
 _OF_UPLOAD = re.compile(r"-\d+$")
 
@@ -173,18 +175,25 @@ class AWSObjectStore(ObjectStore):
     ) -> list[tuple[UploadedPart, str | None]]:
         """The parts, each with its CRC-32 where the server keeps it."""
         with self._calling(operation, bucket, key, upload_id) as place:
-            pages = self._client.get_paginator("list_parts").paginate(**place)
-            found = [
-                (
-                    UploadedPart(
-                        part_number=part["PartNumber"], size=part["Size"], etag=_unquoted(part["ETag"])
-                    ),
-                    part.get("ChecksumCRC32"),
-                )
-                for page in pages
-                for part in page.get("Parts", [])
-            ]
-            return sorted(found, key=lambda pair: pair[0].part_number)
+            found: list[tuple[UploadedPart, str | None]] = []
+            marker = 0
+            while True:
+                page = self._client.list_parts(**place, **({"PartNumberMarker": marker} if marker else {}))
+                found += [
+                    (
+                        UploadedPart(
+                            part_number=part["PartNumber"], size=part["Size"], etag=_unquoted(part["ETag"])
+                        ),
+                        part.get("ChecksumCRC32"),
+                    )
+                    for part in page.get("Parts", [])
+                ]
+                if not page.get("IsTruncated"):
+                    return sorted(found, key=lambda pair: pair[0].part_number)
+                following = page.get("NextPartNumberMarker", 0)
+                if not marker < following <= _MAXIMUM_PARTS or len(found) > _MAXIMUM_PARTS:
+                    raise BackendError("the server lists the same parts again and again")
+                marker = following
 
     def complete_multipart_upload(
         self,
@@ -271,6 +280,7 @@ class AWSObjectStore(ObjectStore):
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         uploads: list[MultipartUpload] = []
         marker: dict[str, str] = {}
+        markers: set[tuple[str, str]] = set()
         with self._calling("list_multipart_uploads", bucket) as place:
             while True:
                 # Keys may hold characters that XML cannot, so they come URL-encoded.
@@ -289,13 +299,11 @@ class AWSObjectStore(ObjectStore):
                 ]
                 if not page.get("IsTruncated"):
                     break
-                following = {
-                    "KeyMarker": decode(page.get("NextKeyMarker", "")),
-                    "UploadIdMarker": page.get("NextUploadIdMarker", ""),
-                }
-                if following == marker:
+                following = decode(page.get("NextKeyMarker", "")), page.get("NextUploadIdMarker", "")
+                if following in markers or len(markers) + len(uploads) > _MOST_UPLOADS:
                     raise BackendError("the server lists the same uploads again and again")
-                marker = following
+                markers.add(following)
+                marker = {"KeyMarker": following[0], "UploadIdMarker": following[1]}
         # A server that ignores the prefix would have another's uploads aborted.
         return [upload for upload in uploads if upload.key.startswith(prefix)]
 

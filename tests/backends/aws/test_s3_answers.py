@@ -270,6 +270,47 @@ def test_uploads_are_listed_over_pages_and_a_server_that_goes_in_circles_is_left
     proxy.fail("list_multipart_uploads", first, times=10)
     with pytest.raises(BackendError, match="again and again"):
         store.list_multipart_uploads("bucket")
+    other = attrs.evolve(first, body=first.body.replace(b"Marker>a", b"Marker>b"))
+    for number in range(1, 100):  # two markers in turn
+        proxy.fail("list_multipart_uploads", other if number % 2 else first, nth=number)
+    with pytest.raises(BackendError, match="again and again"):
+        store.list_multipart_uploads("bucket")
+
+
+def test_uploads_that_are_invented_for_ever_end(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    monkeypatch.setattr("amistore.backends.aws.s3._MOST_UPLOADS", 20)
+    for number in range(1, 100):
+        page = xml(
+            "ListMultipartUploadsResult",
+            IsTruncated="true",
+            NextKeyMarker=f"k{number}",
+            Upload=f"<Key>k{number}</Key><UploadId>1</UploadId>",
+        )
+        proxy.fail("list_multipart_uploads", page, nth=number)
+    with pytest.raises(BackendError, match="again and again"):
+        store.list_multipart_uploads("bucket")
+
+
+@pytest.mark.parametrize("markers", [["1"] * 9, ["2", "1"] * 9, ["0"], [""], ["1", "2", "10001"], ["-1"]])
+def test_parts_that_are_listed_in_circles_are_left(
+    proxy: FaultProxy, store: AWSObjectStore, markers: list[str]
+) -> None:
+    for number, marker in enumerate(markers, 1):
+        page = xml("ListPartsResult", IsTruncated="true", NextPartNumberMarker=marker, Part=PARTS)
+        proxy.fail("list_parts", page, nth=number)
+    with pytest.raises(BackendError):
+        store.list_parts("bucket", "key", "upload")
+    assert proxy.requests["list_parts"] <= 3
+
+
+def test_more_parts_than_an_upload_can_have_are_refused(proxy: FaultProxy, store: AWSObjectStore) -> None:
+    many = f"{PARTS}</Part><Part>" * 10_000 + PARTS
+    page = xml("ListPartsResult", IsTruncated="true", NextPartNumberMarker="1", Part=many)
+    proxy.fail("list_parts", page)
+    with pytest.raises(BackendError, match="again and again"):
+        store.list_parts("bucket", "key", "upload")
 
 
 def test_the_expected_owner_is_sent_with_every_call(proxy: FaultProxy, store: AWSObjectStore) -> None:
@@ -392,7 +433,7 @@ def test_metadata_of_other_writers_stays_as_it_is() -> None:
 def test_a_store_is_sent_to_another_process_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
-    connection = Connection.open(None, "us-east-1", None)
+    connection = Connection(None, "us-east-1", None)
     store = AWSObjectStore(connection, ObjectSettings(tags={"a": "b"}))
     connection.client("s3")
     pickled = pickle.dumps(store)

@@ -1,0 +1,234 @@
+"""Plans, made of checked requests: snapshots are listed or an archive's end is read, and no block.
+
+The numbers of requests are those of `objects/` and `work.py`: who changes what these ask for
+changes them here, and tests compare the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from amistore.archive.reader import ContainerFile
+from amistore.backends import Backend
+from amistore.backends.remote import TAIL
+from amistore.container import layout
+from amistore.model import AttributeReport, Fate, Image
+from amistore.model.fidelity import Leaf, leaves, report
+from amistore.objects.parts import ObjectBounds
+from amistore.pipeline import Progress
+from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.pack import plan_pack
+from amistore.tasks.admission import RestoreRequest, StoreRequest
+from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
+from amistore.tasks.work import restored_image
+from amistore.units import BLOCK_SIZE, GIB
+
+__all__ = ["Terms", "plan_restore", "plan_store"]
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What a plan reckons with.
+
+    Attributes:
+        in_progress: GiB of tasks of its kind.
+        quota: GiB, or None.
+        workers: of the engine.
+        prices: or None.
+        rates: of requests.
+    """
+
+    in_progress: int
+    quota: int | None
+    workers: int
+    prices: Prices | None
+    rates: RequestRates
+
+    def members(self, size: int, requests: Mapping[str, int]) -> dict[str, Any]:
+        """Members of a plan that follow from them."""
+        return {
+            "size": size,
+            "in_progress": self.in_progress,
+            "quota": self.quota,
+            "requests": requests,
+            "estimated_seconds": self.rates.seconds(requests),
+            "request_cost": None if self.prices is None else self.prices.of_requests(requests),
+        }
+
+    def warnings(self, kind: str, size: int) -> Iterator[str]:
+        """What they may lead to."""
+        total = self.in_progress + size
+        if self.quota is not None and total >= self.quota:
+            yield (
+                f"with this task {total} GiB are in progress, and the quota is {self.quota} GiB: further "
+                f"{kind} tasks are refused until one has ended"
+            )
+
+
+def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePlan:
+    """List the snapshots, and tell what storing them takes."""
+    pages = 0
+
+    def count(_: Progress) -> None:
+        nonlocal pages
+        pages += 1
+
+    image = request.image
+    planned = plan_pack(image, backend.ebs, progress=count)
+    bounds = ObjectBounds.of(planned, terms.workers)
+    unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
+    requests = {
+        "list_snapshot_blocks": unsized + 2 * pages,
+        "get_snapshot_block": planned.blocks,
+        "head_bucket": 1,
+        "head_object": 4,
+        # Opened twice, to be proved and for its content id; the index may need a read of its own.
+        "get_object_range": 2 * 2 + 1 + len(planned.volumes),
+        "create_multipart_upload": 1,
+        "upload_part": bounds.parts,
+        "complete_multipart_upload": 1,
+        "describe_image": 2,
+    }
+    fidelity = _fidelity(backend, image)
+    warnings = [
+        *_bucket(backend, request.bucket),
+        *_encrypted(image, "their blocks are decrypted into the object, which only the bucket may encrypt"),
+        *terms.warnings("store", request.size),
+        *_dropped(fidelity),
+    ]
+    if bounds.size > layout.MAX_OBJECT:
+        warnings.append(
+            f"where the data cannot be compressed, the object would have {bounds.size} bytes, and S3's have "
+            f"{layout.MAX_OBJECT} at most: the task would fail when it gets there"
+        )
+    return StorePlan(
+        image_id=image.image_id,
+        bucket=request.bucket,
+        object_key=request.object_key,
+        volumes=len(planned.volumes),
+        blocks=planned.blocks,
+        segments=planned.segments,
+        part_size=planned.layout.part_size,
+        most_parts=bounds.parts,
+        most_object_bytes=bounds.size,
+        most_spool_bytes=bounds.spooled,
+        monthly_cost=None if terms.prices is None else bounds.size / GIB * terms.prices.object_storage,
+        warnings=tuple(warnings),
+        fidelity=fidelity,
+        **terms.members(request.size, requests),
+    )
+
+
+def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> RestorePlan:
+    """Tell what restoring an archive takes, by its index."""
+    stored = request.stored
+    index = stored.index
+    volumes = len(index.volumes)
+    opening = 1 if stored.size - stored.foot.index_offset <= TAIL else 2
+    requests = {
+        "start_snapshot": volumes,
+        "put_snapshot_block": stored.head.blocks,
+        "complete_snapshot": volumes,
+        "describe_snapshot": volumes,
+        "head_bucket": 1,
+        "head_object": 3,
+        # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
+        "get_object_range": 2 * opening + 6 + volumes + len(index.offsets) + _pads(stored),
+        "find_images": 3,
+        "register_image": 1,
+    }
+    restored = restored_image(
+        request.restorable.with_tags(snapshot_tags=request.snapshot_tags),
+        tags=request.image_tags,
+        source_image_id=stored.image.image_id,
+        region=request.region,
+    )
+    fidelity = _fidelity(backend, stored.image, restored, request.name)
+    left_out = sorted(set(stored.image.snapshot_ids) - set(restored.snapshot_ids))
+    lossy = [each.snapshot_id for each in stored.image.snapshots if each.lost_blocks]
+    warnings = [
+        *_bucket(backend, request.bucket),
+        *_encrypted(stored.image, "whether the new ones are is up to the settings of the destination"),
+        *terms.warnings("restore", request.size),
+        *(f"the mapping of {each} is left out: it is not in the archive" for each in left_out),
+        *_lost(lossy, request.allow_lost),
+        *_dropped(fidelity),
+    ]
+    data = stored.head.blocks * BLOCK_SIZE
+    return RestorePlan(
+        image_id=stored.image.image_id,
+        bucket=request.bucket,
+        object_key=request.object_key,
+        volumes=volumes,
+        blocks=stored.head.blocks,
+        segments=len(index.offsets),
+        name=request.name,
+        object_bytes=stored.size,
+        content_id=index.content_id.hex(),
+        monthly_cost=None if terms.prices is None else data / GIB * terms.prices.snapshot_storage,
+        warnings=tuple(warnings),
+        fidelity=fidelity,
+        **terms.members(request.size, requests),
+    )
+
+
+def _pads(stored: ContainerFile) -> int:
+    """PAD records, which are read by themselves: they fill shards up to the least part."""
+    per_shard = stored.head.layout.segments_per_shard
+    found = start = 0
+    for sequence in range(per_shard - 1, len(stored.index.offsets) - 1, per_shard):
+        end = stored.segment_end(sequence)
+        found += end - start <= layout.MIN_PART + layout.RECORD_OVERHEAD
+        start = end
+    return found
+
+
+def _fidelity(
+    backend: Backend, image: Image, restored: Image | None = None, name: str | None = None
+) -> tuple[AttributeReport, ...]:
+    """What becomes of an image's attributes, where `restored` is what is registered of it."""
+    with foreign_errors("fidelity"):
+        registered = {each.attribute: each for each in backend.ec2.fidelity(restored or image, name=name)}
+    given = {leaf.path: leaf.value for leaf in leaves(restored or image)}
+
+    def fate(leaf: Leaf) -> tuple[Fate, str]:
+        if leaf.path not in given:
+            return Fate.DROPPED, "its snapshot is not in the archive, or nothing is known to put there"
+        told = registered[leaf.path]
+        if told.fate is not Fate.DROPPED and given[leaf.path] != leaf.value:
+            source = leaf.name.startswith("source_image")
+            return Fate.REMAPPED, "the stored image is the source" if source else "another value was given"
+        return told.fate, told.reason
+
+    return report(image, fate)
+
+
+def _bucket(backend: Backend, bucket: str) -> tuple[str, ...]:
+    with foreign_errors("bucket_warnings", bucket=bucket):
+        return backend.s3.bucket_warnings(bucket)
+
+
+def _encrypted(image: Image, consequence: str) -> Iterator[str]:
+    found = {each.snapshot_id for each in image.snapshots if each.encrypted}
+    found |= {
+        each.ebs.snapshot_id
+        for each in image.block_device_mappings
+        if each.ebs is not None and each.ebs.snapshot_id is not None and each.ebs.encrypted
+    }
+    if found:
+        yield f"encrypted snapshots ({', '.join(sorted(found))}): {consequence}"
+
+
+def _lost(snapshots: list[str], allowed: bool) -> Iterator[str]:
+    if snapshots:
+        consequence = "restored without them" if allowed else "the task will fail without allow_lost=True"
+        yield f"blocks of {', '.join(snapshots)} were lost before they were stored: {consequence}"
+
+
+def _dropped(fidelity: Iterable[AttributeReport]) -> Iterator[str]:
+    count = sum(each.fate is Fate.DROPPED for each in fidelity)
+    if count:
+        yield f"{count} attributes of the AMI are not restored here: see fidelity"
