@@ -157,8 +157,8 @@ class _RetryingObjectStore(ObjectStore):
     ) -> bytes:
         return self._call(self.inner.get_object_range, bucket, key, start, length, if_match=if_match)
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        self._call(self.inner.delete_object, bucket, key)
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        self._call(self.inner.delete_object, bucket, key, if_match=if_match)
 
     def create_multipart_upload(
         self,

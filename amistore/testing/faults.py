@@ -283,8 +283,11 @@ class _FaultyObjectStore(ObjectStore):
 
         return self.call("get_object_range", (bucket, key), (start, length), function)
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        self.call("delete_object", (bucket, key), (), lambda: self.inner.delete_object(bucket, key))
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        def function() -> None:
+            self.inner.delete_object(bucket, key, if_match=if_match)
+
+        self.call("delete_object", (bucket, key), (), function)
 
     def create_multipart_upload(
         self,

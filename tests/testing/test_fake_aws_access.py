@@ -47,6 +47,20 @@ def test_an_unknown_key_or_token_is_refused(aws: FakeAWS, changed: dict[str, str
     }
 
 
+def test_the_credentials_of_another_fake_are_refused(aws: FakeAWS) -> None:
+    """As those of another account are ("Common errors")."""
+    with FakeAWS() as other:
+        assert calls(aws, other.credential)["ebs"] == (403, "UnrecognizedClientException")
+
+
+def test_a_credential_never_takes_the_place_of_another(aws: FakeAWS) -> None:
+    first, second = aws.add_credential(user="first"), aws.add_credential(user="second")
+    aws.remove_credential(first)
+    third = aws.add_credential(user="third")
+    arns = [client(aws, "sts", each).get_caller_identity()["Arn"] for each in (second, third)]
+    assert [arn.rpartition("/")[2] for arn in arns] == ["second", "third"]
+
+
 def test_a_session_expires_on_the_clock(aws: FakeAWS) -> None:
     """IAM user guide: "Temporary security credentials"; EC2: RequestExpired."""
     session = aws.add_credential(session_token="token", expires_in=3600)

@@ -42,7 +42,7 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "get_object_range": ("s3:GetObject",),
     "get_object_tagging": ("s3:GetObjectTagging",),
     "restore_object": ("s3:RestoreObject",),
-    "delete_object": ("s3:DeleteObject",),
+    "delete_object": ("s3:DeleteObject", "s3:GetObject"),
     "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),
     "upload_part": ("s3:PutObject",),
     "list_parts": ("s3:ListMultipartUploadParts",),

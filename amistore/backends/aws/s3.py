@@ -104,10 +104,17 @@ class AWSObjectStore(ObjectStore):
                 _check_etag(if_match, answer.get("ETag"))
                 return range_of(answer, body, start, length)
 
-    def delete_object(self, bucket: str, key: str) -> None:
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with self._calling("delete_object", bucket, key) as place:
+            condition: dict[str, str] = {}
+            if if_match is not None:
+                try:  # some servers take no notice of If-Match
+                    _check_etag(if_match, self._head(bucket, key)["ETag"])
+                except NotFoundError:
+                    return
+                condition["IfMatch"] = f'"{if_match}"'
             try:
-                self._client.delete_object(**place)
+                self._client.delete_object(**place, **condition)
             except botocore.exceptions.ClientError as error:
                 if _code(error) != "NoSuchKey":  # of servers only; S3 answers 204
                     raise
