@@ -41,7 +41,7 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "head_object": ("s3:GetObject", "s3:ListBucket"),
     "get_object_range": ("s3:GetObject",),
     "get_object_tagging": ("s3:GetObjectTagging",),
-    "restore_object": ("s3:RestoreObject",),
+    "restore_object": ("s3:RestoreObject", "s3:GetObject"),
     "delete_object": ("s3:DeleteObject", "s3:GetObject"),
     "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),
     "upload_part": ("s3:PutObject",),

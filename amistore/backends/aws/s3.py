@@ -322,13 +322,22 @@ class AWSObjectStore(ObjectStore):
             key: of the object.
             days: for which the copy stays; None for an object in Intelligent-Tiering, which moves back.
             tier: ``Standard``, ``Bulk`` or ``Expedited``: hours or minutes, and prices.
+
+        Raises:
+            InvalidRequestError: it is not archived.
         """
         request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
         with self._calling("restore_object", bucket, key) as place:
             try:
                 self._client.restore_object(**place, RestoreRequest=request)
             except botocore.exceptions.ClientError as error:
-                if _code(error) not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
+                code = _code(error)
+                if code == "InvalidObjectState" and (readable := self._readable_class(bucket, key)):
+                    raise InvalidRequestError(
+                        f"the object lies in {readable} and can be read as it is: there is nothing to restore",
+                        code=code,
+                    ) from None
+                if code not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
                     raise
 
     def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
@@ -346,6 +355,13 @@ class AWSObjectStore(ObjectStore):
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:
             return self._client.head_object(**place)
+
+    def _readable_class(self, bucket: str, key: str) -> str | None:
+        """The storage class, if objects of it are read without being restored."""
+        found = self._head(bucket, key)
+        storage_class = str(found.get("StorageClass") or "STANDARD")
+        archived = storage_class in ("GLACIER", "DEEP_ARCHIVE") or found.get("ArchiveStatus")
+        return None if archived else storage_class
 
     def _archived(self, bucket: str, key: str) -> ArchivedObjectError:
         found = self._head(bucket, key)
