@@ -263,6 +263,9 @@ class _RetryingImageRegistry(ImageRegistry):
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         return self._call(_Registration(self.inner), image, name, image_id)
 
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
+        self._call(self.inner.dry_run_register_image, image, name=name)
+
     def deregister_image(self, image_id: str) -> None:
         self._call(_Removal(self.inner.deregister_image), image_id)
 

@@ -94,6 +94,10 @@ def pack_object(
         check_frames: decode each frame and compare it.
         layout: how to cut the container; None for what fits its size.
 
+    Returns:
+        Size, ETag and metadata of the object. Its content id is in its index, at its end:
+        ``amistore.open(store, bucket=bucket, key=key).content_id``.
+
     Raises:
         AlreadyExistsError: the object exists, with `if_none_match`.
         SourceChangedError: the image or a snapshot is not what it was in the run that is continued.

@@ -84,6 +84,7 @@ def test_a_signature_is_for_one_region(aws: FakeAWS, ebs: Any) -> None:
 
 
 def test_a_removed_credential_is_unknown(aws: FakeAWS) -> None:
+    """EBS direct APIs reference: "Common errors"."""
     credential = aws.add_credential()
     aws.remove_credential(credential)
     assert calls(aws, credential)["ebs"] == (403, "UnrecognizedClientException")
@@ -154,6 +155,7 @@ def test_other_bodies_and_queries_are_part_of_the_signature(aws: FakeAWS) -> Non
 
 
 def test_a_request_without_signature_or_with_half_of_one_is_refused(aws: FakeAWS) -> None:
+    """EBS direct APIs reference: "Common errors"."""
     assert sent(aws, "GET", "/snapshots/x/blocks", sign=False)[1] == "MissingAuthenticationTokenException"
     found = sent(
         aws, "GET", "/snapshots/x/blocks", changed={"Authorization": "AWS4-HMAC-SHA256 Credential=x"}
