@@ -17,11 +17,14 @@ import amistore
 from amistore import MIB, AWSBackend, Layout, MemoryBackend
 from amistore.testing import block
 from amistore.testing.aws import FakeAWS
+from amistore.testing.snapshots import sha256
 
 HOUR = 3600.0
 SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4, part_size=5 * MIB)
-BLOCKS = {index * 3: images.noise(index) if index < 40 else block(index) for index in range(120)}
-"""Of four pages, where they are short."""
+BLOCKS = {
+    index + (index + 1) // 2: images.noise(index) if index < 40 else block(index) for index in range(120)
+}
+"""Of four pages, where they are short; some indexes follow each other, and some do not."""
 
 
 @contextlib.contextmanager
@@ -208,6 +211,15 @@ def test_a_snapshot_that_appears_late_and_completes_late_is_waited_for(aws):
     made = amistore.unpack_object(store, "bucket", "key", cloud.ebs)
     assert disks(aws, made) == disks(aws, image)
     assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
+
+
+def test_a_snapshot_that_one_call_has_found_may_still_be_unknown_to_the_next(aws):
+    cloud = backend(aws)
+    snapshot_id = cloud.ebs.start_snapshot(1)
+    for index in range(3):
+        cloud.ebs.put_snapshot_block(snapshot_id, index, block(index), sha256(block(index)))
+        aws.snapshots[snapshot_id].missing_calls = 1
+    assert aws.read_snapshot(snapshot_id) == {index: block(index) for index in range(3)}
 
 
 def test_a_pending_snapshot_that_ebs_cancelled_is_begun_anew(aws, tmp_path):
