@@ -325,14 +325,16 @@ class AWSBlockStore(BlockStore):
 
     @contextlib.contextmanager
     def _appearing(self, snapshot_id: str) -> Iterator[None]:
-        """Mark a snapshot that is not found soon after it was started as worth another attempt."""
+        """Mark a snapshot that is not found soon after it was started as worth another attempt.
+
+        Also one that was found before: not every host of the service knows it at the same time.
+        """
         try:
             yield
         except NotFoundError as error:
             started = self._started.get(snapshot_id)
             error.retryable = started is not None and time.monotonic() - started < APPEARING
             raise
-        self._started.pop(snapshot_id, None)  # it has appeared
 
     def encryption_by_default(self) -> str | None:
         """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
