@@ -15,7 +15,7 @@ WITHOUT = "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\
 @pytest.mark.parametrize(
     "code",
     [
-        "import amistore; from amistore.testing import FaultyBackend; FaultyBackend(amistore.MemoryBackend())",
+        "from amistore import testing, MemoryBackend; testing.FaultyBackend(MemoryBackend())",
         "from amistore.testing.aws import FakeAWS\nwith FakeAWS() as aws: aws.add_snapshot(volume_size=1)",
     ],
 )

@@ -124,12 +124,12 @@ def check_endpoint(url: str) -> None:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname or ""
         parts.port  # noqa: B018 - raises where it is no number
-    except ValueError:
-        host = ""
-    if not host:  # its text may hold a password
+        if not host:
+            raise ValueError("it has no host")
+    except ValueError:  # whose text may hold a password
         raise InvalidRequestError(
             "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"
-        )
+        ) from None
     if parts.scheme == "https":
         return
     try:
