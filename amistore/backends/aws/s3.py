@@ -428,5 +428,7 @@ def _unquoted(etag: str) -> str:
 
 def _check_etag(wanted: str | None, found: str | None) -> None:
     """Of the answer itself, for servers that take no notice of If-Match."""
-    if wanted is not None and (found is None or _unquoted(found) != wanted):
+    if wanted is not None and found is None:
+        raise BackendError("the answer has no ETag", retryable=True)
+    if wanted is not None and found is not None and _unquoted(found) != wanted:
         raise SourceChangedError("the object was replaced")
