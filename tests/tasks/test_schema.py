@@ -15,7 +15,7 @@ from amistore.tasks.journal import Journal
 def test_tasks_in_progress_are_found_by_the_index_of_the_unfinished(more: str, tmp_path: Path) -> None:
     Journal(tmp_path / "tasks.db").close()
     database = sqlite3.connect(tmp_path / "tasks.db")
-    sql = f"EXPLAIN QUERY PLAN SELECT sum(size) FROM task WHERE {journal._IN_PROGRESS}{more}"  # noqa: S608
+    sql = f"EXPLAIN QUERY PLAN SELECT sum(size) FROM task WHERE {journal._IN_PROGRESS}{more}"
     steps = [row[3] for row in database.execute(sql, ["place", "store"])]
     database.close()
     assert len(steps) == 1
