@@ -39,7 +39,8 @@ def reliability(session: nox.Session) -> None:
     session.env["AMISTORE_LONG"] = "1"
     places = ["tests/container/test_damage.py", "tests/objects/test_killed_runs.py"]
     places += [
-        f"tests/backends/aws/test_{name}.py" for name in ("faults", "random_faults", "kills", "memory")
+        f"tests/backends/aws/test_{name}.py"
+        for name in ("bounded_memory", "faults", "kills", "random_faults")
     ]
     session.run("pytest", "-n", "2", "--dist", "loadgroup", "-rP", *places, *session.posargs)
 

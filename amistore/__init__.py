@@ -4,6 +4,7 @@
 `open` looks into one, and a `Backend` says where images, snapshots and objects are.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from amistore.archive import (
@@ -98,6 +99,7 @@ from amistore.tasks import (
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
 if TYPE_CHECKING:
+    from amistore import ec2 as ec2
     from amistore.backends.aws import AWSBackend as AWSBackend
     from amistore.backends.aws import ObjectSettings as ObjectSettings
     from amistore.backends.aws import SnapshotSettings as SnapshotSettings
@@ -194,7 +196,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """What needs an extra is imported when it is used, and not named in `__all__`."""
+    """What needs an extra, or uses one, is imported when it is used, and not named in `__all__`."""
+    if name == "ec2":
+        return importlib.import_module("amistore.ec2")
     if name not in ("AWSBackend", "ObjectSettings", "SnapshotSettings"):
         raise AttributeError(f"module 'amistore' has no attribute {name!r}")
     try:

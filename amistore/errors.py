@@ -228,7 +228,9 @@ class InvalidValueError(InvalidRequestError):
         value: the value, as given.
     """
 
-    def __init__(self, message: str, *, field: str | None = None, value: object = None) -> None:
-        super().__init__(message, code=None)
+    def __init__(
+        self, message: str, *, field: str | None = None, value: object = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, code=code)
         self.field = field
         self.value = value

@@ -155,7 +155,7 @@ def _ways(url: str) -> tuple[list[Way], list[Way]]:
     session = boto3.Session("key", "secret", "token", region_name="us-east-1")
     once = botocore.config.Config(retries={"total_max_attempts": 1}, max_pool_connections=THREADS)
     client = session.client("ebs", endpoint_url=url, config=once)
-    connection = Connection.open(session, None, {"ebs": url, "ec2": url, "s3": url})
+    connection = Connection(session, None, {"ebs": url, "ec2": url, "s3": url})
     plain = AWSBlockStore(connection)
     retrying, unchecked = (
         RetryingBackend(

@@ -75,7 +75,7 @@ def measure_parts(repeats: int) -> Iterable[Row]:
     content = os.urandom(PART)
     with _serving() as url:
         session = boto3.Session("key", "secret", region_name="us-east-1")
-        store = AWSObjectStore(Connection.open(session, None, {"s3": url}))
+        store = AWSObjectStore(Connection(session, None, {"s3": url}))
         plain = session.client("s3", endpoint_url=url)
         signing = session.client(
             "s3", endpoint_url=url, config=boto3.session.Config(s3={"payload_signing_enabled": True})

@@ -15,7 +15,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from example_disk import make_disk
@@ -63,31 +63,36 @@ def run(work: Path, options: argparse.Namespace) -> None:
         blocks = sum(len(page.blocks) for page in cloud.ebs.pages(image.snapshot_ids[0]))
         done(blocks)
 
-    # Store: one object that holds the image's metadata and its snapshots.
-    key = f"{image_id}.bin"
-    with step("store") as done:
-        stored = cloud.s3.put_object("archive", key, amistore.pack(image, cloud.ebs, progress=done))
+    # Store: a task makes one object that holds the image's metadata and its snapshots.
+    with amistore.TaskEngine(cloud) as engine:
+        with step("store") as done:
+            task = engine.create_store_image_task(image_id=image_id, bucket="archive")
+            stored = engine.wait(task, progress=done.of(blocks))
 
-    # Look into it and check every byte.
-    path = cloud.s3.path("archive", key)
-    with step("verify") as done, amistore.open(path) as archive:
-        archive.verify(progress=done).check()
+        # Look into it and check every byte.
+        path = cloud.s3.path("archive", stored.object_key)
+        with step("verify") as done, amistore.open(path) as archive:
+            archive.verify(progress=done).check()
 
-    # Restore: new snapshots, registered as a new image.
-    with step("restore") as done, cloud.s3.open_object("archive", key) as stream:
-        restored = amistore.unpack(stream, cloud.ebs, progress=done)
-        restored_id = cloud.ec2.register_image(restored, name="quickstart restored")
+        # Restore: another task makes new snapshots, and a new image on them.
+        with step("restore") as done:
+            task = engine.create_restore_image_task(
+                bucket="archive", object_key=stored.object_key, name="quickstart restored"
+            )
+            restored = engine.wait(task, progress=done.of(blocks))
 
     with step("compare") as done:
-        compare(disk, cloud.ebs, restored.snapshot_ids[0], done)
+        new_image = cloud.ec2.describe_image(restored.image_id)
+        compare(disk, cloud.ebs, new_image.snapshot_ids[0], done)
 
     data = blocks * BLOCK_SIZE
+    size = path.stat().st_size
     volume = archive.volumes[0]
     print()
     print(f"image      {image_id}: {volume.size / GIB:.0f} GiB, {data / MIB:,.0f} MiB of them in blocks")
     print(f"object     {path}")
-    print(f"           {stored.size / MIB:,.1f} MiB, {data / stored.size:.2f} times smaller than the blocks")
-    print(f"restored   {restored_id}: every byte equals the source")
+    print(f"           {size / MIB:,.1f} MiB, {data / size:.2f} times smaller than the blocks")
+    print(f"restored   {restored.image_id}: every byte equals the source")
     print()
     print("The object is also a tar archive. Without amistore:")
     print(f"           tar -xvf {shlex.quote(str(path))}")
@@ -137,6 +142,10 @@ class Done:
         if self.bar is not None:
             self.bar.update(what * BLOCK_SIZE - self.bar.n)
         self.blocks = what
+
+    def of(self, blocks: int) -> Callable[[amistore.StoreImageTask | amistore.RestoreImageTask], None]:
+        """A `progress=` callback for a task of so many blocks."""
+        return lambda task: self(blocks * task.progress_percentage // 100, blocks)
 
     def close(self) -> None:
         if self.bar is not None:

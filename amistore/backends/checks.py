@@ -140,6 +140,7 @@ def check_registrable(image: Image, name: str | None) -> str:
             + ("; give another one with name=" if name is None else ""),
             field="Image.name",
             value=chosen,
+            code="InvalidAMIName.Malformed",
         )
     devices = {mapping.device_name for mapping in image.block_device_mappings}
     if image.root_device_name is not None and image.root_device_name not in devices:

@@ -9,6 +9,7 @@ import abc
 import io
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -130,6 +131,9 @@ class _Object(Protocol):
     @property
     def etag(self) -> str: ...
 
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
 
 class _Store(Protocol):
     """What of an `ObjectStore` is needed to read."""
@@ -142,7 +146,12 @@ class _Store(Protocol):
 
 
 class ObjectRanges(RangeReader):
-    """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened."""
+    """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened.
+
+    Attributes:
+        etag: of the object.
+        metadata: the user's.
+    """
 
     def __init__(self, store: _Store, bucket: str, key: str) -> None:
         self.name = f"{bucket}/{key}"
@@ -152,6 +161,7 @@ class ObjectRanges(RangeReader):
         info = store.head_object(bucket, key)
         self.etag = info.etag
         self.size = info.size
+        self.metadata = info.metadata
 
     def read(self, offset: int, length: int) -> bytes:
         length = min(length, self.size - offset)

@@ -29,7 +29,7 @@ from amistore.errors import (
 )
 from amistore.model import Image, Tag
 from amistore.objects.carried import looked_at_again
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
+from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
 from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.progress import Phase, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
@@ -137,32 +137,21 @@ class _Journal:
         # By the stored id: generation and id of the new snapshot; which segments it has: those before.
         self._snapshots: dict[str, tuple[int, str]] = {}
         self._put: dict[str, int] = {}
-        entries = [read_entry(entry) for entry in log.entries()]
+        entries = log.entries()
         self.fresh = not entries
         if not entries:
             self.task = secrets.token_hex(16)
             log.append(write_entry(kind="unpack", task=self.task, **identity))
             return
-        header = entries[0]
-        if header.get("kind") != "unpack" or not re.fullmatch("[0-9a-f]{32}", str(header.get("task"))):
-            raise InvalidRequestError("the resume log is not one of restoring from an object")
-        for name, value in identity.items():
-            if header.get(name) == value:
-                continue
-            if name in ("etag", "content"):
-                raise SourceChangedError(
-                    "the object was replaced since the run began that the resume log is of: "
-                    "amistore.abandon ends that run",
-                    bucket=identity["bucket"],
-                    key=identity["key"],
-                )
-            raise InvalidRequestError(
-                f"the resume log is of another run: its {name} is {header.get(name)!r}, not {value!r}; "
-                "amistore.abandon ends that run"
-            )
-        self.task = header["task"]
+        changed = SourceChangedError(
+            "the object was replaced since the run began that the resume log is of: "
+            "amistore.abandon ends that run",
+            bucket=identity["bucket"],
+            key=identity["key"],
+        )
+        self.task = read_task(entries[0], "unpack", identity, {"etag": changed, "content": changed})
         try:
-            for entry in entries[1:]:
+            for entry in map(read_entry, entries[1:]):
                 if "put" in entry:
                     self._put[entry["volume"]] = operator.index(entry["put"])
                 elif "snapshot" in entry:

@@ -35,7 +35,7 @@ from amistore.errors import (
 from amistore.model import Image
 from amistore.objects.carried import check_object
 from amistore.objects.parts import Part, cut_parts, skip_segments
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, write_entry
+from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
 from amistore.pipeline.foreign import check_kind, foreign_errors
 from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
@@ -93,6 +93,10 @@ def pack_object(
         progress: called with a `Progress`.
         check_frames: decode each frame and compare it.
         layout: how to cut the container; None for what fits its size.
+
+    Returns:
+        Size, ETag and metadata of the object. Its content id is in its index, at its end:
+        ``amistore.open(store, bucket=bucket, key=key).content_id``.
 
     Raises:
         AlreadyExistsError: the object exists, with `if_none_match`.
@@ -155,9 +159,13 @@ class _Run:
     ) -> ObjectInfo | None:
         """Begin an upload, or go on with the log's; gives the object if that is there already."""
         entries = self.log.entries()
-        header = self._header(entries)
-        if header is not None:
-            self.task = header["task"]
+        if entries:
+            changed = SourceChangedError(
+                "the image, its snapshots or the layout are not what they were when the run began that "
+                "the resume log is of: amistore.abandon ends that run",
+                image_id=self.planned.image.image_id,
+            )
+            self.task = read_task(entries[0], "pack", self._identity(), {"file": changed})
             upload_id = _upload_id(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
@@ -195,28 +203,6 @@ class _Run:
             "level": self.level,
             "libzstd": list(zstandard.ZSTD_VERSION),
         }
-
-    def _header(self, entries: list[bytes]) -> dict[str, Any] | None:
-        """The first entry; None for a new log."""
-        if not entries:
-            return None
-        header = read_entry(entries[0])
-        if header.get("kind") != "pack" or not isinstance(header.get("task"), str):
-            raise InvalidRequestError("the resume log is not one of packing into an object")
-        for name, value in self._identity().items():
-            if header.get(name) == value:
-                continue
-            if name == "file":
-                raise SourceChangedError(
-                    "the image, its snapshots or the layout are not what they were when the run began that "
-                    "the resume log is of: amistore.abandon ends that run",
-                    image_id=self.planned.image.image_id,
-                )
-            raise InvalidRequestError(
-                f"the resume log is of another run: its {name} is {header.get(name)!r}, not {value!r}; "
-                "amistore.abandon ends that run"
-            )
-        return header
 
     def _continue(self, entries: list[bytes]) -> bool:
         """Take over what the log says and the upload has; whether it is there."""
@@ -329,17 +315,27 @@ class _Run:
         try:
             check_object(ObjectRanges(self.store, self.bucket, self.key), self.planned, count, workers)
         except ArchiveError as error:
-            if self._made() is None:
-                raise SourceChangedError(
-                    "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
-                ) from None
+            replaced = SourceChangedError(
+                "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
+            )
+            ours = self._made()
+            if ours is None:
+                raise replaced from None
             if not new:
                 raise CorruptArchiveError(
                     f"the object that an earlier run made is not what was packed, or its log is not: verify "
                     f"it before you delete it: {error}"
                 ) from None
-            with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
-                self.store.delete_object(self.bucket, self.key)
+            try:
+                with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
+                    # Another's that has taken its place stays: an archive lost is worse than one left.
+                    self.store.delete_object(self.bucket, self.key, if_match=ours.etag)
+            except SourceChangedError as refusal:
+                if self._made() is None:
+                    raise replaced from None
+                raise CorruptArchiveError(
+                    f"the object is not what was packed, and was not deleted, delete it: {refusal}; {error}"
+                ) from None
             raise CorruptArchiveError(
                 f"the object of {info.size} bytes was not what was packed, and was deleted: {error}"
             ) from None

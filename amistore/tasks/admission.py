@@ -23,6 +23,7 @@ from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import VolumeRecord
 from amistore.tasks.requests import check_image_id, object_place, object_tags, split_tags
+from amistore.tasks.restored import described_later
 from amistore.tasks.task import TagSpecification
 from amistore.tasks.work import open_object
 from amistore.units import GIB
@@ -38,14 +39,14 @@ class StoreRequest:
         image: as it is described now.
         bucket: it goes to.
         object_key: of its object.
-        size: GiB of its snapshots, each counted once.
+        volumes: its snapshots, each once.
         tags: of the object.
     """
 
     image: Image
     bucket: str
     object_key: str
-    size: int
+    volumes: tuple[VolumeRecord, ...]
     tags: Mapping[str, str]
 
     @classmethod
@@ -65,14 +66,14 @@ class StoreRequest:
         with foreign_errors("describe_image", image_id=image_id):
             image = backend.ec2.describe_image(image_id)
             backend.preflight(image)
-        size = _size(backend, image)
-        quotas.check_image(image_id, size)
+        volumes = tuple(_volume(backend, image, snapshot_id) for snapshot_id in image.snapshot_ids)
+        quotas.check_image(image_id, _size(volumes))
         with foreign_errors("head_object", bucket=name, key=key):
             backend.s3.head_bucket(name)
             with contextlib.suppress(NotFoundError):
                 backend.s3.head_object(name, key)
                 raise AlreadyExistsError("the AMI is stored there already", bucket=name, key=key)
-        return cls(image=image, bucket=name, object_key=key, size=size, tags=tags)
+        return cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
 
     def columns(self) -> dict[str, Any]:
         """What it says of a `TaskRecord`."""
@@ -85,18 +86,25 @@ class StoreRequest:
             "object_key": self.object_key,
             "size": self.size,
             "request": {"object_tags": self.tags},
+            "volumes": self.volumes,
         }
 
+    @property
+    def size(self) -> int:
+        """GiB of the volumes."""
+        return _size(self.volumes)
 
-def _size(backend: Backend, image: Image) -> int:
-    total = 0
-    for snapshot_id in image.snapshot_ids:
-        size = image.snapshot(snapshot_id).volume_size
-        if size is None:
-            with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-                size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
-        total += size
-    return total
+
+def _size(volumes: Iterable[VolumeRecord]) -> int:
+    return sum(volume.size for volume in volumes)
+
+
+def _volume(backend: Backend, image: Image, snapshot_id: str) -> VolumeRecord:
+    size = image.snapshot(snapshot_id).volume_size
+    if size is None:
+        with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+            size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
+    return VolumeRecord(stored_id=snapshot_id, size=size)
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +190,7 @@ class RestoreRequest:
                 "snapshot_tags": {tag.key: tag.value for tag in self.snapshot_tags},
                 "allow_lost": self.allow_lost,
                 "region": self.region,
+                "image": described_later(self.stored.image),
             },
             "volumes": tuple(
                 VolumeRecord(stored_id=volume.snapshot_id, size=volume.size // GIB, blocks=volume.blocks)

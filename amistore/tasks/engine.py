@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar, cast, overload
 
 from amistore.backends import Backend
-from amistore.errors import InvalidRequestError, TaskFailedError
-from amistore.model import Tag
+from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
+from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.admission import RestoreRequest, StoreRequest
@@ -26,6 +26,7 @@ from amistore.tasks.requests import (
     PageRequest,
     dry_run_succeeded,
 )
+from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task, TaskPage
@@ -33,6 +34,8 @@ from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecificati
 __all__ = ["TaskEngine"]
 
 _DAYS: Final = 31  # EC2 user guide, "Store and restore an AMI using S3", DescribeStoreImageTasks
+
+_logger = logging.getLogger("amistore")
 
 T = TypeVar("T", bound=Task)
 
@@ -72,25 +75,31 @@ class TaskEngine:
     ) -> None:
         if not isinstance(backend, Backend):
             raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
+        if quotas is not None and not isinstance(quotas, Quotas):
+            raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
         self._workers = worker_count(workers)
-        worker_count(concurrency)
         self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
-        own = backend.journal is not None and path in (None, Path(backend.journal).absolute())
+        own = backend.journal is not None and path == journal_path(None, backend.journal)
         self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         self._journal = Journal(path)
         self._clock = clock
-        self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
+        try:
+            self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
+        except BaseException:
+            self._journal.close()
+            raise
         self._runner = TaskRunner(
             backend,
             self._journal,
             self._ownership,
             workers=workers,
-            concurrency=concurrency,
+            concurrency=worker_count(concurrency),
             clock=clock,
         )
+        self._process = os.getpid()
         self._closed = False
 
     def __enter__(self) -> TaskEngine:
@@ -101,12 +110,14 @@ class TaskEngine:
 
     def close(self) -> None:
         """Stop at the next part; unfinished tasks can be resumed from now on."""
-        if self._closed:
+        if self._closed or self._process != os.getpid():
             return
         self._closed = True
         self._runner.close()
         try:
             self._journal.release(self._ownership.owner)
+        except JournalError as error:  # they are free all the same once it counts as ended
+            _logger.warning("tasks are left to others without a note: %s", error)
         finally:
             self._ownership.close()
             self._journal.close()
@@ -293,6 +304,40 @@ class TaskEngine:
         """
         return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
 
+    def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
+        """The registry's images, and those that restores of the last 31 days make or failed to make.
+
+        Such an image is there as soon as its id is reserved: its state is ``pending`` until the
+        registry has it, or ``failed``, with `extra`'s ``StateReason``. Where ids are not reserved,
+        it is there once it is registered.
+
+        Args:
+            image_ids: of these only, in this order; None for all, by id.
+
+        Raises:
+            NotFoundError: no such image.
+            InvalidRequestError: an id is of no image's form; ``InvalidAMIID.Malformed``.
+        """
+        self._check_open()
+        return describe_images(self.backend, self._restores(), image_ids)
+
+    def describe_snapshots(self, snapshot_ids: Sequence[str] | None = None) -> tuple[Snapshot, ...]:
+        """Snapshots, also those that restores of the last 31 days make or failed to make.
+
+        Their state is ``pending``, ``completed`` or ``error``; `extra` has EC2's ``Progress``, such
+        as ``"42%"``, and the ``StateMessage`` of an error.
+
+        Args:
+            snapshot_ids: of these only, in this order; None for those of all images and of those
+                restores, by id: a store of snapshots has no list of its own.
+
+        Raises:
+            NotFoundError: no such snapshot.
+            InvalidRequestError: an id is of no snapshot's form; ``InvalidSnapshotID.Malformed``.
+        """
+        self._check_open()
+        return describe_snapshots(self.backend, self._restores(), snapshot_ids)
+
     @overload
     def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
     @overload
@@ -318,7 +363,7 @@ class TaskEngine:
             JournalError: the journal could not be written; `resume` goes on.
         """
         self._check_open()
-        wanted = list(self._runner.mine) if task is None else [_task_id(task)]
+        wanted = list(self._runner.mine) if task is None else [self._own(task)]
         with progress_reports(progress) as report:
             records = [self._runner.wait(task_id, report) for task_id in wanted]
         failed = [record for record in records if record.state == "Failed"]
@@ -338,7 +383,7 @@ class TaskEngine:
             InvalidRequestError: it has ended already; ``IncorrectState``.
         """
         self._check_open()
-        task_id = _task_id(task)
+        task_id = self._own(task)
         self._journal.cancel(task_id)
         if self._runner.has(task_id):
             self._runner.cancel(task_id)
@@ -371,6 +416,9 @@ class TaskEngine:
             files = self.backend.sweep()
         self._journal.prune(self.place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
+
+    def _restores(self) -> list[TaskRecord]:
+        return self._journal.page(self.place, "restore", since=self._oldest(), limit=-1)
 
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""
@@ -418,11 +466,19 @@ class TaskEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidRequestError("the engine is closed")
+        if self._process != os.getpid():
+            raise InvalidRequestError(
+                "the engine was made before this process was forked, and is of the other one: make one here"
+            )
 
-
-def _task_id(task: object) -> str:
-    if isinstance(task, Task):
-        return task.task_id
-    if not isinstance(task, str):
-        raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
-    return task
+    def _own(self, task: object) -> str:
+        """The id of a task, which must be of this backend: a journal may be shared by several."""
+        if not isinstance(task, (Task, str)):
+            raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
+        record = self._journal.task(task if isinstance(task, str) else task.task_id)
+        if record.place != self.place:
+            raise InvalidRequestError(
+                f"{record.task_id} is a task of another backend: make an engine with that one",
+                code="InvalidParameterValue",
+            )
+        return record.task_id

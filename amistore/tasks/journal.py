@@ -44,10 +44,13 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
     """
     chosen = own if given is None else given
     if chosen is not None:
-        return None if chosen == ":memory:" else Path(chosen).absolute()
+        if not isinstance(chosen, (str, os.PathLike)):
+            raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
+        # Its real name: engines that know it by several ones must see each other.
+        return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
     folder = os.environ.get("AMISTORE_STATE_DIR")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return (Path(folder) if folder else Path(state) / "amistore").absolute() / "tasks.db"
+    return Path(os.path.realpath((Path(folder) if folder else Path(state) / "amistore") / "tasks.db"))
 
 
 class Journal:
@@ -69,13 +72,16 @@ class Journal:
         with self._errors():
             if self.path is not None:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # SQLite gives its other files the mode of this one.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                # SQLite gives its other files the mode of this one. One that is there is not opened: to
+                # close it would drop the locks of this process's other engines (fcntl(2)).
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 self.path.chmod(0o600)
             self._database = sqlite3.connect(
                 self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
             )
             try:
+                self._file = None if self.path is None else self.path.stat()
                 self._database.row_factory = sqlite3.Row
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
@@ -214,13 +220,13 @@ class Journal:
             self._set(task_id, owner=owner, epoch=record.epoch, lease_until=until)
             return record
 
-    def renew(self, owner: str, until: float) -> dict[str, TaskRecord]:
-        """Extend all leases of an owner; gives its tasks that are not at rest."""
+    def renew(self, owner: str, until: float) -> dict[Lease, bool]:
+        """Extend all leases of an owner; gives those of tasks not at rest, and which to give up."""
         with self._writing() as database:
             sql = "UPDATE task SET lease_until = ? WHERE owner = ? AND stage != 'ended'"
             database.execute(sql, [until, owner])
             found = self._select("owner = ? AND stage != 'ended'", [owner])
-        return {record.task_id: record for record in found}
+        return {record.lease: record.cancelled for record in found}
 
     def release(self, owner: str) -> None:
         """Leave an owner's tasks to others."""
@@ -325,7 +331,10 @@ class Journal:
         sql = f"SELECT * FROM task WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608 - ours
         with self._errors(), self._lock:
             rows = self._database.execute(sql, [*values, limit]).fetchall()
-        return [TaskRecord.of_row(dict(row)) for row in rows]
+            try:
+                return [TaskRecord.of_row(dict(row)) for row in rows]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise sqlite3.DatabaseError(f"a task in it is damaged: {error}") from None
 
     @contextlib.contextmanager
     def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
@@ -337,11 +346,20 @@ class Journal:
                 if lease is not None and self.task(lease.task_id).epoch != lease.epoch:
                     raise LeaseLostError(f"another process has taken {lease.task_id} over")
                 yield self._database
+                self._check_file()
                 self._database.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # a failed COMMIT may have ended it
                     self._database.execute("ROLLBACK")
                 raise
+
+    def _check_file(self) -> None:
+        """What is written to a file that has lost its name is durable for nobody."""
+        if self.path is not None and self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self._file, self.path.stat()):
+                    return
+            raise OSError("it was removed or replaced while it was in use: put it back, or open it again")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -13,6 +13,8 @@ import os
 import secrets
 from pathlib import Path
 
+from amistore.errors import JournalError
+
 __all__ = ["Ownership"]
 
 
@@ -25,17 +27,36 @@ class Ownership:
 
     Attributes:
         owner: its name, new in each engine.
+
+    Raises:
+        JournalError: the file cannot be made.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._folder = folder
         self._descriptor: int | None = None
-        if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(folder / self.owner, flags, 0o600)
+        self.hold()
+
+    def hold(self) -> None:
+        """Be alive for others; again, where the file was removed by hand, and with it the sign.
+
+        Raises:
+            JournalError: the file cannot be made.
+        """
+        if self._folder is None:
+            return
+        path = self._folder / self.owner
+        if self._descriptor is not None and path.exists():
+            return
+        self._let_go()
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            self._let_go()
+            raise JournalError(f"{path}: {error.strerror}", operation="journal") from error
 
     def alive(self, owner: str) -> bool:
         """Whether an owner's process still runs; one that ended leaves a file, which is removed."""
@@ -46,12 +67,14 @@ class Ownership:
         path = self._folder / owner
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:  # too many open files, for one: that proves nothing, and the lease decides
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-        except BlockingIOError:
+        except OSError:
             return True
         finally:
             os.close(descriptor)
@@ -62,5 +85,9 @@ class Ownership:
         if self._descriptor is not None and self._folder is not None:
             with contextlib.suppress(OSError):
                 (self._folder / self.owner).unlink(missing_ok=True)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -28,12 +28,15 @@ class Lease:
 
 @attrs.frozen(kw_only=True)
 class VolumeRecord:
-    """A snapshot of a restore: stored and new id, size in GiB, number of listed blocks."""
+    """A snapshot that is stored, or stored and to be restored: its id and size in GiB.
+
+    Of a restore also the new snapshot's id, once it is known, and the number of listed blocks.
+    """
 
     stored_id: str
     snapshot_id: str | None = None
     size: int
-    blocks: int
+    blocks: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +49,7 @@ class TaskRecord:
         size: GiB that it takes of the quota.
         request: what else it was asked for, of plain values.
         started: milliseconds since 1970, UTC.
-        volumes: of a restore.
+        volumes: in the archive's order.
         lost_upload: whether an upload may have been begun whose id was lost.
         epoch: of the current lease.
     """
@@ -108,6 +111,17 @@ class TaskRecord:
         return Lease(self.task_id, self.epoch)
 
     @property
+    def purpose(self) -> str:
+        """What it makes of what, for people."""
+        place = f"{self.bucket}/{self.object_key}"
+        return f"{self.image_id} to {place}" if self.kind == "store" else f"{place} to {self.name!r}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Ids of the snapshots that it lists."""
+        return tuple(volume.stored_id for volume in self.volumes) if self.kind == "store" else ()
+
+    @property
     def state(self) -> TaskState:
         """As EC2 names it."""
         if self.stage in ("queued", "running"):
@@ -137,12 +151,12 @@ class TaskRecord:
             source_image_id=self.source_image_id or "",
             name=self.name or "",
             object_key=self.object_key,
-            snapshots=self._snapshots(),
+            snapshots=self.snapshots(),
             **members,
         )
 
-    def _snapshots(self) -> tuple[SnapshotProgress, ...]:
-        """They are restored one after the other, so the task's progress tells that of each."""
+    def snapshots(self) -> tuple[SnapshotProgress, ...]:
+        """Those of a restore: one after the other is restored, so the task's progress tells that of each."""
         total = sum(volume.blocks for volume in self.volumes)
         done = total * self.progress // 100
         found = []

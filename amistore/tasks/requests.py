@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import attrs
 
@@ -22,12 +22,23 @@ from amistore.tasks.journal import Journal
 from amistore.tasks.record import Kind
 from amistore.tasks.task import TagSpecification, TaskPage
 
-__all__ = ["PageRequest", "check_image_id", "dry_run_succeeded", "object_place", "object_tags", "split_tags"]
+__all__ = [
+    "PageRequest",
+    "check_image_id",
+    "check_snapshot_id",
+    "dry_run_succeeded",
+    "object_place",
+    "object_tags",
+    "split_tags",
+]
+
+T = TypeVar("T")
 
 MOST_IMAGE_IDS: Final = 20
 MOST_RESULTS: Final = 200
 MOST_OBJECT_TAGS: Final = 10  # S3 user guide, "Categorizing your storage using tags"
 MOST_TAGS: Final = 50
+_LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
 _STATES: Final = ("InProgress", "Completed", "Failed")
 
 
@@ -38,13 +49,26 @@ def check_image_id(image_id: object) -> str:
     return image_id
 
 
+def check_snapshot_id(snapshot_id: object) -> str:
+    """``snap-`` and 8 or 17 hexadecimal digits."""
+    if not isinstance(snapshot_id, str) or not re.fullmatch("snap-(?:[0-9a-f]{17}|[0-9a-f]{8})", snapshot_id):
+        raise InvalidRequestError(f"{snapshot_id!r} is no snapshot's id", code="InvalidSnapshotID.Malformed")
+    return snapshot_id
+
+
 def object_place(bucket: object, image_id: str) -> tuple[str, str]:
     """Bucket and key of an AMI's object: ``<image id>.bin``, behind the prefix of ``bucket/prefix``."""
     if not isinstance(bucket, str) or not bucket:
         raise InvalidRequestError("a bucket's name is needed", code="MissingParameter")
     name, _, prefix = bucket.partition("/")
     prefix = prefix.strip("/")
-    return name, f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin"
+    key = f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin"
+    if len(key.encode(errors="surrogatepass")) > _LONGEST_KEY:
+        raise InvalidRequestError(
+            f"an object's key has {_LONGEST_KEY} bytes at most: give a shorter prefix",
+            code="InvalidParameterValue",
+        )
+    return name, key
 
 
 def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
@@ -52,14 +76,14 @@ def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
     if isinstance(tags, Mapping):
         given = [Tag(key=key, value=value) for key, value in cast("Mapping[str, str]", tags).items()]
     else:
-        given = list(tags)
+        given = _listed(tags, "tags")
     return {tag.key: tag.value or "" for tag in _tags(given, MOST_OBJECT_TAGS)}
 
 
 def split_tags(specifications: Iterable[TagSpecification]) -> tuple[tuple[Tag, ...], tuple[Tag, ...]]:
     """Tags of the image, and of its snapshots."""
     found: dict[str, tuple[Tag, ...]] = {}
-    for specification in specifications:
+    for specification in _listed(specifications, "tag specifications"):
         if not isinstance(specification, TagSpecification):
             raise InvalidRequestError(
                 f"tag specifications are TagSpecification, not {type(specification).__name__}",
@@ -75,6 +99,14 @@ def split_tags(specifications: Iterable[TagSpecification]) -> tuple[tuple[Tag, .
             raise InvalidRequestError(f"tags for {kind} are given twice", code="InvalidParameterValue")
         found[kind] = _tags(specification.tags, MOST_TAGS)
     return found.get("image", ()), found.get("snapshot", ())
+
+
+def _listed(given: Iterable[T], role: str) -> list[T]:
+    if not isinstance(given, Iterable):
+        raise InvalidRequestError(
+            f"{role} are a list, not {type(given).__name__}", code="InvalidParameterValue"
+        )
+    return list(given)
 
 
 def _tags(tags: Iterable[Tag], most: int) -> tuple[Tag, ...]:

@@ -22,7 +22,7 @@ from amistore.objects.resumelog import read_entry
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
-from amistore.tasks.record import TaskRecord
+from amistore.tasks.record import Lease, TaskRecord
 from amistore.tasks.tasklog import TaskLog
 from amistore.tasks.work import do_task, is_done
 
@@ -34,6 +34,7 @@ LEASE: Final = 60.0
 _HEARTBEAT: Final = 5.0
 _RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
 _PAUSE: Final = 5.0  # seconds, doubled
+_REPORT: Final = 0.5  # seconds between two notes of progress, which are an fsync each
 
 _logger = logging.getLogger("amistore")
 
@@ -44,6 +45,9 @@ class _StoppedError(Exception):
 
 class _CancelledError(Exception):
     """The task is to be given up."""
+
+    def __str__(self) -> str:
+        return "cancelled"
 
 
 class TaskRunner:
@@ -60,7 +64,8 @@ class TaskRunner:
     Attributes:
         mine: ids of the tasks that were created or taken here, oldest first.
         changed: is notified when a task came to rest; guards all below.
-        stuck: what ended a task's run without an end of the task: the journal could not be written.
+        stuck: what ended a task's run without an end of the task: the journal could not be written,
+            or the backend not be asked whether it is done.
     """
 
     def __init__(
@@ -80,16 +85,17 @@ class TaskRunner:
         self._concurrency = concurrency
         self._clock = clock
         self._queue: deque[TaskRecord] = deque()
-        self._active: dict[str, int] = {}
+        self._active: dict[str, TaskRecord] = {}
         self._lost: set[str] = set()
         self._cancelled: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._cancelling: list[threading.Thread] = []
         self._closing = False
+        self._changes = 0  # how often a task came to rest here, or all did
         self._taking = threading.Lock()  # a task of ours in the journal is one that is here, too
         self.mine: list[str] = []
         self.changed = threading.Condition()
-        self.stuck: dict[str, JournalError] = {}
+        self.stuck: dict[str, AmistoreError] = {}
 
     def until(self) -> float:
         """When a lease that begins now ends, by the clock of leases."""
@@ -114,6 +120,7 @@ class TaskRunner:
         with self._taking:
             self._journal.add(record, limit, dry_run=dry_run)
             if not dry_run:
+                _tell(record, "queued", record.purpose)
                 self.mine.append(record.task_id)
                 self._submit([record])
         return record
@@ -125,6 +132,8 @@ class TaskRunner:
             found = [self._journal.take(each.task_id, owner, until, self._is_free) for each in records]
             taken = [record for record in found if record is not None]
             self.mine += [record.task_id for record in taken if record.task_id not in self.mine]
+            for record in taken:
+                _tell(record, "taken over", record.purpose)
             if taken:
                 self._submit(taken)
         return taken
@@ -150,7 +159,8 @@ class TaskRunner:
             InvalidRequestError: the engine was closed meanwhile.
         """
         while True:
-            here = self.has(task_id)
+            with self.changed:
+                seen = self._changes
             record = self._journal.task(task_id)
             if report is not None:
                 report(record.task())
@@ -164,10 +174,8 @@ class TaskRunner:
             if not self.has(task_id) and self._is_free(record):
                 self.take([record])
             with self.changed:
-                # Of another process nothing is told here: the journal is looked into again. What was
-                # worked on here, and is not now, has come to rest since the journal was asked.
-                if not here or self.has(task_id):
-                    self.changed.wait(timeout=0.5)
+                # Of another process nothing is told here: the journal is looked into again.
+                self.changed.wait_for(lambda: self._changes != seen, timeout=0.5)  # noqa: B023
 
     def _submit(self, records: Iterable[TaskRecord]) -> None:
         with self.changed:
@@ -198,7 +206,7 @@ class TaskRunner:
             if waiting is None:
                 return
             self._queue.remove(waiting)
-            self._active[task_id] = waiting.epoch
+            self._active[task_id] = waiting
             thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
             self._cancelling.append(thread)
             thread.start()
@@ -207,6 +215,7 @@ class TaskRunner:
         """Stop all tasks at the next part, and end the threads."""
         with self.changed:
             self._closing = True
+            self._changes += 1
             self._queue.clear()
             self.changed.notify_all()
         for thread in (*self._threads, *self._cancelling):
@@ -215,29 +224,41 @@ class TaskRunner:
     def _serve(self) -> None:
         while True:
             with self.changed:
-                while not self._queue and not self._closing:
+                while (record := self._next()) is None and not self._closing:
                     self.changed.wait()
-                if self._closing:
+                if record is None or self._closing:
                     return
-                record = self._queue.popleft()
-                self._active[record.task_id] = record.epoch
+                self._queue.remove(record)
+                self._active[record.task_id] = record
             self._work_on(record)
+
+    def _next(self) -> TaskRecord | None:
+        """The first that waits and reads no snapshot that another one is reading.
+
+        Listing a snapshot ends the block tokens that another lister of it has (EBS direct APIs,
+        ListSnapshotBlocks).
+        """
+        read = {snapshot_id for record in self._active.values() for snapshot_id in record.reads}
+        return next((record for record in self._queue if read.isdisjoint(record.reads)), None)
 
     def _work_on(self, record: TaskRecord) -> None:
         try:
             self._run(record)
         except _StoppedError:
-            _logger.info("%s: stopped, to be resumed", record.task_id)
+            _tell(record, "stopped", "to be resumed")
         except LeaseLostError as error:
-            _logger.warning("%s: left: %s", record.task_id, error)
-        except JournalError as error:
-            _logger.error("%s: left unfinished: %s", record.task_id, error)
+            _tell(record, "left to another", error, logging.WARNING)
+        except Exception as error:
+            _tell(record, "left unfinished", error, logging.ERROR)
+            if not isinstance(error, AmistoreError):
+                error = AmistoreError(f"{type(error).__name__}: {error}")
             with self.changed:
                 self.stuck[record.task_id] = error
         finally:
             with self.changed:
                 del self._active[record.task_id]
                 self._cancelled.discard(record.task_id)
+                self._changes += 1
                 self.changed.notify_all()
 
     def _run(self, record: TaskRecord) -> None:
@@ -252,20 +273,20 @@ class TaskRunner:
                 return
             except (_StoppedError, LeaseLostError, JournalError):
                 raise
-            except _CancelledError:
-                if is_done(record, self._backend, log):
-                    heed_cancel = False  # too late: only the journal does not know it yet
-                    continue
-                self._fail(record, "cancelled")
-                break
             except Exception as error:
                 self._refuse_shutdown()
-                passing = isinstance(error, BackendError) and error.retryable
-                if passing and attempt < _RUNS:
-                    _logger.warning("%s: trying again: %s", record.task_id, error)
-                    self._pause(_PAUSE * 2 ** (attempt - 1))
+                # Then only the journal does not know it yet: the answer was lost, or an earlier owner
+                # that had been stopped went on for a moment. It is too late to fail.
+                done = is_done(record, self._backend, log)
+                heed_cancel = heed_cancel and not done
+                if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
+                    _tell(record, "trying again", error, logging.WARNING)
+                    if not isinstance(error, _CancelledError):
+                        self._pause(_PAUSE * 2 ** (attempt - 1))
                     continue
-                if not isinstance(error, AmistoreError):
+                if done:
+                    raise
+                if not isinstance(error, (AmistoreError, _CancelledError)):
                     _logger.exception("%s: unexpected", record.task_id)
                     error = AmistoreError(f"{type(error).__name__}: {error}")
                 self._fail(record, str(error))
@@ -274,21 +295,20 @@ class TaskRunner:
 
     def _do(self, record: TaskRecord, log: TaskLog, heed_cancel: bool) -> None:
         self._journal.begin(record.lease)
-        _logger.info("%s: %s/%s: running", record.task_id, record.bucket, record.object_key)
+        _tell(record, "running")
         reported = time.monotonic(), record.progress
 
         def progress(percent: int) -> None:
             nonlocal reported
             self._check(record, heed_cancel)
-            # An fsync each: not for every segment.
-            if percent > reported[1] and time.monotonic() - reported[0] >= 0.5:
+            if percent > reported[1] and time.monotonic() - reported[0] >= _REPORT:
                 self._journal.advance(record.lease, percent)
                 reported = time.monotonic(), percent
 
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
         outcome = do_task(record, self._backend, log, workers=self._workers, progress=progress, now=now)
         self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
-        _logger.info("%s: completed", record.task_id)
+        _tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
 
     def _check(self, record: TaskRecord, heed_cancel: bool) -> None:
         """Stop here, where there is a reason to."""
@@ -311,7 +331,7 @@ class TaskRunner:
 
     def _fail(self, record: TaskRecord, reason: str) -> None:
         self._journal.fail(record.lease, reason)
-        _logger.error("%s: failed: %s", record.task_id, reason)
+        _tell(record, "failed", reason, logging.ERROR)
 
     def _undo(self, record: TaskRecord, log: TaskLog) -> None:
         """Remove what a failed task has made; what cannot be removed stays noted, to try again."""
@@ -322,30 +342,42 @@ class TaskRunner:
             raise
         except Exception as error:
             self._refuse_shutdown()
-            _logger.error("%s: left behind for now: %s", record.task_id, error)
+            _tell(record, "left behind", error, logging.ERROR)
             self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
         else:
             self._journal.undone(record.lease)
-            _logger.info("%s: what it had made is removed", record.task_id)
+            _tell(record, "cleaned up")
 
     def _keep_leases(self) -> None:
         while True:
             with self.changed:
                 if self.changed.wait_for(lambda: self._closing, timeout=_HEARTBEAT):
                     return
+            before = self._leases()
             try:
+                self._ownership.hold()
                 owned = self._journal.renew(self._ownership.owner, self.until())
             except JournalError as error:
                 _logger.warning("leases are not renewed: %s", error)
                 continue
             with self.changed:
-                ours = {**self._active, **{each.task_id: each.epoch for each in self._queue}}
-                for task_id, epoch in ours.items():
-                    if task_id not in owned or owned[task_id].epoch != epoch:
-                        self._lost.add(task_id)
-                cancelled = {task_id for task_id in ours if task_id in owned and owned[task_id].cancelled}
-            for task_id in cancelled - self._cancelled:
+                # What was taken or left meanwhile is not in `owned` as it is now.
+                ours = before & self._leases()
+                self._lost |= {lease.task_id for lease in ours if lease not in owned}
+                cancelled = {lease.task_id for lease in ours if owned.get(lease)} - self._cancelled
+            for task_id in cancelled:
                 self.cancel(task_id)
+
+    def _leases(self) -> set[Lease]:
+        """Of the tasks that wait or are worked on here."""
+        with self.changed:
+            return {record.lease for record in (*self._active.values(), *self._queue)}
+
+
+def _tell(record: TaskRecord, state: str, detail: object = "", level: int = logging.INFO) -> None:
+    """One line for a change of state; docs/tasks.md has them all."""
+    facts = {"task_id": record.task_id, "task_state": state}
+    _logger.log(level, f"%s: %s{': ' if detail else ''}%s", record.task_id, state, detail, extra=facts)
 
 
 def _thing(entry: dict[str, object]) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import images
 import pytest
+from deaths import Processes, Words
 from objects import runs
 from objects.runs import BUCKET, KEY
 from objects.test_unpack_object import DISKS
@@ -26,7 +23,6 @@ MOST = {"pack": WORKERS, "unpack": 2 * 2 * WORKERS}
 """Parts, or blocks of segments of two, that are begun and not in the log when a process dies."""
 
 VERB = {"pack": "upload_part", "unpack": "put_snapshot_block"}
-Words = list[str]
 
 
 def shape(disk: tuple[int, dict[int, bytes]]) -> tuple[int, int]:
@@ -46,22 +42,14 @@ class Runs:
         self.what = what
         self.root = root
         self.worst = 0
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "objects.killable"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
+        self._processes = Processes("objects.killable")
         self.renew()
 
     def __enter__(self) -> Runs:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.communicate()
-        assert self._process.returncode == 0
+        self._processes.__exit__(*exception)
 
     def renew(self) -> None:
         """Everything as at the beginning."""
@@ -80,33 +68,14 @@ class Runs:
         Returns:
             The exit code, and what the process told.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps([self.what, str(self.root), die]) + "\n")
-        stdin.flush()
-        lines: list[Words] = []
-        child = 0
-        while True:
-            words = stdout.readline().split()
-            if words[0] == "process":
-                child = int(words[1])
-            elif words[0] == "ended":
-                break
-            else:
-                lines.append(words)
-            if child and kill is not None and len(lines) >= kill[0]:
-                for _ in range(kill[1]):
-                    pass
-                os.kill(child, signal.SIGKILL)  # a zombie at worst: it is waited for after this
-                kill = None
+        code, lines = self._processes.run(self.what, str(self.root), die=die, kill=kill)
         sent = {tuple(line[2:]) for line in lines if line[:2] == ["done", VERB[self.what]]}
         tried = {tuple(line[2:]) for line in lines if line[:2] == ["begin", VERB[self.what]]}
         again = len(tried & self._sent)
         assert again <= MOST[self.what]
         self.worst = max(self.worst, again)
         self._sent |= sent
-        return int(words[1]), lines
+        return code, lines
 
     def finished(self, code: int, lines: list[Words]) -> bool:
         """Whether the run has come to its end; if it died, whether there is nothing to go on with."""

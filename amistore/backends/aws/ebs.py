@@ -14,7 +14,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -23,11 +23,19 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
+from amistore.backends.aws.images import snapshot_from, without_reserved
 from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
+from amistore.errors import (
+    BackendError,
+    ChecksumMismatchError,
+    InvalidValueError,
+    NotFoundError,
+    SourceChangedError,
+)
 from amistore.model import Snapshot, Tag
+from amistore.model.fields import boolean, many, text
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["AWSBlockStore", "SnapshotSettings"]
@@ -41,10 +49,6 @@ _IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives t
 APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
 
 
-def _tuple(tags: Iterable[Tag]) -> tuple[Tag, ...]:
-    return tuple(tags)
-
-
 @attrs.frozen(kw_only=True)
 class SnapshotSettings:
     """How restored snapshots are made.
@@ -54,11 +58,22 @@ class SnapshotSettings:
             encryption by default is on.
         kms_key_arn: the key to encrypt with; None for the account's default key.
         tags: added to those of the archive.
+
+    Raises:
+        InvalidValueError: a value is of another type, or a key is given beside ``encrypted=False``.
     """
 
-    encrypted: bool | None = None
-    kms_key_arn: str | None = None
-    tags: tuple[Tag, ...] = attrs.field(default=(), converter=_tuple)
+    encrypted: bool | None = boolean()
+    kms_key_arn: str | None = text()
+    tags: tuple[Tag, ...] = many(Tag, key="key")
+
+    def __attrs_post_init__(self) -> None:
+        if self.kms_key_arn is not None and (self.encrypted is False or not self.kms_key_arn):
+            field = "SnapshotSettings.kms_key_arn"
+            message = f"{field} is a key to encrypt with, and encrypted is {self.encrypted}"
+            if not self.kms_key_arn:
+                message = f"{field} must be the ARN of a key, not empty"
+            raise InvalidValueError(message, field=field, value=self.kms_key_arn)
 
 
 class _Tokens:
@@ -209,12 +224,8 @@ class AWSBlockStore(BlockStore):
         if self.settings.kms_key_arn is not None:
             options["Encrypted"] = True
             options["KmsKeyArn"] = self.settings.kms_key_arn
-        merged = {tag.key: tag.value or "" for tag in (*tags, *self.settings.tags)}
-        kept = [
-            {"Key": key, "Value": value}
-            for key, value in merged.items()
-            if not key.lower().startswith("aws:")
-        ]
+        merged = {tag.key: tag.value or "" for tag in without_reserved((*tags, *self.settings.tags))}
+        kept = [{"Key": key, "Value": value} for key, value in merged.items()]
         # StartSnapshot's model takes a character less of both than EC2, which gets those later.
         early = [tag for tag in kept if len(tag["Key"]) < 128 and len(tag["Value"]) < 256]
         if early:
@@ -308,27 +319,22 @@ class AWSBlockStore(BlockStore):
             _check_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
             for found in member_of(answer, "Snapshots"):
-                return Snapshot(
-                    snapshot_id=found["SnapshotId"],
-                    volume_size=found.get("VolumeSize"),
-                    description=found.get("Description"),
-                    encrypted=found.get("Encrypted"),
-                    kms_key_id=found.get("KmsKeyId"),
-                    tags=tuple(Tag(key=tag["Key"], value=tag["Value"]) for tag in found.get("Tags", ())),
-                    state=found["State"],
-                )
+                member_of(found, "State")  # what broke off must not pass for a completed snapshot
+                return snapshot_from(found)
             raise NotFoundError("no such snapshot")
 
     @contextlib.contextmanager
     def _appearing(self, snapshot_id: str) -> Iterator[None]:
-        """Mark a snapshot that is not found soon after it was started as worth another attempt."""
+        """Mark a snapshot that is not found soon after it was started as worth another attempt.
+
+        Also one that was found before: not every host of the service knows it at the same time.
+        """
         try:
             yield
         except NotFoundError as error:
             started = self._started.get(snapshot_id)
             error.retryable = started is not None and time.monotonic() - started < APPEARING
             raise
-        self._started.pop(snapshot_id, None)  # it has appeared
 
     def encryption_by_default(self) -> str | None:
         """The KMS key that EBS encrypts every new snapshot with; None where it does not."""

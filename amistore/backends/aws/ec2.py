@@ -21,7 +21,13 @@ from amistore.backends.aws import images
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.images import ImageRegistry
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError, NotFoundError
+from amistore.errors import (
+    AccessDeniedError,
+    AmistoreError,
+    BackendError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from amistore.model import AttributeReport, Image, Snapshot, Tag
 
 __all__ = ["AWSImageRegistry"]
@@ -33,6 +39,7 @@ _logger = logging.getLogger("amistore")
 _ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 _MOST_IDS = 200  # snapshots in a call
 _PAGE = 1000  # images, the most (DescribeImages, MaxResults)
+_MOST_PAGES = 1000  # an account has 50,000 images, unless AWS raises its quota
 _FIRST_PAUSE = 0.5  # seconds
 _LAST_PAUSE = 15.0  # seconds, as boto3's waiter image_available
 _ATTEMPTS = 10  # with their pauses about a minute and a half
@@ -90,16 +97,32 @@ class AWSImageRegistry(ImageRegistry):
         if image_id is not None:
             raise InvalidRequestError("EC2 gives an image its id when it is registered")
         with aws_errors("register_image"):
-            kept = images.registered(
-                image,
-                name=checks.check_registrable(image, name),
-                image_tags=self.image_tags,
-                now=self.clock(),
-            )
-            answer = self._ec2.register_image(**images.register_request(kept))
+            answer = self._ec2.register_image(**self._request(image, name))
             image_id = str(member_of(answer, "ImageId"))
         self.finish_registration(image_id, image)
         return image_id
+
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
+        """Ask EC2 with DryRun, as the interface says; any answer but a refusal is none.
+
+        EC2 looks at permissions first; the old snapshots, which may not be there, come after them.
+        """
+        try:
+            with aws_errors("register_image"):
+                self._ec2.register_image(**self._request(image, name), DryRun=True)
+        except AccessDeniedError as error:
+            error.message = f"the image could not be registered in the end: {error.message}"
+            error.args = (error.message,)
+            raise
+        except BackendError as error:  # the usual one is DryRunOperation
+            if error.retryable:
+                raise
+
+    def _request(self, image: Image, name: str | None) -> dict[str, Any]:
+        """The parameters of RegisterImage."""
+        name = checks.check_registrable(image, name)
+        kept = images.registered(image, name=name, image_tags=self.image_tags, now=self.clock())
+        return images.register_request(kept)
 
     def finish_registration(self, image_id: str, image: Image) -> None:
         """Wait until the image is available, then set its deprecation and protection.
@@ -139,16 +162,24 @@ class AWSImageRegistry(ImageRegistry):
         raise NotFoundError("no such image")
 
     def _owned(self, filters: dict[str, str]) -> list[Image]:
-        pages = self._ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-            Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
-            PaginationConfig={"PageSize": _PAGE},
-        )
-        found = [
-            each for page in pages for each in member_of(page, "Images") if each["State"] != "deregistered"
-        ]
+        found: list[dict[str, Any]] = []
+        place: dict[str, str] = {}
+        tokens: set[str | None] = set()
+        while None not in tokens:
+            page = self._ec2.describe_images(
+                Owners=["self"],
+                IncludeDeprecated=True,
+                IncludeDisabled=True,
+                Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
+                MaxResults=_PAGE,
+                **place,
+            )
+            found += (each for each in member_of(page, "Images") if each["State"] != "deregistered")
+            following = page.get("NextToken") or None
+            if following in tokens or len(tokens) > _MOST_PAGES:
+                raise BackendError("EC2 lists the same images again and again")
+            tokens.add(following)
+            place = {"NextToken": following or ""}
         return sorted(self._images(found), key=lambda image: image.image_id)
 
     def _images(self, found: Sequence[dict[str, Any]]) -> Iterator[Image]:
@@ -227,22 +258,19 @@ class AWSImageRegistry(ImageRegistry):
 
     def _patiently(self, operation: str, image_id: str, call: Callable[[], R]) -> R:
         """An image just registered may not be known everywhere yet, and cannot be registered again."""
-        pause = _FIRST_PAUSE
-        for _ in range(_ATTEMPTS - 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 with aws_errors(operation, image_id=image_id):
                     return call()
             except BackendError as error:
+                if attempt == _ATTEMPTS:
+                    error.retryable = False  # it was tried for long enough: nobody else shall go on with it
+                    raise
                 if not (error.retryable or isinstance(error, NotFoundError)):
                     raise
-            self.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
-        try:
-            with aws_errors(operation, image_id=image_id):
-                return call()
-        except BackendError as error:
-            error.retryable = False  # it was tried for long enough: nobody else shall go on with it
-            raise
+            self.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LAST_PAUSE))
 
 
 def _check_id(image_id: str) -> None:

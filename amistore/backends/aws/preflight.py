@@ -56,7 +56,7 @@ def _findings(image: Image, registry: AWSImageRegistry, blocks: BlockSource) -> 
         yield InvalidRequestError(
             f"{image.image_id} is {image.state}, not available: {remedy}", code="InvalidAMIID.Unavailable"
         )
-    region = registry.connection.region_name
+    region = registry.region_name
     there = {each.snapshot_id: each for each in registry.describe_snapshots(image.snapshot_ids)}
     for snapshot_id in image.snapshot_ids:
         snapshot = there.get(snapshot_id)

@@ -37,6 +37,8 @@ from amistore.errors import (
 __all__ = ["AWSObjectStore"]
 
 _MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
+_MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
+_MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
 _OF_UPLOAD = re.compile(r"-\d+$")
 
@@ -102,10 +104,17 @@ class AWSObjectStore(ObjectStore):
                 _check_etag(if_match, answer.get("ETag"))
                 return range_of(answer, body, start, length)
 
-    def delete_object(self, bucket: str, key: str) -> None:
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with self._calling("delete_object", bucket, key) as place:
+            condition: dict[str, str] = {}
+            if if_match is not None:
+                try:  # some servers take no notice of If-Match
+                    _check_etag(if_match, self._head(bucket, key)["ETag"])
+                except NotFoundError:
+                    return
+                condition["IfMatch"] = f'"{if_match}"'
             try:
-                self._client.delete_object(**place)
+                self._client.delete_object(**place, **condition)
             except botocore.exceptions.ClientError as error:
                 if _code(error) != "NoSuchKey":  # of servers only; S3 answers 204
                     raise
@@ -173,18 +182,25 @@ class AWSObjectStore(ObjectStore):
     ) -> list[tuple[UploadedPart, str | None]]:
         """The parts, each with its CRC-32 where the server keeps it."""
         with self._calling(operation, bucket, key, upload_id) as place:
-            pages = self._client.get_paginator("list_parts").paginate(**place)
-            found = [
-                (
-                    UploadedPart(
-                        part_number=part["PartNumber"], size=part["Size"], etag=_unquoted(part["ETag"])
-                    ),
-                    part.get("ChecksumCRC32"),
-                )
-                for page in pages
-                for part in page.get("Parts", [])
-            ]
-            return sorted(found, key=lambda pair: pair[0].part_number)
+            found: list[tuple[UploadedPart, str | None]] = []
+            marker = 0
+            while True:
+                page = self._client.list_parts(**place, **({"PartNumberMarker": marker} if marker else {}))
+                found += [
+                    (
+                        UploadedPart(
+                            part_number=part["PartNumber"], size=part["Size"], etag=_unquoted(part["ETag"])
+                        ),
+                        part.get("ChecksumCRC32"),
+                    )
+                    for part in page.get("Parts", [])
+                ]
+                if not page.get("IsTruncated"):
+                    return sorted(found, key=lambda pair: pair[0].part_number)
+                following = page.get("NextPartNumberMarker", 0)
+                if not marker < following <= _MAXIMUM_PARTS or len(found) > _MAXIMUM_PARTS:
+                    raise BackendError("the server lists the same parts again and again")
+                marker = following
 
     def complete_multipart_upload(
         self,
@@ -271,6 +287,7 @@ class AWSObjectStore(ObjectStore):
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         uploads: list[MultipartUpload] = []
         marker: dict[str, str] = {}
+        markers: set[tuple[str, str]] = set()
         with self._calling("list_multipart_uploads", bucket) as place:
             while True:
                 # Keys may hold characters that XML cannot, so they come URL-encoded.
@@ -289,13 +306,11 @@ class AWSObjectStore(ObjectStore):
                 ]
                 if not page.get("IsTruncated"):
                     break
-                following = {
-                    "KeyMarker": decode(page.get("NextKeyMarker", "")),
-                    "UploadIdMarker": page.get("NextUploadIdMarker", ""),
-                }
-                if following == marker:
+                following = decode(page.get("NextKeyMarker", "")), page.get("NextUploadIdMarker", "")
+                if following in markers or len(markers) + len(uploads) > _MOST_UPLOADS:
                     raise BackendError("the server lists the same uploads again and again")
-                marker = following
+                markers.add(following)
+                marker = {"KeyMarker": following[0], "UploadIdMarker": following[1]}
         # A server that ignores the prefix would have another's uploads aborted.
         return [upload for upload in uploads if upload.key.startswith(prefix)]
 
@@ -307,13 +322,22 @@ class AWSObjectStore(ObjectStore):
             key: of the object.
             days: for which the copy stays; None for an object in Intelligent-Tiering, which moves back.
             tier: ``Standard``, ``Bulk`` or ``Expedited``: hours or minutes, and prices.
+
+        Raises:
+            InvalidRequestError: it is not archived.
         """
         request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
         with self._calling("restore_object", bucket, key) as place:
             try:
                 self._client.restore_object(**place, RestoreRequest=request)
             except botocore.exceptions.ClientError as error:
-                if _code(error) not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
+                code = _code(error)
+                if code == "InvalidObjectState" and (readable := self._readable_class(bucket, key)):
+                    raise InvalidRequestError(
+                        f"the object lies in {readable} and can be read as it is: nothing is to be restored",
+                        code=code,
+                    ) from None
+                if code not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
                     raise
 
     def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
@@ -331,6 +355,13 @@ class AWSObjectStore(ObjectStore):
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:
             return self._client.head_object(**place)
+
+    def _readable_class(self, bucket: str, key: str) -> str | None:
+        """The storage class, if objects of it are read without being restored."""
+        found = self._head(bucket, key)
+        storage_class = str(found.get("StorageClass") or "STANDARD")
+        archived = storage_class in ("GLACIER", "DEEP_ARCHIVE") or found.get("ArchiveStatus")
+        return None if archived else storage_class
 
     def _archived(self, bucket: str, key: str) -> ArchivedObjectError:
         found = self._head(bucket, key)

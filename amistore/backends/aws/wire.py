@@ -22,6 +22,7 @@ import botocore.exceptions
 import urllib3
 from typing_extensions import Buffer
 
+from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import service_error
 from amistore.backends.aws.pool import Incoming, Pool, TimeLimits
@@ -49,13 +50,13 @@ class Wire:
         limits: of time.
     """
 
-    def __init__(self, connection: Connection, limits: TimeLimits | None = None) -> None:
+    def __init__(self, connection: Connection, limits: TimeLimits) -> None:
         client = connection.client("ebs")
         self._url = client.meta.endpoint_url.rstrip("/")
         self._host = urllib.parse.urlsplit(self._url).netloc
         self._region = client.meta.region_name
         self._session = connection.session
-        self._limits = limits or TimeLimits()
+        self._limits = limits
         self._pool = Pool(self._url, self._session, self._limits)
         # A proxy that compressed would cost both sides more than it saves.
         self._unsigned = {"User-Agent": "amistore", "Accept-Encoding": "identity", **self._pool.headers}
@@ -93,6 +94,7 @@ class Wire:
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise _failed(error, operation, **facts) from None
         found: Any = answer.headers  # a mapping in all that is used of it
+        refuse_redirect(answer.status, found)
         if answer.status >= 300:
             code, message, reason = _fault(found, content)
             raise service_error(code, message, answer.status, operation, reason=reason, **facts)

@@ -1,4 +1,4 @@
-"""What EC2's Describe operations have in common: filters, pages, tags, ids."""
+"""What EC2's operations have in common: filters, pages, tags, ids, and who sees what."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from typing import Any, TypeVar
 
 from amistore.testing.aws.cloud import Cloud
 from amistore.testing.aws.query import required, wrong
+from amistore.testing.aws.records import Credential, Image, Snapshot
 
-__all__ = ["FILTERS", "TAGS", "check_tags", "filtered", "paged", "tag_set", "well_formed"]
+__all__ = [
+    "FILTERS",
+    "TAGS",
+    "check_tags",
+    "filtered",
+    "paged",
+    "sees",
+    "tag_set",
+    "visible_snapshot",
+    "well_formed",
+]
 
 FILTERS = [{"Name": str, "Value": [str]}]
 TAGS = [{"Key": str, "Value": str}]
@@ -143,3 +154,21 @@ def check_tags(tags: Sequence[Mapping[str, str]], present: Mapping[str, str] | N
     if count > 50:
         raise wrong(f"The maximum number of tags is 50, and there would be {count}.", "TagLimitExceeded")
     return made
+
+
+def visible_snapshot(cloud: Cloud, snapshot_id: str, caller: Credential) -> Snapshot:
+    """A snapshot that an account owns, is shared with it, or is public.
+
+    Raises:
+        ServiceError: there is none for it.
+    """
+    snapshot = cloud.snapshots.get(well_formed(snapshot_id, "snap"))
+    if snapshot is None or cloud.is_missing(snapshot) or not sees(snapshot, caller):
+        raise wrong(f"The snapshot '{snapshot_id}' does not exist.", "InvalidSnapshot.NotFound")
+    cloud.settle(snapshot)
+    return snapshot
+
+
+def sees(record: Snapshot | Image, caller: Credential) -> bool:
+    """Whether a caller's account owns a record, has a share in it, or it is public."""
+    return record.public or caller.account_id in {record.owner_id, *record.shared_with}

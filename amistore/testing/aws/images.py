@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.describing import FILTERS, filtered, paged, tag_set, well_formed
+from amistore.testing.aws.describing import FILTERS, filtered, paged, sees, tag_set, well_formed
 from amistore.testing.aws.query import required, wrong
 from amistore.testing.aws.records import Credential, Image
-from amistore.testing.aws.registering import REGISTER_IMAGE, new_image, sees
+from amistore.testing.aws.registering import REGISTER_IMAGE, new_image
 from amistore.testing.aws.wire import moment
 
 __all__ = ["Images"]

@@ -96,7 +96,6 @@ class Image:
         members: DescribeImages members by their names in the XML, beside those named here.
         mappings: ``blockDeviceMapping`` items by their names in the XML.
         attributes: what DescribeImageAttribute alone tells, such as ``uefiData``.
-        registered: when RegisterImage was accepted, while it is pending.
         describes: DescribeImages answers left that say pending.
     """
 

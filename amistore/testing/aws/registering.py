@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.describing import TAGS, check_tags, well_formed
+from amistore.testing.aws.describing import TAGS, check_tags, visible_snapshot
 from amistore.testing.aws.query import required, wrong
 from amistore.testing.aws.records import Credential, Image, Snapshot
 
-__all__ = ["EBS_MEMBERS", "REGISTER_IMAGE", "new_image", "visible_snapshot"]
+__all__ = ["REGISTER_IMAGE", "new_image"]
 
 EBS_MEMBERS: dict[str, Any] = {
     "DeleteOnTermination": bool,
@@ -236,23 +236,6 @@ def check_performance(kind: str, ebs: Mapping[str, Any]) -> None:
 def bounded(name: str, value: int, bounds: tuple[int, int]) -> None:
     if not bounds[0] <= value <= bounds[1]:
         raise wrong(f"Value ({value}) for parameter {name} is not from {bounds[0]} to {bounds[1]}.")
-
-
-def visible_snapshot(cloud: Cloud, snapshot_id: str, caller: Credential) -> Snapshot:
-    """A snapshot that an account owns, is shared with it, or is public.
-
-    Raises:
-        ServiceError: there is none for it.
-    """
-    snapshot = cloud.snapshots.get(well_formed(snapshot_id, "snap"))
-    if snapshot is None or cloud.is_missing(snapshot) or not sees(snapshot, caller):
-        raise wrong(f"The snapshot '{snapshot_id}' does not exist.", "InvalidSnapshot.NotFound")
-    cloud.settle(snapshot)
-    return snapshot
-
-
-def sees(record: Snapshot | Image, caller: Credential) -> bool:
-    return record.public or caller.account_id in {record.owner_id, *record.shared_with}
 
 
 def made(

@@ -17,8 +17,8 @@ from amistore.testing.aws.images import Images
 from amistore.testing.aws.query import parse, wrong
 from amistore.testing.aws.records import Credential
 from amistore.testing.aws.signature import authenticate
+from amistore.testing.aws.snapshots import Snapshots
 from amistore.testing.aws.throttling import Throttle, throttled
-from amistore.testing.aws.volumes import Volumes
 from amistore.testing.aws.wire import EC2_VERSION, STS_VERSION, error_answer, xml_answer
 
 __all__ = ["Services", "identified", "with_form"]
@@ -72,7 +72,17 @@ class Services:
         self.throttles: dict[str, Throttle] = {}
         self._cloud = cloud
         self._ebs = EbsDirect(cloud)
-        self._operations = {**Images(cloud).operations, **Volumes(cloud).operations}
+        self._operations = {**Images(cloud).operations, **Snapshots(cloud).operations}
+
+    def check_operation(self, operation: str) -> None:
+        """Refuse the name of none that is answered: what is to happen to it would never happen.
+
+        Raises:
+            ValueError: as said.
+        """
+        known = {name for _, _, name in PATHS} | {*self._operations, "GetCallerIdentity"}
+        if operation not in known:
+            raise ValueError(f"there is no operation {operation!r}, only {', '.join(sorted(known))}")
 
     def answer(self, call: Call) -> Answer:
         """Carry out a call, or say why not."""

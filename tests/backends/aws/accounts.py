@@ -31,7 +31,7 @@ def account(aws: FakeAWS, s3_url: str, *, retries: RetryPolicy = QUICK, **option
         **options,
     )
     keys = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name="us-east-1")
-    store = AWSObjectStore(Connection.open(keys, None, {"s3": s3_url}))
+    store = AWSObjectStore(Connection(keys, None, {"s3": s3_url}))
     backend.s3 = RetryingBackend(Backend(ebs=backend.ebs, s3=store, ec2=backend.ec2), retries).s3
     return backend
 
@@ -40,7 +40,7 @@ def new_bucket(s3_url: str) -> str:
     """A bucket of its own for each test."""
     keys = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name="us-east-1")
     bucket = f"b{secrets.token_hex(8)}"
-    Connection.open(keys, None, {"s3": s3_url}).client("s3").create_bucket(Bucket=bucket)
+    Connection(keys, None, {"s3": s3_url}).client("s3").create_bucket(Bucket=bucket)
     return bucket
 
 

@@ -23,7 +23,7 @@ def connect(aws: FakeAWS, credential: Credential | None = None) -> Connection:
     """A connection of amistore's to the fake."""
     options = aws.client_options(credential)
     url, region = options.pop("endpoint_url"), options["region_name"]
-    return Connection.open(boto3.Session(**options), region, {"ec2": url, "ebs": url})
+    return Connection(boto3.Session(**options), region, {"ec2": url, "ebs": url})
 
 
 @attrs.frozen

@@ -34,7 +34,7 @@ SCRIPT = textwrap.dedent(
             raise amistore.NotFoundError("no such object")
         def get_object_range(self, bucket, key, start, length, *, if_match=None):
             raise amistore.NotFoundError("no such object")
-        def delete_object(self, bucket, key):
+        def delete_object(self, bucket, key, *, if_match=None):
             pass
         def create_multipart_upload(self, bucket, key, *, metadata=None, tags=None):
             return "upload"

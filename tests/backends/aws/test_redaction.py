@@ -134,7 +134,7 @@ def test_a_connection_needs_no_call_to_be_silent(caplog) -> None:
     for each in kept:
         log.removeFilter(each)
     try:
-        Connection.open(boto3.Session("key", "secret", region_name="us-east-1"), None, None).client("s3")
+        Connection(boto3.Session("key", "secret", region_name="us-east-1"), None, None).client("s3")
         log.debug("Signature:\n%s", "CANARY")
         assert "CANARY" not in caplog.text
     finally:

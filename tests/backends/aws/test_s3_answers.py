@@ -161,6 +161,29 @@ def test_a_restore_is_asked_for_and_one_on_its_way_is_fine(
     assert proxy.requests["post_restore"] == 1
 
 
+@pytest.mark.parametrize("storage_class", [None, "STANDARD_IA", "GLACIER_IR", "INTELLIGENT_TIERING"])
+def test_an_object_that_can_be_read_needs_no_restore(
+    proxy: FaultProxy, store: AWSObjectStore, storage_class: str | None
+) -> None:
+    """RestoreObject (API reference): 403 InvalidObjectState."""
+    proxy.fail("post_restore", error_answer(403, "InvalidObjectState", "Restore is not allowed"))
+    headers = {"x-amz-storage-class": storage_class} if storage_class else {}
+    proxy.fail("head_object", Answer(headers={**ETAG, **headers}, size=100))
+    named = storage_class or "STANDARD"
+    with pytest.raises(InvalidRequestError, match=f"lies in {named} and can be read as it is") as raised:
+        store.restore_object("bucket", "key", days=7)
+    assert "Restore is not allowed" not in str(raised.value)
+
+
+def test_an_archived_object_that_cannot_be_restored_now_says_what_s3_says(
+    proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    proxy.fail("post_restore", error_answer(403, "InvalidObjectState", "not now"))
+    proxy.fail("head_object", Answer(headers={**ETAG, "x-amz-storage-class": "GLACIER"}, size=100))
+    with pytest.raises(ArchivedObjectError, match="not now"):
+        store.restore_object("bucket", "key", days=7)
+
+
 def test_a_restore_that_is_refused_says_so(proxy: FaultProxy, store: AWSObjectStore) -> None:
     proxy.fail("post_restore", error_answer(403, "AccessDenied"))
     with pytest.raises(AccessDeniedError, match="s3:RestoreObject"):
@@ -270,6 +293,47 @@ def test_uploads_are_listed_over_pages_and_a_server_that_goes_in_circles_is_left
     proxy.fail("list_multipart_uploads", first, times=10)
     with pytest.raises(BackendError, match="again and again"):
         store.list_multipart_uploads("bucket")
+    other = attrs.evolve(first, body=first.body.replace(b"Marker>a", b"Marker>b"))
+    for number in range(1, 100):  # two markers in turn
+        proxy.fail("list_multipart_uploads", other if number % 2 else first, nth=number)
+    with pytest.raises(BackendError, match="again and again"):
+        store.list_multipart_uploads("bucket")
+
+
+def test_uploads_that_are_invented_for_ever_end(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    monkeypatch.setattr("amistore.backends.aws.s3._MOST_UPLOADS", 20)
+    for number in range(1, 100):
+        page = xml(
+            "ListMultipartUploadsResult",
+            IsTruncated="true",
+            NextKeyMarker=f"k{number}",
+            Upload=f"<Key>k{number}</Key><UploadId>1</UploadId>",
+        )
+        proxy.fail("list_multipart_uploads", page, nth=number)
+    with pytest.raises(BackendError, match="again and again"):
+        store.list_multipart_uploads("bucket")
+
+
+@pytest.mark.parametrize("markers", [["1"] * 9, ["2", "1"] * 9, ["0"], [""], ["1", "2", "10001"], ["-1"]])
+def test_parts_that_are_listed_in_circles_are_left(
+    proxy: FaultProxy, store: AWSObjectStore, markers: list[str]
+) -> None:
+    for number, marker in enumerate(markers, 1):
+        page = xml("ListPartsResult", IsTruncated="true", NextPartNumberMarker=marker, Part=PARTS)
+        proxy.fail("list_parts", page, nth=number)
+    with pytest.raises(BackendError):
+        store.list_parts("bucket", "key", "upload")
+    assert proxy.requests["list_parts"] <= 3
+
+
+def test_more_parts_than_an_upload_can_have_are_refused(proxy: FaultProxy, store: AWSObjectStore) -> None:
+    many = f"{PARTS}</Part><Part>" * 10_000 + PARTS
+    page = xml("ListPartsResult", IsTruncated="true", NextPartNumberMarker="1", Part=many)
+    proxy.fail("list_parts", page)
+    with pytest.raises(BackendError, match="again and again"):
+        store.list_parts("bucket", "key", "upload")
 
 
 def test_the_expected_owner_is_sent_with_every_call(proxy: FaultProxy, store: AWSObjectStore) -> None:
@@ -329,11 +393,25 @@ def test_what_may_not_be_asked_of_a_bucket_is_said(proxy: FaultProxy, store: AWS
         {"tags": {"a": "x" * 257}},
         {"tags": {"aws:created": "x"}},
         {"storage_class": "cold one"},
+        {"storage_class": 5},
+        {"expected_bucket_owner": 111122223333},
+        {"server_side_encryption": ["AES256"]},
+        {"server_side_encryption": "aws:kms", "sse_kms_key_id": 5},
+        {"server_side_encryption": "aws:kms", "sse_kms_key_id": ""},
+        {"server_side_encryption": "aws:kms", "bucket_key_enabled": "yes"},
+        {"tags": None},
+        {"tags": 5},
+        {"tags": ["a"]},
+        {"tags": {1: "x"}},
+        {"tags": {"a": None}},
+        {"checksums": None},
+        {"checksums": 1},
     ],
 )
 def test_settings_that_s3_would_refuse_are_refused_at_once(settings: dict[str, object]) -> None:
-    with pytest.raises(InvalidValueError):
+    with pytest.raises(InvalidValueError, match=r"ObjectSettings\.") as raised:
         ObjectSettings(**settings)  # type: ignore[arg-type]
+    assert raised.value.field.removeprefix("ObjectSettings.") in settings
 
 
 @pytest.mark.parametrize("key", ["", "x" * 1025, "ä" * 513, "\ud800"])
@@ -392,7 +470,7 @@ def test_metadata_of_other_writers_stays_as_it_is() -> None:
 def test_a_store_is_sent_to_another_process_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
-    connection = Connection.open(None, "us-east-1", None)
+    connection = Connection(None, "us-east-1", None)
     store = AWSObjectStore(connection, ObjectSettings(tags={"a": "b"}))
     connection.client("s3")
     pickled = pickle.dumps(store)

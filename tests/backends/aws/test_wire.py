@@ -44,7 +44,7 @@ def open_store(
     if credential is not None:
         secrets = credential.access_key_id, credential.secret_access_key, credential.session_token
     session = boto3.Session(*secrets, region_name="us-east-1")
-    return AWSBlockStore(Connection.open(session, None, {"ebs": url, "ec2": url}), limits=limits or SHORT)
+    return AWSBlockStore(Connection(session, None, {"ebs": url, "ec2": url}), limits=limits or SHORT)
 
 
 @attrs.frozen
@@ -228,7 +228,7 @@ def test_credentials_that_end_are_replaced(aws) -> None:
     session = boto3.Session(region_name=aws.region)
     credentials = RefreshableCredentials.create_from_metadata(given[0], lambda: given[-1], "a test")
     session._session._credentials = credentials
-    connection = Connection.open(session, None, {"ebs": aws.endpoint_url, "ec2": aws.endpoint_url})
+    connection = Connection(session, None, {"ebs": aws.endpoint_url, "ec2": aws.endpoint_url})
     case = Case.of(aws, AWSBlockStore(connection))
     assert case.get() == CONTENT
     aws.remove_credential(first)
@@ -324,6 +324,6 @@ def test_a_bundle_that_is_not_there_is_told(clean, tmp_path) -> None:
 
 
 def test_a_store_that_went_to_another_process_keeps_its_limits(aws, clean) -> None:
-    store = AWSBlockStore(Connection.open(None, "us-east-1", {}), limits=SHORT)
+    store = AWSBlockStore(Connection(None, "us-east-1", {}), limits=SHORT)
     rebuilt, arguments = store.__reduce__()
     assert rebuilt(*arguments).limits == SHORT

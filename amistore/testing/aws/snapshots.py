@@ -6,20 +6,30 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.describing import FILTERS, TAGS, check_tags, filtered, paged, tag_set, well_formed
+from amistore.testing.aws.describing import (
+    FILTERS,
+    TAGS,
+    check_tags,
+    filtered,
+    paged,
+    sees,
+    tag_set,
+    visible_snapshot,
+    well_formed,
+)
 from amistore.testing.aws.query import required, wrong
 from amistore.testing.aws.records import Credential, Image, Snapshot
-from amistore.testing.aws.registering import sees, visible_snapshot
 from amistore.testing.aws.wire import moment
+from amistore.units import BLOCK_SIZE
 
-__all__ = ["Volumes"]
+__all__ = ["Snapshots"]
 
 ONE_SNAPSHOT: dict[str, Any] = {"SnapshotId": str, "DryRun": bool}
 PAGED: dict[str, Any] = {"MaxResults": int, "NextToken": str, "DryRun": bool, "Filter": FILTERS}
 SUFFIXES = {"aws-cn": "amazonaws.com.cn"}
 
 
-class Volumes:
+class Snapshots:
     """Answer the operations; whoever calls holds the cloud's lock.
 
     Attributes:
@@ -180,7 +190,7 @@ def described(snapshot: Snapshot) -> dict[str, Any]:
     """The members of a Snapshot by their names in the XML."""
     full = None
     if snapshot.state == "completed":
-        full = len(snapshot.content.indexes) * 524_288
+        full = len(snapshot.content.indexes) * BLOCK_SIZE
     return {
         "snapshotId": snapshot.snapshot_id,
         "volumeId": snapshot.volume_id,

@@ -1,0 +1,134 @@
+"""What a service sends back through botocore's clients, bounded and looked at before botocore parses it.
+
+botocore reads an answer to its end, however long it is and however slowly it drips, follows
+S3's redirects, and takes an error of EC2's with a status of 200 for success. (`wire.py`
+does its own reading.)
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import urllib3
+
+from amistore.errors import BackendError, InvalidRequestError
+from amistore.units import KIB, MIB
+
+__all__ = ["Answers", "refuse_redirect"]
+
+_PIECE = 64 * KIB
+
+
+@attrs.frozen(kw_only=True)
+class Answers:
+    """Sends a client's requests, and reads what comes back.
+
+    Attributes:
+        most: bytes of an answer that is no object's content. A thousand images with all their
+            mappings and tags have some ten million.
+        limit: seconds for all of it; S3 keeps a connection open by spaces for minutes while it
+            completes an upload.
+    """
+
+    most: int = 32 * MIB
+    limit: float = 600.0
+
+    def watch(self, client: Any) -> None:
+        """Have a boto3 client's requests sent from here."""
+        session = client._endpoint.http_session
+        service, region_name = client.meta.service_model, client.meta.region_name
+
+        def send(request: Any, event_name: str, **_: Any) -> Any:
+            operation = service.operation_model(event_name.rpartition(".")[2])
+            return self._send(session, request, operation, region_name)
+
+        client.meta.events.register("before-send", send)
+
+    def _send(self, session: Any, request: Any, operation: Any, region_name: str) -> Any:
+        request.stream_output = True  # or botocore would read all of it
+        answer = session.send(request)
+        try:
+            _refuse_region(answer.status_code, answer.headers, region_name)
+            refuse_redirect(answer.status_code, answer.headers)
+            if operation.has_streaming_output and answer.status_code < 300:
+                answer.raw = _Pieces(answer.raw)
+                return answer
+            answer._content = self._read(answer.raw)
+        except BaseException:
+            answer.raw.close()
+            raise
+        if operation.service_model.service_name == "ec2" and answer.status_code == 200:
+            _check_answer_of_ec2(answer, operation)
+        return answer
+
+    def _read(self, raw: Any) -> bytes:
+        end = time.monotonic() + self.limit
+        content = bytearray()
+        pieces = _Pieces(raw)
+        while piece := pieces.read(_PIECE):
+            content += piece
+            if len(content) > self.most:
+                raise BackendError(f"the answer has more than {self.most} bytes", retryable=True)
+            if time.monotonic() > end:
+                raise BackendError("the answer takes too long", retryable=True)
+        return bytes(content)
+
+
+@attrs.frozen
+class _Pieces:
+    """A body that gives what has come, and does not wait for all that was asked for."""
+
+    raw: Any
+
+    def read(self, amount: int) -> bytes:
+        try:
+            return self.raw.read1(amount) or b""
+        except (OSError, urllib3.exceptions.HTTPError) as error:
+            # Its text may hold the URL.
+            message = f"the connection failed: {type(error).__name__}"
+            raise BackendError(message, retryable=True) from None
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+def refuse_redirect(status: int, headers: Mapping[str, str]) -> None:
+    """Follow nobody anywhere: the data of disks go where the caller has said.
+
+    Raises:
+        InvalidRequestError: the answer says to ask elsewhere; the message says where.
+    """
+    if 300 <= status < 400 and status != 304:
+        host = urllib.parse.urlsplit(headers.get("location", "")).hostname or "another place"
+        raise InvalidRequestError(
+            f"the service answers with a redirect to {host[:80]!r} (HTTP {status}), which is not followed: "
+            "give the address that serves in endpoint_urls=, or the bucket's Region as region_name="
+        )
+
+
+def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) -> None:
+    """S3 says so of a bucket of another Region, to HEAD with a status of 400 and no text."""
+    found = headers.get("x-amz-bucket-region", region_name)
+    if found != region_name and 300 <= status <= 400:
+        raise InvalidRequestError(
+            f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend of that Region",
+            code="InaccessibleStorageLocation",
+        )
+
+
+def _check_answer_of_ec2(answer: Any, operation: Any) -> None:
+    """Make a failure of what is no answer of this operation, as botocore does for S3.
+
+    Where the model knows no members, nothing else tells that it was carried out ("EC2 API
+    reference", DeleteSnapshot, Response Elements: ``return``).
+    """
+    content = answer.content
+    right = f"<{operation.name}Response".encode() in content[:1024]
+    if right and operation.output_shape is None:
+        right = b"<return>true</return>" in content
+    if not right:
+        answer.status_code = 500

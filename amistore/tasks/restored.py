@@ -1,0 +1,148 @@
+"""Images and snapshots as a restore shows them: pending, then available, or failed for 31 days.
+
+EC2 has no call that describes a restore task: "If the task fails, the AMI and snapshots are
+moved to a failed state" (EC2 user guide, "Store and restore an AMI using S3"). What a registry
+has is told as it has it; the journal adds what tasks are making or failed to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+
+from amistore.backends import Backend
+from amistore.errors import NotFoundError
+from amistore.model import Image, Snapshot, Tag
+from amistore.model.fields import from_wire, to_wire
+from amistore.pipeline.foreign import foreign_errors
+from amistore.tasks.record import TaskRecord
+from amistore.tasks.requests import check_image_id, check_snapshot_id
+from amistore.tasks.task import SnapshotProgress
+
+__all__ = ["describe_images", "describe_snapshots", "described_later"]
+
+
+def described_later(image: Image) -> dict[str, Any]:
+    """What the journal keeps of a stored image, to describe the one that is made of it.
+
+    Of plain values; without UEFI data, which may hold keys, and members that no version of ours knows.
+    """
+    return to_wire(attrs.evolve(image, uefi_data=None, snapshots=(), extra={}))
+
+
+def describe_images(
+    backend: Backend, restores: Iterable[TaskRecord], image_ids: Sequence[str] | None
+) -> tuple[Image, ...]:
+    """Images of the registry, and of restores that are in progress or have failed.
+
+    Args:
+        backend: of the tasks' place.
+        restores: read before the registry is: what is in progress in it may be registered by now.
+        image_ids: of these only; None for all, by id.
+
+    Raises:
+        NotFoundError: neither the registry nor a task knows an id.
+    """
+    made = {str(each.image_id): each for each in restores if each.image_id and each.state != "Completed"}
+    if image_ids is None:
+        with foreign_errors("describe_images"):
+            registered = {image.image_id: image for image in backend.ec2.describe_images()}
+        unregistered = {each: _image(made[each]) for each in made if each not in registered}
+        return tuple(image for _, image in sorted({**unregistered, **registered}.items()))
+    found = []
+    for image_id in dict.fromkeys(map(check_image_id, image_ids)):
+        try:
+            with foreign_errors("describe_image", image_id=image_id):
+                found.append(backend.ec2.describe_image(image_id))
+        except NotFoundError:
+            if image_id not in made:
+                raise
+            found.append(_image(made[image_id]))
+    return tuple(found)
+
+
+def _image(record: TaskRecord) -> Image:
+    image = from_wire(Image, record.request["image"])
+    image = image.with_snapshots(
+        {each.stored_id: each.snapshot_id for each in record.volumes if each.snapshot_id is not None}
+    )
+    reason = {"StateReason": {"Code": "Server.InternalError", "Message": record.failure_reason}}
+    return attrs.evolve(
+        image.with_tags(_tags(record, "image_tags")),
+        image_id=str(record.image_id),
+        name=record.name,
+        source_image_id=record.source_image_id,
+        source_image_region=record.request["region"],
+        state="failed" if record.state == "Failed" else "pending",
+        extra=reason if record.state == "Failed" else {},
+    )
+
+
+def describe_snapshots(
+    backend: Backend, restores: Iterable[TaskRecord], snapshot_ids: Sequence[str] | None
+) -> tuple[Snapshot, ...]:
+    """Snapshots by id, or those of all images and restores, by id.
+
+    Args:
+        backend: of the tasks' place.
+        restores: read before the snapshots are.
+        snapshot_ids: of these only; None for all.
+
+    Raises:
+        NotFoundError: neither the store of snapshots nor a task knows an id.
+    """
+    made = {
+        snapshot.snapshot_id: (record, snapshot)
+        for record in restores
+        for snapshot in record.snapshots()
+        if snapshot.snapshot_id is not None
+    }
+    if snapshot_ids is not None:
+        wanted = dict.fromkeys(map(check_snapshot_id, snapshot_ids))
+        return tuple(_snapshot(backend, each, *made.get(each, (None, None))) for each in wanted)
+    with foreign_errors("describe_images"):
+        mapped = [each for image in backend.ec2.describe_images() for each in image.snapshot_ids]
+    found = []
+    for snapshot_id in sorted({*mapped, *made}):
+        try:
+            found.append(_snapshot(backend, snapshot_id, *made.get(snapshot_id, (None, None))))
+        except NotFoundError:
+            continue  # deleted, and its image or task still names it
+    return tuple(found)
+
+
+def _snapshot(
+    backend: Backend, snapshot_id: str, record: TaskRecord | None, made: SnapshotProgress | None
+) -> Snapshot:
+    if record is None or made is None:
+        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
+            found = backend.ebs.describe_snapshot(snapshot_id)
+        return _progressed(found, 100) if found.state == "completed" else found
+    promised = Snapshot(
+        snapshot_id=snapshot_id,
+        volume_size=made.volume_size,
+        tags=_tags(record, "snapshot_tags"),
+        state="pending",
+    )
+    if record.state == "Failed":  # and its data is deleted, or will be
+        promised = attrs.evolve(promised, state="error", extra={"StateMessage": record.failure_reason})
+        return _progressed(promised, made.progress_percentage)
+    try:
+        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
+            found = backend.ebs.describe_snapshot(snapshot_id)
+    except NotFoundError:
+        if record.state == "Completed":
+            raise  # somebody has deleted it since
+        found = promised
+    return _progressed(found, 100 if found.state == "completed" else made.progress_percentage)
+
+
+def _progressed(snapshot: Snapshot, percentage: int) -> Snapshot:
+    """With EC2's member for it, which is no fact of an archive and has no field."""
+    return attrs.evolve(snapshot, extra={**snapshot.extra, "Progress": f"{percentage}%"})
+
+
+def _tags(record: TaskRecord, name: str) -> tuple[Tag, ...]:
+    return tuple(Tag(key=key, value=value) for key, value in record.request[name].items())

@@ -1,0 +1,102 @@
+"""Engines in processes that die: `python -m tasks.killable`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from typing import Any
+
+import deaths
+from objects import runs
+
+import amistore
+from amistore.backends.directory.ebs import DirectoryEBS
+from amistore.backends.directory.ec2 import DirectoryEC2
+from amistore.backends.directory.s3 import DirectoryS3
+from amistore.tasks import runner, work
+from amistore.tasks.journal import Journal
+
+NAME = "restored"
+CANCEL_AT = 2
+"""The part or block at which a cancelled task is cancelled."""
+
+SERVICES: dict[type, list[str]] = {
+    DirectoryS3: [
+        "head_bucket",
+        "head_object",
+        "get_object_range",
+        "create_multipart_upload",
+        "upload_part",
+        "list_parts",
+        "complete_multipart_upload",
+        "abort_multipart_upload",
+    ],
+    DirectoryEBS: [
+        "list_snapshot_blocks",
+        "get_snapshot_block",
+        "start_snapshot",
+        "put_snapshot_block",
+        "complete_snapshot",
+        "describe_snapshot",
+        "delete_snapshot",
+    ],
+    DirectoryEC2: ["describe_image", "describe_images", "find_images", "register_image"],
+    Journal: [
+        "add",
+        "take",
+        "begin",
+        "advance",
+        "append",
+        "clear",
+        "complete",
+        "cancel",
+        "fail",
+        "undone",
+        "release",
+    ],
+}
+
+
+def run(what: str, root: str, image_id: str) -> None:
+    """Create the task, or go on with the one that is there, until it has ended."""
+    cloud = amistore.DirectoryBackend(root)
+    kind, _, cancelled = what.partition("-")
+    with amistore.TaskEngine(cloud, workers=2, concurrency=1) as engine:
+        if cancelled:
+            verb = (DirectoryS3, "upload_part") if kind == "store" else (DirectoryEBS, "put_snapshot_block")
+            cancel_at(engine, *verb)
+        describe = getattr(engine, f"describe_{kind}_image_tasks")
+        if describe():
+            engine.resume()
+        elif kind == "store":
+            engine.create_store_image_task(image_id=image_id, bucket=runs.BUCKET)
+        else:
+            engine.create_restore_image_task(bucket=runs.BUCKET, object_key=runs.KEY, name=NAME)
+        engine.wait()
+
+
+def cancel_at(engine: amistore.TaskEngine, service: type, verb: str) -> None:
+    """Cancel the task in the middle of one of its calls."""
+    lock = threading.Lock()
+    calls = 0
+    inner = getattr(service, verb)
+
+    def cancelling(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        with lock:
+            calls += 1
+            now = calls == CANCEL_AT
+        if now:
+            for task in (*engine.describe_store_image_tasks(), *engine.describe_restore_image_tasks()):
+                engine.cancel(task)
+        return inner(*arguments, **options)
+
+    setattr(service, verb, cancelling)
+
+
+if __name__ == "__main__":
+    work.pack_object = functools.partial(amistore.pack_object, layout=runs.LAYOUT)  # type: ignore[assignment]
+    runner._REPORT = 0.0  # type: ignore[misc]
+    os.environ["AMISTORE_STATE_DIR"] = os.devnull  # nothing is to lie there
+    deaths.serve(run, SERVICES)
