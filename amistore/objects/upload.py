@@ -71,8 +71,8 @@ def pack_object(
 ) -> ObjectInfo:
     """Pack an image with its snapshots into one object, which appears when it is complete.
 
-    Parts above 32 MiB, of images above some 300 GiB, are kept in unlinked temporary files (in
-    ``TMPDIR``) until they are sent: one for each worker, and one more.
+    Parts above 32 MiB, of images above some 300 GiB or of data that cannot be compressed, are kept
+    in unlinked temporary files (in ``TMPDIR``) until they are sent: one for each worker, and one more.
 
     Args:
         image: what to pack, such as `describe_image` returns.

@@ -1,4 +1,4 @@
-"""The journal's indexes: what is asked at each create looks at unfinished tasks only."""
+"""The journal's indexes: what is asked often looks at unfinished tasks only."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def test_tasks_in_progress_are_found_by_the_index_of_the_unfinished(more: str, t
     database.close()
     assert len(steps) == 1
     assert "task_unfinished (place=? AND kind=?)" in steps[0]
+
+
+def test_an_owners_tasks_are_found_by_their_index(tmp_path: Path) -> None:
+    Journal(tmp_path / "tasks.db").close()
+    database = sqlite3.connect(tmp_path / "tasks.db")
+    sql = f"EXPLAIN QUERY PLAN UPDATE task SET lease_until = 0 WHERE {journal._OWNED}"
+    steps = [row[3] for row in database.execute(sql, ["owner"])]
+    database.close()
+    assert "task_owned (owner=?)" in steps[0]
