@@ -97,7 +97,11 @@ def test_a_flipped_bit_anywhere_gives_no_wrong_entry(path: Path) -> None:
             try:
                 found = reread(path)
             except amistore.InvalidRequestError as error:
-                told = f"`truncate -s {max(start for start in starts if start <= at)}`" if at >= 22 else "no resume"
+                told = (
+                    f"`truncate -s {max(start for start in starts if start <= at)}`"
+                    if at >= 22
+                    else "no resume"
+                )
                 assert told in str(error)
                 assert at < starts[-1]
                 assert path.read_bytes() == damaged

@@ -158,7 +158,9 @@ def check_endpoint(url: str) -> None:
     except ValueError:
         host = ""
     if not host:  # its text may hold a password
-        raise InvalidRequestError("an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com")
+        raise InvalidRequestError(
+            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"
+        )
     if parts.scheme == "https":
         return
     try:

@@ -140,7 +140,9 @@ def test_a_redirect_is_refused_and_nobody_follows_it(status: int) -> None:
         there.fail("any", Answer(status=status, headers=headers), times=100)
         connection = everywhere(there.url)
         for call in CALLS.values():
-            with pytest.raises(InvalidRequestError, match=f"redirect to '127.0.0.1' .HTTP {status}") as raised:
+            with pytest.raises(
+                InvalidRequestError, match=f"redirect to '127.0.0.1' .HTTP {status}"
+            ) as raised:
                 call(connection)
             assert "secret" not in str(raised.value)
         assert not foreign.requests

@@ -219,7 +219,9 @@ def test_what_a_new_image_will_not_have_is_logged_once(commercial, government, s
     place = (new_bucket(swift), "kept.bin") if keep else None
     amistore.transfer(commercial.image_id, source=source, destination=destination, keep=place)
     (warned,) = [each for each in caplog.messages if "is restored without" in each]
-    assert f"{commercial.image_id} is restored without tags[aws:owner].key = 'aws:owner' dropped: tags" in warned
+    assert (
+        f"{commercial.image_id} is restored without tags[aws:owner].key = 'aws:owner' dropped: tags" in warned
+    )
     assert "kept" not in warned
     assert "remapped" not in warned
 

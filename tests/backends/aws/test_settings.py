@@ -83,7 +83,9 @@ def test_a_wrong_setting_of_snapshots_is_refused_with_its_name_and_value(given: 
 )
 def test_a_wrong_limit_of_retries_is_refused_with_its_name_and_value(given: dict[str, Any]) -> None:
     ((name, value),) = given.items()
-    with pytest.raises(InvalidValueError, match=f"RetryPolicy.{name} must be a.* number from .* on") as raised:
+    with pytest.raises(
+        InvalidValueError, match=f"RetryPolicy.{name} must be a.* number from .* on"
+    ) as raised:
         RetryPolicy(**given)
     assert raised.value.field == f"RetryPolicy.{name}"
     assert raised.value.value is value
