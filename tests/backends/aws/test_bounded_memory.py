@@ -21,7 +21,6 @@ import pytest
 
 from amistore import BLOCK_SIZE
 from amistore.container import ContainerWriter, EncodedSegment, Runs, encode_segment, plan
-
 from amistore.testing.aws import FakeAWS
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
