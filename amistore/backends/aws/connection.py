@@ -122,7 +122,7 @@ def check_endpoint(url: str) -> None:
     """Refuse plain http to another machine: data and, of some services, tokens would be readable."""
     try:
         parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
+        host = parts.hostname
         parts.port  # noqa: B018 - raises where it is no number
         if not host:
             raise ValueError("it has no host")
