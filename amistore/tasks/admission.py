@@ -17,7 +17,7 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
 from amistore.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from amistore.model import Image, Tag
-from amistore.objects.registration import refuse_taken
+from amistore.objects.registration import refuse_taken, refuse_unpermitted
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
@@ -162,6 +162,7 @@ class RestoreRequest:
         size = sum(volume.size // GIB for volume in stored.index.volumes)
         quotas.check_image(stored.image.image_id, size)
         refuse_taken(backend, chosen)
+        refuse_unpermitted(backend, stored.image, chosen)
         return cls(
             stored=stored,
             restorable=restorable,
