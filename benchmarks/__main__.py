@@ -17,8 +17,9 @@ from benchmarks.peers import compare_peers
 from benchmarks.reading import measure_reading
 from benchmarks.s3 import measure_parts
 from benchmarks.table import Row, print_heading, print_row
+from benchmarks.tasks import measure_tasks
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "tasks"]
 
 
 def main() -> None:
@@ -40,6 +41,9 @@ def main() -> None:
         _section("Parts of an S3 upload over TLS, one after the other", measure_parts(options.repeats))
     if "ebs" in options.only:
         _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
+    if "tasks" in options.only:
+        with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
+            _section("A journal of 10,000 tasks on the disk", measure_tasks(Path(work), options.repeats))
 
 
 def _measure_speed(work: Path, options: argparse.Namespace) -> None:

@@ -57,8 +57,6 @@ def _code(error: AmistoreError) -> str:
     match error:
         case InvalidRequestError(code=str(code)):
             return code
-        case InvalidValueError(field="Image.name"):
-            return "InvalidAMIName.Malformed"
         case InvalidValueError():
             return "InvalidParameterValue"
         case InvalidRequestError():

@@ -7,6 +7,7 @@ minor version of the manifest says is lost. Imports `errors` only.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -197,6 +198,7 @@ def extra() -> Any:
     return attrs.field(factory=dict, converter=convert, validator=check, hash=False, repr=False)
 
 
+@functools.cache  # as many as there are fields
 def wire_name(name: str) -> str:
     """`volume_size` → `VolumeSize`."""
     return "".join(word.capitalize() for word in name.split("_"))

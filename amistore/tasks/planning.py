@@ -151,7 +151,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
     lossy = [each.snapshot_id for each in stored.image.snapshots if each.lost_blocks]
     warnings = [
         *_bucket(backend, request.bucket),
-        *_encrypted(stored.image, "whether the new ones are is up to the settings of the destination"),
+        *_encrypted(stored.image, "whether the new ones are is up to the destination's settings"),
         *terms.warnings("restore", request.size),
         *(f"the mapping of {each} is left out: it is not in the archive" for each in left_out),
         *_lost(lossy, request.allow_lost),
@@ -224,7 +224,7 @@ def _encrypted(image: Image, consequence: str) -> Iterator[str]:
 
 def _lost(snapshots: list[str], allowed: bool) -> Iterator[str]:
     if snapshots:
-        consequence = "restored without them" if allowed else "the task will fail without allow_lost=True"
+        consequence = "restored without them" if allowed else "it will fail without allow_lost=True"
         yield f"blocks of {', '.join(snapshots)} were lost before they were stored: {consequence}"
 
 

@@ -17,7 +17,7 @@ import attrs
 from amistore.backends import BlockStore, ImageRegistry, ObjectStore
 from amistore.errors import InvalidValueError
 from amistore.model import AttributeReport, Fate
-from amistore.units import BLOCK_SIZE, GIB, MIB
+from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
 
 __all__ = ["Prices", "RequestRates", "RestorePlan", "StorePlan", "TaskPlan"]
 
@@ -214,7 +214,8 @@ class StorePlan(TaskPlan):
         size = _bytes(self.most_object_bytes)
         yield "object", f"at most {size}, {_count(self.segments, 'segment')}"
         yield "upload", f"at most {_count(self.most_parts, 'part')}, of {_bytes(self.part_size)} or more"
-        yield "disk", f"at most {_bytes(self.most_spool_bytes)} for parts above 32 MiB"
+        spooled = f"at most {_bytes(self.most_spool_bytes)}, for" if self.most_spool_bytes else "none, no"
+        yield "disk", f"{spooled} parts above 32 MiB"
 
 
 @attrs.frozen(kw_only=True)
@@ -262,7 +263,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _bytes(size: int) -> str:
-    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / MIB:,.1f} MiB"
+    unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB") if size >= MIB else (KIB, "KiB")
+    return f"{size / unit:,.1f} {name}"
 
 
 def _duration(seconds: float) -> str:

@@ -39,6 +39,7 @@ MIGRATIONS: Final = (
     );
     CREATE INDEX task_newest ON task (place, kind, sequence);
     CREATE INDEX task_unfinished ON task (place, kind) WHERE stage != 'ended';
+    CREATE INDEX task_owned ON task (owner) WHERE stage != 'ended';
     CREATE INDEX task_image ON task (place, kind, image_id);
     CREATE TABLE entry (
         task_id TEXT NOT NULL REFERENCES task (task_id) ON DELETE CASCADE,

@@ -163,7 +163,7 @@ def test_an_ami_above_the_quota_is_refused_with_ec2s_code(tmp_path: Path) -> Non
         (errors.LostBlocksError("x"), "InvalidManifest", 400),
         (errors.InvalidRequestError("x", code="UnsupportedOperation"), "UnsupportedOperation", 400),
         (errors.InvalidRequestError("x"), "InvalidRequest", 400),
-        (errors.InvalidValueError("x", field="Image.name"), "InvalidAMIName.Malformed", 400),
+        (errors.InvalidValueError("x", code="InvalidAMIName.Malformed"), "InvalidAMIName.Malformed", 400),
         (errors.InvalidValueError("x", field="Tag.key"), "InvalidParameterValue", 400),
         (errors.BackendError("x"), "InternalError", 500),
         (errors.ChecksumMismatchError("x"), "InternalError", 500),

@@ -26,6 +26,8 @@ def ec2() -> Iterator[Any]:
     first = cloud.ec2.describe_image(registered(cloud, NAMES[0]))
     for number, name in enumerate(NAMES[1:]):
         tags = (Tag(key="team", value=f"t{number % 2}"), Tag(key=f"only-{number}", value=""))
+        if name == "sql":
+            tags += (Tag(key="glob", value="a*b"),)
         owner = {"owner_id": "111122223333", "image_owner_alias": "amazon"} if name == "sql" else {}
         image = attrs.evolve(first, tags=tags, source_image_region="eu-west-1", **owner)
         if name == "cache":
@@ -50,8 +52,11 @@ def names(answer: dict[str, Any]) -> set[str]:
         ({"name": ["web*"]}, {"web", "web-1", "web-2"}),
         ({"name": ["web-?"]}, {"web-1", "web-2"}),
         ({"name": ["sql [x]"]}, {"sql [x]"}),
-        ({"name": [r"web\*"]}, set()),
         ({"name": ["we"]}, set()),
+        ({"name": ["web?"]}, set()),
+        ({"tag:glob": [r"a\*b"]}, {"sql"}),
+        ({"tag:glob": [r"a\*"]}, set()),
+        ({"tag:glob": ["a*"]}, {"sql"}),
         ({"tag:team": ["t1"]}, {"web-2", "sql [x]", "proxy"}),
         ({"tag:team": ["t1"], "name": ["web*"]}, {"web-2"}),
         ({"tag-key": ["only-0", "only-1"]}, {"web-1", "web-2"}),

@@ -126,6 +126,12 @@ def test_whatever_an_archive_says_an_answer_has_only_members_and_types_of_botoco
     assert len(found["Snapshots"]) == len(image.snapshots)
 
 
+def test_what_is_of_another_type_than_botocores_is_left_out() -> None:
+    images = [{"ImageId": "ami-1", "StateReason": {"Code": 5, "Message": "why"}, "Tags": 7}]
+    found = answered(OPERATIONS["DescribeImages"], {"Images": [*images, {"StateReason": "why"}]})
+    assert found == {"Images": [{"ImageId": "ami-1", "StateReason": {"Message": "why"}}, {}]}
+
+
 @pytest.mark.parametrize(
     ("text", "moment"),
     [

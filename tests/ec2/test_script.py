@@ -10,16 +10,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from backends.aws.accounts import QUICK
+from backends.aws.accounts import account
 from backends.aws.moves import add_ami
 from ec2.checked import CheckedClient, accounts, refused
 from tasks.accounts import BUCKET, DISKS, disks, held
 
 import amistore
-from amistore import AWSBackend, MemoryBackend, TaskEngine
-from amistore.backends import Backend
+from amistore import MemoryBackend, TaskEngine
 from amistore.testing.aws import FakeAWS
 
 AT_ONCE = {"Delay": 0, "MaxAttempts": 10**6}
@@ -76,21 +74,14 @@ def test_a_script_for_boto3_stores_and_restores(kind: str, tmp_path: Path) -> No
 
 def test_a_script_for_boto3_stores_and_restores_where_ids_come_with_images() -> None:
     with FakeAWS() as aws:
-        options = aws.client_options()
-        url, region = options.pop("endpoint_url"), options["region_name"]
-        account = AWSBackend(
-            boto3.Session(**options),
-            region_name=region,
-            endpoint_urls={"ec2": url, "ebs": url},
-            retries=QUICK,
-        )
+        cloud = account(aws, aws.endpoint_url)
         memory = MemoryBackend()
         memory.s3.create_bucket(BUCKET)
-        cloud: Backend = Backend(ebs=account.ebs, s3=memory.s3, ec2=account.ec2)
+        cloud.s3 = memory.s3
         image_id = add_ami(aws)
         with TaskEngine(cloud, journal=":memory:") as engine:
             client = CheckedClient(engine)
-            assert client.meta.region_name == region
+            assert client.meta.region_name == aws.region
             restored = script(client, image_id, BUCKET)
         assert cloud.ec2.describe_image(restored).name == "web-2"
 
@@ -106,7 +97,13 @@ def test_a_restored_image_and_its_snapshots_are_seen_from_pending_to_their_end()
             assert task["StoreTaskState"] == "InProgress"
         engine.wait()
         with held(cloud.ebs, "put_snapshot_block") as reached:
-            restored = ec2.create_restore_image_task(Bucket=BUCKET, ObjectKey=key, Name="web-2")["ImageId"]
+            with held(cloud.ebs, "start_snapshot") as begun:
+                restored = ec2.create_restore_image_task(Bucket=BUCKET, ObjectKey=key, Name="web-2")[
+                    "ImageId"
+                ]
+                assert begun.wait(60)
+                (image,) = ec2.describe_images(ImageIds=[restored])["Images"]
+                assert (image["State"], image["BlockDeviceMappings"]) == ("pending", [])
             assert reached.wait(60)
             (image,) = ec2.describe_images(ImageIds=[restored])["Images"]
             assert (image["State"], image["Name"]) == ("pending", "web-2")
@@ -123,6 +120,7 @@ def test_a_restored_image_and_its_snapshots_are_seen_from_pending_to_their_end()
         assert image["StateReason"]["Message"] == "cancelled"
         for snapshot in ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]:
             assert (snapshot["State"], snapshot["StateMessage"]) == ("error", "cancelled")
+        assert refused(ec2.delete_snapshot, SnapshotId=ids[0]) == ("InvalidSnapshot.NotFound", 400)
 
 
 def test_a_store_task_that_failed_tells_its_reason_and_ends_the_waiter() -> None:
@@ -142,16 +140,17 @@ def test_a_store_task_that_failed_tells_its_reason_and_ends_the_waiter() -> None
 @pytest.mark.parametrize("together", [False, True])
 def test_what_was_restored_is_removed_image_first(together: bool, tmp_path: Path) -> None:
     cloud, image_id = accounts(tmp_path, "directory")
-    ids = cloud.ec2.describe_image(image_id).snapshot_ids
-    shared = cloud.ec2.describe_image(image_id).with_snapshots({ids[0]: ids[0]})
+    image = cloud.ec2.describe_image(image_id)
+    ids = [str(mapping.ebs.snapshot_id) for mapping in image.block_device_mappings if mapping.ebs]
+    shared = image.with_snapshots({ids[0]: ids[0]})
     with TaskEngine(cloud) as engine:
         ec2 = CheckedClient(engine)
         assert refused(ec2.delete_snapshot, SnapshotId=ids[1]) == ("InvalidSnapshot.InUse", 400)
         if together:
             other = cloud.ec2.register_image(shared, name="other")
             answer = ec2.deregister_image(ImageId=image_id, DeleteAssociatedSnapshots=True)
-            codes = [(each["SnapshotId"], each["ReturnCode"]) for each in answer["DeleteSnapshotResults"]]
-            assert codes == [(ids[0], "skipped"), (ids[1], "success")]
+            codes = {each["SnapshotId"]: each["ReturnCode"] for each in answer["DeleteSnapshotResults"]}
+            assert codes == {ids[0]: "skipped", ids[1]: "success"}
             assert [image["ImageId"] for image in ec2.describe_images()["Images"]] == [other]
         else:
             assert ec2.deregister_image(ImageId=image_id)["Return"] is True

@@ -102,7 +102,7 @@ class Engines:
             assert code == 0 or (self.what != self.kind and lines[-1][:2] == ["error", "TaskFailedError"])
 
     def check(self) -> None:
-        """What was to be made is there once, or nothing where it was cancelled; a sweep finds no more."""
+        """What was to be made is there, once, or nothing of a cancelled task; a sweep finds no more."""
         with TaskEngine(self.cloud) as engine:
             assert engine.sweep().left == ()
             (task,) = (*engine.describe_store_image_tasks(), *engine.describe_restore_image_tasks())

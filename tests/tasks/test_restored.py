@@ -64,6 +64,7 @@ def test_an_image_is_pending_at_once_and_what_is_told_of_it_then_stays_true(
 
 def test_an_image_whose_restore_waits_is_pending_without_its_snapshots() -> None:
     cloud, image_id = account()
+    cloud.ec2.region_name = "eu-west-1"
     key = stored(cloud, image_id)
     with TaskEngine(cloud, concurrency=1) as engine:
         with held(cloud.ebs, "start_snapshot") as reached:
@@ -72,10 +73,25 @@ def test_an_image_whose_restore_waits_is_pending_without_its_snapshots() -> None
             second = engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-3")
             (waiting,) = engine.describe_images([str(second.image_id)])
             assert (waiting.state, waiting.name, waiting.snapshot_ids) == ("pending", "web-3", ())
-            assert waiting.source_image_id == image_id
+            assert (waiting.source_image_id, waiting.source_image_region) == (image_id, "eu-west-1")
             assert waiting.root_device_name == cloud.ec2.describe_image(image_id).root_device_name
         engine.wait()
         assert {image.state for image in engine.describe_images()} == {"available"}
+
+
+def test_an_image_is_the_registrys_as_soon_as_it_has_it() -> None:
+    cloud, image_id = account()
+    key = stored(cloud, image_id)
+    with TaskEngine(cloud) as engine:
+        with held(engine._journal, "complete") as reached:
+            task = engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-2")
+            assert reached.wait(60)
+            assert engine.describe_restore_image_tasks()[0].state == "InProgress"
+            (image,) = engine.describe_images([str(task.image_id)])
+            assert image.state == "available"
+            assert image in engine.describe_images()
+            assert {each.state for each in engine.describe_images()} == {"available"}
+        engine.wait()
 
 
 def failed_restore(cloud: MemoryBackend, key: str, engine: TaskEngine) -> amistore.RestoreImageTask:

@@ -7,6 +7,7 @@ one owner of retries is `amistore.backends.retries`.
 from __future__ import annotations
 
 import ipaddress
+import re
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -17,13 +18,15 @@ import botocore.config
 
 from amistore.backends.aws.answers import Answers
 from amistore.backends.aws.redaction import redact_logs
-from amistore.errors import InvalidRequestError
+from amistore.errors import InvalidRequestError, InvalidValueError
 
 __all__ = ["Connection"]
 
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 12.0  # seconds without a byte; hangs without it were coldsnap's (issues 374, 437)
 PART_TIMEOUT = 60.0  # the same of S3, whose answer to a part waits for all its bytes
+
+_REGION = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Connection:
@@ -47,16 +50,23 @@ class Connection:
         self, session: Any, region_name: str | None = None, endpoint_urls: Mapping[str, str] | None = None
     ) -> None:
         redact_logs()
+        if session is not None and not isinstance(session, boto3.Session):
+            raise _invalid("session", session, "a boto3.Session or None")
         self._is_own = session is None
         self.session: Any = session or boto3.Session()
         self.region_name: str = region_name or self.session.region_name
-        self.endpoint_urls = dict(endpoint_urls or {})
         if not self.region_name:
             raise InvalidRequestError("no Region: give region_name=, or set AWS_REGION or a profile's region")
-        unknown = sorted(set(self.endpoint_urls) - {"ec2", "ebs", "s3"})
-        if unknown:
-            raise InvalidRequestError(f"endpoint_urls has {unknown[0]!r}; it takes ec2, ebs and s3")
-        for url in self.endpoint_urls.values():
+        if not isinstance(self.region_name, str) or not _REGION.fullmatch(self.region_name):
+            raise _invalid("region_name", self.region_name, "the name of a Region, such as us-gov-east-1")
+        if endpoint_urls is not None and not isinstance(endpoint_urls, Mapping):
+            raise _invalid("endpoint_urls", endpoint_urls, "a mapping of services to URLs")
+        self.endpoint_urls = dict(endpoint_urls or {})
+        for service, url in self.endpoint_urls.items():
+            if service not in ("ec2", "ebs", "s3"):
+                raise InvalidRequestError(f"endpoint_urls has {service!r}; it takes ec2, ebs and s3")
+            if not isinstance(url, str):
+                raise _invalid("endpoint_urls", url, f"of {service} a URL")
             check_endpoint(url)
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -103,12 +113,25 @@ class Connection:
         )
 
 
+def _invalid(name: str, value: object, rule: str) -> InvalidValueError:
+    field = f"AWSBackend.{name}"
+    return InvalidValueError(f"{field} must be {rule}, not {value!r}", field=field, value=value)
+
+
 def check_endpoint(url: str) -> None:
     """Refuse plain http to another machine: data and, of some services, tokens would be readable."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname
+        parts.port  # noqa: B018 - raises where it is no number
+        if not host:
+            raise ValueError("it has no host")
+    except ValueError:  # whose text may hold a password
+        raise InvalidRequestError(
+            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"
+        ) from None
     if parts.scheme == "https":
         return
-    host = parts.hostname or ""
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:

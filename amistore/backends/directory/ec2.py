@@ -39,6 +39,13 @@ class DirectoryEC2(ImageRegistry):
         # None is a file of another kind, or one that has just gone.
         return [image for image in found if image is not None]
 
+    def find_images(self, name: str) -> list[Image]:
+        with files.operation("find_images"):
+            ids = sorted(path.stem for path in self.root.glob("ami-*.json") if _ID.fullmatch(path.stem))
+            named = [each for each in ids if (files.read_json(self._path(each)) or {}).get("Name") == name]
+            found = [self._read(each) for each in named]
+        return [image for image in found if image is not None]
+
     def reserve_image_id(self) -> str | None:
         return checks.new_id("ami")
 

@@ -160,7 +160,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _give_with(self, fault: Fault | None, answer: Answer) -> None:
         if fault is Fault.RESET_AFTER:
             self._reset()
-        elif fault is Fault.LOST_REPLY:
+        elif fault is Fault.LOST_REPLY or (fault is Fault.SHORT_BODY and not answer.body):
             self.close_connection = True
         elif fault is Fault.SILENT:
             self.proxy.release.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 
 import boto3
@@ -10,28 +11,46 @@ import botocore.session
 import images
 import pytest
 from backends.aws.accounts import QUICK, disks
+from backends.aws.cases import START
 
 import amistore
 from amistore import MIB, AWSBackend, Layout, MemoryBackend
 from amistore.testing import block
 from amistore.testing.aws import FakeAWS
+from amistore.testing.snapshots import sha256
 
 HOUR = 3600.0
 SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4, part_size=5 * MIB)
-BLOCKS = {index * 3: images.noise(index) if index < 60 else block(index) for index in range(230)}
-"""Of three pages of 100 at the least."""
+BLOCKS = {
+    index + (index + 1) // 2: images.noise(index) if index < 40 else block(index) for index in range(120)
+}
+"""Of four pages, where they are short; some indexes follow each other, and some do not."""
 
 
-@pytest.fixture
-def aws(monkeypatch):
-    monkeypatch.setattr("amistore.backends.aws.ebs.PAGE_SIZE", 100)
-    with FakeAWS() as fake:
-        fake.behaviour.short_pages = True
+@contextlib.contextmanager
+def account():
+    """The same one each time, so that it makes the same container."""
+    with FakeAWS(start=START) as fake:
         fake.snapshot_id = fake.add_snapshot(volume_size=1, blocks=BLOCKS)
         fake.image_id = fake.add_image(
             name="web", mappings=[{"deviceName": "/dev/xvda", "ebs": {"snapshotId": fake.snapshot_id}}]
         )
         yield fake
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    monkeypatch.setattr("amistore.backends.aws.ebs.PAGE_SIZE", 100)
+    with account() as fake:
+        fake.behaviour.short_pages = True
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The container that an undisturbed run makes."""
+    with account() as aws:
+        return pack_while(aws, lambda: None)
 
 
 def backend(aws, session=None):
@@ -43,12 +62,6 @@ def backend(aws, session=None):
         endpoint_urls={"ec2": url, "ebs": url},
         retries=QUICK,
     )
-
-
-def expected(aws):
-    """The container that an undisturbed run makes."""
-    cloud = backend(aws)
-    return b"".join(amistore.pack(cloud.ec2.describe_image(aws.image_id), cloud.ebs, layout=SMALL))
 
 
 def pack_while(aws, disturb, workers=2):
@@ -83,10 +96,10 @@ def relist(aws):
         "listed by another, and pages expire",
     ],
 )
-def test_tokens_that_end_at_any_time_change_no_byte(aws, disturb, workers, renewing):
-    wanted = expected(aws)
+def test_tokens_that_end_at_any_time_change_no_byte(aws, expected, disturb, workers, renewing):
     aws.behaviour.pages_renew_tokens = renewing
-    assert pack_while(aws, lambda: disturb(aws), workers) == wanted
+    assert pack_while(aws, lambda: disturb(aws), workers) == expected
+    assert aws.log.counts["ListSnapshotBlocks"] >= 2 * 4
 
 
 def test_one_listing_renews_the_tokens_of_all_workers(aws, monkeypatch):
@@ -153,18 +166,16 @@ class Rotating:
         return boto3.Session(botocore_session=inner, region_name=self.aws.region)
 
 
-def test_credentials_that_are_renewed_carry_a_run_of_days(aws):
-    wanted = expected(aws)
+def test_credentials_that_are_renewed_carry_a_run_of_days(aws, expected):
     rotating = Rotating(aws)
     cloud = backend(aws, rotating.session())
     image = cloud.ec2.describe_image(aws.image_id)
     packed = amistore.pack(image, cloud.ebs, layout=SMALL, progress=lambda _: aws.clock.advance(0.1 * HOUR))
-    assert b"".join(packed) == wanted
+    assert b"".join(packed) == expected
     assert rotating.given > 2
 
 
-def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, tmp_path):
-    wanted = expected(aws)
+def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, expected, tmp_path):
     store = MemoryBackend().s3
     store.create_bucket("bucket")
     ending = aws.add_credential(session_token="token", expires_in=HOUR)
@@ -185,7 +196,7 @@ def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, tmp_p
         pack(backend(aws, session), end_after_half)
     aws.log.reset()
     pack(backend(aws))
-    assert store.get_object_range("bucket", "key", 0, 2 * len(wanted)) == wanted
+    assert store.get_object_range("bucket", "key", 0, 2 * len(expected)) == expected
     assert aws.log.counts["GetSnapshotBlock"] < len(BLOCKS)
 
 
@@ -200,6 +211,15 @@ def test_a_snapshot_that_appears_late_and_completes_late_is_waited_for(aws):
     made = amistore.unpack_object(store, "bucket", "key", cloud.ebs)
     assert disks(aws, made) == disks(aws, image)
     assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
+
+
+def test_a_snapshot_that_one_call_has_found_may_still_be_unknown_to_the_next(aws):
+    cloud = backend(aws)
+    snapshot_id = cloud.ebs.start_snapshot(1)
+    for index in range(3):
+        cloud.ebs.put_snapshot_block(snapshot_id, index, block(index), sha256(block(index)))
+        aws.snapshots[snapshot_id].missing_calls = 1
+    assert aws.read_snapshot(snapshot_id) == {index: block(index) for index in range(3)}
 
 
 def test_a_pending_snapshot_that_ebs_cancelled_is_begun_anew(aws, tmp_path):
