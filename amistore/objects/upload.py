@@ -130,6 +130,8 @@ def pack_object(
     except BaseException as error:
         if done is None and (log is None or isinstance(error, _FINAL)):
             run.undo()
+        elif isinstance(error, BackendError) and run.outdated():
+            error.retryable = True
         raise
     run.log.end()
     return info
@@ -306,6 +308,23 @@ class _Run:
             self._abort()
         self.upload_id = ""
         return info
+
+    def outdated(self) -> bool:
+        """Whether the upload is gone, or its parts are not those this run has sent.
+
+        Another run has changed it, or a sweep or a rule of the bucket aborted it; the next run begins
+        with what is there.
+        """
+        if not self.upload_id:
+            return False
+        try:
+            there = {
+                part.part_number: part
+                for part in self.store.list_parts(self.bucket, self.key, self.upload_id)
+            }
+        except Exception as error:
+            return isinstance(error, NotFoundError)
+        return any(there.get(part.part_number) != part for part in self.parts)
 
     def prove(self, info: ObjectInfo, count: int, workers: int | None, *, new: bool) -> None:
         """Refuse an object whose `count` first segments are not what was packed.

@@ -281,11 +281,6 @@ class Journal:
             self._set(task_id, cancelled=1)
             return record
 
-    def found_upload(self, task_id: str) -> None:
-        """The upload whose id was lost is found and gone."""
-        with self._writing():
-            self._set(task_id, lost_upload=0)
-
     def prune(self, place: str, before: int) -> int:
         """Forget tasks at rest that were started before then; how many."""
         with self._writing() as database:
@@ -309,12 +304,10 @@ class Journal:
             if volumes is not None:
                 self._set(lease.task_id, volumes=volumes)
 
-    def clear(self, lease: Lease, *, lost_upload: bool) -> None:
-        """Remove a task's log; `lost_upload`: an upload may have been begun that it does not name."""
+    def clear(self, lease: Lease) -> None:
+        """Remove a task's log."""
         with self._writing(lease) as database:
             database.execute("DELETE FROM entry WHERE task_id = ?", [lease.task_id])
-            if lost_upload:
-                self._set(lease.task_id, lost_upload=1)
 
     def _end(self, task_id: str) -> None:
         self._set(task_id, stage="ended", owner=None)

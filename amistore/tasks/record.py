@@ -50,7 +50,6 @@ class TaskRecord:
         request: what else it was asked for, of plain values.
         started: milliseconds since 1970, UTC.
         volumes: in the archive's order.
-        lost_upload: whether an upload may have been begun whose id was lost.
         epoch: of the current lease.
     """
 
@@ -72,7 +71,6 @@ class TaskRecord:
     content_id: str | None = None
     volumes: tuple[VolumeRecord, ...] = ()
     left_behind: tuple[str, ...] = ()
-    lost_upload: bool = False
     cancelled: bool = False
     owner: str | None = None
     epoch: int = 0
@@ -87,7 +85,6 @@ class TaskRecord:
                 "request": json.loads(row["request"]),
                 "volumes": tuple(VolumeRecord(**each) for each in json.loads(row["volumes"])),
                 "left_behind": tuple(json.loads(row["left_behind"])),
-                "lost_upload": bool(row["lost_upload"]),
                 "cancelled": bool(row["cancelled"]),
             }
         )
@@ -101,7 +98,6 @@ class TaskRecord:
             "request": json.dumps(self.request),
             "volumes": json.dumps([attrs.asdict(volume) for volume in self.volumes]),
             "left_behind": json.dumps(self.left_behind),
-            "lost_upload": int(self.lost_upload),
             "cancelled": int(self.cancelled),
         }
 

@@ -32,7 +32,6 @@ MIGRATIONS: Final = (
         content_id TEXT,
         volumes TEXT NOT NULL DEFAULT '[]',
         left_behind TEXT NOT NULL DEFAULT '[]',
-        lost_upload INTEGER NOT NULL DEFAULT 0,
         cancelled INTEGER NOT NULL DEFAULT 0,
         owner TEXT,
         epoch INTEGER NOT NULL DEFAULT 0,

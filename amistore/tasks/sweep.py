@@ -29,16 +29,14 @@ class SweepReport:
 def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport:
     """Uploads at the keys of tasks that have ended.
 
-    One is surely ours if it is empty and a task's call that begins one got no answer: what a task
-    sends goes to an upload whose id its log has. Others may be of another program.
+    A call that begins one may get no answer, and the attempt after it, or the next run, begins another:
+    an empty one is left. It holds nothing, and a run elsewhere that has just begun it begins another. One
+    with parts is of another program: what a task sends goes to an upload whose id its log has.
     """
     removed: list[str] = []
     left: list[str] = []
-    places: dict[tuple[str, str], list[TaskRecord]] = {}
-    for record in journal.ended(place):
-        if record.kind == "store":
-            places.setdefault((record.bucket, record.object_key), []).append(record)
-    for (bucket, key), records in places.items():
+    places = {_place(record): None for record in journal.ended(place) if record.kind == "store"}
+    for bucket, key in places:
         try:
             with foreign_errors("list_multipart_uploads", bucket=bucket, key=key):
                 uploads = [each for each in backend.s3.list_multipart_uploads(bucket, key) if each.key == key]
@@ -50,10 +48,9 @@ def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport
         # Asked for after the list: an upload in it that is of a live task is of one of these.
         if not uploads or any(_place(each) == (bucket, key) for each in journal.unfinished(place)):
             continue
-        lost = [record for record in records if record.lost_upload]
         for upload in uploads:
             try:
-                gone = bool(lost) and _abort_empty(backend, bucket, upload)
+                gone = _abort_empty(backend, bucket, upload)
             except AmistoreError as error:
                 left.append(f"upload {upload.upload_id} of {bucket}/{key}: {error}")
                 continue
@@ -61,8 +58,6 @@ def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport
                 removed.append(f"upload {upload.upload_id} of {bucket}/{key}")
             else:
                 left.append(f"upload {upload.upload_id} of {bucket}/{key}, which no task here has begun")
-        for record in lost:
-            journal.found_upload(record.task_id)
     return SweepReport(removed=tuple(removed), left=tuple(left))
 
 

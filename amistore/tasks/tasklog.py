@@ -43,10 +43,7 @@ class TaskLog(ResumeLog):
         self._journal.append(self._lease, entry, volumes)
 
     def clear(self) -> None:
-        said = [read_entry(entry) for entry in self.entries()[:2]]
-        # Its id is noted once it is known: a crash between leaves an upload that no log names.
-        lost = len(said) == 1 and said[0].get("kind") == "pack"
-        self._journal.clear(self._lease, lost_upload=lost)
+        self._journal.clear(self._lease)
 
     def end(self) -> None:
         """Kept: the journal ends it in the transaction that completes the task."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tasks.accounts import BUCKET, DISKS, account, disks, held, snapshots, stored
+from tasks.accounts import BUCKET, DISKS, account, disks, held, registered, snapshots, stored
 
 import amistore
-from amistore import TaskEngine
+from amistore import DirectoryBackend, TaskEngine
+from amistore.backends.directory.s3 import DirectoryS3
 from amistore.tasks import runner
 from amistore.tasks.journal import Journal
 from amistore.testing import FaultyBackend
@@ -87,3 +89,28 @@ def test_a_task_that_is_created_while_leases_are_renewed_is_not_lost(
             assert again.wait(60)
         assert engine.wait(task).state == "Completed"
     assert "lease" not in caplog.text
+
+
+@pytest.mark.parametrize("what", ["aborted", "replaced"])
+def test_a_store_whose_upload_somebody_has_changed_goes_on_with_what_is_there(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A sweep elsewhere, a rule of the bucket; or a stopped owner that goes on and sends a part late."""
+    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    cloud = DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket(BUCKET)
+    with TaskEngine(cloud) as engine:
+        verb = "upload_part" if what == "aborted" else "complete_multipart_upload"
+        with held(DirectoryS3, verb) as reached:
+            task = engine.create_store_image_task(image_id=registered(cloud), bucket=BUCKET)
+            assert reached.wait(60)
+            (upload,) = cloud.s3.list_multipart_uploads(BUCKET)
+            if what == "aborted":
+                cloud.s3.abort_multipart_upload(BUCKET, upload.key, upload.upload_id)
+            else:
+                (part,) = (tmp_path / "s3" / BUCKET / ".amistore" / "uploads" / upload.upload_id).glob("0*")
+                cloud.s3.upload_part(BUCKET, upload.key, upload.upload_id, 1, part.read_bytes())
+        assert engine.wait(task).state == "Completed"
+    assert cloud.s3.list_multipart_uploads(BUCKET) == []
+    with amistore.open(cloud.s3.open_object(BUCKET, task.object_key)) as archive:
+        archive.verify().check()
