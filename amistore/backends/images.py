@@ -51,6 +51,19 @@ class ImageRegistry(abc.ABC):
             InvalidRequestError: the image cannot be registered as it is.
         """
 
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:  # noqa: B027
+        """Find out, before its snapshots are made, whether `register_image` would be permitted.
+
+        Override it where that can be asked.
+
+        Args:
+            image: such as that of an archive, with its old snapshots.
+            name: as in `register_image`.
+
+        Raises:
+            AccessDeniedError: it would not.
+        """
+
     @abc.abstractmethod
     def deregister_image(self, image_id: str) -> None:
         """Remove an image; its snapshots stay."""

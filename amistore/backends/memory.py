@@ -200,8 +200,12 @@ class _MemoryS3(ObjectStore):
             raise SourceChangedError("the object was replaced", bucket=bucket, key=key)
         return found.content[start : start + length]
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        self._bucket(bucket).pop(key, None)
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        with self._lock:
+            found = self._bucket(bucket).get(key)
+            if found is not None and if_match not in (None, found.info.etag):
+                raise SourceChangedError("the object was replaced", bucket=bucket, key=key)
+            self._bucket(bucket).pop(key, None)
 
     def create_multipart_upload(
         self,

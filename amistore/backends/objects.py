@@ -93,8 +93,12 @@ class ObjectStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def delete_object(self, bucket: str, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        """Remove an object; one that is not there is fine.
+
+        Raises:
+            SourceChangedError: `if_match` is not the object's ETag; it stays.
+        """
 
     @abc.abstractmethod
     def create_multipart_upload(

@@ -20,11 +20,23 @@ from typing import Any, TypeVar
 
 import attrs
 
-from amistore.errors import BackendError, NotFoundError, ThrottledError
+from amistore.errors import BackendError, InvalidValueError, NotFoundError, ThrottledError
 
 __all__ = ["Retrier", "RetryPolicy"]
 
 R = TypeVar("R")
+
+
+def _number(default: float, *, least: float = 0) -> Any:
+    """A number of the default's type, whole numbers always."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if type(value) not in (int, type(default)) or not value >= least:  # type: ignore[operator]
+            field = f"RetryPolicy.{attribute.name}"
+            rule = f"a {'whole ' if type(default) is int else ''}number from {least} on"
+            raise InvalidValueError(f"{field} must be {rule}, not {value!r}", field=field, value=value)
+
+    return attrs.field(default=default, validator=check)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,13 +51,16 @@ class RetryPolicy:
             Until then a snapshot just started may be not found (EBS user guide: up to 2 minutes).
         budget: retries that all calls share: each takes 5, each call that succeeds at once
             gives 1 back. When a service is down for all, calls fail at their first error.
+
+    Raises:
+        InvalidValueError: one is no such number.
     """
 
-    attempts: int = attrs.field(default=5, validator=attrs.validators.ge(1))
-    base_delay: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
-    max_delay: float = attrs.field(default=20.0, validator=attrs.validators.ge(0))
-    operation_limit: float = attrs.field(default=120.0, validator=attrs.validators.gt(0))
-    budget: int = attrs.field(default=500, validator=attrs.validators.ge(0))
+    attempts: int = _number(5, least=1)
+    base_delay: float = _number(0.1)
+    max_delay: float = _number(20.0)
+    operation_limit: float = _number(120.0, least=0.001)
+    budget: int = _number(500)
 
 
 _RETRY_COST = 5

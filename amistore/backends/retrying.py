@@ -157,8 +157,8 @@ class _RetryingObjectStore(ObjectStore):
     ) -> bytes:
         return self._call(self.inner.get_object_range, bucket, key, start, length, if_match=if_match)
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        self._call(self.inner.delete_object, bucket, key)
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        self._call(self.inner.delete_object, bucket, key, if_match=if_match)
 
     def create_multipart_upload(
         self,
@@ -262,6 +262,9 @@ class _RetryingImageRegistry(ImageRegistry):
 
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         return self._call(_Registration(self.inner), image, name, image_id)
+
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
+        self._call(self.inner.dry_run_register_image, image, name=name)
 
     def deregister_image(self, image_id: str) -> None:
         self._call(_Removal(self.inner.deregister_image), image_id)

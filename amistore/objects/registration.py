@@ -1,4 +1,7 @@
-"""`register_restored`: the last step of a restore, an image on the snapshots that were made."""
+"""`register_restored`: the last step of a restore, an image on the snapshots that were made.
+
+What can be known of it beforehand is asked first.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import logging
 
 from amistore.backends import Backend
 from amistore.errors import AlreadyExistsError
-from amistore.model import Image
+from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
 
-__all__ = ["refuse_taken", "register_restored"]
+__all__ = ["refuse_taken", "refuse_unpermitted", "register_restored", "warn_of_dropped"]
 
 _logger = logging.getLogger("amistore")
 
@@ -22,6 +25,21 @@ def refuse_taken(destination: Backend, name: str | None) -> None:
     with foreign_errors("find_images"):
         if destination.ec2.find_images(name):
             raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
+
+
+def refuse_unpermitted(destination: Backend, image: Image, name: str | None) -> None:
+    """Tell before the work that registering would be refused after it."""
+    with foreign_errors("register_image"):
+        destination.ec2.dry_run_register_image(image, name=name)
+
+
+def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:
+    """Log which attributes the new image will not have; an archive keeps them."""
+    with foreign_errors("fidelity"):
+        reports = destination.ec2.fidelity(image, name=name)
+    dropped = [str(each) for each in reports if each.fate is Fate.DROPPED]
+    if dropped:
+        _logger.warning("%s is restored without %s", image.image_id, "; ".join(dropped))
 
 
 def register_restored(

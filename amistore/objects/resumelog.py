@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -144,8 +146,10 @@ class HeldLog(ResumeLog):
 class FileResumeLog(ResumeLog):
     """A log in a file, which is made when the first entry is added, and removed by `clear`.
 
-    What a crash left half written at its end is dropped. Two runs cannot use it at once.
-    A context manager: leaving it lets go of the file.
+    What a crash left half written at its end is dropped; damage before that is an
+    `InvalidRequestError` that tells what to do, and so is a symbolic link, what is no regular
+    file, and a file that others can write. Two runs cannot use it at once. A context manager:
+    leaving it lets go of the file.
 
     Args:
         path: of the file; readable by its owner only.
@@ -171,7 +175,7 @@ class FileResumeLog(ResumeLog):
         with files.operation("resume"):
             if self._descriptor is None and not self.path.exists():
                 return []
-            return _read(self._open())[0]
+            return self._read(self._open())[0]
 
     def append(self, entry: bytes) -> None:
         with files.operation("resume"):
@@ -196,7 +200,7 @@ class FileResumeLog(ResumeLog):
     def _open(self) -> int:
         """The descriptor of the file, which is ours alone and ends with a whole entry."""
         while self._descriptor is None:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = self._open_file()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not self._named(descriptor):  # cleared by another run meanwhile
@@ -209,7 +213,7 @@ class FileResumeLog(ResumeLog):
                     files.sync_directory(self.path.parent)
                 elif content != _MAGIC:
                     raise InvalidRequestError(f"{self.path} is no resume log of amistore")
-                end = _read(descriptor)[1]
+                end = self._read(descriptor)[1]
                 if end < os.fstat(descriptor).st_size:
                     os.ftruncate(descriptor, end)
             except BlockingIOError:
@@ -221,26 +225,64 @@ class FileResumeLog(ResumeLog):
             self._descriptor = descriptor
         return self._descriptor
 
+    def _open_file(self) -> int:
+        """Open or make it, if it is a file and its owner's."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise InvalidRequestError(f"{self.path} is a symbolic link: name the file itself") from None
+            raise
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise InvalidRequestError(f"{self.path} is no regular file")
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise InvalidRequestError(
+                    f"others can write {self.path}: if what it says is yours, chmod 600 it, else remove it"
+                )
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                os.fchmod(descriptor, 0o600)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _read(self, descriptor: int) -> tuple[list[bytes], int]:
+        """The whole entries, and the offset behind the last."""
+        content = files.read_at(descriptor, os.fstat(descriptor).st_size, 0)
+        found: list[bytes] = []
+        end = len(_MAGIC)
+        while (entry := _entry(content, end)) is not None:
+            found.append(entry)
+            end += _ENTRY.size + len(entry)
+        # Each entry is on the disk before the next one is written: a crash leaves none behind a torn one.
+        if any(_entry(content, offset) is not None for offset in range(end + 1, len(content))):
+            raise InvalidRequestError(
+                f"the resume log {self.path} is damaged at byte {end}, with whole entries behind it: "
+                f"`truncate -s {end}` lets the run go on from those before it (what came later is done "
+                "again), and amistore.abandon removes what they name"
+            )
+        return found, end
+
     def _named(self, descriptor: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+            return os.path.samestat(os.fstat(descriptor), self.path.lstat())
         except FileNotFoundError:
             return False
 
 
-def _read(descriptor: int) -> tuple[list[bytes], int]:
-    """The whole entries of a log, and the offset behind the last."""
-    content = files.read_at(descriptor, os.fstat(descriptor).st_size, 0)
-    found = []
-    end = len(_MAGIC)
-    while len(content) - end >= _ENTRY.size:
-        length, crc32 = _ENTRY.unpack_from(content, end)
-        entry = content[end + _ENTRY.size : end + _ENTRY.size + length]
-        if len(entry) < length or _crc32(entry) != crc32:
-            break
-        found.append(entry)
-        end += _ENTRY.size + length
-    return found, end
+def _entry(content: bytes, offset: int) -> bytes | None:
+    """The entry there, if it is whole."""
+    if len(content) - offset < _ENTRY.size:
+        return None
+    length, crc32 = _ENTRY.unpack_from(content, offset)
+    begin = offset + _ENTRY.size
+    if length > len(content) - begin:
+        return None
+    entry = content[begin : begin + length]
+    return entry if _crc32(entry) == crc32 else None
 
 
 def _crc32(entry: bytes) -> int:

@@ -27,7 +27,12 @@ from amistore.errors import (
 )
 from amistore.model import Image
 from amistore.objects.carried import looked_at_again
-from amistore.objects.registration import refuse_taken, register_restored
+from amistore.objects.registration import (
+    refuse_taken,
+    refuse_unpermitted,
+    register_restored,
+    warn_of_dropped,
+)
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import HeldLog, ResumeLog
 from amistore.objects.upload import pack_object
@@ -59,6 +64,8 @@ def transfer(
 ) -> str:
     """Make an AMI of one backend an AMI of another: between Regions, accounts or partitions.
 
+    Attributes that the new image will not have are logged (WARNING) before the work.
+
     Args:
         image_id: in `source`.
         source: where the AMI is.
@@ -78,6 +85,7 @@ def transfer(
         NotFoundError: no such image.
         InvalidRequestError: the image cannot be read, or not registered so.
         AlreadyExistsError: the name, or the object to keep, is taken.
+        AccessDeniedError: registering would be refused in the end, told before anything is read or made.
         BackendError: either side failed. What was begun is deleted, but for what `logs` go on from.
     """
     if keep is not None and not (isinstance(keep, tuple) and len(keep) == 2):
@@ -91,6 +99,7 @@ def transfer(
     checks.check_registrable(image, name)
     if not _goes_on(restoring):
         refuse_taken(destination, name or image.name)
+        refuse_unpermitted(destination, image, name)
     if keep is not None:
         # Held until the image is there: it proves that the object is of these runs.
         held = None if packing is None else HeldLog(packing)
@@ -101,6 +110,7 @@ def transfer(
         if packing is not None:
             packing.end()
         return image_id
+    warn_of_dropped(destination, image, name)
     pieces = pack(image, source.ebs, level=_LEVEL, workers=workers)
     with _PieceReader(pieces) as stream:
         restored = unpack(cast(BinaryIO, stream), destination.ebs, workers=workers, progress=progress)
@@ -122,6 +132,8 @@ def restore_image(
 ) -> str:
     """Make an AMI of an archive: restore its snapshots, and register the image on them.
 
+    Attributes that the new image will not have are logged (WARNING) before the work.
+
     Args:
         store: where the archive is.
         bucket: it is in.
@@ -141,6 +153,7 @@ def restore_image(
     Raises:
         NotFoundError: no such object.
         AlreadyExistsError: the name is taken.
+        AccessDeniedError: registering would be refused in the end, told before anything is made.
         ArchiveError: the archive is damaged.
         InvalidRequestError: the image cannot be registered so.
         BackendError: the store or the destination failed. Without a log, what was begun is deleted.
@@ -151,6 +164,8 @@ def restore_image(
     checks.check_registrable(stored, name)
     if not _goes_on(log):
         refuse_taken(destination, name or stored.name)
+        refuse_unpermitted(destination, stored, name)
+    warn_of_dropped(destination, stored, name)
     restored = unpack_object(
         store,
         bucket,

@@ -94,6 +94,10 @@ def pack_object(
         check_frames: decode each frame and compare it.
         layout: how to cut the container; None for what fits its size.
 
+    Returns:
+        Size, ETag and metadata of the object. Its content id is in its index, at its end:
+        ``amistore.open(store, bucket=bucket, key=key).content_id``.
+
     Raises:
         AlreadyExistsError: the object exists, with `if_none_match`.
         SourceChangedError: the image or a snapshot is not what it was in the run that is continued.
@@ -311,17 +315,27 @@ class _Run:
         try:
             check_object(ObjectRanges(self.store, self.bucket, self.key), self.planned, count, workers)
         except ArchiveError as error:
-            if self._made() is None:
-                raise SourceChangedError(
-                    "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
-                ) from None
+            replaced = SourceChangedError(
+                "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
+            )
+            ours = self._made()
+            if ours is None:
+                raise replaced from None
             if not new:
                 raise CorruptArchiveError(
                     f"the object that an earlier run made is not what was packed, or its log is not: verify "
                     f"it before you delete it: {error}"
                 ) from None
-            with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
-                self.store.delete_object(self.bucket, self.key)
+            try:
+                with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
+                    # Another's, that has taken its place since, stays: an archive lost is worse than one left.
+                    self.store.delete_object(self.bucket, self.key, if_match=ours.etag)
+            except SourceChangedError as refusal:
+                if self._made() is None:
+                    raise replaced from None
+                raise CorruptArchiveError(
+                    f"the object is not what was packed, and was not deleted, delete it: {refusal}; {error}"
+                ) from None
             raise CorruptArchiveError(
                 f"the object of {info.size} bytes was not what was packed, and was deleted: {error}"
             ) from None

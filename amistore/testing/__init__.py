@@ -8,26 +8,22 @@ Subclass a suite, say with one fixture what to test, and pytest runs it::
             return MyStore()
 
 The suites need pytest, `amistore.testing.strategies` needs hypothesis; the extra ``testing``
-installs both. Nothing of amistore imports this package. Each module's docstring names its
-fixture. `FaultyBackend` lets the calls of any backend go wrong. `amistore.testing.aws` is a fake of AWS.
+installs both. Nothing else here does: a suite is imported when it is asked for. Nothing of
+amistore imports this package. Each module's docstring names its fixture. `FaultyBackend`
+lets the calls of any backend go wrong. `amistore.testing.aws` is a fake of AWS.
 """
 
-import pytest
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# Before the modules are imported, so that a failing assertion shows its values.
-pytest.register_assert_rewrite(
-    "amistore.testing.block_source",
-    "amistore.testing.block_store",
-    "amistore.testing.image_registry",
-    "amistore.testing.object_store",
-)
+from amistore.testing.faults import BackendFault, BackendFaultKind, FaultyBackend
+from amistore.testing.snapshots import SnapshotCase, block, read_snapshot, store_snapshot
 
-from amistore.testing.block_source import BlockSourceContract  # noqa: E402
-from amistore.testing.block_store import BlockStoreContract  # noqa: E402
-from amistore.testing.faults import BackendFault, BackendFaultKind, FaultyBackend  # noqa: E402
-from amistore.testing.image_registry import ImageRegistryContract, RegistryCase  # noqa: E402
-from amistore.testing.object_store import BucketCase, ObjectStoreContract  # noqa: E402
-from amistore.testing.snapshots import SnapshotCase, block, read_snapshot, store_snapshot  # noqa: E402
+if TYPE_CHECKING:
+    from amistore.testing.block_source import BlockSourceContract
+    from amistore.testing.block_store import BlockStoreContract
+    from amistore.testing.image_registry import ImageRegistryContract, RegistryCase
+    from amistore.testing.object_store import BucketCase, ObjectStoreContract
 
 __all__ = [
     "BackendFault",
@@ -44,3 +40,24 @@ __all__ = [
     "read_snapshot",
     "store_snapshot",
 ]
+
+_SUITES = {
+    "BlockSourceContract": "block_source",
+    "BlockStoreContract": "block_store",
+    "BucketCase": "object_store",
+    "ImageRegistryContract": "image_registry",
+    "ObjectStoreContract": "object_store",
+    "RegistryCase": "image_registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SUITES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import pytest
+    except ImportError:
+        raise ImportError(f"{name} needs pytest: pip install 'amistore[testing]'") from None
+    module = f"{__name__}.{_SUITES[name]}"
+    pytest.register_assert_rewrite(module)  # before its import, so that a failing assertion shows its values
+    return getattr(importlib.import_module(module), name)

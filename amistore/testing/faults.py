@@ -50,7 +50,7 @@ _CONTENT = ("get_snapshot_block", "get_object_range")
 _VERBS = frozenset(
     {name for kind in (BlockStore, ObjectStore, ImageRegistry) for name in kind.__abstractmethods__}
     | {"describe_snapshot", "head_bucket", "bucket_warnings", "get_object_tagging", "list_multipart_uploads"}
-    | {"reserve_image_id", "find_images", "finish_registration"}
+    | {"reserve_image_id", "find_images", "finish_registration", "dry_run_register_image"}
 )
 
 
@@ -283,8 +283,11 @@ class _FaultyObjectStore(ObjectStore):
 
         return self.call("get_object_range", (bucket, key), (start, length), function)
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        self.call("delete_object", (bucket, key), (), lambda: self.inner.delete_object(bucket, key))
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        def function() -> None:
+            self.inner.delete_object(bucket, key, if_match=if_match)
+
+        self.call("delete_object", (bucket, key), (), function)
 
     def create_multipart_upload(
         self,
@@ -371,6 +374,12 @@ class _FaultyImageRegistry(ImageRegistry):
             return self.inner.register_image(image, name=name, image_id=image_id)
 
         return self.call("register_image", (name or image.name,), (), function)
+
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
+        def function() -> None:
+            self.inner.dry_run_register_image(image, name=name)
+
+        self.call("dry_run_register_image", (name or image.name,), (), function)
 
     def deregister_image(self, image_id: str) -> None:
         self.call("deregister_image", (image_id,), (), lambda: self.inner.deregister_image(image_id))

@@ -357,6 +357,22 @@ class ObjectStoreContract:
     def test_deleting_an_object_that_is_not_there_is_fine(self, objects: BucketCase) -> None:
         objects.store.delete_object(objects.bucket, "none")
 
+    def test_an_object_that_was_replaced_is_not_deleted_for_the_one_before(self, objects: BucketCase) -> None:
+        store, place = objects.store, (objects.bucket, "key")
+        before = store.put_object(*place, [b"first"])
+        store.put_object(*place, [b"other"])
+        with pytest.raises(SourceChangedError):
+            store.delete_object(*place, if_match=before.etag)
+        assert _read(objects, "key") == b"other"
+
+    def test_an_object_is_deleted_by_its_etag(self, objects: BucketCase) -> None:
+        store, place = objects.store, (objects.bucket, "key")
+        info = store.put_object(*place, [b"x"])
+        store.delete_object(*place, if_match=info.etag)
+        with pytest.raises(NotFoundError):
+            store.head_object(*place)
+        store.delete_object(*place, if_match=info.etag)
+
     def test_an_unknown_key_is_not_found(self, objects: BucketCase) -> None:
         with pytest.raises(NotFoundError):
             objects.store.head_object(objects.bucket, "none")

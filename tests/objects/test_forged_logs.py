@@ -132,6 +132,34 @@ def test_a_forged_digest_is_found_and_the_object_deleted(forgery: str) -> None:
     assert runs.stored(given.s3) == runs.expected()
 
 
+def test_an_object_that_takes_the_place_of_a_wrong_one_is_not_deleted_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, log = runs.cloud(), Log()
+    packing(given, log)
+    delete = given.s3.delete_object
+
+    def replaced_first(bucket: str, key: str, **options: Any) -> None:
+        given.s3.put_object(bucket, key, [b"another's archive"])
+        delete(bucket, key, **options)
+
+    monkeypatch.setattr(given.s3, "delete_object", replaced_first)
+    forged = Log(FORGERIES["a digest altered"](log.entries()))
+    with pytest.raises(amistore.SourceChangedError, match="replaced"):
+        runs.pack_object(runs.source(), given.s3, log=forged)
+    assert runs.stored(given.s3) == b"another's archive"
+
+
+def test_a_wrong_object_that_the_store_does_not_delete_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, log = runs.cloud(), Log()
+    packing(given, log)
+    delete = given.s3.delete_object
+    monkeypatch.setattr(given.s3, "delete_object", lambda *place, **_: delete(*place, if_match="other"))
+    forged = Log(FORGERIES["a digest altered"](log.entries()))
+    with pytest.raises(amistore.CorruptArchiveError, match="was not deleted, delete it"):
+        runs.pack_object(runs.source(), given.s3, log=forged)
+
+
 def test_an_object_that_an_earlier_run_made_is_refused_and_left_to_be_looked_at() -> None:
     given, log = runs.cloud(), Log()
     packing(given, log)

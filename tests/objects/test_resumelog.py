@@ -86,6 +86,9 @@ def test_a_log_cut_at_any_byte_keeps_the_entries_before_the_cut_and_can_be_gone_
 
 def test_a_flipped_bit_anywhere_gives_no_wrong_entry(path: Path) -> None:
     whole = filled(path)
+    starts = [0, 22]
+    for entry in ENTRIES[:-1]:
+        starts.append(starts[-1] + len(entry) + 8)
     for at in range(len(whole)):
         for bit in (0, 3, 7):
             damaged = bytearray(whole)
@@ -93,11 +96,65 @@ def test_a_flipped_bit_anywhere_gives_no_wrong_entry(path: Path) -> None:
             path.write_bytes(damaged)
             try:
                 found = reread(path)
-            except amistore.InvalidRequestError:
-                assert at < 22  # what says that it is a log
+            except amistore.InvalidRequestError as error:
+                told = (
+                    f"`truncate -s {max(start for start in starts if start <= at)}`"
+                    if at >= 22
+                    else "no resume"
+                )
+                assert told in str(error)
+                assert at < starts[-1]
+                assert path.read_bytes() == damaged
                 continue
-            assert found == ENTRIES[: len(found)]
-            assert len(found) < len(ENTRIES)
+            assert at >= starts[-1]  # as if it were torn
+            assert found == ENTRIES[:-1]
+
+
+@pytest.mark.parametrize("bytes_of_length", [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x20\0\0\0"])
+def test_a_length_that_is_damaged_swallows_no_entries(path: Path, bytes_of_length: bytes) -> None:
+    whole = bytearray(filled(path))
+    whole[22:26] = bytes_of_length
+    path.write_bytes(whole)
+    with pytest.raises(amistore.InvalidRequestError, match="damaged at byte 22"):
+        reread(path)
+    path.write_bytes(whole[:22])  # what it says to do
+    with FileResumeLog(path) as log:
+        assert log.entries() == []
+        log.append(b"after")
+    assert reread(path) == [b"after"]
+
+
+def test_a_symbolic_link_and_what_is_no_file_are_refused(path: Path, tmp_path: Path) -> None:
+    filled(tmp_path / "other.log")
+    path.symlink_to(tmp_path / "other.log")
+    with pytest.raises(amistore.InvalidRequestError, match="is a symbolic link"):
+        reread(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "nothing")
+    with FileResumeLog(path) as log, pytest.raises(amistore.InvalidRequestError, match="is a symbolic link"):
+        log.append(b"x")
+    assert not (tmp_path / "nothing").exists()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(amistore.InvalidRequestError, match="no regular file"):
+        reread(path)
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_log_that_others_can_write_is_refused(path: Path, mode: int) -> None:
+    filled(path)
+    path.chmod(mode)
+    with pytest.raises(amistore.InvalidRequestError, match="others can write"):
+        reread(path)
+    path.chmod(0o600)
+    assert reread(path) == ENTRIES
+
+
+def test_a_log_that_others_can_read_becomes_its_owners_only(path: Path) -> None:
+    filled(path)
+    path.chmod(0o644)
+    assert reread(path) == ENTRIES
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("count", [1, 8, 4096])

@@ -31,8 +31,8 @@ class Damaging(ObjectStore):
     def head_object(self, *place):
         return self.inner.head_object(*place)
 
-    def delete_object(self, *place):
-        self.inner.delete_object(*place)
+    def delete_object(self, *place, **options):
+        self.inner.delete_object(*place, **options)
 
     def create_multipart_upload(self, *place, **options):
         return self.inner.create_multipart_upload(*place, **options)

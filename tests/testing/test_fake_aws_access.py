@@ -47,6 +47,20 @@ def test_an_unknown_key_or_token_is_refused(aws: FakeAWS, changed: dict[str, str
     }
 
 
+def test_the_credentials_of_another_fake_are_refused(aws: FakeAWS) -> None:
+    """As those of another account are ("Common errors")."""
+    with FakeAWS() as other:
+        assert calls(aws, other.credential)["ebs"] == (403, "UnrecognizedClientException")
+
+
+def test_a_credential_never_takes_the_place_of_another(aws: FakeAWS) -> None:
+    first, second = aws.add_credential(user="first"), aws.add_credential(user="second")
+    aws.remove_credential(first)
+    third = aws.add_credential(user="third")
+    arns = [client(aws, "sts", each).get_caller_identity()["Arn"] for each in (second, third)]
+    assert [arn.rpartition("/")[2] for arn in arns] == ["second", "third"]
+
+
 def test_a_session_expires_on_the_clock(aws: FakeAWS) -> None:
     """IAM user guide: "Temporary security credentials"; EC2: RequestExpired."""
     session = aws.add_credential(session_token="token", expires_in=3600)
@@ -70,6 +84,7 @@ def test_a_signature_is_for_one_region(aws: FakeAWS, ebs: Any) -> None:
 
 
 def test_a_removed_credential_is_unknown(aws: FakeAWS) -> None:
+    """EBS direct APIs reference: "Common errors"."""
     credential = aws.add_credential()
     aws.remove_credential(credential)
     assert calls(aws, credential)["ebs"] == (403, "UnrecognizedClientException")
@@ -140,6 +155,7 @@ def test_other_bodies_and_queries_are_part_of_the_signature(aws: FakeAWS) -> Non
 
 
 def test_a_request_without_signature_or_with_half_of_one_is_refused(aws: FakeAWS) -> None:
+    """EBS direct APIs reference: "Common errors"."""
     assert sent(aws, "GET", "/snapshots/x/blocks", sign=False)[1] == "MissingAuthenticationTokenException"
     found = sent(
         aws, "GET", "/snapshots/x/blocks", changed={"Authorization": "AWS4-HMAC-SHA256 Credential=x"}

@@ -241,6 +241,22 @@ def test_snapshots_that_cannot_be_are_not_added(aws: FakeAWS, blocks: Any) -> No
         aws.add_snapshot(volume_size=1, blocks=blocks)
 
 
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [("PutSnapshotBlok", "500"), ("put_snapshot_block", "500"), ("", "500"), ("PutSnapshotBlock", "550")],
+)
+def test_a_fault_that_could_never_happen_is_refused(aws: FakeAWS, operation: str, kind: Any) -> None:
+    with pytest.raises(ValueError, match="there is no (operation|kind)"):
+        aws.faults.add(operation, kind)
+
+
+def test_a_limit_of_no_operation_is_refused(aws: FakeAWS) -> None:
+    with pytest.raises(ValueError, match="there is no operation 'GetSnapshotBlocks'"):
+        aws.throttle("GetSnapshotBlocks", every=2)
+    for operation in ("GetSnapshotBlock", "RegisterImage", "GetCallerIdentity"):
+        aws.throttle(operation, every=2)
+
+
 def test_time_does_not_run_backwards(aws: FakeAWS) -> None:
     with pytest.raises(ValueError, match="backwards"):
         aws.clock.advance(-1)

@@ -82,6 +82,7 @@ def test_short_and_empty_pages_still_lead_to_every_block(aws: FakeAWS, ebs: Any,
 
 
 def test_an_empty_snapshot_has_one_empty_page(aws: FakeAWS, ebs: Any) -> None:
+    """EBS direct APIs reference: ListSnapshotBlocks, Blocks."""
     snapshot_id = aws.add_snapshot(volume_size=1)
     (page,) = pages(ebs, snapshot_id)
     assert page["Blocks"] == []

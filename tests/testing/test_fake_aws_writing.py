@@ -99,6 +99,7 @@ def test_a_snapshot_may_not_exist_right_after_its_start(
 
 
 def test_a_snapshot_may_not_exist_for_some_calls(aws: FakeAWS, ebs: Any) -> None:
+    """EBS direct APIs guide: "Optimize performance"."""
     aws.behaviour.missing_calls = 2
     snapshot_id = started(ebs)
     for _ in range(2):
@@ -192,6 +193,7 @@ def test_completion_takes_its_time(aws: FakeAWS, ebs: Any, ec2: Any) -> None:
 
 
 def test_completion_takes_some_looks(aws: FakeAWS, ebs: Any, ec2: Any) -> None:
+    """EBS direct APIs reference: CompleteSnapshot, Status: pending."""
     aws.behaviour.completion_describes = 2
     snapshot_id = started(ebs)
     complete(ebs, snapshot_id, {})

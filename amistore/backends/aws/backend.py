@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore, SnapshotSettings
@@ -14,6 +14,7 @@ from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.base import Backend
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
+from amistore.errors import InvalidValueError
 from amistore.model import Image, Tag
 
 __all__ = ["AWSBackend"]
@@ -34,6 +35,7 @@ class AWSBackend(RetryingBackend):
 
     Raises:
         InvalidRequestError: no Region is known, or an endpoint is not https.
+        InvalidValueError: an argument is of another type.
 
     `preflight` reads the first block of each snapshot, so that a missing permission, of the EBS
     direct APIs, EC2 or the KMS key, is told before anything starts.
@@ -50,11 +52,22 @@ class AWSBackend(RetryingBackend):
         image_tags: Iterable[Tag] = (),
         retries: RetryPolicy | Retrier | None = None,
     ) -> None:
+        given = {"objects": objects, "snapshots": snapshots, "retries": retries}
+        for name, value in given.items():
+            if value is not None and not isinstance(value, _KINDS[name]):
+                raise _invalid(name, value)
+        try:
+            tags = tuple(image_tags)
+        except TypeError:
+            raise _invalid("image_tags", image_tags) from None
+        for tag in tags:
+            if not isinstance(tag, Tag):
+                raise _invalid("image_tags", tag)
         self.connection = Connection(session, region_name, endpoint_urls)
         services = _Services(
             ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
             s3=AWSObjectStore(self.connection, objects),
-            ec2=AWSImageRegistry(self.connection, image_tags=tuple(image_tags)),
+            ec2=AWSImageRegistry(self.connection, image_tags=tags),
         )
         super().__init__(services, retries)
         self._services = services
@@ -67,12 +80,29 @@ class AWSBackend(RetryingBackend):
             key: of the object.
             days: that it stays readable; None for Intelligent-Tiering, where it stays.
             tier: ``Expedited``, ``Standard`` or ``Bulk``.
+
+        Raises:
+            InvalidRequestError: it is not archived, and can be read as it is.
         """
         self._retrier.call("s3", self._services.s3.restore_object, bucket, key, days=days, tier=tier)
 
     def encryption_by_default(self) -> str | None:
         """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
         return self._retrier.call("ec2", self._services.ebs.encryption_by_default)
+
+
+_KINDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "objects": (ObjectSettings,),
+    "snapshots": (SnapshotSettings,),
+    "retries": (RetryPolicy, Retrier),
+    "image_tags": (Tag,),
+}
+
+
+def _invalid(name: str, value: object) -> InvalidValueError:
+    field = f"AWSBackend.{name}"
+    kinds = " or ".join(kind.__name__ for kind in _KINDS[name])
+    return InvalidValueError(f"{field} takes {kinds}, not {value!r}", field=field, value=value)
 
 
 class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):

@@ -7,6 +7,7 @@ one owner of retries is `amistore.backends.retries`.
 from __future__ import annotations
 
 import ipaddress
+import re
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import botocore.config
 
 from amistore.backends.aws.answers import Answers
 from amistore.backends.aws.redaction import redact_logs
-from amistore.errors import InvalidRequestError
+from amistore.errors import InvalidRequestError, InvalidValueError
 
 __all__ = ["Connection"]
 
@@ -46,17 +47,25 @@ class Connection:
     def __init__(
         self, session: Any, region_name: str | None = None, endpoint_urls: Mapping[str, str] | None = None
     ) -> None:
+        if session is not None and not isinstance(session, boto3.Session):
+            raise _invalid("session", session, "a boto3.Session or None")
+        if endpoint_urls is not None and not isinstance(endpoint_urls, Mapping):
+            raise _invalid("endpoint_urls", endpoint_urls, "a mapping of services to URLs")
         redact_logs()
         self._is_own = session is None
         self.session: Any = session or boto3.Session()
-        self.region_name: str = region_name or self.session.region_name
-        self.endpoint_urls = dict(endpoint_urls or {})
-        if not self.region_name:
+        region = region_name or self.session.region_name
+        if not region:
             raise InvalidRequestError("no Region: give region_name=, or set AWS_REGION or a profile's region")
-        unknown = sorted(set(self.endpoint_urls) - {"ec2", "ebs", "s3"})
-        if unknown:
-            raise InvalidRequestError(f"endpoint_urls has {unknown[0]!r}; it takes ec2, ebs and s3")
-        for url in self.endpoint_urls.values():
+        if not isinstance(region, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", region):
+            raise _invalid("region_name", region, "the name of a Region, such as us-gov-east-1")
+        self.region_name = region
+        self.endpoint_urls = dict(endpoint_urls or {})
+        for service, url in self.endpoint_urls.items():
+            if service not in ("ec2", "ebs", "s3"):
+                raise InvalidRequestError(f"endpoint_urls has {service!r}; it takes ec2, ebs and s3")
+            if not isinstance(url, str):
+                raise _invalid("endpoint_urls", url, f"of {service} a URL")
             check_endpoint(url)
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -103,12 +112,25 @@ class Connection:
         )
 
 
+def _invalid(name: str, value: object, rule: str) -> InvalidValueError:
+    field = f"AWSBackend.{name}"
+    return InvalidValueError(f"{field} must be {rule}, not {value!r}", field=field, value=value)
+
+
 def check_endpoint(url: str) -> None:
     """Refuse plain http to another machine: data and, of some services, tokens would be readable."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        parts.port  # noqa: B018 - raises where it is no number
+    except ValueError:
+        host = ""
+    if not host:  # its text may hold a password
+        raise InvalidRequestError(
+            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"
+        )
     if parts.scheme == "https":
         return
-    host = parts.hostname or ""
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -14,7 +14,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -27,8 +27,15 @@ from amistore.backends.aws.images import snapshot_from, without_reserved
 from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError, SourceChangedError
+from amistore.errors import (
+    BackendError,
+    ChecksumMismatchError,
+    InvalidValueError,
+    NotFoundError,
+    SourceChangedError,
+)
 from amistore.model import Snapshot, Tag
+from amistore.model.fields import boolean, many, text
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["AWSBlockStore", "SnapshotSettings"]
@@ -42,10 +49,6 @@ _IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives t
 APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
 
 
-def _tuple(tags: Iterable[Tag]) -> tuple[Tag, ...]:
-    return tuple(tags)
-
-
 @attrs.frozen(kw_only=True)
 class SnapshotSettings:
     """How restored snapshots are made.
@@ -55,11 +58,22 @@ class SnapshotSettings:
             encryption by default is on.
         kms_key_arn: the key to encrypt with; None for the account's default key.
         tags: added to those of the archive.
+
+    Raises:
+        InvalidValueError: a value is of another type, or a key is given beside ``encrypted=False``.
     """
 
-    encrypted: bool | None = None
-    kms_key_arn: str | None = None
-    tags: tuple[Tag, ...] = attrs.field(default=(), converter=_tuple)
+    encrypted: bool | None = boolean()
+    kms_key_arn: str | None = text()
+    tags: tuple[Tag, ...] = many(Tag, key="key")
+
+    def __attrs_post_init__(self) -> None:
+        if self.kms_key_arn is not None and (self.encrypted is False or not self.kms_key_arn):
+            field = "SnapshotSettings.kms_key_arn"
+            message = f"{field} is a key to encrypt with, and encrypted is {self.encrypted}"
+            if not self.kms_key_arn:
+                message = f"{field} must be the ARN of a key, not empty"
+            raise InvalidValueError(message, field=field, value=self.kms_key_arn)
 
 
 class _Tokens:

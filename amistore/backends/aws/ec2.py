@@ -21,7 +21,13 @@ from amistore.backends.aws import images
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.images import ImageRegistry
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError, NotFoundError
+from amistore.errors import (
+    AccessDeniedError,
+    AmistoreError,
+    BackendError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from amistore.model import AttributeReport, Image, Snapshot, Tag
 
 __all__ = ["AWSImageRegistry"]
@@ -91,16 +97,32 @@ class AWSImageRegistry(ImageRegistry):
         if image_id is not None:
             raise InvalidRequestError("EC2 gives an image its id when it is registered")
         with aws_errors("register_image"):
-            kept = images.registered(
-                image,
-                name=checks.check_registrable(image, name),
-                image_tags=self.image_tags,
-                now=self.clock(),
-            )
-            answer = self._ec2.register_image(**images.register_request(kept))
+            answer = self._ec2.register_image(**self._request(image, name))
             image_id = str(member_of(answer, "ImageId"))
         self.finish_registration(image_id, image)
         return image_id
+
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
+        """Ask EC2 with DryRun, as the interface says; any answer but a refusal is none.
+
+        EC2 looks at permissions first; the old snapshots, which may not be there, come after them.
+        """
+        try:
+            with aws_errors("register_image"):
+                self._ec2.register_image(**self._request(image, name), DryRun=True)
+        except AccessDeniedError as error:
+            error.message = f"the image could not be registered in the end: {error.message}"
+            error.args = (error.message,)
+            raise
+        except BackendError as error:  # the usual one is DryRunOperation
+            if error.retryable:
+                raise
+
+    def _request(self, image: Image, name: str | None) -> dict[str, Any]:
+        """The parameters of RegisterImage."""
+        name = checks.check_registrable(image, name)
+        kept = images.registered(image, name=name, image_tags=self.image_tags, now=self.clock())
+        return images.register_request(kept)
 
     def finish_registration(self, image_id: str, image: Image) -> None:
         """Wait until the image is available, then set its deprecation and protection.

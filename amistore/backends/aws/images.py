@@ -80,6 +80,7 @@ _MOST_YEARS = 10  # EnableImageDeprecation, DeprecateAt
 _ENCRYPTION = "the new snapshot's decides, by the settings of the destination"
 _BILLING = "EC2 derives it from a snapshot's own billing codes, which a new snapshot does not have"
 _OWN = "the new image's own"
+_NEW = "the new snapshot's own"
 _LINEAGE = "RegisterImage cannot say what an image comes from; the archive keeps it"
 _CODES = "RegisterImage cannot set product codes"
 _OVERWRITTEN = "a tag that is given for all images goes over it"
@@ -120,11 +121,15 @@ FATES: Final[Mapping[str, tuple[Fate, str]]] = {
     "block_device_mappings.ebs.outpost_arn": (Fate.DROPPED, "new snapshots lie in the Region"),
     "snapshots.snapshot_id": (Fate.REMAPPED, "restoring makes new snapshots"),
     "snapshots.owner_id": (Fate.REMAPPED, "the account that restores"),
-    "snapshots.start_time": (Fate.REMAPPED, "the new snapshot's own"),
+    "snapshots.start_time": (Fate.REMAPPED, _NEW),
     "snapshots.encrypted": (Fate.REMAPPED, _ENCRYPTION),
     "snapshots.kms_key_id": (Fate.REMAPPED, _ENCRYPTION),
     "snapshots.volume_id": (Fate.REMAPPED, "the new snapshot was made of no volume"),
     "snapshots.storage_tier": (Fate.REMAPPED, "new snapshots are in the standard tier"),
+    "snapshots.extra.CompletionTime": (Fate.REMAPPED, _NEW),
+    "snapshots.extra.FullSnapshotSizeInBytes": (Fate.REMAPPED, _NEW),
+    "snapshots.extra.SseType": (Fate.REMAPPED, _NEW),
+    "snapshots.extra.TransferType": (Fate.REMAPPED, _NEW),
     "snapshots.tags.key": (Fate.DROPPED, "tags that begin with aws: are set by AWS only"),
     "snapshots.tags.value": (Fate.DROPPED, "tags that begin with aws: are set by AWS only"),
     "snapshots.lost_blocks.first_block": (Fate.DROPPED, "EBS cannot say that a block was lost"),

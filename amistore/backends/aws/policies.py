@@ -50,7 +50,7 @@ FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
     "read": (*_READ, *_READ_BLOCKS, *_READ_OBJECT),
     "store": (*_READ, *_READ_BLOCKS, *_WRITE_OBJECT),
     "restore": (*_READ_OBJECT, *_WRITE),
-    "transfer": (*_READ, *_READ_BLOCKS, *_WRITE),
+    "transfer": (*_READ, *_READ_BLOCKS, *_WRITE, *_WRITE_OBJECT),
 }
 """The verbs of each flow. A transfer between accounts: ``read`` here, ``transfer`` there."""
 
@@ -120,7 +120,7 @@ def policy(
         partition: ``aws``, ``aws-us-gov``, ``aws-cn``.
         region: to limit snapshots and images to; None for all.
         bucket: where the archives are. Needed to store and restore; without it a ``read`` policy
-            reads images and snapshots only.
+            reads images and snapshots only, and a ``transfer`` keeps no archive.
         prefix: of the archives' keys.
         kms_key_arns: keys that encrypt the snapshots read, or the ones to make.
         bucket_kms_key_arns: keys that encrypt the archives, where the bucket does that with KMS.
@@ -129,10 +129,13 @@ def policy(
     Raises:
         InvalidRequestError: no such flow, or a bucket is missing.
     """
+    bucket_kms_key_arns = tuple(bucket_kms_key_arns)
     wanted = actions(flow, archived=archived)
     if bucket is None:
         if flow in ("store", "restore"):
             raise InvalidRequestError(f"a policy to {flow} needs the bucket")
+        if prefix or archived or bucket_kms_key_arns:
+            raise InvalidRequestError("a prefix, the bucket's KMS keys and Glacier go with the bucket")
         wanted = tuple(action for action in wanted if not action.startswith("s3:"))
     places = {
         "snapshot": f"arn:{partition}:ec2:{region or '*'}::snapshot/*",
@@ -159,7 +162,7 @@ def policy(
     keys = sorted(bucket_kms_key_arns)
     if keys:
         # S3 user guide, "Protecting data using server-side encryption with AWS KMS keys".
-        writing = ["kms:GenerateDataKey"] if flow == "store" else []
+        writing = ["kms:GenerateDataKey"] if flow in ("store", "transfer") else []
         statements.append(_statement(("bucket", "keys"), ["kms:Decrypt", *writing], keys))
     return {"Version": _VERSION, "Statement": statements}
 

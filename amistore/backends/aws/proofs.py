@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 import time
 import zlib
@@ -41,19 +42,17 @@ def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> b
 def _read(body: Any, count: int) -> bytes:
     """`count` bytes in bounded time: a limit between two of them alone lets a body drip for ever."""
     end = time.monotonic() + _LONGEST
-    content = bytearray()
-    while len(content) < count:
-        piece = body.read(min(MIB, count - len(content)))
+    content = io.BytesIO()  # gives its bytes without another copy of them
+    while (size := content.tell()) < count:
+        piece = body.read(min(MIB, count - size))
         if not piece:
-            break
-        content += piece
+            raise BackendError(f"the answer broke off after {size} of {count} bytes", retryable=True)
+        content.write(piece)
         if time.monotonic() > end:
             raise BackendError(
-                f"{len(content)} of {count} bytes took more than {_LONGEST:.0f} seconds", retryable=True
+                f"{content.tell()} of {count} bytes took more than {_LONGEST:.0f} seconds", retryable=True
             )
-    if len(content) != count:
-        raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
-    return bytes(content)
+    return content.getvalue()
 
 
 def checksum_of(content: BinaryIO) -> tuple[int, str]:

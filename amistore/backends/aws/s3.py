@@ -104,10 +104,17 @@ class AWSObjectStore(ObjectStore):
                 _check_etag(if_match, answer.get("ETag"))
                 return range_of(answer, body, start, length)
 
-    def delete_object(self, bucket: str, key: str) -> None:
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with self._calling("delete_object", bucket, key) as place:
+            condition: dict[str, str] = {}
+            if if_match is not None:
+                try:  # some servers take no notice of If-Match
+                    _check_etag(if_match, self._head(bucket, key)["ETag"])
+                except NotFoundError:
+                    return
+                condition["IfMatch"] = f'"{if_match}"'
             try:
-                self._client.delete_object(**place)
+                self._client.delete_object(**place, **condition)
             except botocore.exceptions.ClientError as error:
                 if _code(error) != "NoSuchKey":  # of servers only; S3 answers 204
                     raise
@@ -315,13 +322,22 @@ class AWSObjectStore(ObjectStore):
             key: of the object.
             days: for which the copy stays; None for an object in Intelligent-Tiering, which moves back.
             tier: ``Standard``, ``Bulk`` or ``Expedited``: hours or minutes, and prices.
+
+        Raises:
+            InvalidRequestError: it is not archived.
         """
         request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
         with self._calling("restore_object", bucket, key) as place:
             try:
                 self._client.restore_object(**place, RestoreRequest=request)
             except botocore.exceptions.ClientError as error:
-                if _code(error) not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
+                code = _code(error)
+                if code == "InvalidObjectState" and (readable := self._readable_class(bucket, key)):
+                    raise InvalidRequestError(
+                        f"the object lies in {readable} and can be read as it is: there is nothing to restore",
+                        code=code,
+                    ) from None
+                if code not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):
                     raise
 
     def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
@@ -339,6 +355,13 @@ class AWSObjectStore(ObjectStore):
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:
             return self._client.head_object(**place)
+
+    def _readable_class(self, bucket: str, key: str) -> str | None:
+        """The storage class, if objects of it are read without being restored."""
+        found = self._head(bucket, key)
+        storage_class = str(found.get("StorageClass") or "STANDARD")
+        archived = storage_class in ("GLACIER", "DEEP_ARCHIVE") or found.get("ArchiveStatus")
+        return None if archived else storage_class
 
     def _archived(self, bucket: str, key: str) -> ArchivedObjectError:
         found = self._head(bucket, key)

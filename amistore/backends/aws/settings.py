@@ -33,7 +33,12 @@ def _check_encryption(instance: ObjectSettings, attribute: attrs.Attribute[Any],
 
 
 def _check_key(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not str(instance.server_side_encryption).startswith("aws:kms"):
+    if value is None:
+        return
+    kind = bool if attribute.name == "bucket_key_enabled" else str
+    if type(value) is not kind or value == "":
+        raise _invalid(attribute, value, "this is True or False" if kind is bool else "this names a KMS key")
+    if not str(instance.server_side_encryption).startswith("aws:kms"):
         raise _invalid(attribute, value, 'this goes with server_side_encryption="aws:kms"')
 
 
@@ -42,7 +47,18 @@ def _check_storage_class(instance: ObjectSettings, attribute: attrs.Attribute[An
         raise _invalid(attribute, value, "a storage class is capital letters and _")
 
 
-def _check_tags(instance: ObjectSettings, attribute: attrs.Attribute[Any], tags: Mapping[str, str]) -> None:
+def _check_flag(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
+    if type(value) is not bool:
+        raise _invalid(attribute, value, "this is True or False")
+
+
+def _copy(tags: Any) -> Any:
+    return dict(tags) if isinstance(tags, Mapping) else tags
+
+
+def _check_tags(instance: ObjectSettings, attribute: attrs.Attribute[Any], tags: Any) -> None:
+    if not isinstance(tags, dict):
+        raise _invalid(attribute, tags, "tags are a mapping of strings to strings")
     if len(tags) > _MAXIMUM_TAGS:
         raise _invalid(attribute, len(tags), f"an object has {_MAXIMUM_TAGS} tags at most")
     for key, value in tags.items():
@@ -71,6 +87,9 @@ class ObjectSettings:
         storage_class: such as ``STANDARD_IA`` or ``DEEP_ARCHIVE``.
         tags: ten at most, keys up to 128 and values up to 256 characters.
         checksums: send a CRC-32 with each part; False for a server that refuses it.
+
+    Raises:
+        InvalidValueError: a value is not one of these.
     """
 
     expected_bucket_owner: str | None = attrs.field(default=None, validator=_check_account)
@@ -78,8 +97,8 @@ class ObjectSettings:
     sse_kms_key_id: str | None = attrs.field(default=None, validator=_check_key)
     bucket_key_enabled: bool | None = attrs.field(default=None, validator=_check_key)
     storage_class: str | None = attrs.field(default=None, validator=_check_storage_class)
-    tags: Mapping[str, str] = attrs.field(factory=dict, converter=dict, validator=_check_tags)
-    checksums: bool = True
+    tags: Mapping[str, str] = attrs.field(factory=dict, converter=_copy, validator=_check_tags)
+    checksums: bool = attrs.field(default=True, validator=_check_flag)
 
     def of_upload(self, tags: Mapping[str, str]) -> dict[str, Any]:
         """Parameters of CreateMultipartUpload that say the same; `tags` are set over these."""

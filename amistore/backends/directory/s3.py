@@ -79,9 +79,11 @@ class DirectoryS3(ObjectStore):
                 raise SourceChangedError("the object was replaced")
             return files.read_at(descriptor, length, start)
 
-    def delete_object(self, bucket: str, key: str) -> None:
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with files.operation("delete_object", bucket=bucket, key=key):
             path = self.path(bucket, key)
+            if if_match is not None and path.exists() and _etag(path.stat()) != if_match:
+                raise SourceChangedError("the object was replaced")
             path.unlink(missing_ok=True)
             for sidecar in self._sidecar(path, "").parent.glob(f"{glob.escape(path.name)}@*.json"):
                 sidecar.unlink(missing_ok=True)

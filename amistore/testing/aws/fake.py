@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import secrets
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -54,10 +55,10 @@ class FakeAWS:
         self.region = region
         self.account_id = account_id
         self.partition = partition
-        self.faults = Faults()
         self.log = CallLog()
         self._cloud = Cloud(region=region, account_id=account_id, partition=partition, clock=self.clock)
         self._services = Services(self._cloud)
+        self.faults = Faults(self._services.check_operation)
         self._server: Server | None = None
         self.credential = self.add_credential()
 
@@ -122,13 +123,13 @@ class FakeAWS:
             account_id: whose it is; None is the fake's.
             user: the name in its ARN.
         """
-        number = len(self._services.credentials) + 1
         expires = None
         if expires_in is not None:
             expires = self.clock.now() + datetime.timedelta(seconds=expires_in)
         credential = Credential(
-            access_key_id=f"{'ASIA' if session_token else 'AKIA'}{number:016d}",
-            secret_access_key=hashlib.sha256(f"secret {number}".encode()).hexdigest()[:40],
+            # At random, so that another fake refuses it, as another account does.
+            access_key_id=f"{'ASIA' if session_token else 'AKIA'}{secrets.token_hex(8).upper()}",
+            secret_access_key=secrets.token_hex(20),
             session_token=session_token,
             expires=expires,
             denied=frozenset(denied),
@@ -159,7 +160,11 @@ class FakeAWS:
             burst: calls that may come at once; None is a second's.
             every: refuse each Nth call, instead of a rate.
             reason: of the EBS direct APIs' RequestThrottledException.
+
+        Raises:
+            ValueError: there is no such operation.
         """
+        self._services.check_operation(operation)
         limit = Throttle(self.clock, per_second=per_second, burst=burst, every=every, reason=reason)
         self._services.throttles[operation] = limit
         return limit

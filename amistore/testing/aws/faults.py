@@ -6,8 +6,8 @@ import contextlib
 import random
 import socket
 import threading
-from collections.abc import Container, Iterator
-from typing import Literal
+from collections.abc import Callable, Container, Iterator
+from typing import Literal, get_args
 
 from amistore.testing.aws.calls import Call, block_number
 
@@ -119,9 +119,14 @@ class FaultRule:
 
 
 class Faults:
-    """Rules, of which the first that fits a call decides."""
+    """Rules, of which the first that fits a call decides.
 
-    def __init__(self) -> None:
+    Args:
+        check_operation: raises ValueError for the name of no operation.
+    """
+
+    def __init__(self, check_operation: Callable[[str], None]) -> None:
+        self._check_operation = check_operation
         self._rules: list[FaultRule] = []
 
     def add(
@@ -158,7 +163,14 @@ class Faults:
             times: after so many faults the rule rests.
             snapshot_id: only calls that have it in their path.
             block_index: only calls that have it in their path.
+
+        Raises:
+            ValueError: there is no such operation or kind, so that the fault would never happen.
         """
+        if operation != "*":
+            self._check_operation(operation)
+        if kind not in get_args(FaultKind):
+            raise ValueError(f"there is no kind {kind!r}, only {', '.join(get_args(FaultKind))}")
         rule = FaultRule(
             operation,
             kind,

@@ -74,6 +74,16 @@ class Services:
         self._ebs = EbsDirect(cloud)
         self._operations = {**Images(cloud).operations, **Snapshots(cloud).operations}
 
+    def check_operation(self, operation: str) -> None:
+        """Refuse the name of none that is answered: what is to happen to it would never happen.
+
+        Raises:
+            ValueError: as said.
+        """
+        known = {name for _, _, name in PATHS} | {*self._operations, "GetCallerIdentity"}
+        if operation not in known:
+            raise ValueError(f"there is no operation {operation!r}, only {', '.join(sorted(known))}")
+
     def answer(self, call: Call) -> Answer:
         """Carry out a call, or say why not."""
         try:

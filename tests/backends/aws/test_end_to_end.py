@@ -184,11 +184,46 @@ def test_a_transfer_to_a_taken_name_is_refused_before_anything_is_read(commercia
 
 def test_a_transfer_that_cannot_register_leaves_no_snapshots(commercial, government, swift):
     source, destination = account(commercial, swift), account(government, swift)
-    denied = government.add_credential(denied=["ec2:RegisterImage"])
-    destination = account(government, swift, credential=denied)
-    with pytest.raises(amistore.AccessDeniedError, match="ec2:RegisterImage"):
+    government.faults.add("RegisterImage", "500", calls=range(2, 100))  # the first is the dry run
+    with pytest.raises(amistore.BackendError, match="InternalError"):
         amistore.transfer(commercial.image_id, source=source, destination=destination)
+    assert government.log.counts["CompleteSnapshot"] == 2
     assert (dict(government.snapshots), dict(government.images)) == ({}, {})
+
+
+@pytest.mark.parametrize("denied", ["ec2:RegisterImage", "ec2:CreateTags"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_may_not_be_registered_is_told_before_any_data_move(commercial, government, swift, keep, denied):
+    source = account(commercial, swift)
+    credential = government.add_credential(denied=[denied])
+    destination = account(government, swift, credential=credential)
+    place = (new_bucket(swift), "kept.bin") if keep else None
+    with pytest.raises(amistore.AccessDeniedError, match=f"could not be registered in the end.*{denied}"):
+        amistore.transfer(commercial.image_id, source=source, destination=destination, keep=place)
+    assert commercial.log.counts["GetSnapshotBlock"] == 2  # of the source's own preflight
+    assert government.log.counts["StartSnapshot"] == 0
+    store = account(government, swift).s3
+    if keep:
+        with pytest.raises(amistore.NotFoundError):
+            store.head_object(*place)
+    bucket = new_bucket(swift)
+    amistore.pack_object(source.ec2.describe_image(commercial.image_id), source.ebs, store, bucket, "web.bin")
+    with pytest.raises(amistore.AccessDeniedError, match="in the end"):
+        amistore.restore_image(store, bucket, "web.bin", destination)
+    assert government.log.counts["StartSnapshot"] == 0
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_new_image_will_not_have_is_logged_once(commercial, government, swift, keep, caplog):
+    source, destination = account(commercial, swift), account(government, swift)
+    place = (new_bucket(swift), "kept.bin") if keep else None
+    amistore.transfer(commercial.image_id, source=source, destination=destination, keep=place)
+    (warned,) = [each for each in caplog.messages if "is restored without" in each]
+    assert (
+        f"{commercial.image_id} is restored without tags[aws:owner].key = 'aws:owner' dropped: tags" in warned
+    )
+    assert "kept" not in warned
+    assert "remapped" not in warned
 
 
 def test_a_transfer_with_logs_goes_on_where_it_ended(commercial, government, swift, tmp_path):
@@ -208,9 +243,10 @@ def test_a_transfer_with_logs_goes_on_where_it_ended(commercial, government, swi
                 logs=(storing, restoring),
             )
 
-    denied = government.add_credential(denied=["ec2:RegisterImage"])
-    with pytest.raises(amistore.AccessDeniedError):
-        move(account(government, swift, credential=denied))
+    government.faults.add("RegisterImage", "500", calls=range(3, 100))  # the first ones are dry runs
+    with pytest.raises(amistore.BackendError, match="InternalError"):
+        move(destination)
+    government.faults.clear()
     puts = government.log.counts["PutSnapshotBlock"]
     snapshots = set(government.snapshots)
     image_id = move(destination)

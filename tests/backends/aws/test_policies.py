@@ -179,6 +179,28 @@ def test_reading_snapshots_allows_no_writing() -> None:
     assert [each for each in allowed(policy("read", kms_key_arns=[KEY])) if writes.search(each)] == []
 
 
+def test_a_transfer_may_use_the_bucket_that_it_keeps_the_archive_in() -> None:
+    made = policy("transfer", bucket="archive", prefix="amis/", bucket_kms_key_arns=[KEY])
+    by_action = {each: statement for statement in made["Statement"] for each in statement["Action"]}
+    for action in set(actions("store")) | set(actions("restore")):
+        if action.startswith("s3:"):
+            assert by_action[action]["Resource"][0].startswith("arn:aws:s3:::archive")
+    assert by_action["s3:PutObject"]["Resource"] == ["arn:aws:s3:::archive/amis/*"]
+    assert by_action["kms:GenerateDataKey"]["Resource"] == [KEY]
+    assert "s3" not in str(policy("transfer"))
+    printed = json.loads(run("transfer", "--bucket", "archive").stdout)
+    assert printed == policy("transfer", bucket="archive")
+    assert "s3:PutObject" in str(printed)
+
+
+@pytest.mark.parametrize(
+    "given", [{"prefix": "amis/"}, {"archived": True}, {"bucket_kms_key_arns": iter([KEY])}], ids=list
+)
+def test_what_is_said_of_a_bucket_is_not_ignored_where_there_is_none(given: dict[str, Any]) -> None:
+    with pytest.raises(amistore.InvalidRequestError, match="go with the bucket"):
+        policy("transfer", **given)
+
+
 @pytest.mark.parametrize("flow", ["store", "restore"])
 def test_flows_with_archives_need_a_bucket(flow) -> None:
     with pytest.raises(amistore.InvalidRequestError, match="bucket"):

@@ -161,6 +161,29 @@ def test_a_restore_is_asked_for_and_one_on_its_way_is_fine(
     assert proxy.requests["post_restore"] == 1
 
 
+@pytest.mark.parametrize("storage_class", [None, "STANDARD_IA", "GLACIER_IR", "INTELLIGENT_TIERING"])
+def test_an_object_that_can_be_read_needs_no_restore(
+    proxy: FaultProxy, store: AWSObjectStore, storage_class: str | None
+) -> None:
+    """RestoreObject (API reference): 403 InvalidObjectState."""
+    proxy.fail("post_restore", error_answer(403, "InvalidObjectState", "Restore is not allowed"))
+    headers = {"x-amz-storage-class": storage_class} if storage_class else {}
+    proxy.fail("head_object", Answer(headers={**ETAG, **headers}, size=100))
+    named = storage_class or "STANDARD"
+    with pytest.raises(InvalidRequestError, match=f"lies in {named} and can be read as it is") as raised:
+        store.restore_object("bucket", "key", days=7)
+    assert "Restore is not allowed" not in str(raised.value)
+
+
+def test_an_archived_object_that_cannot_be_restored_now_says_what_s3_says(
+    proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    proxy.fail("post_restore", error_answer(403, "InvalidObjectState", "not now"))
+    proxy.fail("head_object", Answer(headers={**ETAG, "x-amz-storage-class": "GLACIER"}, size=100))
+    with pytest.raises(ArchivedObjectError, match="not now"):
+        store.restore_object("bucket", "key", days=7)
+
+
 def test_a_restore_that_is_refused_says_so(proxy: FaultProxy, store: AWSObjectStore) -> None:
     proxy.fail("post_restore", error_answer(403, "AccessDenied"))
     with pytest.raises(AccessDeniedError, match="s3:RestoreObject"):
@@ -370,11 +393,25 @@ def test_what_may_not_be_asked_of_a_bucket_is_said(proxy: FaultProxy, store: AWS
         {"tags": {"a": "x" * 257}},
         {"tags": {"aws:created": "x"}},
         {"storage_class": "cold one"},
+        {"storage_class": 5},
+        {"expected_bucket_owner": 111122223333},
+        {"server_side_encryption": ["AES256"]},
+        {"server_side_encryption": "aws:kms", "sse_kms_key_id": 5},
+        {"server_side_encryption": "aws:kms", "sse_kms_key_id": ""},
+        {"server_side_encryption": "aws:kms", "bucket_key_enabled": "yes"},
+        {"tags": None},
+        {"tags": 5},
+        {"tags": ["a"]},
+        {"tags": {1: "x"}},
+        {"tags": {"a": None}},
+        {"checksums": None},
+        {"checksums": 1},
     ],
 )
 def test_settings_that_s3_would_refuse_are_refused_at_once(settings: dict[str, object]) -> None:
-    with pytest.raises(InvalidValueError):
+    with pytest.raises(InvalidValueError, match=r"ObjectSettings\.") as raised:
         ObjectSettings(**settings)  # type: ignore[arg-type]
+    assert raised.value.field.removeprefix("ObjectSettings.") in settings
 
 
 @pytest.mark.parametrize("key", ["", "x" * 1025, "ä" * 513, "\ud800"])

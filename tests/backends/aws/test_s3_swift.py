@@ -17,6 +17,7 @@ from amistore.errors import (
     BackendError,
     ChecksumMismatchError,
     NotFoundError,
+    SourceChangedError,
 )
 from amistore.testing import BucketCase, ObjectStoreContract
 
@@ -46,6 +47,13 @@ class TestSwiftObjectStore(ObjectStoreContract):
         with pytest.raises(BackendError, match="tagging is not supported"):
             objects.store.put_object(objects.bucket, "key", [b"x"], tags={"team": "platform"})
         assert objects.store.list_multipart_uploads(objects.bucket) == []
+
+    def test_an_object_is_deleted_by_its_etag(self, objects: BucketCase) -> None:
+        """Swift compares another ETag than it shows of an uploaded object; it stays."""
+        info = objects.store.put_object(objects.bucket, "key", [b"x"])
+        with pytest.raises(SourceChangedError):
+            objects.store.delete_object(objects.bucket, "key", if_match=info.etag)
+        assert objects.store.head_object(objects.bucket, "key") == info
 
     def test_a_completed_upload_is_gone(self, objects: BucketCase) -> None:
         """Swift goes on listing a completed upload's parts, which are the object's; they stay it."""
