@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,32 +184,6 @@ def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(log: Log | No
     assert runs.stored(cloud.s3) == b"theirs"
     assert uploads(cloud) == []
     assert log is None or log.entries() == []
-
-
-def test_of_fifty_threads_that_store_one_key_one_succeeds() -> None:
-    cloud = runs.cloud()
-    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
-    image = images.image(given.volumes)
-    ready = threading.Barrier(50)
-    ends: list[object] = []
-
-    def store() -> None:
-        ready.wait()
-        try:
-            ends.append(amistore.pack_object(image, given, cloud.s3, BUCKET, KEY, workers=1))
-        except amistore.AlreadyExistsError:
-            ends.append(None)
-
-    threads = [threading.Thread(target=store) for _ in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = (end for end in ends if end is not None)
-    assert len(ends) == 50
-    assert cloud.s3.head_object(BUCKET, KEY) == winner
-    assert runs.stored(cloud.s3) == b"".join(amistore.pack(image, given))
-    assert uploads(cloud) == []
 
 
 def store_in(root: Path, ends: Any) -> None:

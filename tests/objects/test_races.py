@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from pathlib import Path
 
 import images
@@ -26,7 +27,10 @@ def test_of_fifty_that_store_one_key_exactly_one_wins(kind: str, tmp_path: Path)
     source = images.Volumes([])
     source.volumes[snapshot_id] = (1, {index: images.block(index) for index in range(8)})
 
+    ready = threading.Barrier(RACERS)
+
     def store(image: amistore.Image) -> amistore.ObjectInfo | BaseException:
+        ready.wait()
         try:
             return amistore.pack_object(
                 image, source, cloud.s3, "archive", "key", layout=images.SMALL, workers=1
