@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 
 from amistore.backends import ObjectStore, UploadedPart, files
 from amistore.container import layout
-from amistore.errors import BackendError, InvalidRequestError
+from amistore.errors import BackendError, InvalidRequestError, StorageFullError
 from amistore.pipeline.packing import PackedUnit
 from amistore.units import MIB
 
@@ -48,8 +48,7 @@ class Part:
                 continue
             with files.operation("spool"):
                 if self._file is None:
-                    # Without a buffer, whose rest a close would try to write after the disk was full.
-                    self._file = cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))  # noqa: SIM115
+                    self._file = _temporary_file()
                     files.write_at(self._file.fileno(), self._content, 0)
                     self._content = bytearray()
                 files.write_at(self._file.fileno(), piece, self.size - len(piece))
@@ -73,6 +72,14 @@ class Part:
                 f"with {sent.size}"
             )
         return sent
+
+
+def _temporary_file() -> BinaryIO:
+    try:
+        # Without a buffer, whose rest a close would try to write after the disk was full.
+        return cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))
+    except FileNotFoundError as error:  # each folder that there is was tried, and could not be written
+        raise StorageFullError(f"{error.strerror}: set TMPDIR to a folder with room for parts") from None
 
 
 def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int, begun: deque[Part]) -> Iterator[Part]:

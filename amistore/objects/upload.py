@@ -328,7 +328,7 @@ class _Run:
                 ) from None
             try:
                 with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
-                    # Another's, that has taken its place since, stays: an archive lost is worse than one left.
+                    # Another's, that has taken its place, stays: an archive lost is worse than one left.
                     self.store.delete_object(self.bucket, self.key, if_match=ours.etag)
             except SourceChangedError as refusal:
                 if self._made() is None:

@@ -125,14 +125,15 @@ def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
     assert uploads(cloud) == []
 
 
-def test_a_full_disk_under_a_part_is_a_typed_error() -> None:
+@pytest.mark.parametrize("room", [0, 3 << 20], ids=["no folder can be written", "no room for a part"])
+def test_a_full_disk_under_a_part_is_a_typed_error(room: int) -> None:
     code = """
-import resource, signal, amistore
+import resource, signal, sys, amistore
 from objects import runs
 from amistore.objects import parts
 parts._SPOOL = 1 << 20
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 cloud = runs.cloud()
 with runs.nothing_left():
     try:
@@ -141,7 +142,8 @@ with runs.nothing_left():
         print(error.operation, cloud.s3.list_multipart_uploads(runs.BUCKET))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    words = [sys.executable, "-c", code, str(room)]
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert ended.stdout == "spool []\n", ended.stderr
 
 

@@ -246,7 +246,7 @@ def test_snapshots_that_cannot_be_are_not_added(aws: FakeAWS, blocks: Any) -> No
     [("PutSnapshotBlok", "500"), ("put_snapshot_block", "500"), ("", "500"), ("PutSnapshotBlock", "550")],
 )
 def test_a_fault_that_could_never_happen_is_refused(aws: FakeAWS, operation: str, kind: Any) -> None:
-    with pytest.raises(ValueError, match="there is no (operation|kind)"):
+    with pytest.raises(ValueError, match=r"there is no (operation|kind)"):
         aws.faults.add(operation, kind)
 
 

@@ -15,7 +15,7 @@ WITHOUT = "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\
 @pytest.mark.parametrize(
     "code",
     [
-        "from amistore.testing import FaultyBackend, block; import amistore; FaultyBackend(amistore.MemoryBackend())",
+        "import amistore, amistore.testing as t; t.FaultyBackend(amistore.MemoryBackend()), t.block",
         "from amistore.testing.aws import FakeAWS\nwith FakeAWS() as aws: aws.add_snapshot(volume_size=1)",
     ],
 )

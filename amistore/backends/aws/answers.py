@@ -61,8 +61,8 @@ class Answers:
         except BaseException:
             answer.raw.close()
             raise
-        if operation.service_model.service_name == "ec2" and answer.status_code == 200:
-            _check_answer_of_ec2(answer, operation)
+        if answer.status_code < 300:
+            _check_root(answer, operation)
         return answer
 
     def _read(self, raw: Any) -> bytes:
@@ -115,20 +115,27 @@ def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) ->
     found = headers.get("x-amz-bucket-region", region_name)
     if found != region_name and 300 <= status <= 400:
         raise InvalidRequestError(
-            f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend with its region_name",
+            f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend of that Region",
             code="InaccessibleStorageLocation",
         )
 
 
-def _check_answer_of_ec2(answer: Any, operation: Any) -> None:
-    """Make a failure of what is no answer of this operation, as botocore does for S3.
+def _check_root(answer: Any, operation: Any) -> None:
+    """Make a failure of what is no answer of this operation, which botocore would take for an empty one.
 
-    Where the model knows no members, nothing else tells that it was carried out ("EC2 API
-    reference", DeleteSnapshot, Response Elements: ``return``).
+    Of S3's it matters where nothing is an answer: no parts, no uploads. Where EC2's model knows
+    no members, nothing else tells that a call was carried out (EC2 API reference,
+    DeleteSnapshot, Response Elements: ``return``).
     """
-    content = answer.content
-    right = f"<{operation.name}Response".encode() in content[:1024]
-    if right and operation.output_shape is None:
+    content, service = answer.content, operation.service_model.service_name
+    if service == "ec2":
+        root = f"<{operation.name}Response"
+    elif service == "s3" and operation.name in ("ListParts", "ListMultipartUploads"):
+        root = f"{operation.name}Result"
+    else:
+        return
+    right = root.encode() in content[:1024]
+    if right and service == "ec2" and operation.output_shape is None:
         right = b"<return>true</return>" in content
     if not right:
         answer.status_code = 500

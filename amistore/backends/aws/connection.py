@@ -121,10 +121,10 @@ def check_endpoint(url: str) -> None:
     """Refuse plain http to another machine: data and, of some services, tokens would be readable."""
     try:
         parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
+        host = parts.hostname
         parts.port  # noqa: B018 - raises where it is no number
     except ValueError:
-        host = ""
+        parts, host = urllib.parse.urlsplit(""), None
     if not host:  # its text may hold a password
         raise InvalidRequestError(
             "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"

@@ -64,12 +64,13 @@ class AWSObjectStore(ObjectStore):
             check_region(self._client, place, self._connection.region_name)
 
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
-        answer = self._head(bucket, key)
-        return ObjectInfo(
-            size=answer["ContentLength"],
-            etag=_unquoted(answer["ETag"]),
-            metadata=decode_metadata(answer["Metadata"]),
-        )
+        with self._calling("head_object", bucket, key):
+            answer = self._head(bucket, key)
+            return ObjectInfo(
+                size=member_of(answer, "ContentLength"),
+                etag=_unquoted(member_of(answer, "ETag")),
+                metadata=decode_metadata(answer["Metadata"]),
+            )
 
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
@@ -334,7 +335,7 @@ class AWSObjectStore(ObjectStore):
                 code = _code(error)
                 if code == "InvalidObjectState" and (readable := self._readable_class(bucket, key)):
                     raise InvalidRequestError(
-                        f"the object lies in {readable} and can be read as it is: there is nothing to restore",
+                        f"the object lies in {readable} and can be read as it is: nothing is to be restored",
                         code=code,
                     ) from None
                 if code not in ("RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"):

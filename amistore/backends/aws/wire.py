@@ -99,7 +99,7 @@ class Wire:
             code, message, reason = _fault(found, content)
             raise service_error(code, message, answer.status, operation, reason=reason, **facts)
         if not answer.isclosed():  # it has bytes that were not read
-            declared = found.get("Content-Length")
+            declared = found.get("Content-Length", "")[:20]
             raise BackendError(
                 f"the answer broke off after {len(content)} of {declared} bytes"
                 if len(content) < _MOST

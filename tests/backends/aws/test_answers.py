@@ -191,7 +191,7 @@ def test_a_snapshot_counts_as_deleted_only_when_ec2_says_so(ec2: FaultProxy, bod
 def test_an_error_of_ec2_inside_a_200_keeps_its_code(ec2: FaultProxy) -> None:
     text = "<Response><Errors><Error><Code>{}</Code><Message>m</Message></Error></Errors></Response>"
     ec2.fail("any", Answer(body=text.format("UnauthorizedOperation").encode()))
-    with pytest.raises(AmistoreError, match="UnauthorizedOperation: m.*ec2:DeleteSnapshot"):
+    with pytest.raises(AmistoreError, match=r"UnauthorizedOperation: m.*ec2:DeleteSnapshot"):
         AWSBlockStore(everywhere(ec2.url)).delete_snapshot(SNAPSHOT)
     ec2.fail("any", Answer(body=text.format("InvalidAMIID.NotFound").encode()))
     with pytest.raises(AmistoreError, match=r"InvalidAMIID\.NotFound"):
@@ -208,6 +208,28 @@ def test_connections_are_used_again_after_answers_that_were_read(swift: str) -> 
             assert case.store.list_multipart_uploads(case.bucket) == []
     assert sum(proxy.requests.values()) > 15
     assert proxy.connections == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"<html/>", b"<ListBucketResult/>"])
+@pytest.mark.parametrize("name", ["list parts", "list uploads"])
+def test_what_is_no_list_is_not_taken_for_an_empty_one(ec2: FaultProxy, name: str, body: bytes) -> None:
+    """Else an upload would count as aborted, with its parts, on the word of a proxy's page."""
+    ec2.fail("any", Answer(body=body))
+    with pytest.raises(BackendError) as raised:
+        CALLS[name](everywhere(ec2.url))
+    assert raised.value.retryable
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"e"'}])
+def test_a_head_without_etag_or_length_is_a_typed_error(headers: dict[str, str]) -> None:
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+
+    def play(client: socket.socket) -> None:
+        read_head(client)
+        client.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
+
+    with scripted(play) as script, pytest.raises(BackendError, match=r"has no (ETag|ContentLength)"):
+        CALLS["head"](everywhere(script.url))
 
 
 def test_images_that_are_listed_in_circles_are_left(ec2: FaultProxy) -> None:
