@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 
-from amistore.backends import Backend
+from amistore.backends import Backend, checks
 from amistore.errors import AlreadyExistsError
 from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
 
-__all__ = ["refuse_taken", "refuse_unpermitted", "register_restored", "warn_of_dropped"]
+__all__ = ["refuse_taken", "refuse_unregistrable", "register_restored", "warn_of_dropped"]
 
 _logger = logging.getLogger("amistore")
 
@@ -27,8 +27,12 @@ def refuse_taken(destination: Backend, name: str | None) -> None:
             raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
 
-def refuse_unpermitted(destination: Backend, image: Image, name: str | None) -> None:
-    """Tell before the work that registering would be refused after it."""
+def refuse_unregistrable(destination: Backend, image: Image, name: str | None, log: ResumeLog | None) -> None:
+    """Tell before the work that registering would be refused after it; a run that goes on was told."""
+    wanted = checks.check_registrable(image, name)
+    if log is not None and log.entries():
+        return
+    refuse_taken(destination, wanted)
     with foreign_errors("register_image"):
         destination.ec2.dry_run_register_image(image, name=name)
 
