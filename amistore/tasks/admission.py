@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend, checks
+from amistore.backends import Backend
 from amistore.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from amistore.model import Image, Tag
 from amistore.objects.registration import refuse_unregistrable
