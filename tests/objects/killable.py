@@ -76,7 +76,10 @@ def main() -> None:
     for service, verbs in WATCHED.items():
         for verb in verbs:
             setattr(service, verb, death.watched(verb, getattr(service, verb)))
+    child = 0
     for line in sys.stdin:
+        if child:
+            os.waitpid(child, 0)
         what, root, death.place = json.loads(line)
         child = os.fork()
         if not child:
@@ -89,8 +92,10 @@ def main() -> None:
             finally:
                 os._exit(status)
         say("process", child)
-        _, status = os.waitpid(child, 0)
-        say("ended", os.waitstatus_to_exitcode(status))
+        # Who kills it may not have read yet that it has ended: its number is its own until then.
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        say("ended", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
 
 if __name__ == "__main__":

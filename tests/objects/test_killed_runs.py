@@ -98,7 +98,7 @@ class Runs:
             if child and kill is not None and len(lines) >= kill[0]:
                 for _ in range(kill[1]):
                     pass
-                os.kill(child, signal.SIGKILL)  # a zombie at worst: it is waited for after this
+                os.kill(child, signal.SIGKILL)  # a zombie at worst: it is waited for at the next run
                 kill = None
         sent = {tuple(line[2:]) for line in lines if line[:2] == ["done", VERB[self.what]]}
         tried = {tuple(line[2:]) for line in lines if line[:2] == ["begin", VERB[self.what]]}
