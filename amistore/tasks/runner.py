@@ -19,6 +19,7 @@ from amistore.backends import Backend, checks
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
+from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
@@ -156,7 +157,7 @@ class TaskRunner:
 
         Raises:
             JournalError: the journal could not be written.
-            InvalidRequestError: the engine was closed meanwhile.
+            InvalidRequestError: the engine was closed meanwhile, or no thread can be begun.
         """
         while True:
             with self.changed:
@@ -171,7 +172,13 @@ class TaskRunner:
                     raise self.stuck[task_id]
                 if self._closing:
                     raise InvalidRequestError("the engine is closed")
-            if not self.has(task_id) and self._is_free(record):
+                here = self.has(task_id)
+            if not here and self._is_free(record):
+                if not threads_can_begin():
+                    raise InvalidRequestError(
+                        f"{task_id} stopped, as no thread can be begun any more: wait for it before the "
+                        "program's main thread ends, or resume it in the next run"
+                    )
                 self.take([record])
             with self.changed:
                 # Of another process nothing is told here: the journal is looked into again.
@@ -274,7 +281,8 @@ class TaskRunner:
             except (_StoppedError, LeaseLostError, JournalError):
                 raise
             except Exception as error:
-                self._refuse_shutdown()
+                if not threads_can_begin():
+                    raise _StoppedError from error
                 # Then only the journal does not know it yet: the answer was lost, or an earlier owner
                 # that had been stopped went on for a moment. It is too late to fail.
                 done = is_done(record, self._backend, log)
@@ -314,16 +322,10 @@ class TaskRunner:
         """Stop here, where there is a reason to."""
         if self._closing:
             raise _StoppedError
-        self._refuse_shutdown()
         if record.task_id in self._lost:
             raise LeaseLostError("its lease has ended")
         if heed_cancel and record.task_id in self._cancelled:
             raise _CancelledError
-
-    def _refuse_shutdown(self) -> None:
-        """When the interpreter ends, nothing can be begun any more; that fails no task."""
-        if not threading.main_thread().is_alive():
-            raise _StoppedError
 
     def _pause(self, seconds: float) -> None:
         with self.changed:
@@ -341,7 +343,8 @@ class TaskRunner:
         except (LeaseLostError, JournalError):
             raise
         except Exception as error:
-            self._refuse_shutdown()
+            if not threads_can_begin():
+                raise _StoppedError from error
             _tell(record, "left behind", error, logging.ERROR)
             self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
         else:
