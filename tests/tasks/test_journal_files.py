@@ -19,7 +19,6 @@ from amistore.backends.directory.s3 import DirectoryS3
 from amistore.tasks import runner
 from amistore.tasks.ownership import Ownership
 
-
 DIED = """
 cloud = amistore.DirectoryBackend(sys.argv[1])
 type(cloud.s3).upload_part = lambda *arguments: os._exit(0)
