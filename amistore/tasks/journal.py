@@ -333,16 +333,16 @@ class Journal:
     def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction; one of a lease that is another's by now changes nothing."""
         with self._errors(), self._lock:
-            # Taken at once, so that what is read in it is still so when it is written.
-            self._database.execute("BEGIN IMMEDIATE")
             try:
+                # Taken at once, so that what is read in it is still so when it is written.
+                self._database.execute("BEGIN IMMEDIATE")
                 if lease is not None and self.task(lease.task_id).epoch != lease.epoch:
                     raise LeaseLostError(f"another process has taken {lease.task_id} over")
                 yield self._database
                 self._check_file()
                 self._database.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a failed COMMIT may have ended it
+                with contextlib.suppress(sqlite3.Error):  # a failed BEGIN or COMMIT has left none
                     self._database.execute("ROLLBACK")
                 raise
 
