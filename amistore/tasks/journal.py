@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,11 +220,11 @@ class Journal:
             self._set(task_id, owner=owner, epoch=record.epoch, lease_until=until)
             return record
 
-    def renew(self, owner: str, until: float) -> dict[Lease, bool]:
-        """Extend all leases of an owner; gives those of tasks not at rest, and which to give up."""
+    def renew(self, owner: str, leases: Iterable[Lease], until: float) -> dict[Lease, bool]:
+        """Extend an owner's leases; gives those of tasks not at rest, and which to give up."""
         with self._writing() as database:
-            sql = f"UPDATE task SET lease_until = ? WHERE {_OWNED}"
-            database.execute(sql, [until, owner])
+            sql = f"UPDATE task SET lease_until = ? WHERE {_OWNED} AND task_id = ?"
+            database.executemany(sql, [(until, owner, lease.task_id) for lease in leases])
             found = self._select(_OWNED, [owner])
         return {record.lease: record.cancelled for record in found}
 

@@ -196,8 +196,8 @@ class TaskRunner:
                 target = self._serve if self._threads else self._keep_leases
                 # Daemons: a script's end does not wait for its tasks, which another run resumes.
                 thread = threading.Thread(target=target, name="amistore-task", daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
             self.changed.notify_all()
 
     def has(self, task_id: str) -> bool:
@@ -212,11 +212,11 @@ class TaskRunner:
             waiting = next((each for each in self._queue if each.task_id == task_id), None)
             if waiting is None:
                 return
+            thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
+            thread.start()
+            self._cancelling.append(thread)
             self._queue.remove(waiting)
             self._active[task_id] = waiting
-            thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
-            self._cancelling.append(thread)
-            thread.start()
 
     def close(self) -> None:
         """Stop all tasks at the next part, and end the threads."""
@@ -255,7 +255,7 @@ class TaskRunner:
             _tell(record, "stopped", "to be resumed")
         except LeaseLostError as error:
             _tell(record, "left to another", error, logging.WARNING)
-        except Exception as error:
+        except BaseException as error:  # a thread that ended by it would serve no other task
             _tell(record, "left unfinished", error, logging.ERROR)
             if not isinstance(error, AmistoreError):
                 error = AmistoreError(f"{type(error).__name__}: {error}")
@@ -359,12 +359,12 @@ class TaskRunner:
             before = self._leases()
             try:
                 self._ownership.hold()
-                owned = self._journal.renew(self._ownership.owner, self.until())
+                owned = self._journal.renew(self._ownership.owner, before, self.until())
             except JournalError as error:
                 _logger.warning("leases are not renewed: %s", error)
                 continue
             with self.changed:
-                # What was taken or left meanwhile is not in `owned` as it is now.
+                # What was left meanwhile is not in `owned` any more.
                 ours = before & self._leases()
                 self._lost |= {lease.task_id for lease in ours if lease not in owned}
                 cancelled = {lease.task_id for lease in ours if owned.get(lease)} - self._cancelled
