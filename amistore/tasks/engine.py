@@ -114,7 +114,12 @@ class TaskEngine:
         if self._closed or self._process != os.getpid():
             return
         self._closed = True
-        self._runner.close()
+        try:
+            self._runner.close()
+        finally:  # also where it was interrupted: what is written later is refused
+            self._let_go()
+
+    def _let_go(self) -> None:
         try:
             self._journal.release(self._ownership.owner)
         except JournalError as error:  # they are free all the same once it counts as ended
