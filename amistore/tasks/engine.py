@@ -19,14 +19,12 @@ from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.journal import Journal, journal_path
 from amistore.tasks.ownership import Ownership
+from amistore.tasks.pages import PageRequest
 from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import Kind, TaskRecord
-from amistore.tasks.requests import (
-    PageRequest,
-    dry_run_succeeded,
-)
+from amistore.tasks.requests import dry_run_succeeded
 from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
@@ -469,10 +467,10 @@ class TaskEngine:
         dry_run: bool,
     ) -> TaskPage[Any]:
         self._check_open()
-        request = PageRequest.of(image_ids, filters, max_results, next_token)
+        request = PageRequest.of(kind, image_ids, filters, max_results, next_token)
         if dry_run:
             raise dry_run_succeeded()
-        return request.read(self._journal, self.place, kind, oldest=self._oldest())
+        return request.read(self._journal, self.place, oldest=self._oldest())
 
     def _check_open(self) -> None:
         if self._closed:

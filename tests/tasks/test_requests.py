@@ -92,6 +92,11 @@ def test_a_restore_that_breaks_a_rule_is_refused_with_ec2s_code(asked: dict[str,
     assert snapshots(cloud) == before
 
 
+def test_tags_of_a_specification_are_a_list() -> None:
+    with pytest.raises(amistore.InvalidValueError, match="a list of Tag"):
+        TagSpecification(resource_type="image", tags=5)
+
+
 def test_what_is_not_there_is_not_found() -> None:
     cloud, image_id = account()
     with TaskEngine(cloud) as engine:
