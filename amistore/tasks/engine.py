@@ -224,10 +224,9 @@ class TaskEngine:
         )
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
-        columns = {**request.columns(), "image_id": reserved}
-        task = cast(RestoreImageTask, self._create(columns, dry_run))
         warn_of_dropped(self.backend, request.stored.image, request.name)
-        return task
+        columns = {**request.columns(), "image_id": reserved}
+        return cast(RestoreImageTask, self._create(columns, dry_run))
 
     def plan_store(
         self,

@@ -193,6 +193,19 @@ def test_a_damaged_object_is_refused_and_nothing_is_made() -> None:
     assert snapshots(cloud) == before
 
 
+def test_a_registry_that_cannot_say_what_it_keeps_refuses_the_call_and_nothing_is_made() -> None:
+    cloud, _, key = archived()
+
+    def fidelity(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no answer")
+
+    cloud.ec2.fidelity = fidelity
+    with TaskEngine(cloud) as engine:
+        with pytest.raises(amistore.BackendError, match="no answer"):
+            engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-2")
+        assert len(engine.describe_restore_image_tasks()) == 0
+
+
 def test_damage_in_the_middle_fails_the_task_and_its_snapshots_are_deleted() -> None:
     cloud, _, key = archived()
     content = bytearray(cloud.s3.open_object(BUCKET, key).read())
