@@ -72,7 +72,11 @@ class StoreRequest:
             backend.s3.head_bucket(name)
             with contextlib.suppress(NotFoundError):
                 backend.s3.head_object(name, key)
-                raise AlreadyExistsError("the AMI is stored there already", bucket=name, key=key)
+                raise AlreadyExistsError(
+                    "the AMI is stored there already: delete the object, or give bucket/prefix",
+                    bucket=name,
+                    key=key,
+                )
         return cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
 
     def columns(self) -> dict[str, Any]:

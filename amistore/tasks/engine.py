@@ -52,6 +52,7 @@ class TaskEngine:
         journal: path of the file with the tasks. None for the backend's own place (in a
             `DirectoryBackend`'s folder, in memory for a `MemoryBackend`), or else ``tasks.db`` in
             ``$AMISTORE_STATE_DIR``, ``$XDG_STATE_HOME/amistore`` or ``~/.local/state/amistore``.
+            ``":memory:"`` for tasks that end with the engine.
         quotas: None for the EC2 user guide's; `Quotas.unlimited()` for none.
         workers: segments of a task worked on at once; None for the number of CPUs.
         concurrency: tasks worked on at once; the others wait, first in, first out.
@@ -76,13 +77,15 @@ class TaskEngine:
             raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
         if quotas is not None and not isinstance(quotas, Quotas):
             raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
+        if type(concurrency) is not int or concurrency < 1:
+            raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
         self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
         own = backend.journal is not None and path == journal_path(None, backend.journal)
-        self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
+        self._place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         self._journal = Journal(path)
         self._clock = clock
         try:
@@ -95,7 +98,7 @@ class TaskEngine:
             self._journal,
             self._ownership,
             workers=workers,
-            concurrency=worker_count(concurrency),
+            concurrency=concurrency,
             clock=clock,
         )
         self._process = os.getpid()
@@ -405,7 +408,7 @@ class TaskEngine:
         life for a minute; and failed tasks whose clean-up is not finished.
         """
         self._check_open()
-        return self._take(self._journal.unfinished(self.place))
+        return self._take(self._journal.unfinished(self._place))
 
     def sweep(self) -> SweepReport:
         """Remove what belongs to no live task: try the clean-up of failed tasks again, and look for more.
@@ -415,18 +418,18 @@ class TaskEngine:
         program's is only told.
         """
         self._check_open()
-        undoing = [each for each in self._journal.unfinished(self.place) if each.stage == "undoing"]
+        undoing = [each for each in self._journal.unfinished(self._place) if each.stage == "undoing"]
         ended = [self._runner.wait(task.task_id) for task in self._take(undoing)]
-        uploads = sweep_uploads(self.backend, self._journal, self.place)
+        uploads = sweep_uploads(self.backend, self._journal, self._place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
         left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
         with foreign_errors("sweep"):
             files = self.backend.sweep()
-        self._journal.prune(self.place, self._oldest())
+        self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 
     def _restores(self) -> list[TaskRecord]:
-        return self._journal.page(self.place, "restore", since=self._oldest(), limit=-1)
+        return self._journal.page(self._place, "restore", since=self._oldest(), limit=-1)
 
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""
@@ -434,7 +437,7 @@ class TaskEngine:
 
     def _admit(self, columns: dict[str, Any], *, dry_run: bool) -> TaskRecord:
         quota = self.quotas.in_progress(columns["kind"])
-        return self._runner.create({"place": self.place, **columns}, quota, dry_run=dry_run)
+        return self._runner.create({"place": self._place, **columns}, quota, dry_run=dry_run)
 
     def _create(self, columns: dict[str, Any], dry_run: bool) -> Task:
         record = self._admit(columns, dry_run=dry_run)
@@ -446,7 +449,7 @@ class TaskEngine:
         """What a plan reckons with, of a task that would be admitted."""
         kind = self._admit(columns, dry_run=True).kind
         return Terms(
-            in_progress=self._journal.in_progress(self.place, kind),
+            in_progress=self._journal.in_progress(self._place, kind),
             quota=self.quotas.in_progress(kind),
             workers=self._workers,
             prices=prices,
@@ -469,11 +472,11 @@ class TaskEngine:
         request = PageRequest.of(kind, image_ids, filters, max_results, next_token)
         if dry_run:
             raise dry_run_succeeded()
-        return request.read(self._journal, self.place, oldest=self._oldest())
+        return request.read(self._journal, self._place, oldest=self._oldest())
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InvalidRequestError("the engine is closed")
+            raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
         if self._process != os.getpid():
             raise InvalidRequestError(
                 "the engine was made before this process was forked, and is of the other one: make one here"
@@ -484,7 +487,7 @@ class TaskEngine:
         if not isinstance(task, (Task, str)):
             raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
         record = self._journal.task(task if isinstance(task, str) else task.task_id)
-        if record.place != self.place:
+        if record.place != self._place:
             raise InvalidRequestError(
                 f"{record.task_id} is a task of another backend: make an engine with that one",
                 code="InvalidParameterValue",

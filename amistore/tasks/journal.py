@@ -179,15 +179,20 @@ class Journal:
             found = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
             if found is not None and record.kind == "store":
                 raise AlreadyExistsError(
-                    f"{found[0]} is storing it", bucket=record.bucket, key=record.object_key
+                    f"{found[0]} is storing it: wait for that task, which goes on with it if nobody does",
+                    bucket=record.bucket,
+                    key=record.object_key,
                 )
             if found is not None:
-                raise AlreadyExistsError(f"{found[0]} is restoring an image named {record.name!r}")
+                raise AlreadyExistsError(
+                    f"{found[0]} is restoring an image named {record.name!r}: wait for that task, or give "
+                    "another name"
+                )
             used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
                 raise InvalidRequestError(
                     f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: "
-                    "try again when one has ended",
+                    "try again when one has ended; resume() goes on with those that nobody works on",
                     code="ResourceLimitExceeded",
                 )
             if dry_run:
@@ -281,11 +286,11 @@ class Journal:
             self._set(task_id, cancelled=1)
             return record
 
-    def prune(self, place: str, before: int) -> int:
-        """Forget tasks at rest that were started before then; how many."""
+    def prune(self, place: str, before: int) -> None:
+        """Forget tasks at rest that were started before then."""
         with self._writing() as database:
             sql = "DELETE FROM task WHERE place = ? AND stage = 'ended' AND started < ?"
-            return database.execute(sql, [place, before]).rowcount
+            database.execute(sql, [place, before])
 
     # Their logs.
 

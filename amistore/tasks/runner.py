@@ -171,7 +171,7 @@ class TaskRunner:
                 if task_id in self.stuck:
                     raise self.stuck[task_id]
                 if self._closing:
-                    raise InvalidRequestError("the engine is closed")
+                    raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
                 here = self.has(task_id)
             if not here and self._is_free(record):
                 if not threads_can_begin():

@@ -138,13 +138,14 @@ def test_a_task_that_is_not_there_is_told(task: object) -> None:
         {"workers": 0},
         {"workers": 1.5},
         {"concurrency": 0},
+        {"concurrency": None},
         {"quotas": {"store_in_progress": 1}},
         {"journal": 5},
     ],
 )
 def test_an_engine_is_refused_wrong_options(options: dict[str, object]) -> None:
     cloud, _ = account()
-    with pytest.raises(amistore.InvalidRequestError):
+    with pytest.raises(amistore.InvalidRequestError, match=next(iter(options))):
         TaskEngine(cloud, **options)
 
 
