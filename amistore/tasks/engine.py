@@ -376,7 +376,7 @@ class TaskEngine:
         self._check_open()
         wanted = list(self._runner.mine) if task is None else [self._own(task)]
         with progress_reports(progress) as report:
-            records = [self._runner.wait(task_id, report) for task_id in wanted]
+            records = self._runner.wait(wanted, report)
         failed = [record for record in records if record.state == "Failed"]
         if failed:
             told = "; ".join(f"{each.task_id} failed: {each.failure_reason}" for each in failed)
@@ -419,7 +419,7 @@ class TaskEngine:
         """
         self._check_open()
         undoing = [each for each in self._journal.unfinished(self._place) if each.stage == "undoing"]
-        ended = [self._runner.wait(task.task_id) for task in self._take(undoing)]
+        ended = self._runner.wait([task.task_id for task in self._take(undoing)])
         uploads = sweep_uploads(self.backend, self._journal, self._place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
         left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
