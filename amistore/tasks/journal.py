@@ -41,6 +41,9 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
 
     Returns:
         None for one in memory.
+
+    Raises:
+        InvalidRequestError: it is no path, or the user has no folder.
     """
     chosen = own if given is None else given
     if chosen is not None:
@@ -48,9 +51,18 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
             raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
         # Its real name: engines that know it by several ones must see each other.
         return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
-    folder = os.environ.get("AMISTORE_STATE_DIR")
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.path.realpath((Path(folder) if folder else Path(state) / "amistore") / "tasks.db"))
+    folder = os.environ.get("AMISTORE_STATE_DIR") or Path(_state_folder(), "amistore")
+    return Path(os.path.realpath(Path(folder, "tasks.db")))
+
+
+def _state_folder() -> str | Path:
+    """As the XDG Base Directory Specification has it."""
+    try:
+        return os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise InvalidRequestError(
+            "the user has no home for the journal: give TaskEngine(journal=...), or set AMISTORE_STATE_DIR"
+        ) from None
 
 
 class Journal:
