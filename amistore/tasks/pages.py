@@ -17,7 +17,7 @@ import attrs
 from amistore.errors import InvalidRequestError
 from amistore.tasks.journal import Journal
 from amistore.tasks.record import Kind
-from amistore.tasks.requests import check_image_id, listed
+from amistore.tasks.requests import check_image_id, invalid_token, listed
 from amistore.tasks.task import TaskPage
 
 __all__ = ["PageRequest"]
@@ -121,10 +121,7 @@ class PageRequest:
         except (ValueError, TypeError, RecursionError):
             valid, identity, before, since = False, None, 0, 0
         if not valid or identity != self._identity():
-            raise InvalidRequestError(
-                "the token is of another request, or damaged: begin with the first page",
-                code="InvalidNextToken",
-            )
+            raise invalid_token()
         return attrs.evolve(self, before=before, since=since)
 
     def _identity(self) -> str:

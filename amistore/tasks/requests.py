@@ -19,7 +19,9 @@ __all__ = [
     "check_image_id",
     "check_snapshot_id",
     "dry_run_succeeded",
+    "invalid_token",
     "listed",
+    "needed",
     "object_place",
     "object_tags",
     "split_tags",
@@ -46,11 +48,16 @@ def check_snapshot_id(snapshot_id: object) -> str:
     return snapshot_id
 
 
+def needed(given: object, role: str) -> str:
+    """A string that is not empty."""
+    if not isinstance(given, str) or not given:
+        raise InvalidRequestError(f"{role} is needed", code="MissingParameter")
+    return given
+
+
 def object_place(bucket: object, image_id: str) -> tuple[str, str]:
     """Bucket and key of an AMI's object: ``<image id>.bin``, behind the prefix of ``bucket/prefix``."""
-    if not isinstance(bucket, str) or not bucket:
-        raise InvalidRequestError("a bucket's name is needed", code="MissingParameter")
-    name, _, prefix = bucket.partition("/")
+    name, _, prefix = needed(bucket, "a bucket's name").partition("/")
     prefix = prefix.strip("/")
     key = f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin"
     if len(key.encode(errors="surrogatepass")) > _LONGEST_KEY:
@@ -129,4 +136,11 @@ def dry_run_succeeded() -> InvalidRequestError:
     """What a dry run ends with: EC2 answers it with an error, too."""
     return InvalidRequestError(
         "the request would have succeeded, but it was a dry run", code="DryRunOperation"
+    )
+
+
+def invalid_token() -> InvalidRequestError:
+    """What a page's token that is of no use ends with."""
+    return InvalidRequestError(
+        "the token is of another request, or damaged: begin with the first page", code="InvalidNextToken"
     )

@@ -56,6 +56,9 @@ def test_a_store_that_breaks_a_rule_is_refused_with_ec2s_code(asked: dict[str, o
         ({"object_key": None}, "MissingParameter"),
         ({"bucket": "No_Bucket"}, "InaccessibleStorageLocation"),
         ({"name": "ab"}, "InvalidAMIName.Malformed"),
+        ({"name": "x" * 129}, "InvalidAMIName.Malformed"),
+        ({"name": "größe"}, "InvalidAMIName.Malformed"),
+        ({"name": "semi;colon"}, "InvalidAMIName.Malformed"),
         ({"name": 7}, "InvalidAMIName.Malformed"),
         (
             {"tag_specifications": [TagSpecification(resource_type="volume", tags=())]},
