@@ -71,7 +71,10 @@ def serve(work: Callable[..., None], services: Mapping[type, Sequence[str]]) -> 
         services: verbs of classes, whose calls are told, and at which to die.
     """
     death = _Death(services)
+    child = 0
     for line in sys.stdin:
+        if child:
+            os.waitpid(child, 0)
         arguments, death.place = json.loads(line)
         child = os.fork()
         if not child:
@@ -84,8 +87,10 @@ def serve(work: Callable[..., None], services: Mapping[type, Sequence[str]]) -> 
             finally:
                 os._exit(status)
         _say("process", child)
-        _, status = os.waitpid(child, 0)
-        _say("ended", os.waitstatus_to_exitcode(status))
+        # Who kills it may not have read yet that it has ended: its number is its own until the next one.
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        _say("ended", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
 
 class Processes:
@@ -133,5 +138,5 @@ class Processes:
             if child and kill is not None and len(lines) >= kill[0]:
                 for _ in range(kill[1]):
                     pass
-                os.kill(child, signal.SIGKILL)  # a zombie at worst: it is waited for after this
+                os.kill(child, signal.SIGKILL)  # a zombie at worst: it is waited for at the next run
                 kill = None
