@@ -83,7 +83,7 @@ def test_nothing_of_an_earlier_owner_is_accepted(journal: Journal) -> None:
         lambda: journal.leave(RECORD.lease, ["upload 1"]),
         lambda: journal.undone(RECORD.lease),
         lambda: journal.append(RECORD.lease, b"{}"),
-        lambda: journal.clear(RECORD.lease, lost_upload=True),
+        lambda: journal.clear(RECORD.lease),
     ]
     for write in writes:
         with pytest.raises(LeaseLostError):
