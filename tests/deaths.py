@@ -85,7 +85,10 @@ def serve(
         between: is held while a process is stopped, so that its other threads are not in what holds it.
     """
     death = _Death(services, between)
+    child = 0
     for line in sys.stdin:
+        if child:
+            os.waitpid(child, 0)
         arguments, death.place = json.loads(line)
         child = os.fork()
         if not child:
@@ -98,8 +101,10 @@ def serve(
             finally:
                 os._exit(status)
         _say("process", child)
-        _, status = os.waitpid(child, 0)
-        _say("ended", os.waitstatus_to_exitcode(status))
+        # Who kills it may not have read yet that it has ended: its number is its own until the next one.
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        _say("ended", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
 
 class Processes:
@@ -136,7 +141,7 @@ class Processes:
             if self._child and kill is not None and len(self._lines) >= kill[0]:
                 for _ in range(kill[1]):
                     pass
-                os.kill(self._child, signal.SIGKILL)  # a zombie at worst: it is waited for after this
+                os.kill(self._child, signal.SIGKILL)  # a zombie at worst: it is waited for at the next run
                 kill = None
         return code, self._lines
 

@@ -16,6 +16,7 @@ from typing_extensions import Buffer
 
 from amistore.errors import BackendError, SourceChangedError
 from amistore.model import Snapshot, Tag
+from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["Block", "BlockPage", "BlockSink", "BlockSource", "BlockStore", "SnapshotBlock"]
 
@@ -84,7 +85,7 @@ class BlockSource(abc.ABC):
         size = token = None
         while True:
             page = self.list_snapshot_blocks(snapshot_id, next_token=token)
-            if type(page.volume_size) is not int or page.volume_size < 1:
+            if type(page.volume_size) is not int or not 1 <= page.volume_size <= 65_536:
                 raise BackendError(
                     f"the listing gives a volume of {page.volume_size!r} GiB", snapshot_id=snapshot_id
                 )
@@ -93,6 +94,7 @@ class BlockSource(abc.ABC):
                     f"the volume had {size} GiB and now has {page.volume_size}", snapshot_id=snapshot_id
                 )
             size = page.volume_size
+            end = size * (GIB // BLOCK_SIZE)
             if not isinstance(page.blocks, Sequence):
                 raise BackendError(f"a page's blocks are a {type(page.blocks).__name__}, not a sequence")
             for block in page.blocks:
@@ -101,6 +103,11 @@ class BlockSource(abc.ABC):
                 if type(block.block_index) is not int or block.block_index <= last:
                     raise BackendError(
                         f"block indexes must ascend from 0: {block.block_index!r} was listed after {last}",
+                        snapshot_id=snapshot_id,
+                    )
+                if block.block_index >= end:  # or a listing could go on for ever
+                    raise BackendError(
+                        f"block {block.block_index} lies outside the volume of {size} GiB",
                         snapshot_id=snapshot_id,
                     )
                 last = block.block_index

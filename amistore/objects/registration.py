@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 
-from amistore.backends import Backend
+from amistore.backends import Backend, checks
 from amistore.errors import AlreadyExistsError
 from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
 
-__all__ = ["refuse_taken", "refuse_unpermitted", "register_restored", "warn_of_dropped"]
+__all__ = ["refuse_taken", "refuse_unregistrable", "register_restored", "warn_of_dropped"]
 
 _logger = logging.getLogger("amistore")
 
@@ -27,10 +27,20 @@ def refuse_taken(destination: Backend, name: str | None) -> None:
             raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
 
-def refuse_unpermitted(destination: Backend, image: Image, name: str | None) -> None:
-    """Tell before the work that registering would be refused after it."""
-    with foreign_errors("register_image"):
-        destination.ec2.dry_run_register_image(image, name=name)
+def refuse_unregistrable(
+    destination: Backend, image: Image, name: str | None, log: ResumeLog | None = None
+) -> str:
+    """Tell before the work that registering would be refused after it; a run that goes on was told.
+
+    Returns:
+        The name that the image will have.
+    """
+    wanted = checks.check_registrable(image, name)
+    if log is None or not log.entries():
+        refuse_taken(destination, wanted)
+        with foreign_errors("register_image"):
+            destination.ec2.dry_run_register_image(image, name=name)
+    return wanted
 
 
 def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 from collections.abc import Generator, Iterator
 from typing import BinaryIO, cast
 
 from typing_extensions import Buffer
 
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend, ObjectInfo, ObjectStore, checks
+from amistore.backends import Backend, ObjectInfo, ObjectStore
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import ContainerEnd, StoredSegment, container_events
 from amistore.container.frames import check_frame
@@ -27,12 +26,7 @@ from amistore.errors import (
 )
 from amistore.model import Image
 from amistore.objects.carried import looked_at_again
-from amistore.objects.registration import (
-    refuse_taken,
-    refuse_unpermitted,
-    register_restored,
-    warn_of_dropped,
-)
+from amistore.objects.registration import refuse_unregistrable, register_restored, warn_of_dropped
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import HeldLog, ResumeLog
 from amistore.objects.upload import pack_object
@@ -47,8 +41,6 @@ __all__ = ["copy_object", "restore_image", "transfer"]
 
 _LEVEL = 1  # of zstd, where nobody keeps the bytes
 _RANGE = 8 * MIB  # bytes of a read
-
-_logger = logging.getLogger("amistore")
 
 
 def transfer(
@@ -96,10 +88,7 @@ def transfer(
         raise InvalidRequestError("logs= are two, of storing and of restoring, and go with keep=")
     packing, restoring = logs or (None, None)
     image = _describe(image_id, source)
-    checks.check_registrable(image, name)
-    if not _goes_on(restoring):
-        refuse_taken(destination, name or image.name)
-        refuse_unpermitted(destination, image, name)
+    refuse_unregistrable(destination, image, name, restoring)
     if keep is not None:
         # Held until the image is there: it proves that the object is of these runs.
         held = None if packing is None else HeldLog(packing)
@@ -161,10 +150,7 @@ def restore_image(
     check_kind(store, ObjectStore, "store")
     with foreign_errors("head_object", bucket=bucket, key=key):
         stored = looked_at_again(lambda: ContainerFile(ObjectRanges(store, bucket, key))).image
-    checks.check_registrable(stored, name)
-    if not _goes_on(log):
-        refuse_taken(destination, name or stored.name)
-        refuse_unpermitted(destination, stored, name)
+    refuse_unregistrable(destination, stored, name, log)
     warn_of_dropped(destination, stored, name)
     restored = unpack_object(
         store,
@@ -178,10 +164,6 @@ def restore_image(
         progress=progress,
     )
     return register_restored(restored, name, destination, log)
-
-
-def _goes_on(log: ResumeLog | None) -> bool:
-    return log is not None and bool(log.entries())
 
 
 def _describe(image_id: str, source: Backend) -> Image:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from amistore.errors import InvalidRequestError
 
-__all__ = ["ordered_map", "worker_count", "worker_pool"]
+__all__ = ["ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,6 +52,16 @@ def _cpus() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         return os.cpu_count() or 1
+
+
+def threads_can_begin() -> bool:
+    """Not when the interpreter ends, while other threads still run, and where the system has no more."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(int)
+        except RuntimeError:
+            return False
+    return True
 
 
 def ordered_map(

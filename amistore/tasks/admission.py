@@ -14,10 +14,10 @@ from typing import Any
 import attrs
 
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend, checks
+from amistore.backends import Backend
 from amistore.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from amistore.model import Image, Tag
-from amistore.objects.registration import refuse_taken
+from amistore.objects.registration import refuse_unregistrable
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
@@ -158,10 +158,9 @@ class RestoreRequest:
         stored = open_object(backend, bucket, object_key)
         there = [volume.snapshot_id for volume in stored.index.volumes]
         restorable = stored.image.with_snapshots(dict(zip(there, there, strict=True)))
-        chosen = checks.check_registrable(restorable, name)
         size = sum(volume.size // GIB for volume in stored.index.volumes)
         quotas.check_image(stored.image.image_id, size)
-        refuse_taken(backend, chosen)
+        chosen = refuse_unregistrable(backend, restorable, name)
         return cls(
             stored=stored,
             restorable=restorable,

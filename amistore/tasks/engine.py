@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast, overload
 from amistore.backends import Backend
 from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Image, Snapshot, Tag
+from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.admission import RestoreRequest, StoreRequest
@@ -113,7 +114,12 @@ class TaskEngine:
         if self._closed or self._process != os.getpid():
             return
         self._closed = True
-        self._runner.close()
+        try:
+            self._runner.close()
+        finally:  # also where it was interrupted: what is written later is refused
+            self._let_go()
+
+    def _let_go(self) -> None:
         try:
             self._journal.release(self._ownership.owner)
         except JournalError as error:  # they are free all the same once it counts as ended
@@ -186,6 +192,8 @@ class TaskEngine:
     ) -> RestoreImageTask:
         """Make an AMI of an object: CreateRestoreImageTask.
 
+        Attributes that the new AMI will not have are logged (WARNING); `plan_restore` tells all.
+
         Args:
             bucket: that holds the object.
             object_key: of the object.
@@ -202,6 +210,7 @@ class TaskEngine:
             NotFoundError: no such bucket or object.
             ArchiveError: the object is no archive, or damaged.
             AlreadyExistsError: the name is taken.
+            AccessDeniedError: registering the AMI would be refused in the end.
             InvalidRequestError: a parameter breaks a rule, a quota is used up; `code` is EC2's.
             BackendError: the backend failed.
         """
@@ -218,7 +227,9 @@ class TaskEngine:
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
         columns = {**request.columns(), "image_id": reserved}
-        return cast(RestoreImageTask, self._create(columns, dry_run))
+        task = cast(RestoreImageTask, self._create(columns, dry_run))
+        warn_of_dropped(self.backend, request.stored.image, request.name)
+        return task
 
     def plan_store(
         self,

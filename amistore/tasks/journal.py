@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,11 +220,11 @@ class Journal:
             self._set(task_id, owner=owner, epoch=record.epoch, lease_until=until)
             return record
 
-    def renew(self, owner: str, until: float) -> dict[Lease, bool]:
-        """Extend all leases of an owner; gives those of tasks not at rest, and which to give up."""
+    def renew(self, owner: str, leases: Iterable[Lease], until: float) -> dict[Lease, bool]:
+        """Extend an owner's leases; gives those of tasks not at rest, and which to give up."""
         with self._writing() as database:
-            sql = f"UPDATE task SET lease_until = ? WHERE {_OWNED}"
-            database.execute(sql, [until, owner])
+            sql = f"UPDATE task SET lease_until = ? WHERE {_OWNED} AND task_id = ?"
+            database.executemany(sql, [(until, owner, lease.task_id) for lease in leases])
             found = self._select(_OWNED, [owner])
         return {record.lease: record.cancelled for record in found}
 
@@ -333,16 +333,16 @@ class Journal:
     def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction; one of a lease that is another's by now changes nothing."""
         with self._errors(), self._lock:
-            # Taken at once, so that what is read in it is still so when it is written.
-            self._database.execute("BEGIN IMMEDIATE")
             try:
+                # Taken at once, so that what is read in it is still so when it is written.
+                self._database.execute("BEGIN IMMEDIATE")
                 if lease is not None and self.task(lease.task_id).epoch != lease.epoch:
                     raise LeaseLostError(f"another process has taken {lease.task_id} over")
                 yield self._database
                 self._check_file()
                 self._database.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a failed COMMIT may have ended it
+                with contextlib.suppress(sqlite3.Error):  # a failed BEGIN or COMMIT has left none
                     self._database.execute("ROLLBACK")
                 raise
 

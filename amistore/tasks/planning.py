@@ -138,6 +138,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
         "get_object_range": 2 * opening + 6 + volumes + len(index.offsets) + _pads(stored),
         "find_images": 3,
+        "dry_run_register_image": 1,
         "register_image": 1,
     }
     restored = restored_image(

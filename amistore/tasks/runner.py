@@ -19,6 +19,7 @@ from amistore.backends import Backend, checks
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
+from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
@@ -156,7 +157,7 @@ class TaskRunner:
 
         Raises:
             JournalError: the journal could not be written.
-            InvalidRequestError: the engine was closed meanwhile.
+            InvalidRequestError: the engine was closed meanwhile, or no thread can be begun.
         """
         while True:
             with self.changed:
@@ -171,7 +172,13 @@ class TaskRunner:
                     raise self.stuck[task_id]
                 if self._closing:
                     raise InvalidRequestError("the engine is closed")
-            if not self.has(task_id) and self._is_free(record):
+                here = self.has(task_id)
+            if not here and self._is_free(record):
+                if not threads_can_begin():
+                    raise InvalidRequestError(
+                        f"{task_id} stopped, as no thread can be begun any more: wait for it before the "
+                        "program's main thread ends, or resume it in the next run"
+                    )
                 self.take([record])
             with self.changed:
                 # Of another process nothing is told here: the journal is looked into again.
@@ -189,8 +196,8 @@ class TaskRunner:
                 target = self._serve if self._threads else self._keep_leases
                 # Daemons: a script's end does not wait for its tasks, which another run resumes.
                 thread = threading.Thread(target=target, name="amistore-task", daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
             self.changed.notify_all()
 
     def has(self, task_id: str) -> bool:
@@ -205,11 +212,11 @@ class TaskRunner:
             waiting = next((each for each in self._queue if each.task_id == task_id), None)
             if waiting is None:
                 return
+            thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
+            thread.start()
+            self._cancelling.append(thread)
             self._queue.remove(waiting)
             self._active[task_id] = waiting
-            thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
-            self._cancelling.append(thread)
-            thread.start()
 
     def close(self) -> None:
         """Stop all tasks at the next part, and end the threads."""
@@ -248,7 +255,7 @@ class TaskRunner:
             _tell(record, "stopped", "to be resumed")
         except LeaseLostError as error:
             _tell(record, "left to another", error, logging.WARNING)
-        except Exception as error:
+        except BaseException as error:  # a thread that ended by it would serve no other task
             _tell(record, "left unfinished", error, logging.ERROR)
             if not isinstance(error, AmistoreError):
                 error = AmistoreError(f"{type(error).__name__}: {error}")
@@ -274,7 +281,8 @@ class TaskRunner:
             except (_StoppedError, LeaseLostError, JournalError):
                 raise
             except Exception as error:
-                self._refuse_shutdown()
+                if not threads_can_begin():
+                    raise _StoppedError from error
                 # Then only the journal does not know it yet: the answer was lost, or an earlier owner
                 # that had been stopped went on for a moment. It is too late to fail.
                 done = is_done(record, self._backend, log)
@@ -314,16 +322,10 @@ class TaskRunner:
         """Stop here, where there is a reason to."""
         if self._closing:
             raise _StoppedError
-        self._refuse_shutdown()
         if record.task_id in self._lost:
             raise LeaseLostError("its lease has ended")
         if heed_cancel and record.task_id in self._cancelled:
             raise _CancelledError
-
-    def _refuse_shutdown(self) -> None:
-        """When the interpreter ends, nothing can be begun any more; that fails no task."""
-        if not threading.main_thread().is_alive():
-            raise _StoppedError
 
     def _pause(self, seconds: float) -> None:
         with self.changed:
@@ -341,7 +343,8 @@ class TaskRunner:
         except (LeaseLostError, JournalError):
             raise
         except Exception as error:
-            self._refuse_shutdown()
+            if not threads_can_begin():
+                raise _StoppedError from error
             _tell(record, "left behind", error, logging.ERROR)
             self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
         else:
@@ -356,12 +359,12 @@ class TaskRunner:
             before = self._leases()
             try:
                 self._ownership.hold()
-                owned = self._journal.renew(self._ownership.owner, self.until())
+                owned = self._journal.renew(self._ownership.owner, before, self.until())
             except JournalError as error:
                 _logger.warning("leases are not renewed: %s", error)
                 continue
             with self.changed:
-                # What was taken or left meanwhile is not in `owned` as it is now.
+                # What was left meanwhile is not in `owned` any more.
                 ours = before & self._leases()
                 self._lost |= {lease.task_id for lease in ours if lease not in owned}
                 cancelled = {lease.task_id for lease in ours if owned.get(lease)} - self._cancelled

@@ -40,6 +40,9 @@ def test_empty_and_short_pages_are_followed():
         (page(3, token="1"), page(3)),
         (page(3, token="1"), page(2)),
         (page(1, 1),),
+        (page(2048),),
+        (page(0, size=65_537),),
+        (page(0, size=0),),
     ],
 )
 def test_pages_that_contradict_each_other_are_refused(pages):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -187,63 +184,6 @@ def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(log: Log | No
     assert runs.stored(cloud.s3) == b"theirs"
     assert uploads(cloud) == []
     assert log is None or log.entries() == []
-
-
-def test_of_fifty_threads_that_store_one_key_one_succeeds() -> None:
-    cloud = runs.cloud()
-    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
-    image = images.image(given.volumes)
-    ready = threading.Barrier(50)
-    ends: list[object] = []
-
-    def store() -> None:
-        ready.wait()
-        try:
-            ends.append(amistore.pack_object(image, given, cloud.s3, BUCKET, KEY, workers=1))
-        except amistore.AlreadyExistsError:
-            ends.append(None)
-
-    threads = [threading.Thread(target=store) for _ in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = (end for end in ends if end is not None)
-    assert len(ends) == 50
-    assert cloud.s3.head_object(BUCKET, KEY) == winner
-    assert runs.stored(cloud.s3) == b"".join(amistore.pack(image, given))
-    assert uploads(cloud) == []
-
-
-def store_in(root: Path, ends: Any) -> None:
-    """Runs in a process."""
-    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
-    store = amistore.DirectoryBackend(root).s3
-    for round in range(5):
-        try:
-            amistore.pack_object(images.image(given.volumes), given, store, BUCKET, f"{round}", workers=1)
-            ends.put(round)
-        except amistore.AlreadyExistsError:
-            ends.put(None)
-
-
-def test_of_eight_processes_that_store_one_key_one_succeeds(tmp_path: Path) -> None:
-    cloud = amistore.DirectoryBackend(tmp_path)
-    cloud.s3.create_bucket(BUCKET)
-    context = multiprocessing.get_context("spawn")
-    ends = context.SimpleQueue()
-    processes = [context.Process(target=store_in, args=(tmp_path, ends)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    told = [ends.get() for _ in range(40)]
-    for process in processes:
-        process.join()
-    ends.close()
-    assert sorted(end for end in told if end is not None) == list(range(5))
-    given = images.Volumes([(1, {i: images.block(i) for i in range(3)})])
-    whole = b"".join(amistore.pack(images.image(given.volumes), given))
-    assert all(runs.stored(cloud.s3, f"{round}") == whole for round in range(5))
-    assert uploads(cloud) == []
 
 
 @pytest.mark.parametrize("log", [None, Log()])

@@ -159,7 +159,7 @@ VERBS = [
     ("head_object", 1),
     ("get_object_range", 1),
     ("start_snapshot", 1),
-    ("put_snapshot_block", 1),
+    ("put_snapshot_block", 3),  # each is like the one before it
     ("complete_snapshot", 1),
     ("describe_snapshot", 1),
 ]

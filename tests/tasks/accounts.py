@@ -1,8 +1,11 @@
-"""An account with an AMI, and calls that are held, for the tests of tasks."""
+"""An account with an AMI, calls that are held and programs beside, for the tests of tasks."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -64,3 +67,11 @@ def disks(cloud: Backend, image_id: str) -> list[dict[int, bytes]]:
 
 def snapshots(cloud: MemoryBackend) -> set[str]:
     return set(cloud.ebs._snapshots)
+
+
+def elsewhere(program: str, *arguments: object) -> str:
+    """What a program says in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", f"import os, sys, amistore\n{program}", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    return done.stdout

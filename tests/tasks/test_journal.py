@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -97,6 +99,30 @@ def test_a_task_that_somebody_works_on_is_not_taken(journal: Journal) -> None:
     assert journal.take(RECORD.task_id, "another", 9.0, lambda record: False) is None
     journal.complete(RECORD.lease, image_id=None, content_id="00")
     assert journal.take(RECORD.task_id, "another", 9.0, lambda record: True) is None
+
+
+class Interrupted:
+    """A database whose user loses patience while it waits for another process's transaction."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        cursor = self._database.execute(sql, *values)
+        if sql.startswith("BEGIN"):
+            raise KeyboardInterrupt
+        return cursor
+
+
+def test_an_interrupted_wait_for_the_journal_leaves_it_to_others(journal: Journal) -> None:
+    database = journal._database
+    journal._database = Interrupted(database)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        journal.begin(RECORD.lease)
+    assert not database.in_transaction
+    journal._database = database
+    journal.begin(RECORD.lease)
+    assert journal.task(RECORD.task_id).stage == "running"
 
 
 def test_a_log_is_kept_in_order_and_goes_with_the_end_of_its_task(journal: Journal) -> None:

@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tasks.accounts import BUCKET, held, registered
+from tasks.accounts import BUCKET, elsewhere, held, registered
 
 import amistore
 from amistore import DirectoryBackend, JournalError, TaskEngine
 from amistore.backends.directory.s3 import DirectoryS3
 from amistore.tasks import runner
 from amistore.tasks.ownership import Ownership
-
-
-def elsewhere(program: str, *arguments: object) -> str:
-    """What a program says in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", f"import os, sys, amistore\n{program}", *map(str, arguments)]
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-
 
 DIED = """
 cloud = amistore.DirectoryBackend(sys.argv[1])

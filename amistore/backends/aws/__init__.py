@@ -5,7 +5,6 @@
 """
 
 from amistore.backends.aws.backend import AWSBackend
-from amistore.backends.aws.ebs import SnapshotSettings
-from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.aws.settings import ObjectSettings, SnapshotSettings
 
 __all__ = ["AWSBackend", "ObjectSettings", "SnapshotSettings"]

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.ebs import AWSBlockStore, SnapshotSettings
+from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ec2 import AWSImageRegistry
 from amistore.backends.aws.preflight import preflight
 from amistore.backends.aws.s3 import AWSObjectStore
-from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.aws.settings import ObjectSettings, SnapshotSettings
 from amistore.backends.base import Backend
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend

@@ -49,18 +49,19 @@ class Connection:
     def __init__(
         self, session: Any, region_name: str | None = None, endpoint_urls: Mapping[str, str] | None = None
     ) -> None:
-        redact_logs()
         if session is not None and not isinstance(session, boto3.Session):
             raise _invalid("session", session, "a boto3.Session or None")
-        self._is_own = session is None
-        self.session: Any = session or boto3.Session()
-        self.region_name: str = region_name or self.session.region_name
-        if not self.region_name:
-            raise InvalidRequestError("no Region: give region_name=, or set AWS_REGION or a profile's region")
-        if not isinstance(self.region_name, str) or not _REGION.fullmatch(self.region_name):
-            raise _invalid("region_name", self.region_name, "the name of a Region, such as us-gov-east-1")
         if endpoint_urls is not None and not isinstance(endpoint_urls, Mapping):
             raise _invalid("endpoint_urls", endpoint_urls, "a mapping of services to URLs")
+        redact_logs()
+        self._is_own = session is None
+        self.session: Any = session or boto3.Session()
+        region = region_name or self.session.region_name
+        if not region:
+            raise InvalidRequestError("no Region: give region_name=, or set AWS_REGION or a profile's region")
+        if not isinstance(region, str) or not _REGION.fullmatch(region):
+            raise _invalid("region_name", region, "the name of a Region, such as us-gov-east-1")
+        self.region_name = region
         self.endpoint_urls = dict(endpoint_urls or {})
         for service, url in self.endpoint_urls.items():
             if service not in ("ec2", "ebs", "s3"):

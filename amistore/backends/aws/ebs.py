@@ -25,20 +25,19 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
 from amistore.backends.aws.images import snapshot_from, without_reserved
 from amistore.backends.aws.pool import TimeLimits
+from amistore.backends.aws.settings import SnapshotSettings
 from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import (
     BackendError,
     ChecksumMismatchError,
-    InvalidValueError,
     NotFoundError,
     SourceChangedError,
 )
 from amistore.model import Snapshot, Tag
-from amistore.model.fields import boolean, many, text
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["AWSBlockStore", "SnapshotSettings"]
+__all__ = ["AWSBlockStore"]
 
 _logger = logging.getLogger("amistore")
 
@@ -47,33 +46,6 @@ PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
 _IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives tokens too
 APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
-
-
-@attrs.frozen(kw_only=True)
-class SnapshotSettings:
-    """How restored snapshots are made.
-
-    Attributes:
-        encrypted: True to encrypt; None for the account's default. EBS encrypts by itself where
-            encryption by default is on.
-        kms_key_arn: the key to encrypt with; None for the account's default key.
-        tags: added to those of the archive.
-
-    Raises:
-        InvalidValueError: a value is of another type, or a key is given beside ``encrypted=False``.
-    """
-
-    encrypted: bool | None = boolean()
-    kms_key_arn: str | None = text()
-    tags: tuple[Tag, ...] = many(Tag, key="key")
-
-    def __attrs_post_init__(self) -> None:
-        if self.kms_key_arn is not None and (self.encrypted is False or not self.kms_key_arn):
-            field = "SnapshotSettings.kms_key_arn"
-            message = f"{field} is a key to encrypt with, and encrypted is {self.encrypted}"
-            if not self.kms_key_arn:
-                message = f"{field} must be the ARN of a key, not empty"
-            raise InvalidValueError(message, field=field, value=self.kms_key_arn)
 
 
 class _Tokens:

@@ -23,10 +23,10 @@ from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.proofs import checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.aws.storage_classes import archived, readable_class
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
-    ArchivedObjectError,
     BackendError,
     ChecksumMismatchError,
     InvalidRequestError,
@@ -92,7 +92,7 @@ class AWSObjectStore(ObjectStore):
                 )
             except botocore.exceptions.ClientError as error:
                 if _code(error) == "InvalidObjectState":
-                    raise self._archived(bucket, key) from None
+                    raise archived(self._head(bucket, key)) from None
                 if _code(error) != "InvalidRange":
                     raise
                 # Behind the end, or so it says: an archive must not look shorter than it is.
@@ -333,7 +333,7 @@ class AWSObjectStore(ObjectStore):
                 self._client.restore_object(**place, RestoreRequest=request)
             except botocore.exceptions.ClientError as error:
                 code = _code(error)
-                if code == "InvalidObjectState" and (readable := self._readable_class(bucket, key)):
+                if code == "InvalidObjectState" and (readable := readable_class(self._head(bucket, key))):
                     raise InvalidRequestError(
                         f"the object lies in {readable} and can be read as it is: nothing is to be restored",
                         code=code,
@@ -356,22 +356,6 @@ class AWSObjectStore(ObjectStore):
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:
             return self._client.head_object(**place)
-
-    def _readable_class(self, bucket: str, key: str) -> str | None:
-        """The storage class, if objects of it are read without being restored."""
-        found = self._head(bucket, key)
-        storage_class = str(found.get("StorageClass") or "STANDARD")
-        archived = storage_class in ("GLACIER", "DEEP_ARCHIVE") or found.get("ArchiveStatus")
-        return None if archived else storage_class
-
-    def _archived(self, bucket: str, key: str) -> ArchivedObjectError:
-        found = self._head(bucket, key)
-        where = found.get("ArchiveStatus") or found.get("StorageClass") or "an archive"
-        if 'ongoing-request="true"' in found.get("Restore", ""):
-            return ArchivedObjectError(f"the object is being restored from {where}: try again in some hours")
-        return ArchivedObjectError(
-            f"the object lies in {where}: call restore_object, and read it hours later"
-        )
 
     @property
     def _client(self) -> Any:

@@ -1,4 +1,4 @@
-"""How objects are written: encryption, storage class, tags, and whose bucket it must be."""
+"""How objects are written (encryption, storage class, tags, whose bucket it must be), and snapshots made."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 import attrs
 
 from amistore.errors import InvalidValueError
+from amistore.model import Tag
+from amistore.model.fields import boolean, many, text
 
-__all__ = ["ObjectSettings"]
+__all__ = ["ObjectSettings", "SnapshotSettings"]
 
 Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
 
@@ -113,3 +115,30 @@ class ObjectSettings:
             "ChecksumAlgorithm": "CRC32" if self.checksums else None,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotSettings:
+    """How restored snapshots are made.
+
+    Attributes:
+        encrypted: True to encrypt; None for the account's default. EBS encrypts by itself where
+            encryption by default is on.
+        kms_key_arn: the key to encrypt with; None for the account's default key.
+        tags: added to those of the archive.
+
+    Raises:
+        InvalidValueError: a value is of another type, or a key is given beside ``encrypted=False``.
+    """
+
+    encrypted: bool | None = boolean()
+    kms_key_arn: str | None = text()
+    tags: tuple[Tag, ...] = many(Tag, key="key")
+
+    def __attrs_post_init__(self) -> None:
+        if self.kms_key_arn is not None and (self.encrypted is False or not self.kms_key_arn):
+            field = "SnapshotSettings.kms_key_arn"
+            message = f"{field} is a key to encrypt with, and encrypted is {self.encrypted}"
+            if not self.kms_key_arn:
+                message = f"{field} must be the ARN of a key, not empty"
+            raise InvalidValueError(message, field=field, value=self.kms_key_arn)

@@ -79,6 +79,19 @@ SCRIPT = textwrap.dedent(
 )
 
 
+def measured(script: str, *words: str) -> int:
+    """The most memory that a program had, in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MALLOC_ARENA_MAX": "4"},
+    )
+    found = re.search(r"peak (\d+) MiB", done.stdout)
+    assert found, done.stderr
+    return int(found[1])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
 @pytest.mark.parametrize("part_size", [0, 64 * 2**20], ids=["parts that fit", "parts in files"])
 def test_a_large_volume_is_packed_in_256_mib_with_one_get_a_block(part_size: int) -> None:
@@ -92,17 +105,10 @@ def test_a_large_volume_is_packed_in_256_mib_with_one_get_a_block(part_size: int
         image_id = aws.add_image(name="huge", mappings=[mapping])
         given = aws.client_options()
         words = [given["aws_secret_access_key"], image_id, str(part_size), "600", given["aws_access_key_id"]]
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, aws.endpoint_url, *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "MALLOC_ARENA_MAX": "4"},
-        )
-        found = re.search(r"peak (\d+) MiB", done.stdout)
-        assert found, done.stderr
+        peak = measured(SCRIPT, aws.endpoint_url, *words)
         pages = aws.log.counts["ListSnapshotBlocks"]
-        sys.stdout.write(f"\n{found[0]}, {pages} pages, {aws.log.connections} connections")
-        assert int(found[1]) <= 256
+        sys.stdout.write(f"\npeak {peak} MiB, {pages} pages, {aws.log.connections} connections")
+        assert peak <= 256
         # Listed once to plan, and once more, as it goes on, for the blocks' tokens.
         assert pages <= 2 * -(-BLOCKS // 10_000) + 1
         gets = {call: count for call, count in aws.log.blocks.items() if call[0] == "GetSnapshotBlock"}
@@ -200,16 +206,9 @@ def test_a_tebibyte_is_restored_in_256_mib_with_one_put_a_block() -> None:
     with FakeAWS() as aws, served(archive_of_noise()) as url:
         given = aws.client_options()
         words = [given["aws_secret_access_key"], given["aws_access_key_id"], url, "600"]
-        done = subprocess.run(
-            [sys.executable, "-c", RESTORE, aws.endpoint_url, *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "MALLOC_ARENA_MAX": "4"},
-        )
-        found = re.search(r"peak (\d+) MiB", done.stdout)
-        assert found, done.stderr
-        sys.stdout.write(f"\n{found[0]}, {aws.log.connections} connections")
-        assert int(found[1]) <= 256
+        peak = measured(RESTORE, aws.endpoint_url, *words)
+        sys.stdout.write(f"\npeak {peak} MiB, {aws.log.connections} connections")
+        assert peak <= 256
         puts = {call: count for call, count in aws.log.blocks.items() if call[0] == "PutSnapshotBlock"}
         assert len(puts) >= 600
         assert max(puts.values()) == 1

@@ -64,6 +64,21 @@ def test_an_ami_is_stored_by_a_task_and_restored_by_another_in_another_partition
         assert Tag(key="restored", value="yes") in snapshot.tags
 
 
+def test_a_restore_that_may_not_be_registered_is_refused_before_it_begins(
+    commercial, government, swift, tmp_path: Path
+) -> None:
+    source, bucket = account(commercial, swift), new_bucket(swift)
+    with TaskEngine(source, journal=tmp_path / "source.db") as engine:
+        task = engine.wait(engine.create_store_image_task(image_id=commercial.image_id, bucket=bucket))
+    restricted = government.add_credential(denied=["ec2:RegisterImage"])
+    destination = account(government, swift, credential=restricted)
+    with TaskEngine(destination, journal=tmp_path / "destination.db") as engine:
+        with pytest.raises(amistore.AccessDeniedError, match="ec2:RegisterImage"):
+            engine.create_restore_image_task(bucket=bucket, object_key=task.object_key)
+        assert len(engine.describe_restore_image_tasks()) == 0
+    assert len(government.snapshots) == 0
+
+
 def test_one_journal_holds_the_tasks_of_several_places_apart(
     commercial, government, swift, tmp_path: Path
 ) -> None:
