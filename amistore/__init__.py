@@ -93,8 +93,10 @@ from amistore.tasks import (
     StorePlan,
     SweepReport,
     TagSpecification,
+    Task,
     TaskEngine,
     TaskPage,
+    TaskPlan,
 )
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
@@ -167,9 +169,11 @@ __all__ = [
     "SweepReport",
     "Tag",
     "TagSpecification",
+    "Task",
     "TaskEngine",
     "TaskFailedError",
     "TaskPage",
+    "TaskPlan",
     "ThrottledError",
     "TruncatedArchiveError",
     "UnsupportedArchiveError",

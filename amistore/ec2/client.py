@@ -12,7 +12,7 @@ from amistore.ec2 import models
 from amistore.ec2.errors import ClientError, ParamValidationError, refusal
 from amistore.ec2.members import OPERATIONS, faults
 from amistore.ec2.operations import answer
-from amistore.errors import AmistoreError
+from amistore.errors import AmistoreError, InvalidRequestError
 from amistore.tasks import TaskEngine
 
 __all__ = ["ClientMeta", "EC2Client"]
@@ -43,6 +43,10 @@ class EC2Client:
     exceptions: Final = types.SimpleNamespace(ClientError=ClientError)
 
     def __init__(self, engine: TaskEngine) -> None:
+        if not isinstance(engine, TaskEngine):
+            raise InvalidRequestError(
+                f"a client is of an amistore.TaskEngine(backend), not of a {type(engine).__name__}"
+            )
         self._engine = engine
         self.meta = ClientMeta(region_name=engine.backend.ec2.region_name)
 

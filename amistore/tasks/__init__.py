@@ -6,7 +6,7 @@ layers below.
 """
 
 from amistore.tasks.engine import TaskEngine
-from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
+from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan, TaskPlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.sweep import SweepReport
 from amistore.tasks.task import (
@@ -14,6 +14,7 @@ from amistore.tasks.task import (
     SnapshotProgress,
     StoreImageTask,
     TagSpecification,
+    Task,
     TaskPage,
 )
 
@@ -28,6 +29,8 @@ __all__ = [
     "StorePlan",
     "SweepReport",
     "TagSpecification",
+    "Task",
     "TaskEngine",
     "TaskPage",
+    "TaskPlan",
 ]

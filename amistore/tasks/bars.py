@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from amistore.errors import InvalidRequestError
-from amistore.tasks.task import StoreImageTask, Task
+from amistore.tasks.task import Task
 
 __all__ = ["ProgressReport", "progress_reports"]
 
@@ -27,6 +27,8 @@ def progress_reports(progress: bool | ProgressReport) -> Iterator[ProgressReport
     """
     if callable(progress):
         yield _changes(progress)
+    elif not isinstance(progress, bool):
+        raise InvalidRequestError(f"progress is True, False or a function, not {progress!r}")
     elif progress:
         with contextlib.ExitStack() as bars:
             yield _changes(_bars(bars))
@@ -54,19 +56,15 @@ def _bars(stack: contextlib.ExitStack) -> ProgressReport:
             "a progress bar needs tqdm: pip install 'amistore[progress]', or give a function"
         ) from None
     bars: dict[str, Any] = {}
-    shape = "{desc} {percentage:3.0f} % |{bar}| {elapsed}"
+    shape = "{percentage:3.0f} % |{bar:20}| {elapsed} {desc}"
 
     def report(task: Task) -> None:
         if task.task_id not in bars:
-            bar = stack.enter_context(tqdm(total=100, desc=_description(task), bar_format=shape))
+            bar = stack.enter_context(tqdm(total=100, desc=task.purpose, bar_format=shape))
             bars[task.task_id] = bar
         bar = bars[task.task_id]
         bar.update(task.progress_percentage - bar.n)
+        if task.state != "InProgress":
+            bar.close()  # or its time would go on with that of the others
 
     return report
-
-
-def _description(task: Task) -> str:
-    if isinstance(task, StoreImageTask):
-        return f"store {task.ami_id}"
-    return f"restore {getattr(task, 'name', task.task_id)}"

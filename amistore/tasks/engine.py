@@ -56,7 +56,7 @@ class TaskEngine:
         quotas: None for the EC2 user guide's; `Quotas.unlimited()` for none.
         workers: segments of a task worked on at once; None for the number of CPUs.
         concurrency: tasks worked on at once; the others wait, first in, first out.
-        clock: gives the seconds since 1970.
+        clock: gives the seconds since 1970; another one is for tests.
 
     Raises:
         JournalError: the journal cannot be opened.
@@ -104,6 +104,9 @@ class TaskEngine:
         self._process = os.getpid()
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"TaskEngine({self.backend!r}, journal={self._journal.name!r})"
+
     def __enter__(self) -> TaskEngine:
         return self
 
@@ -122,9 +125,11 @@ class TaskEngine:
 
     def _let_go(self) -> None:
         try:
-            self._journal.release(self._ownership.owner)
+            left = self._journal.release(self._ownership.owner)
+            if left:
+                _logger.warning("unfinished, resume() goes on: %s", ", ".join(left))
         except JournalError as error:  # they are free all the same once it counts as ended
-            _logger.warning("tasks are left to others without a note: %s", error)
+            _logger.warning("this engine's tasks stay in the journal, resume() goes on with them: %s", error)
         finally:
             self._ownership.close()
             self._journal.close()
@@ -362,7 +367,7 @@ class TaskEngine:
 
         Args:
             task: a task or its id, also one of another process; None for all that this engine has
-                created or resumed.
+                created or resumed, but for those whose failure it has told.
             progress: True for a bar a task (tqdm; extra ``progress``), or what to call with a task
                 when its percentage has changed.
 
@@ -372,23 +377,35 @@ class TaskEngine:
         Raises:
             TaskFailedError: it, or one of all, has failed.
             JournalError: the journal could not be written; `resume` goes on.
+            StorageFullError: there is no room for what a task makes; `resume` goes on, `cancel` gives it up.
         """
         self._check_open()
+        if task is None:
+            self._tell_unowned()
         wanted = list(self._runner.mine) if task is None else [self._own(task)]
         with progress_reports(progress) as report:
             records = self._runner.wait(wanted, report)
         failed = [record for record in records if record.state == "Failed"]
         if failed:
+            if task is None:
+                self._runner.mine = [each.task_id for each in records if each.state != "Failed"]
             told = "; ".join(f"{each.task_id} failed: {each.failure_reason}" for each in failed)
             raise TaskFailedError(told, task_ids=tuple(each.task_id for each in failed))
         ended = tuple(record.task() for record in records)
         return ended if task is None else ended[0]
 
+    def _tell_unowned(self) -> None:
+        """A program that was killed and begun again would wait for nothing, and not know it."""
+        unfinished = [each for each in self._journal.unfinished(self._place) if each.state == "InProgress"]
+        unowned = [each.task_id for each in unfinished if self._runner.is_free(each)]
+        if unowned:
+            _logger.warning("nobody works on these, resume() goes on with them: %s", ", ".join(unowned))
+
     def cancel(self, task: Task | str) -> None:
         """Give a task up, of whatever process: what it has made is removed, and it counts as failed.
 
-        This returns once that is durable; `wait` waits for the end. One that is at its very end
-        may still be completed.
+        This returns once that is durable; `wait` waits for the end. Its owner learns of it at the next
+        part or segment, in another process within five seconds; until then it may still be completed.
 
         Raises:
             InvalidRequestError: it has ended already; ``IncorrectState``.
@@ -447,6 +464,11 @@ class TaskEngine:
 
     def _terms(self, columns: dict[str, Any], prices: Prices | None, rates: RequestRates | None) -> Terms:
         """What a plan reckons with, of a task that would be admitted."""
+        for given, kind_of in ((prices, Prices), (rates, RequestRates)):
+            if given is not None and not isinstance(given, kind_of):
+                raise InvalidRequestError(
+                    f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
+                )
         kind = self._admit(columns, dry_run=True).kind
         return Terms(
             in_progress=self._journal.in_progress(self._place, kind),

@@ -245,10 +245,12 @@ class Journal:
             found = self._select(_OWNED, [owner])
         return {record.lease: record.cancelled for record in found}
 
-    def release(self, owner: str) -> None:
-        """Leave an owner's tasks to others."""
+    def release(self, owner: str) -> list[str]:
+        """Leave an owner's tasks to others; gives their ids."""
         with self._writing() as database:
+            left = [record.task_id for record in self._select(_OWNED, [owner])]
             database.execute(f"UPDATE task SET owner = NULL WHERE {_OWNED}", [owner])
+        return left
 
     # How far they are.
 

@@ -107,12 +107,6 @@ class TaskRecord:
         return Lease(self.task_id, self.epoch)
 
     @property
-    def purpose(self) -> str:
-        """What it makes of what, for people."""
-        place = f"{self.bucket}/{self.object_key}"
-        return f"{self.image_id} to {place}" if self.kind == "store" else f"{place} to {self.name!r}"
-
-    @property
     def reads(self) -> tuple[str, ...]:
         """Ids of the snapshots that it lists."""
         return tuple(volume.stored_id for volume in self.volumes) if self.kind == "store" else ()

@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from amistore.backends import Backend, checks
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
+from amistore.errors import (
+    AmistoreError,
+    BackendError,
+    InvalidRequestError,
+    JournalError,
+    StorageFullError,
+)
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
 from amistore.pipeline.workers import threads_can_begin
@@ -66,7 +72,7 @@ class TaskRunner:
         mine: ids of the tasks that were created or taken here, oldest first.
         changed: is notified when a task came to rest; guards all below.
         stuck: what ended a task's run without an end of the task: the journal could not be written,
-            or the backend not be asked whether it is done.
+            there was no room, or the backend could not be asked whether it is done.
     """
 
     def __init__(
@@ -121,7 +127,7 @@ class TaskRunner:
         with self._taking:
             self._journal.add(record, limit, dry_run=dry_run)
             if not dry_run:
-                _tell(record, "queued", record.purpose)
+                _tell(record, "queued", record.task().purpose)
                 self.mine.append(record.task_id)
                 self._submit([record])
         return record
@@ -130,16 +136,17 @@ class TaskRunner:
         """Work on those of the journal's tasks that nobody works on; gives them."""
         owner, until = self._ownership.owner, self.until()
         with self._taking:
-            found = [self._journal.take(each.task_id, owner, until, self._is_free) for each in records]
+            found = [self._journal.take(each.task_id, owner, until, self.is_free) for each in records]
             taken = [record for record in found if record is not None]
             self.mine += [record.task_id for record in taken if record.task_id not in self.mine]
             for record in taken:
-                _tell(record, "taken over", record.purpose)
+                _tell(record, "taken over", record.task().purpose)
             if taken:
                 self._submit(taken)
         return taken
 
-    def _is_free(self, record: TaskRecord) -> bool:
+    def is_free(self, record: TaskRecord) -> bool:
+        """Whether nobody works on it."""
         if record.owner == self._ownership.owner:
             return not self.has(record.task_id)  # its run ended without an end of the task
         return (
@@ -188,7 +195,7 @@ class TaskRunner:
             if self._closing:
                 raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
             here = self.has(record.task_id)
-        if not here and self._is_free(record):
+        if not here and self.is_free(record):
             if not threads_can_begin():
                 raise InvalidRequestError(
                     f"{record.task_id} stopped, as no thread can be begun any more: wait for it before the "
@@ -290,8 +297,8 @@ class TaskRunner:
                 self._check(record, heed_cancel)
                 self._do(record, log, heed_cancel)
                 return
-            except (_StoppedError, LeaseLostError, JournalError):
-                raise
+            except (_StoppedError, LeaseLostError, JournalError, StorageFullError):
+                raise  # what a run has made is kept for the next one, when there is room
             except Exception as error:
                 if not threads_can_begin():
                     raise _StoppedError from error
@@ -309,7 +316,11 @@ class TaskRunner:
                 if not isinstance(error, (AmistoreError, _CancelledError)):
                     _logger.exception("%s: unexpected", record.task_id)
                     error = AmistoreError(f"{type(error).__name__}: {error}")
-                self._fail(record, str(error))
+                self._journal.fail(record.lease, str(error))
+                if isinstance(error, _CancelledError):
+                    _tell(record, "cancelled")
+                else:
+                    _tell(record, "failed", error, logging.ERROR)
                 break
         self._undo(record, log)
 
@@ -342,10 +353,6 @@ class TaskRunner:
     def _pause(self, seconds: float) -> None:
         with self.changed:
             self.changed.wait_for(lambda: self._closing, timeout=seconds)
-
-    def _fail(self, record: TaskRecord, reason: str) -> None:
-        self._journal.fail(record.lease, reason)
-        _tell(record, "failed", reason, logging.ERROR)
 
     def _undo(self, record: TaskRecord, log: TaskLog) -> None:
         """Remove what a failed task has made; what cannot be removed stays noted, to try again."""

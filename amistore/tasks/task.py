@@ -6,9 +6,11 @@ for is ours, and named so that it reads alike.
 
 from __future__ import annotations
 
+import abc
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, Literal, TypeVar, overload
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Generic, Literal, TypeVar, cast, overload
 
 import attrs
 
@@ -28,7 +30,9 @@ __all__ = [
 TaskState = Literal["InProgress", "Completed", "Failed"]
 
 
-def _tags(tags: Iterable[Tag]) -> tuple[Tag, ...]:
+def _tags(tags: Iterable[Tag] | Mapping[str, str]) -> tuple[Tag, ...]:
+    if isinstance(tags, Mapping):
+        return tuple(Tag(key=key, value=value) for key, value in cast("Mapping[str, str]", tags).items())
     if not isinstance(tags, Iterable):
         field = "TagSpecification.tags"
         raise InvalidValueError(f"{field} is a list of Tag, not {tags!r}", field=field, value=tags)
@@ -41,7 +45,7 @@ class TagSpecification:
 
     Attributes:
         resource_type: ``image``, or ``snapshot``: the same tags on every one.
-        tags: set over those that were stored.
+        tags: set over those that were stored; a mapping of keys to values does, too.
     """
 
     resource_type: str
@@ -49,7 +53,7 @@ class TagSpecification:
 
 
 @attrs.frozen(kw_only=True)
-class Task:
+class Task(abc.ABC):
     """What every task has.
 
     Attributes:
@@ -70,10 +74,23 @@ class Task:
     failure_reason: str | None = None
     left_behind: tuple[str, ...] = ()
 
+    @property
+    @abc.abstractmethod
+    def purpose(self) -> str:
+        """What it makes of what, for people."""
+
+    def __str__(self) -> str:
+        started = self.task_start_time.strftime("%Y-%m-%d %H:%M:%SZ")
+        reason = f": {self.failure_reason}" if self.failure_reason else ""
+        return (
+            f"{self.task_id:25}  {started}  {self.progress_percentage:3} %  {self.state:10}  "
+            f"{self.purpose}{reason}"
+        )
+
 
 @attrs.frozen(kw_only=True)
 class StoreImageTask(Task):
-    """A task that stores an AMI as an object.
+    """A task that stores an AMI as an object; what every task has is told by `Task`.
 
     Attributes:
         ami_id: of the AMI.
@@ -87,8 +104,17 @@ class StoreImageTask(Task):
     content_id: str | None = None
 
     @property
+    def purpose(self) -> str:
+        return f"{self.ami_id} to {self.bucket}/{self.s3_object_key}"
+
+    @property
+    def image_id(self) -> str:
+        """As CreateStoreImageTask calls `ami_id`."""
+        return self.ami_id
+
+    @property
     def object_key(self) -> str:
-        """As CreateStoreImageTask calls it."""
+        """As CreateStoreImageTask calls `s3_object_key`."""
         return self.s3_object_key
 
     @property
@@ -121,7 +147,7 @@ class SnapshotProgress:
 
 @attrs.frozen(kw_only=True)
 class RestoreImageTask(Task):
-    """A task that makes an AMI of an object.
+    """A task that makes an AMI of an object; what every task has is told by `Task`.
 
     Attributes:
         image_id: of the new AMI; None until it is known, which is at once where the registry
@@ -137,6 +163,10 @@ class RestoreImageTask(Task):
     name: str
     object_key: str
     snapshots: tuple[SnapshotProgress, ...] = ()
+
+    @property
+    def purpose(self) -> str:
+        return f"{self.bucket}/{self.object_key} to {self.name!r}"
 
 
 T = TypeVar("T", bound=Task)
@@ -163,6 +193,13 @@ class TaskPage(Sequence[T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def __str__(self) -> str:
+        more = ["and more: next_token asks for them"] if self.next_token else []
+        return "\n".join([*map(str, self.tasks), *more])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.tasks)

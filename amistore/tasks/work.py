@@ -115,8 +115,8 @@ def _restore(
     workers: int | None,
     progress: Callable[[Progress], None],
 ) -> Outcome:
-    if not log.entries():
-        # It may have waited for hours. Later, the name may be taken by the task's own image.
+    # It may have waited for hours, and only an image of its own may have its name by now.
+    if not is_done(record, backend, log):
         refuse_taken(backend, record.name)
     restored = unpack_object(
         backend.s3,

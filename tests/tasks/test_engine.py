@@ -224,7 +224,7 @@ def test_a_bar_shows_what_is_done_and_ends_full(capfd: pytest.CaptureFixture[str
         engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
         engine.wait(progress=True)
     shown = capfd.readouterr().err
-    assert f"store {image_id}" in shown
+    assert f"{image_id} to {BUCKET}/{image_id}.bin" in shown
     assert "100 % |" in shown
 
 

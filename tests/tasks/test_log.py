@@ -43,7 +43,7 @@ def test_a_task_that_is_cancelled_is_told_failed_and_cleaned_up(caplog: pytest.L
     assert told(caplog, task.task_id) == [
         ("INFO", "queued"),
         ("INFO", "running"),
-        ("ERROR", "failed"),
+        ("INFO", "cancelled"),
         ("INFO", "cleaned up"),
     ]
 
