@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from amistore.backends import Backend, checks
+from amistore.backends.redaction import hide_secrets, redact_log
 from amistore.errors import (
     AmistoreError,
     BackendError,
@@ -85,6 +86,7 @@ class TaskRunner:
         concurrency: int,
         clock: Callable[[], float],
     ) -> None:
+        redact_log(_logger.name)  # a backend's error may tell a signed URL
         self._backend = backend
         self._journal = journal
         self._ownership = ownership
@@ -316,11 +318,12 @@ class TaskRunner:
                 if not isinstance(error, (AmistoreError, _CancelledError)):
                     _logger.exception("%s: unexpected", record.task_id)
                     error = AmistoreError(f"{type(error).__name__}: {error}")
-                self._journal.fail(record.lease, str(error))
+                reason = hide_secrets(str(error))
+                self._journal.fail(record.lease, reason)
                 if isinstance(error, _CancelledError):
                     _tell(record, "cancelled")
                 else:
-                    _tell(record, "failed", error, logging.ERROR)
+                    _tell(record, "failed", reason, logging.ERROR)
                 break
         self._undo(record, log)
 
