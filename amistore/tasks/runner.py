@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from amistore.backends import Backend, checks
+from amistore.backends.redaction import hide_secrets, redact_log
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError, JournalError
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
@@ -79,6 +80,7 @@ class TaskRunner:
         concurrency: int,
         clock: Callable[[], float],
     ) -> None:
+        redact_log(_logger.name)  # a backend's error may tell a signed URL
         self._backend = backend
         self._journal = journal
         self._ownership = ownership
@@ -309,7 +311,7 @@ class TaskRunner:
                 if not isinstance(error, (AmistoreError, _CancelledError)):
                     _logger.exception("%s: unexpected", record.task_id)
                     error = AmistoreError(f"{type(error).__name__}: {error}")
-                self._fail(record, str(error))
+                self._fail(record, hide_secrets(str(error)))
                 break
         self._undo(record, log)
 

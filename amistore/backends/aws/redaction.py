@@ -1,13 +1,12 @@
-"""What botocore and urllib3 log at DEBUG, without what lets others sign, and without signatures.
+"""What botocore and urllib3 log at DEBUG, without secrets.
 
 botocore logs requests whole: session tokens, signatures and, of services that hand credentials
-out, those too. A filter of a logger sees only what is logged to that very logger, so each is named.
+out, those too.
 """
 
 from __future__ import annotations
 
-import logging
-import re
+from amistore.backends.redaction import redact_log
 
 __all__ = ["redact_logs"]
 
@@ -33,47 +32,8 @@ _LOGGERS = (
     "urllib3.util.retry",
 )
 
-_NAMES = (
-    r"x-amz-security-token|x-amz-s3session-token|x-amz-signature|(?:proxy-)?authorization|signature"
-    r"|(?:secret|aws_secret_)_?access_?key|session_?token|aws_session_token|security_?token"
-    r"|(?:access|refresh|id)_?token|client_?secret|x-aws-ec2-metadata-token"
-)
-# A header, a member of JSON or of a dict's repr, a parameter of a query, or an element of XML.
-_SECRET = re.compile(
-    rf"""(?P<name>\b(?:{_NAMES})\b['"]?\s*(?:[:=,>]|%3D)\s*)
-    (?: b?(?P<quote>['"]) (?:\\.|(?!(?P=quote)).)* (?P=quote)
-      | AWS4-HMAC-SHA256\b[^\n'"]* | (?:Basic|Bearer)\s+[^\s'"]+ | [^\s&,;<>'"\]}})]+ )""",
-    re.IGNORECASE | re.VERBOSE,
-)
-# The authority of a URL with a password in it, as a proxy's may have.
-_PASSWORD = re.compile(r"(://)[^/\s@'\"]+@")
-
 
 def redact_logs() -> None:
     """Let the loggers of botocore and urllib3 show no secret. Again does no harm."""
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_redact)
-
-
-def _redact(record: logging.LogRecord) -> bool:
-    if isinstance(record.args, tuple):
-        record.args = tuple(_without_body(each) for each in record.args)
-    text = record.getMessage()
-    shown = _hide(text)
-    if shown != text:
-        record.msg, record.args = shown, None
-    if record.exc_info and not record.exc_text:
-        # What a handler's formatter would make of it, and then uses as it is.
-        record.exc_text = _hide(logging.Formatter().formatException(record.exc_info))
-    return True
-
-
-def _without_body(argument: object) -> object:
-    """A request without what it carries: parts of disks, in plain, and megabytes each."""
-    if not isinstance(argument, dict) or "body" not in argument:
-        return argument
-    return {**argument, "body": "..."}
-
-
-def _hide(text: str) -> str:
-    return _PASSWORD.sub(r"\1***@", _SECRET.sub(r"\g<name>***", text))
+        redact_log(name)
