@@ -242,8 +242,9 @@ class Journal:
         with self._writing() as database:
             sql = f"UPDATE task SET lease_until = ? WHERE {_OWNED} AND task_id = ?"
             database.executemany(sql, [(until, owner, lease.task_id) for lease in leases])
-            found = self._select(_OWNED, [owner])
-        return {record.lease: record.cancelled for record in found}
+            sql = f"SELECT task_id, epoch, cancelled FROM task WHERE {_OWNED}"
+            found = database.execute(sql, [owner]).fetchall()
+        return {Lease(row["task_id"], row["epoch"]): bool(row["cancelled"]) for row in found}
 
     def release(self, owner: str) -> list[str]:
         """Leave an owner's tasks to others; gives their ids."""
