@@ -6,6 +6,7 @@ As in `blocks.py`: any `BackendError` may be raised, any method called from seve
 from __future__ import annotations
 
 import abc
+import contextlib
 import io
 import logging
 import mmap
@@ -131,8 +132,12 @@ class ObjectStore(abc.ABC):
 
         Override it where a part can be sent without being in memory as a whole.
         """
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
             return self.upload_part(bucket, key, upload_id, part_number, content)
+        finally:
+            with contextlib.suppress(BufferError):  # an error's traceback holds a view: it goes with that
+                content.close()
 
     @abc.abstractmethod
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
