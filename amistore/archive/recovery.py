@@ -146,7 +146,7 @@ def recover(
         raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
     path = Path(target)
     ranges = open_ranges(damaged, bucket, key, options)
-    with contextlib.closing(ranges), files.operation("recover"):
+    with contextlib.closing(ranges), files.operation("recover", path=path):
         files.check_target(path, overwrite=False)
         pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
         salvage = _Salvage(ranges, pieces, worker_count(workers))

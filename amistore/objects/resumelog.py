@@ -172,13 +172,13 @@ class FileResumeLog(ResumeLog):
             self._descriptor = None
 
     def entries(self) -> list[bytes]:
-        with files.operation("resume"):
+        with files.operation("resume", path=self.path):
             if self._descriptor is None and not self.path.exists():
                 return []
             return self._read(self._open())[0]
 
     def append(self, entry: bytes) -> None:
-        with files.operation("resume"):
+        with files.operation("resume", path=self.path):
             descriptor = self._open()
             end = os.fstat(descriptor).st_size
             try:
@@ -190,7 +190,7 @@ class FileResumeLog(ResumeLog):
                 raise
 
     def clear(self) -> None:
-        with files.operation("resume"):
+        with files.operation("resume", path=self.path):
             if self._descriptor is not None or self.path.exists():
                 if self._named(self._open()):  # else it was removed by hand, and may be another run's now
                     self.path.unlink()

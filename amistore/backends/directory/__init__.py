@@ -96,7 +96,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             raise
 
     def _import_snapshot(self, path: Path) -> str:
-        with files.operation("import_disk"), files.open_descriptor(path) as descriptor:
+        with files.operation("import_disk", path=path), files.open_descriptor(path) as descriptor:
             # A file's name may hold bytes that are no UTF-8.
             name = os.fsencode(path.name).decode(errors="replace")
             size = disk.disk_size(path, descriptor)

@@ -50,7 +50,7 @@ class DirectoryEC2(ImageRegistry):
         return checks.new_id("ami")
 
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
-        with files.operation("register_image"):
+        with files.operation("register_image", path=self.root):
             registered = self.prepare_image(image, name=name, image_id=image_id)
             with files.locked(self.root):
                 checks.check_untaken(registered, self.describe_images())
