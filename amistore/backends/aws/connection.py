@@ -125,8 +125,8 @@ def check_endpoint(url: str) -> None:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
         parts.port  # noqa: B018 - raises where it is no number
-        if not host:
-            raise ValueError("it has no host")
+        if not host or parts.query:  # botocore refuses a query too, but tells it
+            raise ValueError("it has no host, or a query")
     except ValueError:  # whose text may hold a password
         raise InvalidRequestError(
             "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"
