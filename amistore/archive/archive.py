@@ -61,6 +61,9 @@ def open_archive(
         raise
 
 
+open_archive.__name__ = "open"  # as users know it, for help()
+
+
 def open_ranges(
     what: str | os.PathLike[str] | BinaryIO | ObjectStore,
     bucket: str | None,

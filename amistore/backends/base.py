@@ -41,6 +41,9 @@ class Backend(Generic[EBS, S3, EC2]):
         self.s3 = s3
         self.ec2 = ec2
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(ebs={self.ebs!r}, s3={self.s3!r}, ec2={self.ec2!r})"
+
     def preflight(self, image: Image) -> None:
         """Find out whether an image can be stored from here before anything is read or written.
 

@@ -333,3 +333,6 @@ class MemoryBackend(Backend[_MemoryEBS, _MemoryS3, _MemoryEC2]):
     def __init__(self, *, page_size: int = 10_000) -> None:
         ebs = _MemoryEBS(page_size)
         super().__init__(ebs=ebs, s3=_MemoryS3(), ec2=_MemoryEC2(ebs))
+
+    def __repr__(self) -> str:
+        return "MemoryBackend()"

@@ -36,7 +36,7 @@ R = TypeVar("R")
 @attrs.frozen
 class _RetryingBlockSource(BlockSource):
     inner: BlockSource
-    retrier: Retrier
+    retrier: Retrier = attrs.field(repr=False)
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         return self.retrier.call(
@@ -134,7 +134,7 @@ class _Removal:
 @attrs.frozen
 class _RetryingObjectStore(ObjectStore):
     inner: ObjectStore
-    retrier: Retrier
+    retrier: Retrier = attrs.field(repr=False)
 
     @property
     def where(self) -> str:  # type: ignore[override]
@@ -242,7 +242,7 @@ class _Completion:
 @attrs.frozen
 class _RetryingImageRegistry(ImageRegistry):
     inner: ImageRegistry
-    retrier: Retrier
+    retrier: Retrier = attrs.field(repr=False)
 
     def _call(self, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         return self.retrier.call("ec2", function, *arguments, **options)
@@ -322,6 +322,9 @@ class RetryingBackend(Backend):
         self.journal = inner.journal
         self._inner = inner
         self._retrier = retrier
+
+    def __repr__(self) -> str:
+        return f"RetryingBackend({self._inner!r})"
 
     def preflight(self, image: Image) -> None:
         self._retrier.call("ec2", self._inner.preflight, image)

@@ -64,8 +64,8 @@ class AWSImageRegistry(ImageRegistry):
 
     connection: Connection
     image_tags: tuple[Tag, ...] = attrs.field(default=(), kw_only=True)
-    sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True)
-    clock: Callable[[], datetime.datetime] = attrs.field(default=_now, kw_only=True)
+    sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
+    clock: Callable[[], datetime.datetime] = attrs.field(default=_now, kw_only=True, repr=False)
 
     @property
     def _ec2(self) -> Any:

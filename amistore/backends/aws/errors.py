@@ -172,9 +172,9 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of an endpoint: all of its URL that holds no secret."""
+    """Scheme, host and port of a request's URL, whose query may hold a signature."""
     parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def member_of(answer: Mapping[str, Any], name: str) -> Any:

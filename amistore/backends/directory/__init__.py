@@ -45,6 +45,9 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
         self.path = root
         self.journal = str(root / "tasks.db")
 
+    def __repr__(self) -> str:
+        return f"DirectoryBackend({str(self.path)!r})"
+
     def sweep(self) -> tuple[str, ...]:
         """Remove what crashes have left in the folder an hour ago or earlier; gives the files' names."""
         with files.operation("sweep"):

@@ -44,9 +44,10 @@ def test_tls_to_anywhere_and_plain_http_to_this_machine_are_taken(url: str) -> N
     AWSBackend(session(), endpoint_urls={"s3": url})
 
 
-def test_an_endpoint_with_a_query_is_refused_and_not_told() -> None:
+@pytest.mark.parametrize("url", ["https://example.org/?token=canary", "https://user:canary@example.org"])
+def test_an_endpoint_with_a_secret_is_refused_and_not_told(url: str) -> None:
     with pytest.raises(amistore.InvalidRequestError) as caught:
-        AWSBackend(session(), endpoint_urls={"s3": "https://objects.example.org/?token=canary"})
+        AWSBackend(session(), endpoint_urls={"s3": url})
     assert "canary" not in str(caught.value)
 
 
@@ -59,13 +60,12 @@ def test_an_endpoint_with_a_query_is_refused_and_not_told() -> None:
     ],
     ids=["ec2", "ebs", "s3"],
 )
-def test_an_endpoint_that_cannot_be_reached_is_named_and_nothing_secret_of_it(
+def test_an_endpoint_that_cannot_be_reached_is_named(
     call: Callable[[AWSBackend], object],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = "127.0.0.1:{}".format(server.getsockname()[1])
-    urls = dict.fromkeys(("ec2", "ebs", "s3"), f"http://user:canary@{host}/")
+    urls = dict.fromkeys(("ec2", "ebs", "s3"), f"http://{host}/path")
     cloud = AWSBackend(session(), endpoint_urls=urls, retries=amistore.RetryPolicy(attempts=1))
-    with pytest.raises(amistore.BackendError, match=f"the connection to http://{host} failed") as caught:
+    with pytest.raises(amistore.BackendError, match=f"the connection to http://{host} failed: "):
         call(cloud)
-    assert "canary" not in str(caught.value)
