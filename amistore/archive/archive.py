@@ -14,7 +14,8 @@ from typing_extensions import Self
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import VerifyReport, verify
 from amistore.archive.volume import Volume
-from amistore.backends import ObjectStore, files
+from amistore.backends import Backend, ObjectStore, files
+from amistore.backends.checks import check_kind, check_path
 from amistore.backends.ranges import FileRanges, ObjectRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
 from amistore.errors import AlreadyExistsError, InvalidRequestError, LostBlocksError, NotFoundError
@@ -71,6 +72,8 @@ def open_ranges(
     options: dict[str, Any] | None,
 ) -> RangeReader:
     """The bytes of what `open_archive` takes."""
+    if isinstance(what, Backend):
+        check_kind(what, ObjectStore, "store")
     store = isinstance(what, ObjectStore)
     if store is not (bucket is not None and key is not None) or (not store and (bucket or key)):
         raise InvalidRequestError("bucket= and key= go together with an object store, and only with one")
@@ -222,7 +225,7 @@ class Archive:
         Returns:
             The paths of the disks, in the order of `volumes`.
         """
-        root = Path(folder)
+        root = check_path(folder, "folder")
         manifest = root / "ami.json"
         paths = [root / _disk_name(volume) for volume in self.volumes]
         lost = [volume.snapshot_id for volume in self.volumes if volume.lost_blocks]

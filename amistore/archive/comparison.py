@@ -14,10 +14,11 @@ import attrs
 from amistore.archive.archive import Archive, open_archive
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
+from amistore.backends.checks import check_kind
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
-from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, GIB, MIB

@@ -97,6 +97,12 @@ class VerifyReport:
         return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
 
 
+def check_content_id(expected: object) -> None:
+    """Refuse what no archive can have."""
+    if expected is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(expected)):
+        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected!r:.80}")
+
+
 def verify(
     container: ContainerFile,
     *,
@@ -109,8 +115,7 @@ def verify(
     start = time.perf_counter()
     verification = Verification(container, quick=quick, progress=progress)
     content_id = container.index.content_id.hex()
-    if expected_content_id is not None and not re.fullmatch("[0-9a-fA-F]{64}", expected_content_id):
-        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected_content_id[:80]!r}")
+    check_content_id(expected_content_id)
     if expected_content_id is not None and expected_content_id.lower() != content_id:
         verification.findings.append(
             CorruptArchiveError(f"the content id is {content_id}, not the expected {expected_content_id}")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends.base import Backend
+from amistore.backends.base import Backend, check_backend
 from amistore.backends.blocks import BlockPage, BlockSource, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
@@ -313,6 +313,7 @@ class RetryingBackend(Backend):
     """
 
     def __init__(self, inner: Backend, retries: RetryPolicy | Retrier | None = None) -> None:
+        check_backend(inner, "backend")
         retrier = retries if isinstance(retries, Retrier) else Retrier(retries or RetryPolicy())
         super().__init__(
             ebs=_RetryingBlockStore(inner=inner.ebs, retrier=retrier),

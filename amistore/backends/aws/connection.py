@@ -133,7 +133,8 @@ def check_endpoint(url: str) -> None:
             raise ValueError("it has no host, or too much")
     except ValueError:  # whose text may hold a password
         raise InvalidRequestError(
-            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com, with no user or query"
+            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com, "
+            "without a user or a query"
         ) from None
     if parts.scheme == "https":
         return

@@ -33,7 +33,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
     """EC2, EBS and S3 in a folder, made where it is missing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        root = Path(path).absolute()
+        root = checks.check_path(path, "backend's folder").absolute()
         with files.operation("open"):
             for service in ("ec2", "ebs", "s3"):
                 try:
@@ -75,6 +75,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             AlreadyExistsError: the name is taken.
             BackendError: the disk cannot be read or the folder not written; nothing is left behind.
         """
+        disk_path = checks.check_path(path, "disk")
         members = {
             "architecture": "x86_64",
             "virtualization_type": "hvm",
@@ -90,7 +91,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             image_id=checks.new_id("ami"), name=name, block_device_mappings=(*others, root), **members
         )
         self.ec2.prepare_image(image)  # refuse before the disk is read
-        snapshot_id = self._import_snapshot(Path(path))
+        snapshot_id = self._import_snapshot(disk_path)
         try:
             root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
             return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))

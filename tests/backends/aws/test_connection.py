@@ -64,7 +64,7 @@ def test_an_endpoint_that_cannot_be_reached_is_named(
     call: Callable[[AWSBackend], object],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        host = "127.0.0.1:{}".format(server.getsockname()[1])
+        host = f"127.0.0.1:{server.getsockname()[1]}"
     urls = dict.fromkeys(("ec2", "ebs", "s3"), f"http://{host}/path")
     cloud = AWSBackend(session(), endpoint_urls=urls, retries=amistore.RetryPolicy(attempts=1))
     with pytest.raises(amistore.BackendError, match=f"the connection to http://{host} failed: "):
