@@ -90,7 +90,7 @@ def test_a_damaged_place_is_logged_once_and_the_error_has_the_remedy(cloud, imag
     container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
     container[len(container) // 2] ^= 1
     cloud.s3.put_object("bucket", "key", container)
-    with pytest.raises(amistore.CorruptArchiveError, match="take another copy, or amistore.recover"):
+    with pytest.raises(amistore.CorruptArchiveError, match=r"take another copy, or amistore\.recover"):
         amistore.unpack_object(cloud.s3, "bucket", "key", MemoryBackend().ebs, workers=2)
     assert len([line for line in caplog.messages if line.startswith("looking again")]) == 1
 

@@ -46,9 +46,11 @@ def test_a_wrong_secret_is_refused(aws: FakeAWS) -> None:
 def test_who_asks_for_s3_is_told_that_there_is_none(
     aws: FakeAWS, operation: str, arguments: dict[str, Any]
 ) -> None:
-    with contextlib.closing(boto3.client("s3", **aws.client_options())) as s3:
-        with pytest.raises(s3.exceptions.ClientError, match="NotImplemented.*: FakeAWS is no S3: "):
-            getattr(s3, operation)(**arguments)
+    with (
+        contextlib.closing(boto3.client("s3", **aws.client_options())) as s3,
+        pytest.raises(s3.exceptions.ClientError, match=r"NotImplemented.*: FakeAWS is no S3: "),
+    ):
+        getattr(s3, operation)(**arguments)
 
 
 @pytest.mark.parametrize("changed", [{"access_key_id": "AKIAUNKNOWN"}, {"session_token": "not mine"}])
