@@ -1,4 +1,4 @@
-"""Processes that die where they are told to, or are killed at any moment, and others that go on after them.
+"""Processes that die or stop where they are told to, or are killed at any moment, and others after them.
 
 A module that is run as ``python -m`` calls `serve`: it reads commands, and does each in a process
 forked from it, so that hundreds need not import anything. A test starts it as `Processes`.
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import amistore
@@ -31,9 +32,12 @@ def _say(*words: object) -> None:
 
 
 class _Death:
-    """Where the process ends, without any clean-up: before or after the Nth call of a verb."""
+    """Where the process ends, without any clean-up, or stops: before or after the Nth call of a verb."""
 
-    def __init__(self, services: Mapping[type, Sequence[str]]) -> None:
+    def __init__(
+        self, services: Mapping[type, Sequence[str]], between: AbstractContextManager[object]
+    ) -> None:
+        self._between = between
         self.place: list[object] | None = None
         self._calls: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -59,9 +63,18 @@ class _Death:
     def _die(self, *place: object) -> None:
         if self.place == list(place):
             os._exit(9)
+        if self.place == ["stop", *place]:
+            with self._between:
+                _say("stopped")
+                # To this thread, which goes no step further; one to the process may stop another first.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
-def serve(work: Callable[..., None], services: Mapping[type, Sequence[str]]) -> None:
+def serve(
+    work: Callable[..., None],
+    services: Mapping[type, Sequence[str]],
+    between: AbstractContextManager[object] = nullcontext(),  # noqa: B008 - it has no state
+) -> None:
     """Do what the lines of the standard input say: arguments of `work`, and a place to die.
 
     On the standard output it is told, line by line, what each process does, and how it ended.
@@ -69,8 +82,9 @@ def serve(work: Callable[..., None], services: Mapping[type, Sequence[str]]) -> 
     Args:
         work: is called in a process of its own.
         services: verbs of classes, whose calls are told, and at which to die.
+        between: is held while a process is stopped, so that its other threads are not in what holds it.
     """
-    death = _Death(services)
+    death = _Death(services, between)
     child = 0
     for line in sys.stdin:
         if child:
@@ -104,6 +118,8 @@ class Processes:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             text=True,
         )
+        self._child = 0
+        self._lines: list[Words] = []
 
     def __enter__(self) -> Processes:
         return self
@@ -120,23 +136,45 @@ class Processes:
         Returns:
             The exit code, and what the process told.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps([arguments, die]) + "\n")
-        stdin.flush()
-        lines: list[Words] = []
-        child = 0
-        while True:
-            words = stdout.readline().split()
-            if words[0] == "process":
-                child = int(words[1])
-            elif words[0] == "ended":
-                return int(words[1]), lines
-            else:
-                lines.append(words)
-            if child and kill is not None and len(lines) >= kill[0]:
+        self._begin(arguments, die)
+        while (code := self._hear()) is None:
+            if self._child and kill is not None and len(self._lines) >= kill[0]:
                 for _ in range(kill[1]):
                     pass
-                os.kill(child, signal.SIGKILL)  # a zombie at worst: it is waited for at the next run
+                os.kill(self._child, signal.SIGKILL)  # a zombie at worst: it is waited for at the next run
                 kill = None
+        return code, self._lines
+
+    def run_until(self, *arguments: object, stop: list[object]) -> bool:
+        """Work in a process, which is stopped at a place; whether it came there. `go_on` is next, if so."""
+        self._begin(arguments, ["stop", *stop])
+        while (code := self._hear()) is None:
+            if self._lines and self._lines[-1] == ["stopped"]:
+                return True
+        assert code == 0
+        return False
+
+    def go_on(self) -> tuple[int, list[Words]]:
+        """Continue the stopped process; as `run`."""
+        os.kill(self._child, signal.SIGCONT)
+        while (code := self._hear()) is None:
+            pass
+        return code, self._lines
+
+    def _begin(self, arguments: tuple[object, ...], place: list[object] | None) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([arguments, place]) + "\n")
+        self._process.stdin.flush()
+        self._child, self._lines = 0, []
+
+    def _hear(self) -> int | None:
+        """Note what is told next; gives the exit code at the process's end."""
+        assert self._process.stdout is not None
+        words = self._process.stdout.readline().split()
+        if words[0] == "ended":
+            return int(words[1])
+        if words[0] == "process":
+            self._child = int(words[1])
+        else:
+            self._lines.append(words)
+        return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from amistore.errors import InvalidRequestError
+from amistore.tasks.requests import invalid_token
 
 __all__ = ["IMAGE_FILTERS", "SNAPSHOT_FILTERS", "filtered", "owned", "page"]
 
@@ -153,10 +154,7 @@ def page(
         except ValueError:
             kind, last = "", ""
         if kind != key:
-            raise InvalidRequestError(
-                "the token is of another request, or damaged: begin with the first page",
-                code="InvalidNextToken",
-            )
+            raise invalid_token()
         left = [each for each in left if each[key] > last]
     if most is None or len(left) <= most:
         return left, None

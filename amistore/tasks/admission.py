@@ -15,14 +15,14 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
-from amistore.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from amistore.errors import AlreadyExistsError, NotFoundError
 from amistore.model import Image, Tag
 from amistore.objects.registration import refuse_unregistrable
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import VolumeRecord
-from amistore.tasks.requests import check_image_id, object_place, object_tags, split_tags
+from amistore.tasks.requests import check_image_id, needed, object_place, object_tags, split_tags
 from amistore.tasks.restored import described_later
 from amistore.tasks.task import TagSpecification
 from amistore.tasks.work import open_object
@@ -72,7 +72,11 @@ class StoreRequest:
             backend.s3.head_bucket(name)
             with contextlib.suppress(NotFoundError):
                 backend.s3.head_object(name, key)
-                raise AlreadyExistsError("the AMI is stored there already", bucket=name, key=key)
+                raise AlreadyExistsError(
+                    "the AMI is stored there already: delete the object, or give bucket/prefix",
+                    bucket=name,
+                    key=key,
+                )
         return cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
 
     def columns(self) -> dict[str, Any]:
@@ -148,9 +152,8 @@ class RestoreRequest:
         allow_lost: bool,
     ) -> RestoreRequest:
         """Check what was asked for; see `TaskEngine.create_restore_image_task`."""
-        for given, role in ((bucket, "a bucket's name"), (object_key, "an object's key")):
-            if not isinstance(given, str) or not given:
-                raise InvalidRequestError(f"{role} is needed", code="MissingParameter")
+        needed(bucket, "a bucket's name")
+        needed(object_key, "an object's key")
         image_tags, snapshot_tags = split_tags(tag_specifications)
         with foreign_errors("head_object", bucket=bucket, key=object_key):
             backend.s3.head_bucket(bucket)

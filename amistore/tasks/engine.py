@@ -19,14 +19,12 @@ from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.journal import Journal, journal_path
 from amistore.tasks.ownership import Ownership
+from amistore.tasks.pages import PageRequest
 from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import Kind, TaskRecord
-from amistore.tasks.requests import (
-    PageRequest,
-    dry_run_succeeded,
-)
+from amistore.tasks.requests import dry_run_succeeded
 from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
@@ -54,6 +52,7 @@ class TaskEngine:
         journal: path of the file with the tasks. None for the backend's own place (in a
             `DirectoryBackend`'s folder, in memory for a `MemoryBackend`), or else ``tasks.db`` in
             ``$AMISTORE_STATE_DIR``, ``$XDG_STATE_HOME/amistore`` or ``~/.local/state/amistore``.
+            ``":memory:"`` for tasks that end with the engine.
         quotas: None for the EC2 user guide's; `Quotas.unlimited()` for none.
         workers: segments of a task worked on at once; None for the number of CPUs.
         concurrency: tasks worked on at once; the others wait, first in, first out.
@@ -78,13 +77,15 @@ class TaskEngine:
             raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
         if quotas is not None and not isinstance(quotas, Quotas):
             raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
+        if type(concurrency) is not int or concurrency < 1:
+            raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
         self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
         own = backend.journal is not None and path == journal_path(None, backend.journal)
-        self.place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
+        self._place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         self._journal = Journal(path)
         self._clock = clock
         try:
@@ -97,7 +98,7 @@ class TaskEngine:
             self._journal,
             self._ownership,
             workers=workers,
-            concurrency=worker_count(concurrency),
+            concurrency=concurrency,
             clock=clock,
         )
         self._process = os.getpid()
@@ -226,10 +227,9 @@ class TaskEngine:
         )
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
-        columns = {**request.columns(), "image_id": reserved}
-        task = cast(RestoreImageTask, self._create(columns, dry_run))
         warn_of_dropped(self.backend, request.stored.image, request.name)
-        return task
+        columns = {**request.columns(), "image_id": reserved}
+        return cast(RestoreImageTask, self._create(columns, dry_run))
 
     def plan_store(
         self,
@@ -376,7 +376,7 @@ class TaskEngine:
         self._check_open()
         wanted = list(self._runner.mine) if task is None else [self._own(task)]
         with progress_reports(progress) as report:
-            records = [self._runner.wait(task_id, report) for task_id in wanted]
+            records = self._runner.wait(wanted, report)
         failed = [record for record in records if record.state == "Failed"]
         if failed:
             told = "; ".join(f"{each.task_id} failed: {each.failure_reason}" for each in failed)
@@ -408,7 +408,7 @@ class TaskEngine:
         life for a minute; and failed tasks whose clean-up is not finished.
         """
         self._check_open()
-        return self._take(self._journal.unfinished(self.place))
+        return self._take(self._journal.unfinished(self._place))
 
     def sweep(self) -> SweepReport:
         """Remove what belongs to no live task: try the clean-up of failed tasks again, and look for more.
@@ -418,18 +418,18 @@ class TaskEngine:
         program's is only told.
         """
         self._check_open()
-        undoing = [each for each in self._journal.unfinished(self.place) if each.stage == "undoing"]
-        ended = [self._runner.wait(task.task_id) for task in self._take(undoing)]
-        uploads = sweep_uploads(self.backend, self._journal, self.place)
+        undoing = [each for each in self._journal.unfinished(self._place) if each.stage == "undoing"]
+        ended = self._runner.wait([task.task_id for task in self._take(undoing)])
+        uploads = sweep_uploads(self.backend, self._journal, self._place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
         left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
         with foreign_errors("sweep"):
             files = self.backend.sweep()
-        self._journal.prune(self.place, self._oldest())
+        self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 
     def _restores(self) -> list[TaskRecord]:
-        return self._journal.page(self.place, "restore", since=self._oldest(), limit=-1)
+        return self._journal.page(self._place, "restore", since=self._oldest(), limit=-1)
 
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""
@@ -437,7 +437,7 @@ class TaskEngine:
 
     def _admit(self, columns: dict[str, Any], *, dry_run: bool) -> TaskRecord:
         quota = self.quotas.in_progress(columns["kind"])
-        return self._runner.create({"place": self.place, **columns}, quota, dry_run=dry_run)
+        return self._runner.create({"place": self._place, **columns}, quota, dry_run=dry_run)
 
     def _create(self, columns: dict[str, Any], dry_run: bool) -> Task:
         record = self._admit(columns, dry_run=dry_run)
@@ -449,7 +449,7 @@ class TaskEngine:
         """What a plan reckons with, of a task that would be admitted."""
         kind = self._admit(columns, dry_run=True).kind
         return Terms(
-            in_progress=self._journal.in_progress(self.place, kind),
+            in_progress=self._journal.in_progress(self._place, kind),
             quota=self.quotas.in_progress(kind),
             workers=self._workers,
             prices=prices,
@@ -469,14 +469,14 @@ class TaskEngine:
         dry_run: bool,
     ) -> TaskPage[Any]:
         self._check_open()
-        request = PageRequest.of(image_ids, filters, max_results, next_token)
+        request = PageRequest.of(kind, image_ids, filters, max_results, next_token)
         if dry_run:
             raise dry_run_succeeded()
-        return request.read(self._journal, self.place, kind, oldest=self._oldest())
+        return request.read(self._journal, self._place, oldest=self._oldest())
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InvalidRequestError("the engine is closed")
+            raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
         if self._process != os.getpid():
             raise InvalidRequestError(
                 "the engine was made before this process was forked, and is of the other one: make one here"
@@ -487,7 +487,7 @@ class TaskEngine:
         if not isinstance(task, (Task, str)):
             raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
         record = self._journal.task(task if isinstance(task, str) else task.task_id)
-        if record.place != self.place:
+        if record.place != self._place:
             raise InvalidRequestError(
                 f"{record.task_id} is a task of another backend: make an engine with that one",
                 code="InvalidParameterValue",

@@ -41,6 +41,9 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
 
     Returns:
         None for one in memory.
+
+    Raises:
+        InvalidRequestError: it is no path, or the user has no folder.
     """
     chosen = own if given is None else given
     if chosen is not None:
@@ -48,9 +51,18 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
             raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
         # Its real name: engines that know it by several ones must see each other.
         return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
-    folder = os.environ.get("AMISTORE_STATE_DIR")
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.path.realpath((Path(folder) if folder else Path(state) / "amistore") / "tasks.db"))
+    folder = os.environ.get("AMISTORE_STATE_DIR") or Path(_state_folder(), "amistore")
+    return Path(os.path.realpath(Path(folder, "tasks.db")))
+
+
+def _state_folder() -> str | Path:
+    """As the XDG Base Directory Specification has it."""
+    try:
+        return os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise InvalidRequestError(
+            "the user has no home for the journal: give TaskEngine(journal=...), or set AMISTORE_STATE_DIR"
+        ) from None
 
 
 class Journal:
@@ -179,15 +191,20 @@ class Journal:
             found = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
             if found is not None and record.kind == "store":
                 raise AlreadyExistsError(
-                    f"{found[0]} is storing it", bucket=record.bucket, key=record.object_key
+                    f"{found[0]} is storing it: wait for that task, which goes on with it if nobody does",
+                    bucket=record.bucket,
+                    key=record.object_key,
                 )
             if found is not None:
-                raise AlreadyExistsError(f"{found[0]} is restoring an image named {record.name!r}")
+                raise AlreadyExistsError(
+                    f"{found[0]} is restoring an image named {record.name!r}: wait for that task, or give "
+                    "another name"
+                )
             used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
                 raise InvalidRequestError(
                     f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: "
-                    "try again when one has ended",
+                    "try again when one has ended; resume() goes on with those that nobody works on",
                     code="ResourceLimitExceeded",
                 )
             if dry_run:
@@ -281,11 +298,11 @@ class Journal:
             self._set(task_id, cancelled=1)
             return record
 
-    def prune(self, place: str, before: int) -> int:
-        """Forget tasks at rest that were started before then; how many."""
+    def prune(self, place: str, before: int) -> None:
+        """Forget tasks at rest that were started before then."""
         with self._writing() as database:
             sql = "DELETE FROM task WHERE place = ? AND stage = 'ended' AND started < ?"
-            return database.execute(sql, [place, before]).rowcount
+            database.execute(sql, [place, before])
 
     # Their logs.
 

@@ -41,7 +41,7 @@ class VolumeRecord:
 
 @attrs.frozen(kw_only=True)
 class TaskRecord:
-    """A task as the journal has it; the columns are explained in `schema.py` and docs/tasks.md.
+    """A task as the journal has it; docs/tasks.md explains its stages.
 
     Attributes:
         sequence: ascends in the order of creation.

@@ -18,7 +18,7 @@ from amistore.model import Image, Snapshot, Tag
 from amistore.model.fields import from_wire, to_wire
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.record import TaskRecord
-from amistore.tasks.requests import check_image_id, check_snapshot_id
+from amistore.tasks.requests import check_image_id, check_snapshot_id, listed
 from amistore.tasks.task import SnapshotProgress
 
 __all__ = ["describe_images", "describe_snapshots", "described_later"]
@@ -52,7 +52,7 @@ def describe_images(
         unregistered = {each: _image(made[each]) for each in made if each not in registered}
         return tuple(image for _, image in sorted({**unregistered, **registered}.items()))
     found = []
-    for image_id in dict.fromkeys(map(check_image_id, image_ids)):
+    for image_id in dict.fromkeys(map(check_image_id, listed(image_ids, "image ids"))):
         try:
             with foreign_errors("describe_image", image_id=image_id):
                 found.append(backend.ec2.describe_image(image_id))
@@ -100,7 +100,7 @@ def describe_snapshots(
         if snapshot.snapshot_id is not None
     }
     if snapshot_ids is not None:
-        wanted = dict.fromkeys(map(check_snapshot_id, snapshot_ids))
+        wanted = dict.fromkeys(map(check_snapshot_id, listed(snapshot_ids, "snapshot ids")))
         return tuple(_snapshot(backend, each, *made.get(each, (None, None))) for each in wanted)
     with foreign_errors("describe_images"):
         mapped = [each for image in backend.ec2.describe_images() for each in image.snapshot_ids]

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from amistore.backends import Backend, checks
@@ -148,41 +148,53 @@ class TaskRunner:
             or not self._ownership.alive(record.owner)
         )
 
-    def wait(self, task_id: str, report: ProgressReport | None = None) -> TaskRecord:
-        """Wait until a task is at rest, or cannot be worked on; one that nobody works on is taken.
+    def wait(self, task_ids: Sequence[str], report: ProgressReport | None = None) -> list[TaskRecord]:
+        """Wait until tasks are at rest; those that nobody works on are taken.
 
         Args:
-            task_id: also of a task of another process.
-            report: is called with the task, now and then.
+            task_ids: also of tasks of other processes.
+            report: is called with each task that does not wait here for its turn, now and then.
 
         Raises:
             JournalError: the journal could not be written.
             InvalidRequestError: the engine was closed meanwhile, or no thread can be begun.
         """
+        rest: dict[str, TaskRecord] = {}
         while True:
             with self.changed:
                 seen = self._changes
-            record = self._journal.task(task_id)
-            if report is not None:
-                report(record.task())
-            if record.stage == "ended" or (record.stage == "undoing" and record.owner is None):
-                return record
-            with self.changed:
-                if task_id in self.stuck:
-                    raise self.stuck[task_id]
-                if self._closing:
-                    raise InvalidRequestError("the engine is closed")
-                here = self.has(task_id)
-            if not here and self._is_free(record):
-                if not threads_can_begin():
-                    raise InvalidRequestError(
-                        f"{task_id} stopped, as no thread can be begun any more: wait for it before the "
-                        "program's main thread ends, or resume it in the next run"
-                    )
-                self.take([record])
+                waiting = {record.task_id for record in self._queue}
+            for task_id in task_ids:
+                if task_id in rest or task_id in waiting:
+                    continue
+                record = self._journal.task(task_id)
+                if report is not None:
+                    report(record.task())
+                if record.stage == "ended" or (record.stage == "undoing" and record.owner is None):
+                    rest[task_id] = record
+                else:
+                    self._follow(record)
+            if len(rest) == len(task_ids):
+                return [rest[task_id] for task_id in task_ids]
             with self.changed:
                 # Of another process nothing is told here: the journal is looked into again.
                 self.changed.wait_for(lambda: self._changes != seen, timeout=0.5)  # noqa: B023
+
+    def _follow(self, record: TaskRecord) -> None:
+        """Take a task if nobody works on it, or tell why that cannot be."""
+        with self.changed:
+            if record.owner == self._ownership.owner and record.task_id in self.stuck:
+                raise self.stuck[record.task_id]
+            if self._closing:
+                raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
+            here = self.has(record.task_id)
+        if not here and self._is_free(record):
+            if not threads_can_begin():
+                raise InvalidRequestError(
+                    f"{record.task_id} stopped, as no thread can be begun any more: wait for it before the "
+                    "program's main thread ends, or resume it in the next run"
+                )
+            self.take([record])
 
     def _submit(self, records: Iterable[TaskRecord]) -> None:
         with self.changed:

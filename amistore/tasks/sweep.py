@@ -51,6 +51,8 @@ def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport
         for upload in uploads:
             try:
                 gone = _abort_empty(backend, bucket, upload)
+            except NotFoundError:
+                continue  # completed or aborted meanwhile
             except AmistoreError as error:
                 left.append(f"upload {upload.upload_id} of {bucket}/{key}: {error}")
                 continue

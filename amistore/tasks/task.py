@@ -12,6 +12,7 @@ from typing import Generic, Literal, TypeVar, overload
 
 import attrs
 
+from amistore.errors import InvalidValueError
 from amistore.model import Tag
 
 __all__ = [
@@ -28,6 +29,9 @@ TaskState = Literal["InProgress", "Completed", "Failed"]
 
 
 def _tags(tags: Iterable[Tag]) -> tuple[Tag, ...]:
+    if not isinstance(tags, Iterable):
+        field = "TagSpecification.tags"
+        raise InvalidValueError(f"{field} is a list of Tag, not {tags!r}", field=field, value=tags)
     return tuple(tags)
 
 

@@ -62,8 +62,9 @@ def do_task(
     def report(event: Progress) -> None:
         progress(_percentage(event))
 
-    run = _store if record.kind == "store" else _restore
-    return run(record, backend, log, workers, report, now)
+    if record.kind == "store":
+        return _store(record, backend, log, workers, report, now)
+    return _restore(record, backend, log, workers, report)
 
 
 def _percentage(progress: Progress) -> int:
@@ -113,7 +114,6 @@ def _restore(
     log: ResumeLog,
     workers: int | None,
     progress: Callable[[Progress], None],
-    now: datetime.datetime,
 ) -> Outcome:
     if not log.entries():
         # It may have waited for hours. Later, the name may be taken by the task's own image.

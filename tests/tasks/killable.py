@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import deaths
@@ -58,8 +60,13 @@ SERVICES: dict[type, list[str]] = {
 }
 
 
-def run(what: str, root: str, image_id: str) -> None:
-    """Create the task, or go on with the one that is there, until it has ended."""
+def run(what: str, root: str, image_id: str, lease: float | None = None) -> None:
+    """Create the task, or go on with the one that is there, until it has ended.
+
+    With a `lease`, in seconds, only as long as it is this process's.
+    """
+    if lease is not None:
+        runner.LEASE = lease  # type: ignore[misc]
     cloud = amistore.DirectoryBackend(root)
     kind, _, cancelled = what.partition("-")
     with amistore.TaskEngine(cloud, workers=2, concurrency=1) as engine:
@@ -73,7 +80,24 @@ def run(what: str, root: str, image_id: str) -> None:
             engine.create_store_image_task(image_id=image_id, bucket=runs.BUCKET)
         else:
             engine.create_restore_image_task(bucket=runs.BUCKET, object_key=runs.KEY, name=NAME)
-        engine.wait()
+        if lease is None:
+            engine.wait()
+        with engine._runner.changed:
+            while engine._runner._queue or engine._runner._active:
+                engine._runner.changed.wait()
+
+
+def locked_writing() -> threading.RLock:
+    """A lock that every transaction holds: who was stopped in one would lock out all others."""
+    lock, writing = threading.RLock(), Journal._writing
+
+    @contextlib.contextmanager
+    def locked(*arguments: Any) -> Iterator[Any]:
+        with lock, writing(*arguments) as database:
+            yield database
+
+    Journal._writing = locked  # type: ignore[method-assign]
+    return lock
 
 
 def cancel_at(engine: amistore.TaskEngine, service: type, verb: str) -> None:
@@ -99,4 +123,4 @@ if __name__ == "__main__":
     work.pack_object = functools.partial(amistore.pack_object, layout=runs.LAYOUT)  # type: ignore[assignment]
     runner._REPORT = 0.0  # type: ignore[misc]
     os.environ["AMISTORE_STATE_DIR"] = os.devnull  # nothing is to lie there
-    deaths.serve(run, SERVICES)
+    deaths.serve(run, SERVICES, locked_writing())

@@ -172,6 +172,10 @@ def test_with_image_ids_all_their_tasks_are_told_and_filters_are_ignored() -> No
         ({"image_ids": [f"ami-{number:08x}" for number in range(21)]}, "InvalidParameterValue"),
         ({"image_ids": ["ami-1"]}, "InvalidAMIID.Malformed"),
         ({"image_ids": ["snap-01234567"]}, "InvalidAMIID.Malformed"),
+        ({"image_ids": "ami-0123456789abcdef0"}, "InvalidParameterValue"),
+        ({"image_ids": 5}, "InvalidParameterValue"),
+        ({"filters": 5}, "InvalidFilter"),
+        ({"filters": {"bucket": 5}}, "InvalidFilter"),
         ({"filters": {"colour": ["red"]}}, "InvalidFilter"),
         ({"filters": {"bucket": "archive"}}, "InvalidFilter"),
         ({"filters": {"bucket": []}}, "InvalidFilter"),
@@ -201,6 +205,8 @@ def test_a_token_goes_with_its_own_request_only() -> None:
         with pytest.raises(amistore.InvalidRequestError) as caught:
             engine.describe_store_image_tasks(filters={"bucket": [BUCKET]}, next_token=token)
         assert caught.value.code == "InvalidNextToken"
+        with pytest.raises(amistore.InvalidRequestError, match="another request"):
+            engine.describe_restore_image_tasks(next_token=token)
 
 
 def test_store_and_restore_tasks_are_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import sqlite3
 import stat
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import amistore
 from amistore.tasks import schema
-from amistore.tasks.journal import Journal, LeaseLostError
+from amistore.tasks.journal import Journal, LeaseLostError, journal_path
 from amistore.tasks.record import TaskRecord, VolumeRecord
 
 RECORD = TaskRecord(
@@ -178,6 +179,27 @@ def test_a_place_that_may_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(amistore.JournalError, match="file"):
         Journal(tmp_path / "file" / "tasks.db")
+
+
+def test_a_journal_lies_where_it_was_said_or_in_the_users_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_STATE_HOME", "AMISTORE_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as in a container for any user
+    with pytest.raises(amistore.InvalidRequestError, match="set AMISTORE_STATE_DIR"):
+        journal_path(None, None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert journal_path(None, None) == tmp_path / ".local" / "state" / "amistore" / "tasks.db"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert journal_path(None, None) == tmp_path / "amistore" / "tasks.db"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("AMISTORE_STATE_DIR", str(tmp_path))
+    assert journal_path(None, None) == tmp_path / "tasks.db"
+    assert journal_path(None, str(tmp_path / "own.db")) == tmp_path / "own.db"
+    assert journal_path(tmp_path / "said.db", "own.db") == tmp_path / "said.db"
+    assert journal_path(":memory:", "own.db") is journal_path(None, ":memory:") is None
 
 
 def test_a_journal_in_memory_is_nobody_elses() -> None:

@@ -33,6 +33,23 @@ with amistore.TaskEngine(cloud) as engine:
     print(*(task.task_id for task in engine.describe_store_image_tasks()))
 """
 
+FORKED = """
+from tasks.accounts import BUCKET, account
+cloud, image_id = account()
+with amistore.TaskEngine(cloud, journal=sys.argv[1]) as engine:
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.describe_store_image_tasks()
+        except amistore.InvalidRequestError as error:
+            os.write(1, f"{error}\\n".encode())
+        engine.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(*os.listdir(f"{sys.argv[1]}-engines"))
+    print(engine.wait(engine.create_store_image_task(image_id=image_id, bucket=BUCKET)).state)
+"""
+
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> DirectoryBackend:
@@ -57,6 +74,13 @@ def test_a_second_engine_of_a_process_does_not_cost_the_first_its_locks(cloud: D
         task = engine.create_store_image_task(image_id=registered(cloud), bucket=BUCKET)
         assert elsewhere(LISTED, cloud.path).split() == [task.task_id]
         engine.wait()
+
+
+def test_a_forked_process_can_neither_use_nor_close_an_engine_of_its_parent(tmp_path: Path) -> None:
+    told, signs, state = elsewhere(FORKED, tmp_path / "tasks.db").splitlines()
+    assert "make one here" in told
+    assert len(signs.split()) == 1
+    assert state == "Completed"
 
 
 def test_engines_that_know_a_journal_by_several_names_see_each_other(

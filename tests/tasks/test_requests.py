@@ -56,6 +56,9 @@ def test_a_store_that_breaks_a_rule_is_refused_with_ec2s_code(asked: dict[str, o
         ({"object_key": None}, "MissingParameter"),
         ({"bucket": "No_Bucket"}, "InaccessibleStorageLocation"),
         ({"name": "ab"}, "InvalidAMIName.Malformed"),
+        ({"name": "x" * 129}, "InvalidAMIName.Malformed"),
+        ({"name": "größe"}, "InvalidAMIName.Malformed"),
+        ({"name": "semi;colon"}, "InvalidAMIName.Malformed"),
         ({"name": 7}, "InvalidAMIName.Malformed"),
         (
             {"tag_specifications": [TagSpecification(resource_type="volume", tags=())]},
@@ -90,6 +93,11 @@ def test_a_restore_that_breaks_a_rule_is_refused_with_ec2s_code(asked: dict[str,
         assert caught.value.code == code
         assert len(engine.describe_restore_image_tasks()) == 0
     assert snapshots(cloud) == before
+
+
+def test_tags_of_a_specification_are_a_list() -> None:
+    with pytest.raises(amistore.InvalidValueError, match="a list of Tag"):
+        TagSpecification(resource_type="image", tags=5)
 
 
 def test_what_is_not_there_is_not_found() -> None:
@@ -133,13 +141,14 @@ def test_a_task_that_is_not_there_is_told(task: object) -> None:
         {"workers": 0},
         {"workers": 1.5},
         {"concurrency": 0},
+        {"concurrency": None},
         {"quotas": {"store_in_progress": 1}},
         {"journal": 5},
     ],
 )
 def test_an_engine_is_refused_wrong_options(options: dict[str, object]) -> None:
     cloud, _ = account()
-    with pytest.raises(amistore.InvalidRequestError):
+    with pytest.raises(amistore.InvalidRequestError, match=next(iter(options))):
         TaskEngine(cloud, **options)
 
 

@@ -172,16 +172,18 @@ def test_what_was_removed_after_a_restore_is_described_no_more() -> None:
 @pytest.mark.parametrize(
     ("call", "given", "code"),
     [
-        (TaskEngine.describe_images, "ami-1", "InvalidAMIID.Malformed"),
-        (TaskEngine.describe_snapshots, "snap-../x", "InvalidSnapshotID.Malformed"),
+        (TaskEngine.describe_images, ["ami-1"], "InvalidAMIID.Malformed"),
+        (TaskEngine.describe_images, "ami-0123456789abcdef0", "InvalidParameterValue"),
+        (TaskEngine.describe_snapshots, ["snap-../x"], "InvalidSnapshotID.Malformed"),
+        (TaskEngine.describe_snapshots, 5, "InvalidParameterValue"),
     ],
 )
-def test_an_id_of_another_form_is_refused(
-    call: Callable[[TaskEngine, list[str]], object], given: str, code: str
+def test_an_id_of_another_form_and_what_is_no_list_of_ids_is_refused(
+    call: Callable[[TaskEngine, object], object], given: object, code: str
 ) -> None:
     with TaskEngine(MemoryBackend()) as engine:
         with pytest.raises(amistore.InvalidRequestError) as caught:
-            call(engine, [given])
+            call(engine, given)
         assert caught.value.code == code
 
 

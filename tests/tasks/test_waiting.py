@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,25 @@ def test_a_task_goes_on_after_a_program_whose_threads_outlived_its_end(kind: str
     with TaskEngine(cloud) as engine:
         (task,) = engine.resume()
         assert engine.wait(task).state == "Completed"
+
+
+def test_who_waits_for_several_tasks_is_told_of_each_that_is_worked_on() -> None:
+    cloud, image_id = account()
+    cloud.s3.create_bucket("other")
+    told: list[tuple[str, str]] = []
+    with TaskEngine(cloud) as engine, contextlib.ExitStack() as first_is_held:
+        reached = first_is_held.enter_context(held(cloud.s3, "complete_multipart_upload", of=BUCKET))
+        first = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        assert reached.wait(60)
+        second = engine.create_store_image_task(image_id=registered(cloud, "other"), bucket="other")
+
+        def tell(task: amistore.StoreImageTask) -> None:
+            told.append((task.task_id, task.state))
+            if (second.task_id, "Completed") in told:
+                first_is_held.close()
+
+        assert [task.task_id for task in engine.wait(progress=tell)] == [first.task_id, second.task_id]
+    assert told.index((second.task_id, "Completed")) < told.index((first.task_id, "Completed"))
 
 
 def test_the_lease_of_a_task_that_is_worked_on_is_renewed_and_that_of_one_left_unfinished_is_not(

@@ -131,7 +131,7 @@ def _check_root(answer: Any, operation: Any) -> None:
     if service == "ec2":
         root = f"<{operation.name}Response"
     elif service == "s3" and operation.name in ("ListParts", "ListMultipartUploads"):
-        root = operation.name  # S3 says ListPartsResult, moto ListPartsResponse
+        root = operation.name  # S3 writes ListPartsResult, moto ListPartsOutput
     else:
         return
     right = root.encode() in content[:1024]
