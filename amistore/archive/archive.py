@@ -52,7 +52,8 @@ def open_archive(
         AccessDeniedError: it may not be read.
         CorruptArchiveError: its end or index is damaged, or it is no archive.
         UnsupportedArchiveError: a newer format.
-        InvalidRequestError: arguments that do not go together, or an extra that is missing.
+        InvalidRequestError: arguments that do not go together.
+        ImportError: the extra that a URL needs is not installed.
     """
     ranges = open_ranges(what, bucket, key, options)
     try:

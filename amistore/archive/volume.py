@@ -132,6 +132,9 @@ class Volume:
 
         Returns:
             The axes, to save or to change.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         from amistore.archive.blockmap import plot
 
