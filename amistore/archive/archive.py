@@ -21,7 +21,7 @@ from amistore.backends.remote import is_url, open_url
 from amistore.errors import AlreadyExistsError, InvalidRequestError, LostBlocksError, NotFoundError
 from amistore.model import encode_manifest
 from amistore.pipeline.progress import ProgressCallback
-from amistore.units import BLOCK_SIZE, GIB, MIB
+from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
 __all__ = ["Archive", "open_archive", "open_ranges"]
 
@@ -128,10 +128,9 @@ class Archive:
         self.close()
 
     def __repr__(self) -> str:
-        return (
-            f"<Archive {self._container.name}: {self.image.image_id}, {len(self.volumes)} volumes, "
-            f"{self._container.head.blocks} blocks in {self.size} bytes>"
-        )
+        volumes = counted(len(self.volumes), "volume")
+        blocks = counted(self._container.head.blocks, "block")
+        return f"<Archive {self._container.name}: {self.image.image_id}, {volumes}, {blocks} in {self.size} bytes>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image and a table of its volumes."""
@@ -142,7 +141,7 @@ class Archive:
             "image": f"{self.image.image_id} {self.image.name or ''}",
             "created": self.image.creation_date or "",
             "architecture": self.image.architecture or "",
-            "size": f"{self.size / MIB:,.1f} MiB{ratio}",
+            "size": f"{sized(self.size)}{ratio}",
             "content id": self.content_id,
         }
         rows = [
@@ -159,7 +158,7 @@ class Archive:
                 ", ".join(volume.device_names),
                 f"{volume.size // GIB:,} GiB",
                 f"{volume.blocks * BLOCK_SIZE / MIB:,.1f} MiB",
-                f"{lost} blocks" if lost else "",
+                counted(lost, "block") if lost else "",
             )
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         return f"<table>{''.join(rows)}</table>"
