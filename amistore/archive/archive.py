@@ -130,7 +130,8 @@ class Archive:
     def __repr__(self) -> str:
         volumes = counted(len(self.volumes), "volume")
         blocks = counted(self._container.head.blocks, "block")
-        return f"<Archive {self._container.name}: {self.image.image_id}, {volumes}, {blocks} in {self.size} bytes>"
+        name = f"{self._container.name}: {self.image.image_id}"
+        return f"<Archive {name}, {volumes}, {blocks} in {self.size} bytes>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image and a table of its volumes."""
