@@ -198,12 +198,18 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# What needs an extra, or uses one, is imported when it is used, and not named in `__all__`.
+_OF_AWS = ("AWSBackend", "ObjectSettings", "SnapshotSettings")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_OF_AWS, "__version__", "ec2"])
+
 
 def __getattr__(name: str) -> Any:
-    """What needs an extra, or uses one, is imported when it is used, and not named in `__all__`."""
     if name == "ec2":
         return importlib.import_module("amistore.ec2")
-    if name not in ("AWSBackend", "ObjectSettings", "SnapshotSettings"):
+    if name not in _OF_AWS:
         raise AttributeError(f"module 'amistore' has no attribute {name!r}")
     try:
         from amistore.backends import aws

@@ -46,11 +46,17 @@ class AmistoreError(Exception):
 
     def __str__(self) -> str:
         known = [
-            f"{name.replace('_', ' ')} {value}"
+            f"{name.replace('_', ' ')} {_cut(value)}"
             for name in self._facts
             if (value := getattr(self, name, None)) is not None
         ]
         return f"{self.message} ({', '.join(known)})" if known else self.message
+
+
+def _cut(fact: object) -> str:
+    """Some callers give an image for its id, whose attribute has all of it. No key is cut."""
+    text = str(fact)
+    return text if isinstance(fact, str) or len(text) <= 100 else f"{text[:100]}..."
 
 
 class ArchiveError(AmistoreError):

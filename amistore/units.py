@@ -1,8 +1,8 @@
-"""Sizes shared by every layer. Imports nothing of ours."""
+"""Sizes shared by every layer, and how they are told. Imports nothing of ours."""
 
 from __future__ import annotations
 
-__all__ = ["BLOCK_SIZE", "GIB", "KIB", "MIB", "TIB"]
+__all__ = ["BLOCK_SIZE", "GIB", "KIB", "MIB", "TIB", "counted", "sized"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -11,3 +11,14 @@ TIB = 1024 * GIB
 
 BLOCK_SIZE = 512 * KIB
 """Bytes in a block, the unit of the EBS direct APIs (EBS user guide, "Snapshot blocks")."""
+
+
+def counted(number: int, noun: str) -> str:
+    """How many there are: ``1 block``, ``2,048 blocks``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sized(size: float) -> str:
+    """A number of bytes in the largest unit up to GiB that it reaches: ``4.0 KiB``."""
+    unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB") if size >= MIB else (KIB, "KiB")
+    return f"{size / unit:,.1f} {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import types
@@ -32,6 +33,17 @@ def test_the_python_blocks_of_a_page_run_in_their_order(
         line = text.count("\n", 0, found.start(1))
         code = compile("\n" * line + found[1], str(page), "exec")
         exec(code, module.__dict__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_with_can_be_pasted_into_pythons_prompt_which_ends_it_at_a_blank_line(page: Path) -> None:
+    for found in BLOCK.finditer(page.read_text()):
+        lines = found[1].splitlines()
+        for each in ast.parse(found[1]).body:
+            if isinstance(each, ast.With):
+                assert each.end_lineno is not None
+                assert "" not in lines[each.lineno - 1 : each.end_lineno], lines[each.lineno - 1]
+                assert lines[each.end_lineno : each.end_lineno + 1] in ([], [""]), lines[each.lineno - 1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

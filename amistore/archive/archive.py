@@ -14,13 +14,14 @@ from typing_extensions import Self
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import VerifyReport, verify
 from amistore.archive.volume import Volume
-from amistore.backends import ObjectStore, files
+from amistore.backends import Backend, ObjectStore, files
+from amistore.backends.checks import check_kind, check_path
 from amistore.backends.ranges import FileRanges, ObjectRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
 from amistore.errors import AlreadyExistsError, InvalidRequestError, LostBlocksError, NotFoundError
 from amistore.model import encode_manifest
 from amistore.pipeline.progress import ProgressCallback
-from amistore.units import BLOCK_SIZE, GIB, MIB
+from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
 __all__ = ["Archive", "open_archive", "open_ranges"]
 
@@ -51,7 +52,8 @@ def open_archive(
         AccessDeniedError: it may not be read.
         CorruptArchiveError: its end or index is damaged, or it is no archive.
         UnsupportedArchiveError: a newer format.
-        InvalidRequestError: arguments that do not go together, or an extra that is missing.
+        InvalidRequestError: arguments that do not go together.
+        ImportError: the extra that a URL needs is not installed.
     """
     ranges = open_ranges(what, bucket, key, options)
     try:
@@ -61,6 +63,9 @@ def open_archive(
         raise
 
 
+open_archive.__name__ = "open"  # as users know it, for help()
+
+
 def open_ranges(
     what: str | os.PathLike[str] | BinaryIO | ObjectStore,
     bucket: str | None,
@@ -68,6 +73,8 @@ def open_ranges(
     options: dict[str, Any] | None,
 ) -> RangeReader:
     """The bytes of what `open_archive` takes."""
+    if isinstance(what, Backend):
+        check_kind(what, ObjectStore, "store")
     store = isinstance(what, ObjectStore)
     if store is not (bucket is not None and key is not None) or (not store and (bucket or key)):
         raise InvalidRequestError("bucket= and key= go together with an object store, and only with one")
@@ -121,10 +128,10 @@ class Archive:
         self.close()
 
     def __repr__(self) -> str:
-        return (
-            f"<Archive {self._container.name}: {self.image.image_id}, {len(self.volumes)} volumes, "
-            f"{self._container.head.blocks} blocks in {self.size} bytes>"
-        )
+        volumes = counted(len(self.volumes), "volume")
+        blocks = counted(self._container.head.blocks, "block")
+        name = f"{self._container.name}: {self.image.image_id}"
+        return f"<Archive {name}, {volumes}, {blocks} in {self.size} bytes>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image and a table of its volumes."""
@@ -135,7 +142,7 @@ class Archive:
             "image": f"{self.image.image_id} {self.image.name or ''}",
             "created": self.image.creation_date or "",
             "architecture": self.image.architecture or "",
-            "size": f"{self.size / MIB:,.1f} MiB{ratio}",
+            "size": f"{sized(self.size)}{ratio}",
             "content id": self.content_id,
         }
         rows = [
@@ -152,7 +159,7 @@ class Archive:
                 ", ".join(volume.device_names),
                 f"{volume.size // GIB:,} GiB",
                 f"{volume.blocks * BLOCK_SIZE / MIB:,.1f} MiB",
-                f"{lost} blocks" if lost else "",
+                counted(lost, "block") if lost else "",
             )
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         return f"<table>{''.join(rows)}</table>"
@@ -219,7 +226,7 @@ class Archive:
         Returns:
             The paths of the disks, in the order of `volumes`.
         """
-        root = Path(folder)
+        root = check_path(folder, "folder")
         manifest = root / "ami.json"
         paths = [root / _disk_name(volume) for volume in self.volumes]
         lost = [volume.snapshot_id for volume in self.volumes if volume.lost_blocks]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import SegmentDescriptor
-from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE, GIB, MIB
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def plot(volume: VolumeReader, axes: Axes | None, workers: int | None) -> Axes:
         from matplotlib.colors import BoundaryNorm, ListedColormap
         from matplotlib.patches import Patch
     except ImportError:
-        raise InvalidRequestError("matplotlib is not installed: pip install 'amistore[plot]'") from None
+        raise ImportError("matplotlib is not installed: pip install 'amistore[plot]'") from None
     if axes is None:
         _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
     cells = _Cells(volume)

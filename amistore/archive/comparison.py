@@ -14,13 +14,14 @@ import attrs
 from amistore.archive.archive import Archive, open_archive
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
+from amistore.backends.checks import check_kind
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
-from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import BLOCK_SIZE, GIB, MIB
+from amistore.units import BLOCK_SIZE, GIB, MIB, counted
 
 __all__ = ["AttributeChange", "Difference", "VolumeDifference", "compare", "diff"]
 
@@ -80,7 +81,7 @@ class VolumeDifference:
         if self.equal:
             return f"{name}: equal"
         parts = [
-            f"{sum(each.block_count for each in ranges)} blocks {what}"
+            f"{counted(sum(each.block_count for each in ranges), 'block')} {what}"
             for what, ranges in (
                 ("changed", self.changed),
                 ("added", self.added),

@@ -69,7 +69,7 @@ def extract(
         _to_stream(volume, target, workers, progress)
         return
     path = Path(os.path.realpath(target))  # a link stays, what it leads to is written
-    with files.operation("extract"):
+    with files.operation("extract", path=path):
         writing = _Writing(volume, workers, progress, resume)
         if path.is_block_device():
             if not overwrite:

@@ -33,7 +33,7 @@ from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
-from amistore.units import BLOCK_SIZE, GIB, MIB
+from amistore.units import BLOCK_SIZE, GIB, MIB, counted
 
 __all__ = ["RecoveryReport", "VolumeRecovery", "recover"]
 
@@ -63,7 +63,7 @@ class VolumeRecovery:
     def __str__(self) -> str:
         count = sum(each.block_count for each in self.lost)
         lost = f"{count}" if self.exact else f"up to {count}"
-        text = f"{self.snapshot_id}: {self.recovered} blocks recovered, {lost} lost"
+        text = f"{self.snapshot_id}: {counted(self.recovered, 'block')} recovered, {lost} lost"
         shown = [f"{each.first_block}-{each.end - 1}" for each in self.lost[:8]]
         more = ", …" if len(self.lost) > 8 else ""
         return f"{text} ({', '.join(shown)}{more})" if shown else text
@@ -146,7 +146,7 @@ def recover(
         raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
     path = Path(target)
     ranges = open_ranges(damaged, bucket, key, options)
-    with contextlib.closing(ranges), files.operation("recover"):
+    with contextlib.closing(ranges), files.operation("recover", path=path):
         files.check_target(path, overwrite=False)
         pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
         salvage = _Salvage(ranges, pieces, worker_count(workers))

@@ -33,7 +33,7 @@ from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import BLOCK_SIZE, MIB
+from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["Checked", "Task", "Verification", "VerifyReport", "verify"]
 
@@ -86,15 +86,21 @@ class VerifyReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.name}: {'intact' if self.ok else f'DAMAGED, {len(self.findings)} findings'}",
+            f"{self.name}: {'intact' if self.ok else 'DAMAGED, ' + counted(len(self.findings), 'finding')}",
             f"  content id  {self.content_id}",
             f"  checked     {'quickly: records, index, CRCs' if self.quick else 'fully: every block'}",
-            f"  volumes     {self.volumes}, {self.segments} segments, {self.blocks} blocks "
-            f"({self.blocks * BLOCK_SIZE / MIB:,.1f} MiB)",
-            f"  read        {self.size / MIB:,.1f} MiB in {self.seconds:.1f} s, "
-            f"{self.throughput / MIB:,.0f} MiB/s",
+            f"  holds       {counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, "
+            f"{counted(self.blocks, 'block')} ({sized(self.blocks * BLOCK_SIZE)})",
+            f"  read        {sized(self.size)} in {self.seconds:.{1 if self.seconds >= 0.1 else 4}f} s, "
+            f"{sized(self.throughput)}/s",
         ]
         return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
+
+
+def check_content_id(expected: object) -> None:
+    """Refuse what no archive can have."""
+    if expected is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(expected)):
+        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected!r:.80}")
 
 
 def verify(
@@ -109,8 +115,7 @@ def verify(
     start = time.perf_counter()
     verification = Verification(container, quick=quick, progress=progress)
     content_id = container.index.content_id.hex()
-    if expected_content_id is not None and not re.fullmatch("[0-9a-fA-F]{64}", expected_content_id):
-        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected_content_id[:80]!r}")
+    check_content_id(expected_content_id)
     if expected_content_id is not None and expected_content_id.lower() != content_id:
         verification.findings.append(
             CorruptArchiveError(f"the content id is {content_id}, not the expected {expected_content_id}")

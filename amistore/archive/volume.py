@@ -15,7 +15,7 @@ from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
 from amistore.model import BlockRange
 from amistore.pipeline.progress import ProgressCallback
-from amistore.units import MIB
+from amistore.units import MIB, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ class Volume:
 
     def __repr__(self) -> str:
         lost = f", {sum(each.block_count for each in self.lost_blocks)} LOST" if self.lost_blocks else ""
-        return f"<Volume {self.snapshot_id}: {self.size >> 30} GiB, {self.blocks} blocks{lost}>"
+        return f"<Volume {self.snapshot_id}: {self.size >> 30} GiB, {counted(self.blocks, 'block')}{lost}>"
 
     def open(self, *, cache_size: int = 32 * MIB, workers: int | None = None) -> io.RawIOBase:
         """The disk as a seekable binary file; holes read as zeros, lost blocks raise.
@@ -132,6 +132,9 @@ class Volume:
 
         Returns:
             The axes, to save or to change.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         from amistore.archive.blockmap import plot
 

@@ -12,7 +12,7 @@ from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import ObjectStore
 from amistore.model import Image
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "check_backend"]
 
 EBS = TypeVar("EBS", bound=BlockStore, default=BlockStore, covariant=True)
 S3 = TypeVar("S3", bound=ObjectStore, default=ObjectStore, covariant=True)
@@ -28,6 +28,9 @@ class Backend(Generic[EBS, S3, EC2]):
         ec2: images.
         journal: path of the file that tells a task engine's tasks, where the backend has a place
             for it; None for the user's own folder, ``":memory:"`` where nothing outlives the process.
+
+    Raises:
+        InvalidRequestError: one is none of its interface.
     """
 
     journal: str | None = None
@@ -37,9 +40,15 @@ class Backend(Generic[EBS, S3, EC2]):
     ec2: EC2
 
     def __init__(self, *, ebs: EBS, s3: S3, ec2: EC2) -> None:
+        checks.check_kind(ebs, BlockStore, "ebs")
+        checks.check_kind(s3, ObjectStore, "s3")
+        checks.check_kind(ec2, ImageRegistry, "ec2")
         self.ebs = ebs
         self.s3 = s3
         self.ec2 = ec2
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(ebs={self.ebs!r}, s3={self.s3!r}, ec2={self.ec2!r})"
 
     def preflight(self, image: Image) -> None:
         """Find out whether an image can be stored from here before anything is read or written.
@@ -57,3 +66,8 @@ class Backend(Generic[EBS, S3, EC2]):
         Override it where there can be such.
         """
         return ()
+
+
+def check_backend(given: object, role: str) -> None:
+    """Refuse what is no backend, such as one of its parts."""
+    checks.check_kind(given, Backend, role, "give the whole, such as a DirectoryBackend, not its .ebs or .s3")

@@ -102,7 +102,8 @@ class BlockSource(abc.ABC):
                     raise BackendError(f"the token of block {block.block_index!r} is no string")
                 if type(block.block_index) is not int or block.block_index <= last:
                     raise BackendError(
-                        f"block indexes must ascend from 0: {block.block_index!r} was listed after {last}",
+                        "block indexes must be whole numbers that ascend from 0, and "
+                        f"{block.block_index!r} was listed" + (f" after {last}" if last >= 0 else " first"),
                         snapshot_id=snapshot_id,
                     )
                 if block.block_index >= end:  # or a listing could go on for ever

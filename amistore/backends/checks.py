@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends.objects import UploadedPart
+from amistore.backends.blocks import BlockSink, BlockSource, BlockStore
+from amistore.backends.images import ImageRegistry
+from amistore.backends.objects import ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
     ChecksumMismatchError,
     InvalidRequestError,
     InvalidValueError,
+    NotFoundError,
 )
 from amistore.model import Image, Snapshot
 from amistore.units import BLOCK_SIZE, GIB
@@ -25,8 +31,11 @@ __all__ = [
     "check_block",
     "check_bucket",
     "check_complete",
+    "check_image_id",
+    "check_kind",
     "check_part_number",
     "check_parts",
+    "check_path",
     "check_range",
     "check_registrable",
     "check_storable",
@@ -36,6 +45,7 @@ __all__ = [
     "new_image",
 ]
 
+_IMAGE_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 # S3 user guide, "Bucket naming rules".
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # EC2 API reference, RegisterImage, Name.
@@ -45,6 +55,51 @@ _NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 def new_id(prefix: str) -> str:
     """A new EC2 resource id: prefix and 17 hexadecimal digits."""
     return f"{prefix}-{secrets.token_hex(9)[:17]}"
+
+
+_PARTS: Final[Mapping[type, str]] = {
+    BlockSource: "ebs",
+    BlockSink: "ebs",
+    BlockStore: "ebs",
+    ObjectStore: "s3",
+    ImageRegistry: "ec2",
+}
+
+
+def check_kind(given: object, kind: type, role: str, remedy: str = "") -> None:
+    """Refuse what is none of a kind, before anything is done with it.
+
+    Args:
+        given: by the caller.
+        kind: what it has to be.
+        role: what it is for.
+        remedy: what to give; for an interface it may be left out.
+    """
+    if isinstance(given, kind):
+        return
+    part = _PARTS.get(kind, "")
+    if isinstance(getattr(given, part, None), kind):  # a Backend
+        remedy = f"give its .{part}"
+    name = kind.__name__
+    raise InvalidRequestError(
+        f"the {role} must be {'an' if name[0] in 'AEIO' else 'a'} {name}, not {type(given).__name__}: "
+        f"{remedy or f'subclass amistore.{name}'}"
+    )
+
+
+def check_path(given: object, role: str) -> Path:
+    """The path that a caller gave, if it is one."""
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
+        raise InvalidRequestError(f"the {role} must be a path, not {given!r:.80}")
+    return Path(given)
+
+
+def check_image_id(image_id: object) -> None:
+    """Of EC2's form; no image has another one."""
+    if not isinstance(image_id, str) or not _IMAGE_ID.fullmatch(image_id):
+        error = NotFoundError("no such image: an id is ami- and 8 or 17 hexadecimal digits")
+        error.locate(image_id=image_id)
+        raise error
 
 
 def check_volume_size(volume_size: int) -> None:
@@ -133,6 +188,7 @@ def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Seq
 
 def check_registrable(image: Image, name: str | None) -> str:
     """The name to register `image` by: `name` or its own, of EC2's form; a root device must be mapped."""
+    check_kind(image, Image, "image", "describe_image and unpack give one")
     chosen = image.name if name is None else name
     if not isinstance(chosen, str) or not _NAME.fullmatch(chosen):
         raise InvalidValueError(

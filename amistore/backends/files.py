@@ -54,10 +54,22 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def operation(name: str, **facts: Any) -> Iterator[None]:
+def operation(
+    name: str,
+    *,
+    path: str | os.PathLike[str] = "",
+    room: str = "make room there, or allow larger files",
+    **facts: Any,
+) -> Iterator[None]:
     """Name what is being done in every error from inside; an OSError becomes a BackendError.
 
     A missing file is a NotFoundError: what it would hold is not there.
+
+    Args:
+        name: the verb.
+        path: what is written to, which the errors of a descriptor do not name.
+        room: the remedy where the storage is full.
+        facts: what it is done to, as `BackendError` takes it.
     """
     try:
         yield
@@ -70,15 +82,15 @@ def operation(name: str, **facts: Any) -> Iterator[None]:
         ) from error
     except OSError as error:
         kind: type[BackendError] = BackendError
+        message = f"{error.strerror or error}: {error.filename or os.fspath(path)}".rstrip(": ")
         if error.errno in _FULL:
             kind = StorageFullError
+            message += f": {room}"
         elif error.errno == errno.ENOENT:
             kind = NotFoundError
         elif error.errno in (errno.EACCES, errno.EPERM):
             kind = AccessDeniedError
-        raise kind(
-            f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), operation=name, **facts
-        ) from error
+        raise kind(message, operation=name, **facts) from error
     except ValueError as error:
         # A NUL or a lone surrogate, which no file name or file holds; others are not ours.
         if not isinstance(error, UnicodeError) and "null" not in str(error):

@@ -271,7 +271,7 @@ class _MemoryS3(ObjectStore):
     def _bucket(self, bucket: str) -> dict[str, _Object]:
         checks.check_bucket(bucket)
         if bucket not in self._buckets:
-            raise NotFoundError("no such bucket", bucket=bucket)
+            raise NotFoundError("no such bucket: make it with create_bucket", bucket=bucket)
         return self._buckets[bucket]
 
     def _object(self, bucket: str, key: str) -> _Object:
@@ -297,6 +297,7 @@ class _MemoryEC2(ImageRegistry):
         self._lock = threading.Lock()
 
     def describe_image(self, image_id: str) -> Image:
+        checks.check_image_id(image_id)
         if image_id not in self._images:
             raise NotFoundError("no such image", operation="describe_image", image_id=image_id)
         return self._images[image_id]
@@ -333,3 +334,6 @@ class MemoryBackend(Backend[_MemoryEBS, _MemoryS3, _MemoryEC2]):
     def __init__(self, *, page_size: int = 10_000) -> None:
         ebs = _MemoryEBS(page_size)
         super().__init__(ebs=ebs, s3=_MemoryS3(), ec2=_MemoryEC2(ebs))
+
+    def __repr__(self) -> str:
+        return "MemoryBackend()"

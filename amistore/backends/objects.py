@@ -6,9 +6,11 @@ As in `blocks.py`: any `BackendError` may be raised, any method called from seve
 from __future__ import annotations
 
 import abc
+import contextlib
 import io
 import logging
 import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO
 
@@ -16,6 +18,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends.ranges import ObjectRanges, RangeStream
+from amistore.errors import InvalidRequestError
 from amistore.units import MIB
 
 __all__ = ["MultipartUpload", "ObjectInfo", "ObjectStore", "UploadedPart"]
@@ -131,8 +134,12 @@ class ObjectStore(abc.ABC):
 
         Override it where a part can be sent without being in memory as a whole.
         """
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
             return self.upload_part(bucket, key, upload_id, part_number, content)
+        finally:
+            with contextlib.suppress(BufferError):  # an error's traceback holds a view: it goes with that
+                content.close()
 
     @abc.abstractmethod
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
@@ -178,7 +185,7 @@ class ObjectStore(abc.ABC):
         self,
         bucket: str,
         key: str,
-        content: Iterable[Buffer],
+        content: bytes | bytearray | memoryview | Iterable[Buffer],
         *,
         metadata: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
@@ -190,18 +197,24 @@ class ObjectStore(abc.ABC):
         Args:
             bucket: must exist.
             key: of the new object.
-            content: pieces of bytes, such as `amistore.pack` yields.
+            content: bytes, or pieces of bytes, such as `amistore.pack` yields and an opened file has.
             metadata: user metadata.
             tags: of the object.
             if_none_match: refuse when the object exists.
             part_size: bytes that are collected in memory before a part is sent; doubled after
                 each 1,000 parts, since an object has 10,000 at most.
         """
+        if isinstance(content, (str, os.PathLike)) or not isinstance(content, Iterable):
+            raise InvalidRequestError(
+                f"an object's content is bytes or pieces of them, not {type(content).__name__}: "
+                "open a file with open(path, 'rb')"
+            )
+        pieces = [content] if isinstance(content, (bytes, bytearray, memoryview)) else content
         upload = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
         try:
             parts: list[UploadedPart] = []
             pending = bytearray()
-            for piece in content:
+            for piece in pieces:
                 pending += piece
                 # Doubled every 1,000 parts, so that 10,000 of them hold the largest object.
                 if len(pending) >= part_size << len(parts) // 1000:

@@ -46,7 +46,8 @@ def open_url(url: str, options: Mapping[str, Any] | None) -> RangeReader:
         options: for ``http(s):`` headers; for the others what `obstore.store.from_url` takes.
 
     Raises:
-        InvalidRequestError: another scheme, or the extra is not installed.
+        InvalidRequestError: another scheme.
+        ImportError: the extra is not installed.
         NotFoundError, AccessDeniedError, BackendError: it cannot be opened.
     """
     try:
@@ -68,8 +69,8 @@ def _shown(parts: urllib.parse.SplitResult) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _missing(package: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{package} is not installed: pip install 'amistore[remote]'")
+def _missing(package: str) -> ImportError:
+    return ImportError(f"{package} is not installed: pip install 'amistore[remote]'")
 
 
 def _hide_queries(record: logging.LogRecord) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends.base import Backend
+from amistore.backends.base import Backend, check_backend
 from amistore.backends.blocks import BlockPage, BlockSource, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
@@ -36,7 +36,7 @@ R = TypeVar("R")
 @attrs.frozen
 class _RetryingBlockSource(BlockSource):
     inner: BlockSource
-    retrier: Retrier
+    retrier: Retrier = attrs.field(repr=False)
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         return self.retrier.call(
@@ -134,7 +134,7 @@ class _Removal:
 @attrs.frozen
 class _RetryingObjectStore(ObjectStore):
     inner: ObjectStore
-    retrier: Retrier
+    retrier: Retrier = attrs.field(repr=False)
 
     @property
     def where(self) -> str:  # type: ignore[override]
@@ -242,7 +242,7 @@ class _Completion:
 @attrs.frozen
 class _RetryingImageRegistry(ImageRegistry):
     inner: ImageRegistry
-    retrier: Retrier
+    retrier: Retrier = attrs.field(repr=False)
 
     def _call(self, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         return self.retrier.call("ec2", function, *arguments, **options)
@@ -313,6 +313,7 @@ class RetryingBackend(Backend):
     """
 
     def __init__(self, inner: Backend, retries: RetryPolicy | Retrier | None = None) -> None:
+        check_backend(inner, "backend")
         retrier = retries if isinstance(retries, Retrier) else Retrier(retries or RetryPolicy())
         super().__init__(
             ebs=_RetryingBlockStore(inner=inner.ebs, retrier=retrier),
@@ -322,6 +323,9 @@ class RetryingBackend(Backend):
         self.journal = inner.journal
         self._inner = inner
         self._retrier = retrier
+
+    def __repr__(self) -> str:
+        return f"RetryingBackend({self._inner!r})"
 
     def preflight(self, image: Image) -> None:
         self._retrier.call("ec2", self._inner.preflight, image)

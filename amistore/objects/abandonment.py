@@ -7,9 +7,10 @@ import logging
 from typing import Any
 
 from amistore.backends import Backend
+from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.objects.restoration import client_token
-from amistore.objects.resumelog import ResumeLog, read_entry
+from amistore.objects.resumelog import ResumeLog, check_log, read_entry
 from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB
 
@@ -30,6 +31,8 @@ def abandon(log: ResumeLog, backend: Backend, *, completed: bool = False) -> Non
         InvalidRequestError: the log is damaged.
         BackendError: something could not be removed; the log stays, to try again.
     """
+    check_log(log)
+    check_backend(backend, "backend")
     entries = [read_entry(entry) for entry in log.entries()]
     kind = entries[0].get("kind") if entries else None
     if entries and kind not in ("pack", "unpack"):

@@ -23,17 +23,24 @@ _LOOKS = 3
 _logger = logging.getLogger("amistore")
 
 
-def looked_at_again(look: Callable[[], R]) -> R:
+def looked_at_again(look: Callable[[], R], told: set[str] | None = None) -> R:
     """What a look at an object gives; bytes that seem damaged may have been so on their way only.
+
+    Args:
+        look: reads, and refuses what is damaged.
+        told: what was logged of the object already, and is not again.
 
     Raises:
         ArchiveError: each of three looks found damage.
     """
+    told = set() if told is None else told
     for _ in range(_LOOKS - 1):
         try:
             return look()
         except ArchiveError as error:
-            _logger.warning("looking again: %s", error)
+            if str(error) not in told:
+                told.add(str(error))
+                _logger.warning("looking again: %s", error)
     return look()
 
 

@@ -20,6 +20,7 @@ from amistore.units import MIB
 __all__ = ["ObjectBounds", "Part", "cut_parts", "skip_segments"]
 
 _SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
+_ROOM = "set TMPDIR to a folder with room for parts"
 _MOST = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
 
 
@@ -50,9 +51,10 @@ class Part:
             if self._file is None and self.size <= _SPOOL:
                 self._content += piece
                 continue
-            with files.operation("spool"):
-                if self._file is None:
-                    self._file = _temporary_file()
+            if self._file is None:
+                self._file = _temporary_file()
+            with files.operation("spool", path=tempfile.gettempdir(), room=_ROOM):
+                if self._content:
                     files.write_at(self._file.fileno(), self._content, 0)
                     self._content = bytearray()
                 files.write_at(self._file.fileno(), piece, self.size - len(piece))
@@ -79,11 +81,12 @@ class Part:
 
 
 def _temporary_file() -> BinaryIO:
-    try:
-        # Without a buffer, whose rest a close would try to write after the disk was full.
-        return cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))
-    except FileNotFoundError as error:  # each folder that there is was tried, and could not be written
-        raise StorageFullError(f"{error.strerror}: set TMPDIR to a folder with room for parts") from None
+    with files.operation("spool"):
+        try:
+            # Without a buffer, whose rest a close would try to write after the disk was full.
+            return cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))
+        except FileNotFoundError as error:  # each folder that there is was tried, and could not be written
+            raise StorageFullError(f"{error.strerror}: {_ROOM}") from None
 
 
 def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int, begun: deque[Part]) -> Iterator[Part]:

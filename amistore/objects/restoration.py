@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator
-import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
 
 from amistore.archive.reader import ContainerFile, LoadedSegment
-from amistore.archive.verification import Checked, Task, Verification
+from amistore.archive.verification import Checked, Task, Verification, check_content_id
 from amistore.backends import BlockSink, ObjectStore
+from amistore.backends.checks import check_kind
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import DecodedBlock
 from amistore.errors import (
@@ -29,8 +29,15 @@ from amistore.errors import (
 )
 from amistore.model import Image, Tag
 from amistore.objects.carried import looked_at_again
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
-from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.objects.resumelog import (
+    MemoryResumeLog,
+    ResumeLog,
+    check_log,
+    read_entry,
+    read_task,
+    write_entry,
+)
+from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
 
@@ -86,8 +93,8 @@ def unpack_object(
     """
     check_kind(store, ObjectStore, "store")
     check_kind(sink, BlockSink, "sink")
-    if expected_content_id is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(expected_content_id)):
-        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected_content_id!r}")
+    check_log(log)
+    check_content_id(expected_content_id)
     with foreign_errors("head_object", bucket=bucket, key=key):
         ranges = ObjectRanges(store, bucket, key)
         container = looked_at_again(lambda: ContainerFile(ranges))
@@ -108,7 +115,10 @@ def unpack_object(
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:
-        looked_at_again(lambda: _Restoration(container, sink, restored, journal, progress).run(workers))
+        told: set[str] = set()
+        looked_at_again(
+            lambda: _Restoration(container, sink, restored, journal, progress, told).run(workers), told
+        )
         image = restored.image()
         # Blocks that the log says were put are not there: the next run would meet this again.
         final += (ChecksumMismatchError,)
@@ -119,6 +129,8 @@ def unpack_object(
         given_up = isinstance(error, final) and (journal.fresh or isinstance(error, ChecksumMismatchError))
         if (log is None or given_up) and restored.undo():
             journal.log.clear()
+        if isinstance(error, CorruptArchiveError):
+            error.message += ": take another copy, or amistore.recover saves what is left"
         raise
     journal.log.end()
     return image
@@ -196,8 +208,10 @@ class _Restoration(Verification):
         restored: RestoredSnapshots,
         journal: _Journal,
         progress: ProgressCallback,
+        told: set[str],
     ) -> None:
         super().__init__(container, quick=False, progress=progress)
+        self._told = told
         self._sink = sink
         self._restored = restored
         self._journal = journal
@@ -244,7 +258,7 @@ class _Restoration(Verification):
                 raise finding
             return checked
 
-        return looked_at_again(look)
+        return looked_at_again(look, self._told)
 
     def _load(self, sequence: int) -> LoadedSegment:
         """Of a segment that was put, the descriptor alone."""

@@ -17,10 +17,10 @@ import stat
 import struct
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from amistore.backends import files
+from amistore.backends.checks import check_kind, check_path
 from amistore.errors import InvalidRequestError, SourceChangedError
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "HeldLog",
     "MemoryResumeLog",
     "ResumeLog",
+    "check_log",
     "read_entry",
     "read_task",
     "write_entry",
@@ -108,6 +109,12 @@ class ResumeLog(abc.ABC):
         self.clear()
 
 
+def check_log(given: object) -> None:
+    """Refuse what is no log, such as its path."""
+    if given is not None:
+        check_kind(given, ResumeLog, "log", "give an amistore.FileResumeLog(path)")
+
+
 class MemoryResumeLog(ResumeLog):
     """A log that ends with the process."""
 
@@ -156,7 +163,7 @@ class FileResumeLog(ResumeLog):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path(path, "log")
         self._descriptor: int | None = None
 
     def __enter__(self) -> FileResumeLog:
@@ -172,13 +179,13 @@ class FileResumeLog(ResumeLog):
             self._descriptor = None
 
     def entries(self) -> list[bytes]:
-        with files.operation("resume"):
+        with files.operation("resume", path=self.path):
             if self._descriptor is None and not self.path.exists():
                 return []
             return self._read(self._open())[0]
 
     def append(self, entry: bytes) -> None:
-        with files.operation("resume"):
+        with files.operation("resume", path=self.path):
             descriptor = self._open()
             end = os.fstat(descriptor).st_size
             try:
@@ -190,7 +197,7 @@ class FileResumeLog(ResumeLog):
                 raise
 
     def clear(self) -> None:
-        with files.operation("resume"):
+        with files.operation("resume", path=self.path):
             if self._descriptor is not None or self.path.exists():
                 if self._named(self._open()):  # else it was removed by hand, and may be another run's now
                     self.path.unlink()

@@ -15,6 +15,8 @@ from typing_extensions import Buffer
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, ObjectInfo, ObjectStore
+from amistore.backends.base import check_backend
+from amistore.backends.checks import check_kind
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import ContainerEnd, StoredSegment, container_events
 from amistore.container.frames import check_frame
@@ -28,9 +30,9 @@ from amistore.model import Image
 from amistore.objects.carried import looked_at_again
 from amistore.objects.registration import refuse_unregistrable, register_restored, warn_of_dropped
 from amistore.objects.restoration import unpack_object
-from amistore.objects.resumelog import HeldLog, ResumeLog
+from amistore.objects.resumelog import HeldLog, ResumeLog, check_log
 from amistore.objects.upload import pack_object
-from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.unpack import unpack
@@ -87,6 +89,10 @@ def transfer(
     if logs is not None and (keep is None or not isinstance(logs, tuple) or len(logs) != 2):
         raise InvalidRequestError("logs= are two, of storing and of restoring, and go with keep=")
     packing, restoring = logs or (None, None)
+    for each in (packing, restoring):
+        check_log(each)
+    check_backend(source, "source")
+    check_backend(destination, "destination")
     image = _describe(image_id, source)
     refuse_unregistrable(destination, image, name, restoring)
     if keep is not None:
@@ -148,6 +154,8 @@ def restore_image(
         BackendError: the store or the destination failed. Without a log, what was begun is deleted.
     """
     check_kind(store, ObjectStore, "store")
+    check_backend(destination, "destination")
+    check_log(log)
     with foreign_errors("head_object", bucket=bucket, key=key):
         stored = looked_at_again(lambda: ContainerFile(ObjectRanges(store, bucket, key))).image
     refuse_unregistrable(destination, stored, name, log)

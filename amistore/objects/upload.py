@@ -19,6 +19,7 @@ import attrs
 import zstandard
 
 from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.checks import check_kind
 from amistore.backends.ranges import ObjectRanges
 from amistore.container import EncodedSegment, Layout, Plan, SegmentDescriptor, layout
 from amistore.container.records import open_envelope, open_record
@@ -35,8 +36,15 @@ from amistore.errors import (
 from amistore.model import Image
 from amistore.objects.carried import check_object
 from amistore.objects.parts import Part, cut_parts, skip_segments
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
-from amistore.pipeline.foreign import check_kind, foreign_errors
+from amistore.objects.resumelog import (
+    MemoryResumeLog,
+    ResumeLog,
+    check_log,
+    read_entry,
+    read_task,
+    write_entry,
+)
+from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
@@ -106,6 +114,7 @@ def pack_object(
     """
     check_packing(image, source, level, workers, executor)
     check_kind(store, ObjectStore, "store")
+    check_log(log)
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
-from amistore.backends import Backend, BlockSink, BlockSource, ObjectStore
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError
 
-__all__ = ["check_kind", "check_picklable", "foreign_errors"]
+__all__ = ["check_picklable", "foreign_errors"]
 
 
 @contextlib.contextmanager
@@ -27,17 +26,6 @@ def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         raise BackendError(message, operation=operation, **facts) from error
-
-
-def check_kind(
-    given: object, kind: type[BlockSource] | type[BlockSink] | type[ObjectStore], role: str
-) -> None:
-    """Refuse what is none of an interface's implementations, before anything is done with it."""
-    if isinstance(given, kind):
-        return
-    part = "s3" if kind is ObjectStore else "ebs"
-    remedy = f"give its .{part}" if isinstance(given, Backend) else f"subclass amistore.{kind.__name__}"
-    raise InvalidRequestError(f"the {role} must be a {kind.__name__}, not {type(given).__name__}: {remedy}")
 
 
 def check_picklable(executor: Executor | None, backend: object, role: str) -> None:

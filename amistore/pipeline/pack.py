@@ -10,10 +10,11 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
 
 from amistore.backends import BlockSource
+from amistore.backends.checks import check_kind
 from amistore.container import Layout, Plan, Runs, plan
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
-from amistore.pipeline.foreign import check_kind, check_picklable
+from amistore.pipeline.foreign import check_picklable
 from amistore.pipeline.listing import list_runs
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -80,8 +81,8 @@ def check_packing(
     image: Image, source: BlockSource, level: int, workers: int | None, executor: Executor | None
 ) -> None:
     """Refuse what cannot be packed, or not so."""
-    if not -131072 <= level <= 22:
-        raise InvalidRequestError(f"zstd levels are -131072 to 22, not {level}")
+    if not isinstance(level, int) or not -131072 <= level <= 22:
+        raise InvalidRequestError(f"zstd levels are -131072 to 22, not {level!r}")
     worker_count(workers)
     if not isinstance(image, Image):
         raise InvalidRequestError(

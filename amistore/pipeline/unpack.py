@@ -15,6 +15,7 @@ from typing import BinaryIO
 import attrs
 
 from amistore.backends import BlockSink
+from amistore.backends.checks import check_kind
 from amistore.container import (
     ContainerEnd,
     ContainerStart,
@@ -26,7 +27,7 @@ from amistore.container import (
 )
 from amistore.errors import ArchiveError, InvalidRequestError
 from amistore.model import Image
-from amistore.pipeline.foreign import check_kind, check_picklable, foreign_errors
+from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
 from amistore.pipeline.workers import ordered_map, worker_pool

@@ -23,7 +23,7 @@ def progress_reports(progress: bool | ProgressReport) -> Iterator[ProgressReport
             or what to call with the task each time its percentage or state has changed.
 
     Raises:
-        InvalidRequestError: bars are wanted, and tqdm is not installed.
+        ImportError: bars are wanted, and tqdm is not installed.
     """
     if callable(progress):
         yield _changes(progress)
@@ -52,7 +52,7 @@ def _bars(stack: contextlib.ExitStack) -> ProgressReport:
     try:
         from tqdm.auto import tqdm
     except ModuleNotFoundError:
-        raise InvalidRequestError(
+        raise ImportError(
             "a progress bar needs tqdm: pip install 'amistore[progress]', or give a function"
         ) from None
     bars: dict[str, Any] = {}

@@ -45,9 +45,9 @@ def test_reprs_tell_what_it_is(tmp_path: Path) -> None:
     with amistore.open(tmp_path / "ami.bin") as archive:
         size = archive.size
         assert repr(archive) == (
-            f"<Archive {tmp_path / 'ami.bin'}: ami-0123456789abcdef0, 1 volumes, 1 blocks in {size} bytes>"
+            f"<Archive {tmp_path / 'ami.bin'}: ami-0123456789abcdef0, 1 volume, 1 block in {size} bytes>"
         )
-        assert repr(archive.volumes[0]) == "<Volume snap-00000000000000000: 1 GiB, 1 blocks>"
+        assert repr(archive.volumes[0]) == "<Volume snap-00000000000000000: 1 GiB, 1 block>"
         assert archive.volumes[0].device_names == ("/dev/sda",)
 
 

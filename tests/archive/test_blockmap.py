@@ -74,5 +74,5 @@ def test_a_large_volume_has_cells_of_several_blocks() -> None:
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     archive = amistore.open(io.BytesIO(images.packed([(1, {})])))
-    with archive, pytest.raises(amistore.InvalidRequestError, match=r"pip install 'amistore\[plot\]'"):
+    with archive, pytest.raises(ImportError, match=r"pip install 'amistore\[plot\]'"):
         archive.volumes[0].plot()

@@ -51,7 +51,7 @@ def test_changed_added_and_removed_blocks_are_told_apart() -> None:
     assert not found.equal
     assert str(found) == (
         f"/dev/sda ({volume.before} -> {volume.after}): "
-        "3 blocks changed, 1 blocks added, 2 blocks removed; 3.0 MiB"
+        "3 blocks changed, 1 block added, 2 blocks removed; 3.0 MiB"
     )
 
 

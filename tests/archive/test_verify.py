@@ -58,6 +58,25 @@ def test_an_intact_archive_has_no_findings(quick: bool, workers: int) -> None:
     assert found.content_id in str(found)
 
 
+def test_a_small_archive_is_told_in_units_of_its_size() -> None:
+    text = str(
+        amistore.VerifyReport(
+            name="ami.bin",
+            quick=False,
+            content_id="",
+            size=4096,
+            volumes=1,
+            segments=1,
+            blocks=2048,
+            seconds=0.005,
+            findings=(amistore.CorruptArchiveError("x"),),
+        )
+    )
+    assert "DAMAGED, 1 finding\n" in text
+    assert "1 volume, 1 segment, 2,048 blocks (1.0 GiB)" in text
+    assert "4.0 KiB in 0.0050 s, 800.0 KiB/s" in text
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_every_damaged_place_is_a_finding_of_its_own(quick: bool) -> None:
     frames = frame_places()

@@ -420,7 +420,7 @@ def refused(call):
     try:
         call()
     except amistore.StorageFullError as error:
-        assert error.operation, error
+        assert error.operation and path in str(error) and "make room" in str(error), error
     else:
         raise AssertionError("not refused")
 

@@ -18,6 +18,7 @@ from amistore import (
     MemoryBackend,
     NotFoundError,
     SnapshotBlock,
+    StorageFullError,
     ThrottledError,
 )
 from amistore.backends.retries import Retrier, RetryPolicy
@@ -305,6 +306,28 @@ def test_a_damaged_answer_is_asked_for_again(clock):
     inner.ebs.contents = [block(2)] * 9
     with pytest.raises(ChecksumMismatchError, match="attempts 5"):
         RetryingBackend(inner, clock.retrier()).ebs.get_snapshot_block(snapshot_id, 0, "")
+
+
+def test_the_error_of_a_part_from_a_file_is_raised_and_tried_again_though_a_view_is_kept(clock, tmp_path):
+    backend = MemoryBackend()
+    backend.s3.create_bucket("bucket")
+    send, errors = backend.s3.upload_part, [StorageFullError("full"), BackendError("busy", retryable=True)]
+
+    def upload_part(bucket, key, upload_id, part_number, content):
+        view = memoryview(content)
+        if errors:
+            raise errors.pop()
+        return send(bucket, key, upload_id, part_number, view)
+
+    backend.s3.upload_part = upload_part
+    store = RetryingBackend(backend, clock.retrier()).s3
+    upload = store.create_multipart_upload("bucket", "key")
+    (tmp_path / "part").write_bytes(b"content")
+    with (tmp_path / "part").open("rb") as file:
+        with pytest.raises(StorageFullError):
+            store.upload_part_file("bucket", "key", upload, 1, file)
+        assert len(clock.sleeps) == 1
+        assert store.upload_part_file("bucket", "key", upload, 1, file).size == len(b"content")
 
 
 class Damaging:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -126,9 +127,9 @@ def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
 
 
 @pytest.mark.parametrize("room", [0, 3 << 20], ids=["no folder can be written", "no room for a part"])
-def test_a_full_disk_under_a_part_is_a_typed_error(room: int) -> None:
+def test_a_full_disk_under_a_part_is_a_typed_error(room: int, tmp_path: Path) -> None:
     code = """
-import resource, signal, sys, amistore
+import os, resource, signal, sys, amistore
 from objects import runs
 from amistore.objects import parts
 parts._SPOOL = 1 << 20
@@ -139,9 +140,10 @@ with runs.nothing_left():
     try:
         runs.pack_object(runs.source(), cloud.s3)
     except amistore.StorageFullError as error:
+        assert os.environ["TMPDIR"] in str(error) and "set TMPDIR" in str(error), error
         print(error.operation, cloud.s3.list_multipart_uploads(runs.BUCKET))
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     words = [sys.executable, "-c", code, str(room)]
     ended = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert ended.stdout == "spool []\n", ended.stderr

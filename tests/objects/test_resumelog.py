@@ -258,7 +258,7 @@ for limit in range(0, 120):
                 log.append(entry)
                 done.append(entry)
         except amistore.StorageFullError as error:
-            assert error.operation == "resume"
+            assert error.operation == "resume" and path in str(error) and "make room" in str(error)
         assert len(done) == sum(limit >= 22 + 28 * n for n in (1, 2)), (limit, done)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         log.append(b"after")

@@ -86,6 +86,15 @@ def test_what_is_damaged_where_it_lies_stays_damaged_and_leaves_nothing(cloud, i
     assert other.ebs._snapshots == {}
 
 
+def test_a_damaged_place_is_logged_once_and_the_error_has_the_remedy(cloud, image, caplog):
+    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    container[len(container) // 2] ^= 1
+    cloud.s3.put_object("bucket", "key", container)
+    with pytest.raises(amistore.CorruptArchiveError, match=r"take another copy, or amistore\.recover"):
+        amistore.unpack_object(cloud.s3, "bucket", "key", MemoryBackend().ebs, workers=2)
+    assert len([line for line in caplog.messages if line.startswith("looking again")]) == 1
+
+
 class Stop(Exception):
     pass
 

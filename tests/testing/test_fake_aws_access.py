@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import attrs
+import boto3
 import pytest
 from testing.models import block, client, refusal, sent, sha256
 
@@ -35,6 +37,20 @@ def test_a_wrong_secret_is_refused(aws: FakeAWS) -> None:
         "ec2": (401, "AuthFailure"),
         "sts": (403, "SignatureDoesNotMatch"),
     }
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [("list_buckets", {}), ("put_object", {"Bucket": "bucket", "Key": "snapshots", "Body": b"x"})],
+)
+def test_who_asks_for_s3_is_told_that_there_is_none(
+    aws: FakeAWS, operation: str, arguments: dict[str, Any]
+) -> None:
+    with (
+        contextlib.closing(boto3.client("s3", **aws.client_options())) as s3,
+        pytest.raises(s3.exceptions.ClientError, match=r"NotImplemented.*: FakeAWS is no S3: "),
+    ):
+        getattr(s3, operation)(**arguments)
 
 
 @pytest.mark.parametrize("changed", [{"access_key_id": "AKIAUNKNOWN"}, {"session_token": "not mine"}])

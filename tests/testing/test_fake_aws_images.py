@@ -252,6 +252,39 @@ def test_deprecation_hides_an_image_from_others(aws: FakeAWS, ec2: Any) -> None:
     other.close()
 
 
+@pytest.mark.parametrize("names", [("deviceName", "ebs", "snapshotId"), ("DeviceName", "Ebs", "SnapshotId")])
+def test_an_image_is_put_in_with_mappings_as_boto3_or_the_xml_spells_them(
+    aws: FakeAWS, ec2: Any, snapshot_id: str, names: tuple[str, str, str]
+) -> None:
+    image_id = aws.add_image(
+        name="web", mappings=[{names[0]: "/dev/xvda", names[1]: {names[2]: snapshot_id}}]
+    )
+    assert described(ec2, image_id)["BlockDeviceMappings"] == [
+        {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ebs", "message"),
+    [
+        ({"SnapshotId": "snap-00000000000000000"}, "no snapshot snap-0"),
+        ({"snapshot_id": "snap-00000000000000000"}, "'snapshot_id' is no member"),
+    ],
+)
+def test_a_mapping_of_what_is_not_there_is_not_put_in(
+    aws: FakeAWS, ebs: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        aws.add_image(name="web", mappings=[{"DeviceName": "/dev/xvda", "Ebs": ebs}])
+    assert not aws.images
+
+
+def test_each_fake_has_ids_of_its_own_and_those_of_a_seed_are_the_same() -> None:
+    ids = [FakeAWS(seed=seed).add_snapshot(volume_size=1) for seed in (None, None, 1, 1, 2)]
+    assert len(set(ids)) == 4
+    assert ids[2] == ids[3]
+
+
 def test_images_are_seen_by_their_owner_those_they_are_shared_with_and_all(aws: FakeAWS, ec2: Any) -> None:
     """EC2 API reference: DescribeImages, Owners."""
     other = "210987654321"

@@ -72,6 +72,9 @@ class AWSBackend(RetryingBackend):
         super().__init__(services, retries)
         self._services = services
 
+    def __repr__(self) -> str:
+        return f"AWSBackend(region_name={self.connection.region_name!r})"
+
     def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
         """Ask for an object of an archived storage class; hours later it can be read.
 

@@ -72,6 +72,9 @@ class Connection:
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"Connection(region_name={self.region_name!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Sent to another process it finds its credentials again, so none are in the pickle.
         if not self._is_own:
@@ -125,11 +128,13 @@ def check_endpoint(url: str) -> None:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
         parts.port  # noqa: B018 - raises where it is no number
-        if not host:
-            raise ValueError("it has no host")
+        # A user or a query may be secret, and endpoints are told: by botocore, in resume logs.
+        if not host or parts.query or "@" in parts.netloc:
+            raise ValueError("it has no host, or too much")
     except ValueError:  # whose text may hold a password
         raise InvalidRequestError(
-            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com"
+            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com, "
+            "without a user or a query"
         ) from None
     if parts.scheme == "https":
         return

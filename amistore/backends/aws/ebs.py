@@ -73,7 +73,7 @@ class AWSBlockStore(BlockStore):
 
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
-    limits: TimeLimits = attrs.field(factory=TimeLimits)
+    limits: TimeLimits = attrs.field(factory=TimeLimits, repr=False)
     _wire: Any = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)

@@ -36,7 +36,6 @@ R = TypeVar("R")
 
 _logger = logging.getLogger("amistore")
 
-_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 _MOST_IDS = 200  # snapshots in a call
 _PAGE = 1000  # images, the most (DescribeImages, MaxResults)
 _MOST_PAGES = 1000  # an account has 50,000 images, unless AWS raises its quota
@@ -64,8 +63,8 @@ class AWSImageRegistry(ImageRegistry):
 
     connection: Connection
     image_tags: tuple[Tag, ...] = attrs.field(default=(), kw_only=True)
-    sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True)
-    clock: Callable[[], datetime.datetime] = attrs.field(default=_now, kw_only=True)
+    sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
+    clock: Callable[[], datetime.datetime] = attrs.field(default=_now, kw_only=True, repr=False)
 
     @property
     def _ec2(self) -> Any:
@@ -145,7 +144,7 @@ class AWSImageRegistry(ImageRegistry):
 
     def deregister_image(self, image_id: str) -> None:
         with aws_errors("deregister_image", image_id=image_id):
-            _check_id(image_id)
+            checks.check_image_id(image_id)
             self._ec2.deregister_image(ImageId=image_id)
 
     def fidelity(self, image: Image, *, name: str | None = None) -> tuple[AttributeReport, ...]:
@@ -154,7 +153,7 @@ class AWSImageRegistry(ImageRegistry):
 
     def _members(self, image_id: str) -> dict[str, Any]:
         """An image as DescribeImages gives it."""
-        _check_id(image_id)
+        checks.check_image_id(image_id)
         found = self._ec2.describe_images(ImageIds=[image_id], IncludeDeprecated=True, IncludeDisabled=True)
         for members in member_of(found, "Images"):
             if members.get("ImageId") == image_id and members.get("State") != "deregistered":
@@ -271,8 +270,3 @@ class AWSImageRegistry(ImageRegistry):
                 if not (error.retryable or isinstance(error, NotFoundError)):
                     raise
             self.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LAST_PAUSE))
-
-
-def _check_id(image_id: str) -> None:
-    if not isinstance(image_id, str) or not _ID.fullmatch(image_id):
-        raise NotFoundError("no such image")

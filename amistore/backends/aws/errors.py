@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["InvalidTokenError", "aws_errors", "member_of", "service_error"]
+__all__ = ["InvalidTokenError", "aws_errors", "member_of", "origin", "service_error"]
 
 
 class InvalidTokenError(BackendError):
@@ -147,8 +148,13 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         botocore.exceptions.IncompleteReadError,
     ) as error:
         # The message of a connection's error holds the URL, and a presigned one's holds a signature.
+        url = error.kwargs.get("endpoint_url")
+        to = f" to {origin(url)}" if url else ""
         raise BackendError(
-            f"the connection failed: {type(error).__name__}", retryable=True, operation=operation, **facts
+            f"the connection{to} failed: {type(error).__name__}",
+            retryable=True,
+            operation=operation,
+            **facts,
         ) from None
     except botocore.exceptions.ParamValidationError as error:
         raise InvalidRequestError(f"{operation}: {error}", code="InvalidParameterValue") from None
@@ -163,6 +169,12 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(
             f"the answer cannot be read: {type(error).__name__}", retryable=True, operation=operation, **facts
         ) from error
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a request's URL, whose query may hold a signature."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def member_of(answer: Mapping[str, Any], name: str) -> Any:

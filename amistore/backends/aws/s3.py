@@ -55,6 +55,9 @@ class AWSObjectStore(ObjectStore):
         self._connection = connection
         self._settings = settings or ObjectSettings()
 
+    def __repr__(self) -> str:
+        return f"AWSObjectStore(connection={self._connection!r}, settings={self._settings!r})"
+
     @property
     def where(self) -> str:  # type: ignore[override]
         return f"S3 {self._connection.endpoint_urls.get('s3') or self._connection.region_name}"

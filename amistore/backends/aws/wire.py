@@ -24,7 +24,7 @@ from typing_extensions import Buffer
 
 from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.errors import service_error
+from amistore.backends.aws.errors import origin, service_error
 from amistore.backends.aws.pool import Incoming, Pool, TimeLimits
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.units import MIB
@@ -92,7 +92,7 @@ class Wire:
         try:
             answer, content = self._exchange(method, head, body)
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise _failed(error, operation, **facts) from None
+            raise _failed(error, self._url, operation, **facts) from None
         found: Any = answer.headers  # a mapping in all that is used of it
         refuse_redirect(answer.status, found)
         if answer.status >= 300:
@@ -174,11 +174,11 @@ def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
     return True
 
 
-def _failed(error: Exception, operation: str, **facts: Any) -> BackendError:
+def _failed(error: Exception, url: str, operation: str, **facts: Any) -> BackendError:
     """Of a connection's error only what it is, since its text may hold a URL; a proxy's refusal is plain."""
     refusal = f": {error}" if type(error) is OSError and not error.errno else ""
     return BackendError(
-        f"the connection failed: {type(error).__name__}{refusal}",
+        f"the connection to {origin(url)} failed: {type(error).__name__}{refusal}",
         # A certificate does not become right by asking again.
         retryable=not isinstance(error, ssl.SSLCertVerificationError),
         operation=operation,

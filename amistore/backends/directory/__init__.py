@@ -33,7 +33,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
     """EC2, EBS and S3 in a folder, made where it is missing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        root = Path(path).absolute()
+        root = checks.check_path(path, "backend's folder").absolute()
         with files.operation("open"):
             for service in ("ec2", "ebs", "s3"):
                 try:
@@ -44,6 +44,9 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
         super().__init__(ebs=ebs, s3=DirectoryS3(root / "s3"), ec2=DirectoryEC2(root / "ec2", ebs))
         self.path = root
         self.journal = str(root / "tasks.db")
+
+    def __repr__(self) -> str:
+        return f"DirectoryBackend({str(self.path)!r})"
 
     def sweep(self) -> tuple[str, ...]:
         """Remove what crashes have left in the folder an hour ago or earlier; gives the files' names."""
@@ -72,6 +75,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             AlreadyExistsError: the name is taken.
             BackendError: the disk cannot be read or the folder not written; nothing is left behind.
         """
+        disk_path = checks.check_path(path, "disk")
         members = {
             "architecture": "x86_64",
             "virtualization_type": "hvm",
@@ -87,7 +91,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             image_id=checks.new_id("ami"), name=name, block_device_mappings=(*others, root), **members
         )
         self.ec2.prepare_image(image)  # refuse before the disk is read
-        snapshot_id = self._import_snapshot(Path(path))
+        snapshot_id = self._import_snapshot(disk_path)
         try:
             root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
             return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))
@@ -96,7 +100,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             raise
 
     def _import_snapshot(self, path: Path) -> str:
-        with files.operation("import_disk"), files.open_descriptor(path) as descriptor:
+        with files.operation("import_disk", path=path), files.open_descriptor(path) as descriptor:
             # A file's name may hold bytes that are no UTF-8.
             name = os.fsencode(path.name).decode(errors="replace")
             size = disk.disk_size(path, descriptor)

@@ -109,7 +109,7 @@ class DirectoryEBS(BlockStore):
             tags=tuple(tags),
         )
         folder = self.root / described.snapshot_id
-        with files.operation("start_snapshot", snapshot_id=described.snapshot_id):
+        with files.operation("start_snapshot", path=self.root, snapshot_id=described.snapshot_id):
             if client_token is not None and folder.exists():
                 return described.snapshot_id
             # Made out of sight, so that no id leads to half of a snapshot.
@@ -136,7 +136,9 @@ class DirectoryEBS(BlockStore):
         self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
     ) -> None:
         with (
-            files.operation("put_snapshot_block", snapshot_id=snapshot_id, block_index=block_index),
+            files.operation(
+                "put_snapshot_block", path=self.root, snapshot_id=snapshot_id, block_index=block_index
+            ),
             # Completing holds the folder alone, so no put is half done then.
             files.locked(self._folder(snapshot_id), shared=True),
             self._open(snapshot_id, "pending", os.O_WRONLY) as (disk_file, digests),
@@ -148,7 +150,7 @@ class DirectoryEBS(BlockStore):
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with (
-            files.operation("complete_snapshot", snapshot_id=snapshot_id),
+            files.operation("complete_snapshot", path=self.root, snapshot_id=snapshot_id),
             files.locked(folder := self._folder(snapshot_id)),
         ):
             completed_with = {"blocks": changed_blocks_count, "linear": checksum.hex()}

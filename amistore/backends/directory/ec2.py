@@ -28,6 +28,7 @@ class DirectoryEC2(ImageRegistry):
 
     def describe_image(self, image_id: str) -> Image:
         with files.operation("describe_image", image_id=image_id):
+            checks.check_image_id(image_id)
             image = self._read(image_id)
             if image is None:
                 raise NotFoundError("no such image")
@@ -50,7 +51,7 @@ class DirectoryEC2(ImageRegistry):
         return checks.new_id("ami")
 
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
-        with files.operation("register_image"):
+        with files.operation("register_image", path=self.root):
             registered = self.prepare_image(image, name=name, image_id=image_id)
             with files.locked(self.root):
                 checks.check_untaken(registered, self.describe_images())
@@ -65,9 +66,11 @@ class DirectoryEC2(ImageRegistry):
 
     def deregister_image(self, image_id: str) -> None:
         with files.operation("deregister_image", image_id=image_id):
-            if not _ID.fullmatch(str(image_id)):
-                raise NotFoundError("no such image")
-            self._path(image_id).unlink()
+            checks.check_image_id(image_id)
+            try:
+                self._path(image_id).unlink()
+            except FileNotFoundError:
+                raise NotFoundError("no such image") from None
             files.sync_directory(self.root)
 
     def _read(self, image_id: str) -> Image | None:

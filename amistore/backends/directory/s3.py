@@ -97,7 +97,7 @@ class DirectoryS3(ObjectStore):
         metadata: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        with files.operation("create_multipart_upload", bucket=bucket, key=key):
+        with files.operation("create_multipart_upload", path=self.root, bucket=bucket, key=key):
             upload_id = checks.new_id("upload")
             folder = self.path(bucket, key).parent / ".amistore" / "uploads" / upload_id
             folder.mkdir(parents=True)
@@ -113,7 +113,7 @@ class DirectoryS3(ObjectStore):
         self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
     ) -> UploadedPart:
         checks.check_part_number(part_number)
-        with files.operation("upload_part", bucket=bucket, key=key):
+        with files.operation("upload_part", path=self.root, bucket=bucket, key=key):
             path = self._upload(bucket, key, upload_id)[0] / f"{part_number:05}"
             with files.temporary(path) as name:
                 with name.open("wb", buffering=0) as file:
@@ -140,7 +140,7 @@ class DirectoryS3(ObjectStore):
         *,
         if_none_match: bool = False,
     ) -> ObjectInfo:
-        with files.operation("complete_multipart_upload", bucket=bucket, key=key):
+        with files.operation("complete_multipart_upload", path=self.root, bucket=bucket, key=key):
             path = self.path(bucket, key)
             folder, upload = self._upload(bucket, key, upload_id)
             checks.check_parts(bucket, key, parts, self.list_parts(bucket, key, upload_id))

@@ -18,7 +18,7 @@ class Call:
     Attributes:
         method, path, query: of the request line; path and query as they came, still quoted.
         headers: by their names in lower case.
-        service: ``ebs``, ``ec2`` or ``sts``.
+        service: ``ebs``, ``ec2``, ``sts``, or ``s3``, which is none of its.
         operation: its name in the service's reference; empty where there is none such.
         snapshot_id, block_index: as in the path, unchecked.
         parameters: of a Query API's form.

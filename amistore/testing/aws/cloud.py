@@ -19,7 +19,9 @@ __all__ = ["Cloud"]
 class Cloud:
     """The state that the services share. Whoever reads or changes it holds `lock`."""
 
-    def __init__(self, *, region: str, account_id: str, partition: str, clock: Clock) -> None:
+    def __init__(
+        self, *, region: str, account_id: str, partition: str, clock: Clock, seed: int | None = None
+    ) -> None:
         self.region = region
         self.account_id = account_id
         self.partition = partition
@@ -33,8 +35,9 @@ class Cloud:
         self.deregistered: set[str] = set()
         self.started: dict[tuple[str, str], tuple[object, Snapshot]] = {}
         self._numbers = itertools.count(1)
-        # Other ids in each region and account: who mixes them up is to notice.
-        self._random = random.Random(f"{region} {account_id}")  # noqa: S311 - names, not secrets
+        # Other ids in each region and account, with a seed too: who mixes them up is to notice.
+        named = None if seed is None else f"{region} {account_id} {seed}"
+        self._random = random.Random(named)  # noqa: S311 - names, not secrets
 
     def number(self) -> int:
         return next(self._numbers)

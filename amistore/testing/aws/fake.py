@@ -16,6 +16,7 @@ from amistore.testing.aws.cloud import Cloud
 from amistore.testing.aws.content import Content, GeneratedBlocks, StoredBlocks
 from amistore.testing.aws.faults import Faults
 from amistore.testing.aws.records import Credential, Image, Snapshot
+from amistore.testing.aws.registering import given_mapping
 from amistore.testing.aws.server import Server
 from amistore.testing.aws.services import Services
 from amistore.testing.aws.throttling import Throttle
@@ -34,6 +35,7 @@ class FakeAWS:
         account_id: of the default credential, and of what is added without an owner.
         partition: in ARNs.
         start: the clock's time, with a time zone; None is now.
+        seed: of the ids, which are then the same in each run; None is others in each fake.
 
     Attributes:
         clock: of the services; nothing expires unless it is advanced.
@@ -50,13 +52,16 @@ class FakeAWS:
         partition: str = "aws",
         *,
         start: datetime.datetime | None = None,
+        seed: int | None = None,
     ) -> None:
         self.clock = Clock(start)
         self.region = region
         self.account_id = account_id
         self.partition = partition
         self.log = CallLog()
-        self._cloud = Cloud(region=region, account_id=account_id, partition=partition, clock=self.clock)
+        self._cloud = Cloud(
+            region=region, account_id=account_id, partition=partition, clock=self.clock, seed=seed
+        )
         self._services = Services(self._cloud)
         self.faults = Faults(self._services.check_operation)
         self._server: Server | None = None
@@ -311,8 +316,8 @@ class FakeAWS:
 
         Args:
             name: need not be unique here.
-            mappings: block device mappings by their names in EC2's XML: ``{"deviceName":
-                "/dev/xvda", "ebs": {"snapshotId": ...}}``.
+            mappings: block device mappings as boto3 spells them, ``{"DeviceName": "/dev/xvda",
+                "Ebs": {"SnapshotId": ...}}``, or as EC2's XML does, ``{"deviceName": ...}``.
             image_id: None is a new one.
             owner_id: an account; None is the fake's.
             uefi_data: base64.
@@ -321,6 +326,9 @@ class FakeAWS:
 
         Returns:
             Its id.
+
+        Raises:
+            ValueError: a mapping has a member that EC2 does not know, or a snapshot that is not there.
         """
         cloud, owner = self._cloud, owner_id or self.account_id
         usual = {
@@ -335,6 +343,10 @@ class FakeAWS:
             "virtualizationType": "hvm",
         }
         with cloud.lock:
+            mapped = [given_mapping(item) for item in mappings]
+            for item in mapped:
+                if (named := item.get("ebs", {}).get("snapshotId")) not in (None, *cloud.snapshots):
+                    raise ValueError(f"there is no snapshot {named}: add_snapshot makes one")
             identifier = image_id or cloud.new_id("ami")
             cloud.images[identifier] = Image(
                 number=cloud.number(),
@@ -344,7 +356,7 @@ class FakeAWS:
                 creation_time=self.clock.now(),
                 state=state,
                 members=usual | members,
-                mappings=[dict(item) for item in mappings],
+                mappings=mapped,
                 attributes={"uefiData": uefi_data} if uefi_data else {},
                 tags=dict(tags or {}),
                 public=public,

@@ -18,7 +18,7 @@ from amistore.testing.aws.describing import TAGS, check_tags, visible_snapshot
 from amistore.testing.aws.query import required, wrong
 from amistore.testing.aws.records import Credential, Image, Snapshot
 
-__all__ = ["REGISTER_IMAGE", "new_image"]
+__all__ = ["REGISTER_IMAGE", "given_mapping", "new_image"]
 
 EBS_MEMBERS: dict[str, Any] = {
     "DeleteOnTermination": bool,
@@ -35,6 +35,7 @@ EBS_MEMBERS: dict[str, Any] = {
     "VolumeInitializationRate": int,
     "EbsCardIndex": int,
 }
+SAME_IN_XML = ("AvailabilityZoneId", "VolumeInitializationRate")
 REGISTER_IMAGE: dict[str, Any] = {
     "ImageLocation": str,
     "BillingProduct": [str],
@@ -155,6 +156,24 @@ def mapping(cloud: Cloud, item: Mapping[str, Any], caller: Credential) -> dict[s
     else:
         made["noDevice"] = item["NoDevice"]
     return made
+
+
+def given_mapping(item: Mapping[str, Any]) -> dict[str, Any]:
+    """One block device mapping by its names in the XML, or those with a capital, as boto3 has them.
+
+    Raises:
+        ValueError: a member that EC2 does not know.
+    """
+    made = spelled(item, REGISTER_IMAGE["BlockDeviceMapping"][0])
+    return made | {"ebs": spelled(made["ebs"], EBS_MEMBERS)} if "ebs" in made else made
+
+
+def spelled(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    in_xml = {name: name if name in SAME_IN_XML else name[0].lower() + name[1:] for name in known}
+    in_xml |= {name: name for name in in_xml.values()}
+    if unknown := given.keys() - in_xml:
+        raise ValueError(f"{min(unknown)!r} is no member of a mapping; there are {', '.join(known)}")
+    return {in_xml[name]: value for name, value in given.items()}
 
 
 def volume(cloud: Cloud, device: str, ebs: Mapping[str, Any], caller: Credential) -> dict[str, Any]:

@@ -36,6 +36,8 @@ VERSIONS = {EC2_VERSION: "ec2", STS_VERSION: "sts"}
 
 def identified(call: Call) -> Call:
     """A call with its operation, as far as its head tells: all of the EBS direct APIs."""
+    if "/s3/aws4_request" in call.headers.get("authorization", ""):  # what it is signed for
+        return attrs.evolve(call, service="s3")
     if call.path == "/":
         return attrs.evolve(call, service="ec2")
     for method, pattern, operation in PATHS:
@@ -55,7 +57,7 @@ def with_form(call: Call) -> Call:
     except UnicodeDecodeError:
         text = ""
     form = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
-    service = VERSIONS.get(form.get("Version", ""), "ec2")
+    service = VERSIONS.get(form.get("Version", ""), call.service)
     return attrs.evolve(call, service=service, operation=form.get("Action", ""), parameters=form)
 
 
@@ -87,6 +89,9 @@ class Services:
     def answer(self, call: Call) -> Answer:
         """Carry out a call, or say why not."""
         try:
+            if call.service == "s3":
+                message = "FakeAWS is no S3: run an S3 server beside it, or take amistore.MemoryBackend().s3"
+                raise ServiceError("NotImplemented", message, status=501)
             caller = authenticate(
                 call,
                 self.credentials,

@@ -51,6 +51,8 @@ def error_answer(call: Call, error: ServiceError) -> Answer:
             members["Reason"] = error.reason
         return json_answer(error.status, members, {"x-amzn-ErrorType": error.code})
     inner = f"<Code>{escape(error.code)}</Code><Message>{escape(error.message)}</Message>"
+    if call.service == "s3":
+        return document(error.status, f"<Error>{inner}</Error>")
     identifier = str(uuid.uuid4())
     if call.service == "sts":
         kind = "Sender" if error.status < 500 else "Receiver"

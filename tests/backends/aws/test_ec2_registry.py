@@ -213,8 +213,9 @@ def test_images_of_others_are_described_but_not_listed(aws, account, caplog) -> 
     assert account.registry.find_images("theirs") == []
 
 
-def test_a_snapshot_that_is_gone_does_not_hide_its_image(aws, account) -> None:
+def test_a_snapshot_that_is_not_to_be_seen_does_not_hide_its_image(aws, account) -> None:
     there = aws.add_snapshot(volume_size=1)
+    aws.add_snapshot(volume_size=1, snapshot_id="snap-00000000000000000", owner_id="999999999999")
     image_id = aws.add_image(
         name="web",
         mappings=[

@@ -110,6 +110,7 @@ def test_a_missing_permission_is_told(aws, action) -> None:
 
 
 def test_a_snapshot_that_is_gone_is_told(aws) -> None:
+    aws.add_snapshot(volume_size=1, snapshot_id="snap-00000000000000000", owner_id="999999999999")
     image_id = aws.add_image(
         name="web", mappings=[{"deviceName": "/dev/xvda", "ebs": {"snapshotId": "snap-00000000000000000"}}]
     )

@@ -30,7 +30,7 @@ BLOCKS = {
 @contextlib.contextmanager
 def account():
     """The same one each time, so that it makes the same container."""
-    with FakeAWS(start=START) as fake:
+    with FakeAWS(start=START, seed=1) as fake:
         fake.snapshot_id = fake.add_snapshot(volume_size=1, blocks=BLOCKS)
         fake.image_id = fake.add_image(
             name="web", mappings=[{"deviceName": "/dev/xvda", "ebs": {"snapshotId": fake.snapshot_id}}]
