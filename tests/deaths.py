@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -156,7 +157,11 @@ class Processes:
 
     def go_on(self) -> tuple[int, list[Words]]:
         """Continue the stopped process; as `run`."""
-        os.kill(self._child, signal.SIGCONT)
+        assert self._process.stdout is not None
+        told: list[object] = []
+        while not told:  # it says that it stops before it has, and what came too early continues nothing
+            os.kill(self._child, signal.SIGCONT)
+            told, _, _ = select.select([self._process.stdout], [], [], 0.05)
         while (code := self._hear()) is None:
             pass
         return code, self._lines
