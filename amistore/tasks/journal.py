@@ -21,7 +21,7 @@ import attrs
 
 from amistore.errors import AlreadyExistsError, AmistoreError, InvalidRequestError, JournalError
 from amistore.tasks.record import Kind, Lease, TaskRecord
-from amistore.tasks.schema import migrate
+from amistore.tasks.schema import migrate, refuse_foreign
 
 __all__ = ["Journal", "LeaseLostError", "journal_path"]
 
@@ -88,20 +88,27 @@ class Journal:
                 # close it would drop the locks of this process's other engines (fcntl(2)).
                 with contextlib.suppress(FileExistsError):
                     os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                self.path.chmod(0o600)
             self._database = sqlite3.connect(
                 self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
             )
             try:
                 self._file = None if self.path is None else self.path.stat()
                 self._database.row_factory = sqlite3.Row
+                refuse_foreign(self._database, self.name)
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
                 migrate(self._database, self.name)
+                self._keep_private()
             except BaseException:
                 self._database.close()
                 raise
+
+    def _keep_private(self) -> None:
+        """Of a file that is known to be ours only: another, or a folder, may have been named by mistake."""
+        for suffix in ("", "-wal", "-shm") if self.path is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{suffix}").chmod(0o600)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -7,7 +7,10 @@ from typing import Final
 
 from amistore.errors import InvalidRequestError
 
-__all__ = ["MIGRATIONS", "migrate"]
+__all__ = ["MIGRATIONS", "migrate", "refuse_foreign"]
+
+_APPLICATION: Final = int.from_bytes(b"amis", "big")
+"""SQLite's application id of a journal; file(1) shows it."""
 
 MIGRATIONS: Final = (
     # Times are milliseconds since 1970, UTC, but for `lease_until`: seconds of the machine's
@@ -52,6 +55,17 @@ MIGRATIONS: Final = (
 """One script for each version, in order; a script that was released is never changed."""
 
 
+def refuse_foreign(database: sqlite3.Connection, path: str) -> None:
+    """Refuse a database that is another program's, before anything of it is changed.
+
+    Raises:
+        InvalidRequestError: it is.
+    """
+    tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+        raise InvalidRequestError(f"{path} is a database of another program: name another file")
+
+
 def migrate(database: sqlite3.Connection, path: str) -> None:
     """Bring a journal, also a new one, to this version.
 
@@ -68,6 +82,7 @@ def migrate(database: sqlite3.Connection, path: str) -> None:
                 f"the journal {path} is of version {version}, and this amistore knows {len(MIGRATIONS)}: "
                 "install a newer one"
             )
+        database.execute(f"PRAGMA application_id = {_APPLICATION}")
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             for statement in script.split(";"):
                 if statement.strip():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -102,9 +104,36 @@ def test_what_is_no_journal_is_refused_and_left_alone(
 ) -> None:
     path = tmp_path / "tasks.db"
     path.mkdir() if content is None else path.write_bytes(content)
+    path.chmod(0o755)
     with pytest.raises(JournalError, match=str(path)):
         TaskEngine(cloud, journal=path)
     assert path.is_dir() if content is None else path.read_bytes() == content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_database_of_another_program_is_refused_and_left_alone(
+    cloud: DirectoryBackend, tmp_path: Path
+) -> None:
+    path = tmp_path / "bookmarks.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE bookmark (address TEXT)")
+    before = path.read_bytes()
+    path.chmod(0o644)
+    with pytest.raises(amistore.InvalidRequestError, match="another program"):
+        TaskEngine(cloud, journal=path)
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_journal_that_others_could_read_is_its_owners_alone_once_it_was_opened(
+    cloud: DirectoryBackend,
+) -> None:
+    TaskEngine(cloud).close()
+    journal = Path(str(cloud.journal))
+    journal.chmod(0o644)
+    with TaskEngine(cloud):
+        for each in journal.parent.glob("tasks.db*"):
+            assert each.is_dir() or stat.S_IMODE(each.stat().st_mode) == 0o600
 
 
 def test_a_journal_whose_owners_cannot_be_noted_is_refused(cloud: DirectoryBackend, tmp_path: Path) -> None:
