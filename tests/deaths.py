@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -66,7 +65,6 @@ class _Death:
             os._exit(9)
         if self.place == ["stop", *place]:
             with self._between:
-                _say("stopped")
                 # To this thread, which goes no step further; one to the process may stop another first.
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
@@ -103,7 +101,11 @@ def serve(
                 os._exit(status)
         _say("process", child)
         # Who kills it may not have read yet that it has ended: its number is its own until the next one.
-        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        while (ended := os.waitid(os.P_PID, child, os.WEXITED | os.WSTOPPED | os.WNOWAIT)) is not None:
+            if ended.si_code != os.CLD_STOPPED:
+                break
+            os.waitid(os.P_PID, child, os.WSTOPPED)  # or it is told again
+            _say("stopped")  # not by the process, which could be continued before it has stopped
         assert ended is not None
         _say("ended", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
@@ -157,11 +159,7 @@ class Processes:
 
     def go_on(self) -> tuple[int, list[Words]]:
         """Continue the stopped process; as `run`."""
-        assert self._process.stdout is not None
-        told: list[object] = []
-        while not told:  # it says that it stops before it has, and what came too early continues nothing
-            os.kill(self._child, signal.SIGCONT)
-            told, _, _ = select.select([self._process.stdout], [], [], 0.05)
+        os.kill(self._child, signal.SIGCONT)
         while (code := self._hear()) is None:
             pass
         return code, self._lines
