@@ -136,7 +136,7 @@ def test_aws_with_random_faults_gives_the_same_bytes_or_a_typed_error(
             for number, kind in enumerate(HTTP_KINDS):
                 aws.faults.add("*", kind, probability=rate / len(HTTP_KINDS), seed=100 * seed + number)
             for kind in READ_KINDS:
-                aws.faults.add("GetSnapshotBlock", kind, probability=rate / 2, seed=seed)
+                aws.faults.add("GetSnapshotBlock", kind, probability=rate / len(HTTP_KINDS), seed=seed)
             backend = account(aws, aws.endpoint_url)
             backend.s3 = RetryingBackend(faulty, QUICK).s3
             outcomes[rate, aws_outcome(aws, backend, image_id)] += 1
