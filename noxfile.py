@@ -42,6 +42,10 @@ def reliability(session: nox.Session) -> None:
         f"tests/backends/aws/test_{name}.py"
         for name in ("bounded_memory", "faults", "kills", "random_faults")
     ]
+    places += [
+        f"tests/tasks/test_{name}.py"
+        for name in ("engine_model", "killed_engines", "owners", "task_faults", "task_races")
+    ]
     session.run("pytest", "-n", "2", "--dist", "loadgroup", "-rP", *places, *session.posargs)
 
 

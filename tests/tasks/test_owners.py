@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from tasks.processes import Engines
 
 import amistore
 from amistore import DirectoryBackend, TaskEngine
+from amistore.backends import files
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
@@ -221,14 +223,8 @@ def stop_past_lease(database: sqlite3.Connection, victim: subprocess.Popen[str],
     os.kill(victim.pid, signal.SIGSTOP)
     try:
         os.waitid(os.P_PID, victim.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        try:  # One that was stopped in a transaction locks all others out.
-            database.execute("PRAGMA busy_timeout = 0")
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("ROLLBACK")
-        except sqlite3.OperationalError:
+        if locks_others_out(database, sharers.root):
             return False
-        finally:
-            database.execute("PRAGMA busy_timeout = 60000")
         had = set(owned(database, victim.pid))
         others = [each for each in sharers.running if each is not victim]
         while had & set(owned(database, victim.pid)):
@@ -236,6 +232,22 @@ def stop_past_lease(database: sqlite3.Connection, victim: subprocess.Popen[str],
         return bool(had)
     finally:
         os.kill(victim.pid, signal.SIGCONT)
+
+
+def locks_others_out(database: sqlite3.Connection, root: Path) -> bool:
+    """Whether a process was stopped in a transaction, or while it held a folder of the backend."""
+    try:
+        database.execute("PRAGMA busy_timeout = 0")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("ROLLBACK")
+        for folder in (root / "ec2", *(root / "ebs").glob("snap-*")):
+            with files.open_descriptor(folder) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (sqlite3.OperationalError, OSError):
+        return True
+    finally:
+        database.execute("PRAGMA busy_timeout = 60000")
+    return False
 
 
 def leave_tasks(cloud: DirectoryBackend, amis: dict[str, list[dict[int, bytes]]]) -> None:
