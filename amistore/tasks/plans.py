@@ -17,7 +17,7 @@ import attrs
 from amistore.backends import BlockStore, ImageRegistry, ObjectStore
 from amistore.errors import InvalidValueError
 from amistore.model import AttributeReport, Fate
-from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
+from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["Prices", "RequestRates", "RestorePlan", "StorePlan", "TaskPlan"]
 
@@ -164,10 +164,10 @@ class TaskPlan(abc.ABC):
 
     def __str__(self) -> str:
         quota = "no limit" if self.quota is None else f"{self.in_progress} of {self.quota} GiB in progress"
-        blocks, volumes = _count(self.blocks, "block"), _count(self.volumes, "volume")
+        blocks, volumes = counted(self.blocks, "block"), counted(self.volumes, "volume")
         lines = [
             ("quota", f"{self.size} GiB; {quota}"),
-            ("data", f"{_bytes(self.data_bytes)}: {blocks} of {volumes}"),
+            ("data", f"{sized(self.data_bytes)}: {blocks} of {volumes}"),
             *self._archive(),
             *_requests(self.requests),
             ("time", f"{_duration(self.estimated_seconds)} at the request rates, estimated"),
@@ -211,10 +211,10 @@ class StorePlan(TaskPlan):
         return f"store {self.image_id} as {self.bucket}/{self.object_key}"
 
     def _archive(self) -> Iterator[tuple[str, str]]:
-        size = _bytes(self.most_object_bytes)
-        yield "object", f"at most {size}, {_count(self.segments, 'segment')}"
-        yield "upload", f"at most {_count(self.most_parts, 'part')}, of {_bytes(self.part_size)} or more"
-        spooled = f"at most {_bytes(self.most_spool_bytes)}, for" if self.most_spool_bytes else "none, no"
+        size = sized(self.most_object_bytes)
+        yield "object", f"at most {size}, {counted(self.segments, 'segment')}"
+        yield "upload", f"at most {counted(self.most_parts, 'part')}, of {sized(self.part_size)} or more"
+        spooled = f"at most {sized(self.most_spool_bytes)}, for" if self.most_spool_bytes else "none, no"
         yield "disk", f"{spooled} parts above 32 MiB"
 
 
@@ -236,7 +236,7 @@ class RestorePlan(TaskPlan):
         return f"restore {self.bucket}/{self.object_key} as {self.name!r}"
 
     def _archive(self) -> Iterator[tuple[str, str]]:
-        yield "object", f"{_bytes(self.object_bytes)}; {_count(self.segments, 'segment')}, of {self.image_id}"
+        yield "object", f"{sized(self.object_bytes)}; {counted(self.segments, 'segment')}, of {self.image_id}"
         yield "content id", self.content_id
 
 
@@ -256,15 +256,6 @@ def _listed(name: str, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         shown.append(f"and {len(given) - _MOST_SHOWN} more")
     for number, text in enumerate(shown):
         yield "" if number else name, text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _bytes(size: int) -> str:
-    unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB") if size >= MIB else (KIB, "KiB")
-    return f"{size / unit:,.1f} {name}"
 
 
 def _duration(seconds: float) -> str:

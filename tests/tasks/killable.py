@@ -63,13 +63,15 @@ SERVICES: dict[type, list[str]] = {
 def run(what: str, root: str, image_id: str, lease: float | None = None) -> None:
     """Create the task, or go on with the one that is there, until it has ended.
 
-    With a `lease`, in seconds, only as long as it is this process's.
+    With a `lease`, in seconds, only as long as it is this process's, and with one worker: a process that
+    is stopped while another of its threads holds a snapshot's folder would lock the next owner out.
     """
     if lease is not None:
         runner.LEASE = lease  # type: ignore[misc]
     cloud = amistore.DirectoryBackend(root)
     kind, _, cancelled = what.partition("-")
-    with amistore.TaskEngine(cloud, workers=2, concurrency=1) as engine:
+    workers = 2 if lease is None else 1
+    with amistore.TaskEngine(cloud, workers=workers, concurrency=1) as engine:
         if cancelled:
             verb = (DirectoryS3, "upload_part") if kind == "store" else (DirectoryEBS, "put_snapshot_block")
             cancel_at(engine, *verb)
