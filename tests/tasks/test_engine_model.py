@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -67,7 +66,7 @@ class Expected:
 
 
 class Engines(RuleBasedStateMachine):
-    """Rules choose by numbers, so that what is drawn does not depend on how far threads have come."""
+    """Rules choose by numbers, and have no preconditions: nothing drawn depends on how far threads are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,9 +130,10 @@ class Engines(RuleBasedStateMachine):
             self.tasks[-1].may_fail |= bool(same)
         assert len(self.tasks) - count in (0, 1)
 
-    @precondition(lambda self: self.tasks)
     @rule(pick=PICK)
     def cancel(self, pick: int) -> None:
+        if not self.tasks:
+            return
         expected = self.tasks[pick % len(self.tasks)]
         before = expected.may_fail
         expected.may_fail = True
@@ -171,9 +171,10 @@ class Engines(RuleBasedStateMachine):
         report = self.engine.sweep()
         assert self.faults or not any("could not be listed" in each for each in report.left)
 
-    @precondition(lambda self: self.tasks)
     @rule(pick=PICK)
     def wait(self, pick: int) -> None:
+        if not self.tasks:
+            return
         expected = self.tasks[pick % len(self.tasks)]
         try:
             assert self.engine.wait(expected.task).state == "Completed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -219,7 +220,7 @@ def test_processes_that_are_stopped_and_killed_do_every_task_once(
 
 
 def stop_past_lease(database: sqlite3.Connection, victim: subprocess.Popen[str], sharers: Sharers) -> bool:
-    """Stop a process until others have all the tasks that it had; whether it had any."""
+    """Stop a process until another has a task that it had; whether it had any."""
     os.kill(victim.pid, signal.SIGSTOP)
     try:
         os.waitid(os.P_PID, victim.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -227,7 +228,7 @@ def stop_past_lease(database: sqlite3.Connection, victim: subprocess.Popen[str],
             return False
         had = set(owned(database, victim.pid))
         others = [each for each in sharers.running if each is not victim]
-        while had & set(owned(database, victim.pid)):
+        while had and had <= set(owned(database, victim.pid)):
             assert any(each.poll() is None for each in others), "nobody has taken them over"
         return bool(had)
     finally:
@@ -235,18 +236,28 @@ def stop_past_lease(database: sqlite3.Connection, victim: subprocess.Popen[str],
 
 
 def locks_others_out(database: sqlite3.Connection, root: Path) -> bool:
-    """Whether a process was stopped in a transaction, or while it held a folder of the backend."""
+    """Whether a process was stopped in a transaction, or while it held a folder of the backend.
+
+    Those that work hold them for moments only.
+    """
     try:
-        database.execute("PRAGMA busy_timeout = 0")
+        database.execute("PRAGMA busy_timeout = 500")
         database.execute("BEGIN IMMEDIATE")
         database.execute("ROLLBACK")
-        for folder in (root / "ec2", *(root / "ebs").glob("snap-*")):
-            with files.open_descriptor(folder) as descriptor:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (sqlite3.OperationalError, OSError):
+    except sqlite3.OperationalError:
         return True
     finally:
         database.execute("PRAGMA busy_timeout = 60000")
+    return any(is_held(folder) for folder in (root / "ec2", *(root / "ebs").glob("snap-*")))
+
+
+def is_held(folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), files.open_descriptor(folder) as descriptor:
+        for _ in range(10_000):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+        return True
     return False
 
 
