@@ -23,7 +23,6 @@ from amistore.testing.aws import FakeAWS
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 RUNS = 1000 if LONG else 50
 RATES = (0.01, 0.05, 0.2)
-LOOKS = 3  # at bytes that seem damaged (`amistore.objects.carried`)
 # What no client can notice where there is no checksum: the answers of EC2, which TLS guards.
 HTTP_KINDS = ("500", "503", "throttle", "reset-before-body", "reset-before-answer", "lost-reply")
 READ_KINDS = ("short-body", "flipped-bit")
@@ -49,10 +48,8 @@ def most_attempts(faulty: FaultyBackend, phase: Callable[[], object]) -> None:
         phase()
     finally:
         # How often a call is made where nothing goes wrong: listed to plan, and again to read;
-        # looked at before, after, and instead of what has its answer lost; a segment that seems
-        # damaged is read, and its blocks are put, again.
+        # looked at before, after, and instead of what has its answer lost.
         usual = {"list_snapshot_blocks": 2, "head_object": 3, "list_parts": 3, "describe_snapshot": 2}
-        usual |= {"get_object_range": LOOKS, "put_snapshot_block": LOOKS}
         for call, count in faulty.calls.items():
             assert count <= QUICK.attempts * usual.get(str(call[0]), 1), call
 
@@ -136,12 +133,11 @@ def test_aws_with_random_faults_gives_the_same_bytes_or_a_typed_error(
             for number, kind in enumerate(HTTP_KINDS):
                 aws.faults.add("*", kind, probability=rate / len(HTTP_KINDS), seed=100 * seed + number)
             for kind in READ_KINDS:
-                aws.faults.add("GetSnapshotBlock", kind, probability=rate / len(HTTP_KINDS), seed=seed)
+                aws.faults.add("GetSnapshotBlock", kind, probability=rate / 2, seed=seed)
             backend = account(aws, aws.endpoint_url)
             backend.s3 = RetryingBackend(faulty, QUICK).s3
             outcomes[rate, aws_outcome(aws, backend, image_id)] += 1
-            for (operation, *_), count in aws.log.blocks.items():
-                assert count <= QUICK.attempts * (LOOKS if operation == "PutSnapshotBlock" else 1)
+            assert max(aws.log.blocks.values(), default=0) <= QUICK.attempts
     for rate in RATES[:2]:
         assert {outcome for each, outcome in outcomes if each == rate} == {"complete"}
     report(capsys, "aws", outcomes)
