@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 from typing_extensions import Self
 
 from amistore.archive.reader import ContainerFile
-from amistore.archive.verification import VerifyReport, verify
+from amistore.archive.report import VerifyReport
+from amistore.archive.verification import verify
 from amistore.archive.volume import Volume
 from amistore.backends import Backend, ObjectStore, files
 from amistore.backends.checks import check_kind, check_path

@@ -9,10 +9,12 @@ compares the two.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
+import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import attrs
@@ -27,7 +29,9 @@ from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveE
 from amistore.model import Image
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment"]
+__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment", "has_digest"]
+
+_logger = logging.getLogger("amistore")
 
 _KEPT_DESCRIPTORS = 128
 """Parsed SEGD records that are kept, of some 7 KiB each."""
@@ -85,13 +89,15 @@ class ContainerFile:
         self.index: Index
         self.head: Head
         self.image: Image
-        tail = self.read(max(0, self.size - TAIL), min(self.size, TAIL), "FOOT")
+        tail = self.read(max(0, self.size - TAIL), min(self.size, TAIL), "FOOT", self._tail_is_intact)
         self.foot = self._open_foot(tail[-FOOT_SIZE:])
         start = self.foot.index_offset - (self.size - len(tail))
         if start >= 0:
             record = tail[start : start + self.foot.index_length]
         else:
-            record = self.read(self.foot.index_offset, self.foot.index_length, "INDX")
+            record = self.read(
+                self.foot.index_offset, self.foot.index_length, "INDX", has_digest(self.foot.index_digest)
+            )
         try:
             self._open_index(record)
         except ArchiveError as error:
@@ -106,7 +112,7 @@ class ContainerFile:
             if foot.index_offset + foot.index_length != offset:
                 raise CorruptArchiveError("FOOT's offsets are not those of this file", record="FOOT")
         except CorruptArchiveError as error:
-            start = self.read(0, min(self.size, len(PREAMBLE)), "PREAMBLE")
+            start = self._ranges.read(0, len(PREAMBLE))
             if not start or not PREAMBLE.startswith(start):
                 raise CorruptArchiveError(
                     f"{self.name} is no amistore container, or both its ends are damaged; "
@@ -121,8 +127,16 @@ class ContainerFile:
             ) from None
         return foot
 
+    def _tail_is_intact(self, tail: bytes) -> bool:
+        try:
+            foot = Foot.parse(tail[-FOOT_SIZE:])
+        except ArchiveError:
+            return False
+        start = len(tail) - FOOT_SIZE - foot.index_length
+        return start < 0 or has_digest(foot.index_digest)(tail[start:-FOOT_SIZE])
+
     def _open_index(self, record: bytes) -> None:
-        if hashlib.sha256(record).digest() != self.foot.index_digest:
+        if not has_digest(self.foot.index_digest)(record):
             raise CorruptArchiveError(
                 "the index's SHA-256 is not the one in FOOT: amistore.recover saves what is left"
             )
@@ -131,9 +145,19 @@ class ContainerFile:
         if self.index.end > self.foot.data_end or self.head.blocks != self.foot.blocks:
             raise CorruptArchiveError("the index contradicts FOOT")
 
-    def read(self, offset: int, length: int, record: str) -> bytes:
-        """Exactly `length` bytes from `offset`."""
-        content = self._ranges.read(offset, length)
+    def read(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bytes:
+        """Exactly `length` bytes from `offset`; what is not `intact` is read again, over a network."""
+        told = False
+
+        def check(content: bytes) -> bool:
+            nonlocal told
+            good = len(content) == length and intact(content)
+            if not good and not told:
+                told = True
+                _logger.warning("%s: %s at %d seems damaged, reading it again", self.name, record, offset)
+            return good
+
+        content = self._ranges.read_intact(offset, length, check)
         if len(content) != length:
             raise TruncatedArchiveError(
                 f"{length} bytes are expected here, there are {len(content)}", offset=offset, record=record
@@ -179,7 +203,13 @@ class ContainerFile:
                 self._located.move_to_end(sequence)
                 return located
         offset = self.index.offsets[sequence]
-        located = self._parse(sequence, self.read(offset, self._descriptor_limit(sequence), "SEGD"))
+        content = self.read(
+            offset,
+            self._descriptor_limit(sequence),
+            "SEGD",
+            lambda content: self._descriptor_is_intact(sequence, content),
+        )
+        located = self._parse(sequence, content)
         with self._lock:
             self._located[sequence] = located
             if len(self._located) > _KEPT_DESCRIPTORS:
@@ -191,7 +221,12 @@ class ContainerFile:
         offset = self.index.offsets[sequence]
         blocks = self.segment_blocks(sequence)
         most = MAX_DESCRIPTOR + self.head.layout.frame_limit(blocks)
-        content = self.read(offset, min(self.segment_end(sequence) - offset, most), "SEGD")
+        content = self.read(
+            offset,
+            min(self.segment_end(sequence) - offset, most),
+            "SEGD",
+            lambda content: self._segment_is_intact(sequence, content),
+        )
         located = self._parse(sequence, content)
         frames = _cut(located, 0, memoryview(content)[located.offset - offset :])
         missing = len(located.descriptor.frames) - len(frames)
@@ -203,7 +238,21 @@ class ContainerFile:
         """Consecutive frames of a segment, in one read."""
         offset = located.frame_offset(first)
         size = sum(frame.size for frame in located.descriptor.frames[first : first + count])
-        return _cut(located, first, memoryview(self.read(offset, size, "frame")))
+        content = self.read(
+            offset, size, "frame", lambda content: _frames_are_intact(located, first, memoryview(content))
+        )
+        return _cut(located, first, memoryview(content))
+
+    def _descriptor_is_intact(self, sequence: int, content: bytes) -> bool:
+        return has_digest(self.index.segment_digest(sequence))(_descriptor(content))
+
+    def _segment_is_intact(self, sequence: int, content: bytes) -> bool:
+        """Whether SEGD and the frames that `content` holds are as they were stored."""
+        if not self._descriptor_is_intact(sequence, content):
+            return False
+        located = self._parse(sequence, content)
+        start = located.offset - self.index.offsets[sequence]
+        return _frames_are_intact(located, 0, memoryview(content)[start:])
 
     def _descriptor_limit(self, sequence: int) -> int:
         """Most bytes that the SEGD of a segment can have."""
@@ -218,9 +267,9 @@ class ContainerFile:
     def _parse(self, sequence: int, content: bytes) -> LocatedSegment:
         """The segment whose SEGD `content` begins with."""
         offset = self.index.offsets[sequence]
-        record = content[: min(int.from_bytes(content[4:8], "little") + 8, MAX_DESCRIPTOR)]
+        record = _descriptor(content)
         try:
-            if hashlib.sha256(record).digest() != self.index.segment_digest(sequence):
+            if not self._descriptor_is_intact(sequence, content):
                 raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
             if open_envelope(record[: ENVELOPE.size]).kind != SEGD:
                 raise CorruptArchiveError("no SEGD stands here")
@@ -248,6 +297,23 @@ class ContainerFile:
                 snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
             ) from None
         return located
+
+
+def has_digest(digest: bytes) -> Callable[[bytes], bool]:
+    """A check of bytes by their SHA-256."""
+    return lambda content: hashlib.sha256(content).digest() == digest
+
+
+def _descriptor(content: bytes) -> bytes:
+    """The SEGD that `content` begins with."""
+    return content[: min(int.from_bytes(content[4:8], "little") + 8, MAX_DESCRIPTOR)]
+
+
+def _frames_are_intact(located: LocatedSegment, first: int, content: memoryview) -> bool:
+    """Whether the frames from the `first` on that `content` holds have their CRCs."""
+    frames = _cut(located, first, content)
+    entries = located.descriptor.frames[first : first + len(frames)]
+    return all(zlib.crc32(frame) == entry.crc32 for frame, entry in zip(frames, entries, strict=True))
 
 
 def _cut(located: LocatedSegment, first: int, content: memoryview) -> list[bytes]:

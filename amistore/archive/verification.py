@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from amistore.archive.reader import ContainerFile, LoadedSegment
+from amistore.archive.reader import ContainerFile, LoadedSegment, has_digest
+from amistore.archive.report import VerifyReport
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import (
     PREAMBLE,
@@ -28,73 +29,13 @@ from amistore.container.frames import check_frame
 from amistore.container.identity import linear
 from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
-from amistore.container.records import open_envelope, open_record
+from amistore.container.records import open_envelope, open_record, pad_record
 from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import BLOCK_SIZE, counted, sized
 
-__all__ = ["Checked", "Task", "Verification", "VerifyReport", "verify"]
-
-
-@attrs.frozen(kw_only=True)
-class VerifyReport:
-    """What was checked and what was found.
-
-    Attributes:
-        name: of the archive.
-        quick: whether no block was decompressed and hashed.
-        content_id: of the archive, in hexadecimal.
-        size: bytes read and checked.
-        volumes: how many.
-        segments: how many.
-        blocks: listed blocks, of 524,288 bytes.
-        seconds: that it took.
-        findings: what is wrong, each an error with its place; empty for an intact archive.
-    """
-
-    name: str
-    quick: bool
-    content_id: str
-    size: int
-    volumes: int
-    segments: int
-    blocks: int
-    seconds: float
-    findings: tuple[ArchiveError, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.findings
-
-    @property
-    def throughput(self) -> float:
-        """Bytes of the archive checked per second."""
-        return self.size / self.seconds if self.seconds else 0.0
-
-    def check(self) -> VerifyReport:
-        """Return the report of an intact archive.
-
-        Raises:
-            ArchiveError: the first finding.
-        """
-        if self.findings:
-            raise self.findings[0]
-        return self
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.name}: {'intact' if self.ok else 'DAMAGED, ' + counted(len(self.findings), 'finding')}",
-            f"  content id  {self.content_id}",
-            f"  checked     {'quickly: records, index, CRCs' if self.quick else 'fully: every block'}",
-            f"  holds       {counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, "
-            f"{counted(self.blocks, 'block')} ({sized(self.blocks * BLOCK_SIZE)})",
-            f"  read        {sized(self.size)} in {self.seconds:.{1 if self.seconds >= 0.1 else 4}f} s, "
-            f"{sized(self.throughput)}/s",
-        ]
-        return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
+__all__ = ["Checked", "Task", "Verification", "verify"]
 
 
 def check_content_id(expected: object) -> None:
@@ -210,7 +151,7 @@ class Verification:
         expected = hashlib.sha256()
         for record, content in parts:
             expected.update(content)
-            if self._container.read(offset, len(content), record) != content:
+            if self._container.read(offset, len(content), record, content.__eq__) != content:
                 raise CorruptArchiveError("it is not as the index says", record=record, offset=offset)
             offset += len(content)
         if (offset, expected.digest()) != (index.front_end, index.front_digest):
@@ -222,7 +163,9 @@ class Verification:
         """The volume as VOLD and its sparse map have it; None where they are damaged."""
         indexed = self._container.index.volumes[number]
         with self._noting(record="VOLD", offset=indexed.offset, snapshot_id=indexed.snapshot_id):
-            content = self._container.read(indexed.offset, indexed.length, "VOLD")
+            content = self._container.read(
+                indexed.offset, indexed.length, "VOLD", has_digest(indexed.prelude_digest)
+            )
             if hashlib.sha256(content).digest() != indexed.prelude_digest:
                 raise CorruptArchiveError("VOLD, tar headers or sparse map are not as the index says")
             envelope = open_envelope(content[: layout.ENVELOPE.size])
@@ -363,22 +306,19 @@ class Verification:
     def _pad(self, offset: int, size: int) -> None:
         if not size:
             return
-        record = self._container.read(offset, size, "PAD")
-        try:
-            envelope = open_envelope(record[: layout.ENVELOPE.size])
-            zeros = record.count(0, layout.ENVELOPE.size, -layout.CRC.size)
-            if (envelope.kind, envelope.size, zeros) != (layout.PAD, size, size - layout.RECORD_OVERHEAD):
-                raise CorruptArchiveError("PAD has another length or does not hold zeros")
-            open_record(record, 0)
-        except ArchiveError as error:
-            raise error.locate(record="PAD", offset=offset) from None
+        expected = pad_record(size)
+        if self._container.read(offset, size, "PAD", expected.__eq__) != expected:
+            raise CorruptArchiveError(
+                "PAD has another length or does not hold zeros", record="PAD", offset=offset
+            )
 
     def _gap(self, offset: int, end: int) -> None:
         """Records of unknown type are all that may stand here, and nothing at the end of data."""
         if offset != end == self._container.foot.data_end:
             raise CorruptArchiveError("bytes stand behind the last segment", offset=offset)
         while offset < end:
-            start = self._container.read(offset, min(layout.ENVELOPE.size, end - offset), "record")
+            length = min(layout.ENVELOPE.size, end - offset)
+            start = self._container.read(offset, length, "record", _opens(open_envelope))
             try:
                 if len(start) < layout.ENVELOPE.size:
                     raise CorruptArchiveError("no record stands here")
@@ -387,7 +327,7 @@ class Verification:
                     layout.MAX_DESCRIPTOR, end - offset
                 ):
                     raise CorruptArchiveError("a record stands here that belongs elsewhere")
-                open_record(self._container.read(offset, envelope.size, "record"))
+                open_record(self._container.read(offset, envelope.size, "record", _opens(open_record)))
             except ArchiveError as error:
                 raise error.locate(offset=offset, record="record") from None
             offset += envelope.size
@@ -396,14 +336,15 @@ class Verification:
         """The tail as it is now is the one that was opened."""
         container = self._container
         foot = container.foot
-        end = container.read(foot.data_end, len(layout.END_FRAME), "end of tar")
+        end = container.read(foot.data_end, len(layout.END_FRAME), "end of tar", layout.END_FRAME.__eq__)
         if end != layout.END_FRAME:
             raise CorruptArchiveError(
                 "the frame that ends the tar is damaged", record="end of tar", offset=foot.data_end
             )
-        record = container.read(foot.index_offset, foot.index_length, "INDX")
-        now = container.read(container.size - layout.FOOT_SIZE, layout.FOOT_SIZE, "FOOT")
-        if hashlib.sha256(record).digest() != foot.index_digest or now != foot.encode():
+        record = container.read(foot.index_offset, foot.index_length, "INDX", has_digest(foot.index_digest))
+        expected = foot.encode()
+        now = container.read(container.size - layout.FOOT_SIZE, layout.FOOT_SIZE, "FOOT", expected.__eq__)
+        if hashlib.sha256(record).digest() != foot.index_digest or now != expected:
             raise CorruptArchiveError("the file changed while it was open", record="INDX")
 
     def _report(self, offset: int) -> None:
@@ -416,3 +357,16 @@ class Verification:
                     stored_bytes=offset,
                 )
             )
+
+
+def _opens(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+    """A check of bytes by their parser."""
+
+    def check(content: bytes) -> bool:
+        try:
+            parse(content)
+        except ArchiveError:
+            return False
+        return True
+
+    return check

@@ -11,7 +11,7 @@ import io
 import logging
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import BinaryIO
 
 import attrs
@@ -94,6 +94,24 @@ class ObjectStore(abc.ABC):
             NotFoundError: no such bucket or object.
             SourceChangedError: `if_match` is not the object's ETag.
         """
+
+    def get_intact_range(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        intact: Callable[[bytes], bool],
+        *,
+        if_match: str | None = None,
+    ) -> bytes:
+        """As `get_object_range`, of bytes that a reader can tell from damaged ones.
+
+        `RetryingBackend` overrides it: there what is not intact is one more reason for another
+        attempt, since it may have been damaged on its way. The last attempt's bytes are given
+        whatever they are, and their reader refuses them.
+        """
+        return self.get_object_range(bucket, key, start, length, if_match=if_match)
 
     @abc.abstractmethod
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:

@@ -9,7 +9,7 @@ import abc
 import io
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -43,6 +43,18 @@ class RangeReader(abc.ABC):
             SourceChangedError: they are not those that were opened.
             BackendError: they cannot be read.
         """
+
+    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+        """As `read`; a reader whose bytes may be damaged on their way reads again what is not intact.
+
+        What it gives in the end may still be damaged, then where it lies; the caller refuses it.
+
+        Args:
+            offset: of the first byte.
+            length: how many.
+            intact: says whether bytes are those that were stored.
+        """
+        return self.read(offset, length)
 
     def close(self) -> None:
         """Let go of what was opened for it."""
@@ -144,6 +156,17 @@ class _Store(Protocol):
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
     ) -> bytes: ...
 
+    def get_intact_range(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        intact: Callable[[bytes], bool],
+        *,
+        if_match: str | None = None,
+    ) -> bytes: ...
+
 
 class ObjectRanges(RangeReader):
     """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened.
@@ -164,11 +187,17 @@ class ObjectRanges(RangeReader):
         self.metadata = info.metadata
 
     def read(self, offset: int, length: int) -> bytes:
+        return self._read(self._store.get_object_range, offset, length)
+
+    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+        return self._read(self._store.get_intact_range, offset, length, intact)
+
+    def _read(self, get: Callable[..., bytes], offset: int, length: int, *checks: object) -> bytes:
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
         try:
-            return self._store.get_object_range(self._bucket, self._key, offset, length, if_match=self.etag)
+            return get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
         except AmistoreError:
             raise
         except Exception as error:

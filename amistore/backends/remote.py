@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from amistore.backends.ranges import FileRanges, RangeReader
+from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.errors import (
     AccessDeniedError,
     BackendError,
@@ -28,7 +29,7 @@ TAIL = 64 * KIB
 """Bytes at the end that are read first: FOOT, and INDX too of up to some 35 GiB of blocks."""
 
 _OBJECT_SCHEMES = ("s3", "gs", "az")
-_ATTEMPTS = 4
+_REDIRECTS = 5
 _TIMEOUT = 60.0  # seconds without a byte
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -103,21 +104,25 @@ class _HTTPRanges(RangeReader):
             raise InvalidRequestError("options= of an HTTP URL are headers: strings to strings")
         self._headers = {"Accept-Encoding": "identity", **headers}
         self._errors = urllib3.exceptions
-        retries = urllib3.Retry(
-            total=_ATTEMPTS,
-            backoff_factor=0.2,
-            status_forcelist=(429, 500, 502, 503, 504),
-            raise_on_status=False,
+        # Redirects are urllib3's, further attempts the retrier's.
+        redirects = urllib3.Retry(
+            total=None,
+            connect=0,
+            read=0,
+            status=0,
+            other=0,
+            redirect=_REDIRECTS,
             respect_retry_after_header=False,  # it may say days
             # To another host go none of the caller's headers.
             remove_headers_on_redirect=[*urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT, *headers],
         )
+        self._retrier = Retrier(RetryPolicy())
         self._pool = urllib3.PoolManager(
-            maxsize=16, retries=retries, timeout=urllib3.Timeout(connect=10.0, read=_TIMEOUT)
+            maxsize=16, retries=redirects, timeout=urllib3.Timeout(connect=10.0, read=_TIMEOUT)
         )
         self._pin: dict[str, str | None] = {}
         self.size = 0
-        self._tail_offset, self._tail = self._get(f"bytes=-{TAIL}", TAIL)
+        self._tail_offset, self._tail = self._retrier.call("http", self._get, f"bytes=-{TAIL}", TAIL)
         if self._tail_offset != max(0, self.size - TAIL) or len(self._tail) != min(self.size, TAIL):
             raise BackendError(
                 f"{self.name}: asked for the last {TAIL} of {self.size} bytes, got {len(self._tail)} at "
@@ -126,11 +131,19 @@ class _HTTPRanges(RangeReader):
             )
 
     def read(self, offset: int, length: int) -> bytes:
+        return self.read_intact(offset, length, lambda content: True)
+
+    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
         if offset >= self._tail_offset:
-            return self._tail[offset - self._tail_offset :][:length]
+            content = self._tail[offset - self._tail_offset :][:length]
+            if intact(content):
+                return content
+        return self._retrier.call_until(intact, "http", self._range, offset, length)
+
+    def _range(self, offset: int, length: int) -> bytes:
         first, content = self._get(f"bytes={offset}-{offset + length - 1}", length)
         if first != offset or len(content) != length:
             raise BackendError(
@@ -140,34 +153,30 @@ class _HTTPRanges(RangeReader):
         return content
 
     def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
-        """Offset and content of a range."""
+        """Offset and content of a range, in one attempt."""
         headers = {**self._headers, "Range": wanted, **self._conditions()}
-        for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            answer = self._pool.request("GET", self._url, headers=headers, preload_content=False)
             try:
-                answer = self._pool.request("GET", self._url, headers=headers, preload_content=False)
-                try:
-                    first = self._check(answer)
-                    content: bytes = answer.read(length + 1)
-                except BaseException:
-                    answer.close()  # what was not read must not be taken for the next answer
-                    raise
-                answer.release_conn()
-                return first, content
-            except (TypeError, ValueError) as error:  # a header or URL that HTTP cannot say; it may be secret
-                if isinstance(error, self._errors.HTTPError):
-                    raise InvalidRequestError(f"{self.name} is no URL to ask") from None
-                raise InvalidRequestError(f"{self.name}: a header cannot be sent") from None
-            except self._errors.HTTPError as error:
-                # A failed connection was tried again by urllib3; a body that broke off was not.
-                if attempt == _ATTEMPTS or isinstance(error, self._errors.MaxRetryError):
-                    # MaxRetryError's own message holds the URL, and that the signature; its reason's not.
-                    reason = getattr(error, "reason", None) or error
-                    raise BackendError(
-                        f"{self.name}: {type(reason).__name__}: {_first_line(reason)}",
-                        retryable=True,
-                        operation="read",
-                    ) from None
-        raise AssertionError  # pragma: no cover
+                first = self._check(answer)
+                content: bytes = answer.read(length + 1)
+            except BaseException:
+                answer.close()  # what was not read must not be taken for the next answer
+                raise
+            answer.release_conn()
+        except (TypeError, ValueError) as error:  # a header or URL that HTTP cannot say; it may be secret
+            if isinstance(error, self._errors.HTTPError):
+                raise InvalidRequestError(f"{self.name} is no URL to ask") from None
+            raise InvalidRequestError(f"{self.name}: a header cannot be sent") from None
+        except self._errors.HTTPError as error:
+            # MaxRetryError's own message holds the URL, and that the signature; its reason's not.
+            reason = getattr(error, "reason", None) or error
+            raise BackendError(
+                f"{self.name}: {type(reason).__name__}: {_first_line(reason)}",
+                retryable=True,
+                operation="read",
+            ) from None
+        return first, content
 
     def _conditions(self) -> dict[str, str]:
         etag, changed = self._pin.get("ETag"), self._pin.get("Last-Modified")

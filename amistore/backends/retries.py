@@ -147,6 +147,31 @@ class Retrier:
                     self._paces[pace].succeeded()
                 return result
 
+    def call_until(
+        self,
+        good: Callable[[R], bool],
+        pace: str,
+        function: Callable[..., R],
+        *arguments: Any,
+        **options: Any,
+    ) -> R:
+        """As `call`; a result that is not good is one more reason for another attempt.
+
+        The last attempt's result is given whatever it is, for the caller to refuse.
+        """
+
+        def attempt() -> R:
+            result = function(*arguments, **options)
+            if not good(result):
+                raise _NotGoodError(result)
+            return result
+
+        try:
+            return self.call(pace, attempt)
+        except _NotGoodError as error:
+            last: R = error.result
+            return last
+
     def _wait_turn(self, pace: str) -> None:
         with self._lock:
             wait = self._paces.setdefault(pace, _Pace()).reserve(self._clock())
@@ -174,6 +199,14 @@ class Retrier:
                     return None
                 self._budget -= _RETRY_COST
         return delay
+
+
+class _NotGoodError(BackendError):
+    """An attempt that gave a result, but not a good one."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("the result is not a good one", retryable=True)
+        self.result = result
 
 
 def _retryable(error: Exception) -> bool:

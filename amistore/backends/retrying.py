@@ -157,6 +157,19 @@ class _RetryingObjectStore(ObjectStore):
     ) -> bytes:
         return self._call(self.inner.get_object_range, bucket, key, start, length, if_match=if_match)
 
+    def get_intact_range(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        intact: Callable[[bytes], bool],
+        *,
+        if_match: str | None = None,
+    ) -> bytes:
+        get = self.inner.get_object_range
+        return self.retrier.call_until(intact, "s3", get, bucket, key, start, length, if_match=if_match)
+
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         self._call(self.inner.delete_object, bucket, key, if_match=if_match)
 

@@ -4,44 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
-from collections.abc import Callable
-from typing import TypeVar
 
-from amistore.archive.reader import ContainerFile
+from amistore.archive.reader import ContainerFile, has_digest
 from amistore.backends.ranges import RangeReader
 from amistore.container import Plan
-from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
+from amistore.errors import CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.workers import ordered_map, worker_pool
 
-__all__ = ["check_object", "looked_at_again"]
-
-R = TypeVar("R")
-
-_LOOKS = 3
-
-_logger = logging.getLogger("amistore")
-
-
-def looked_at_again(look: Callable[[], R], told: set[str] | None = None) -> R:
-    """What a look at an object gives; bytes that seem damaged may have been so on their way only.
-
-    Args:
-        look: reads, and refuses what is damaged.
-        told: what was logged of the object already, and is not again.
-
-    Raises:
-        ArchiveError: each of three looks found damage.
-    """
-    told = set() if told is None else told
-    for _ in range(_LOOKS - 1):
-        try:
-            return look()
-        except ArchiveError as error:
-            if str(error) not in told:
-                told.add(str(error))
-                _logger.warning("looking again: %s", error)
-    return look()
+__all__ = ["check_object"]
 
 
 def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:
@@ -60,17 +30,14 @@ def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | 
         InvalidRequestError: it is not an archive of this plan.
         ArchiveError: a part is not what its log said, or is damaged.
     """
-    container = looked_at_again(lambda: ContainerFile(ranges))
+    container = ContainerFile(ranges)
     if container.head.file_id != planned.file_id:  # not made by any run of this plan
         raise InvalidRequestError("the resume log is of another object: amistore.abandon ends its run")
-    looked_at_again(lambda: _check_preludes(container))
-
-    def look(sequence: int) -> None:
-        looked_at_again(lambda: container.segment(sequence))
+    _check_preludes(container)
 
     with (
         worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, look, range(count), limit)) as found,
+        contextlib.closing(ordered_map(pool, container.segment, range(count), limit)) as found,
     ):
         for _ in found:
             pass
@@ -81,5 +48,6 @@ def _check_preludes(container: ContainerFile) -> None:
     index = container.index
     volumes = ((volume.offset, volume.length, volume.prelude_digest) for volume in index.volumes)
     for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
-        if hashlib.sha256(container.read(offset, length, "front or VOLD")).digest() != digest:
+        content = container.read(offset, length, "front or VOLD", has_digest(digest))
+        if hashlib.sha256(content).digest() != digest:
             raise CorruptArchiveError("a part is of another run than the resume log says", offset=offset)

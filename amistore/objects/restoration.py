@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from amistore.archive.reader import ContainerFile, LoadedSegment
-from amistore.archive.verification import Checked, Task, Verification, check_content_id
+from amistore.archive.verification import Verification, check_content_id
 from amistore.backends import BlockSink, ObjectStore
 from amistore.backends.checks import check_kind
 from amistore.backends.ranges import ObjectRanges
@@ -28,7 +28,6 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image, Tag
-from amistore.objects.carried import looked_at_again
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
@@ -97,7 +96,7 @@ def unpack_object(
     check_content_id(expected_content_id)
     with foreign_errors("head_object", bucket=bucket, key=key):
         ranges = ObjectRanges(store, bucket, key)
-        container = looked_at_again(lambda: ContainerFile(ranges))
+        container = ContainerFile(ranges)
     found = container.index.content_id.hex()
     if expected_content_id is not None and found != expected_content_id.lower():
         raise CorruptArchiveError(f"the content id is {found}, not the expected {expected_content_id}")
@@ -115,10 +114,7 @@ def unpack_object(
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:
-        told: set[str] = set()
-        looked_at_again(
-            lambda: _Restoration(container, sink, restored, journal, progress, told).run(workers), told
-        )
+        _Restoration(container, sink, restored, journal, progress).run(workers)
         image = restored.image()
         # Blocks that the log says were put are not there: the next run would meet this again.
         final += (ChecksumMismatchError,)
@@ -208,10 +204,8 @@ class _Restoration(Verification):
         restored: RestoredSnapshots,
         journal: _Journal,
         progress: ProgressCallback,
-        told: set[str],
     ) -> None:
         super().__init__(container, quick=False, progress=progress)
-        self._told = told
         self._sink = sink
         self._restored = restored
         self._journal = journal
@@ -225,9 +219,6 @@ class _Restoration(Verification):
     def _begin(self, number: int) -> None:
         """Start a volume's snapshot, or go on with the one that an earlier run began."""
         volume = self._container.index.volumes[number]
-        if self._restored.get(volume.snapshot_id) is not None:  # begun at an earlier look
-            self._first[number] = self._journal.put(volume.snapshot_id)
-            return
         generation, before = self._journal.begun(volume.snapshot_id)
         # Asked first: a sink may give the token of a snapshot that was deleted to a new, empty one.
         if before is not None and not self._usable(before):
@@ -250,15 +241,6 @@ class _Restoration(Verification):
                 return self._sink.describe_snapshot(snapshot_id).state in ("pending", "completed")
             except NotFoundError:
                 return False
-
-    def _segment(self, task: Task) -> Checked:
-        def look() -> Checked:
-            checked = super(_Restoration, self)._segment(task)
-            for finding in checked.findings:
-                raise finding
-            return checked
-
-        return looked_at_again(look, self._told)
 
     def _load(self, sequence: int) -> LoadedSegment:
         """Of a segment that was put, the descriptor alone."""

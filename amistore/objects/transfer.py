@@ -27,7 +27,6 @@ from amistore.errors import (
     NotFoundError,
 )
 from amistore.model import Image
-from amistore.objects.carried import looked_at_again
 from amistore.objects.registration import refuse_unregistrable, register_restored, warn_of_dropped
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import HeldLog, ResumeLog, check_log
@@ -157,7 +156,7 @@ def restore_image(
     check_backend(destination, "destination")
     check_log(log)
     with foreign_errors("head_object", bucket=bucket, key=key):
-        stored = looked_at_again(lambda: ContainerFile(ObjectRanges(store, bucket, key))).image
+        stored = ContainerFile(ObjectRanges(store, bucket, key)).image
     refuse_unregistrable(destination, stored, name, log)
     warn_of_dropped(destination, stored, name)
     restored = unpack_object(

@@ -17,7 +17,6 @@ from amistore.backends.ranges import ObjectRanges
 from amistore.errors import NotFoundError
 from amistore.model import Image, Tag
 from amistore.objects import pack_object, unpack_object
-from amistore.objects.carried import looked_at_again
 from amistore.objects.registration import refuse_taken, register_restored
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.objects.upload import RUN_KEY
@@ -77,7 +76,7 @@ def _percentage(progress: Progress) -> int:
 def open_object(backend: Backend, bucket: str, key: str) -> ContainerFile:
     """The archive in an object, its end checked."""
     with foreign_errors("head_object", bucket=bucket, key=key):
-        return looked_at_again(lambda: ContainerFile(ObjectRanges(backend.s3, bucket, key)))
+        return ContainerFile(ObjectRanges(backend.s3, bucket, key))
 
 
 def _store(

@@ -22,7 +22,8 @@ class Resource:
     """What the server has to give, and how it misbehaves.
 
     `faults` are taken one by one, each for one request: a status, ``short`` (the body breaks
-    off), ``close`` (no answer at all) or ``elsewhere`` (another range than the one asked for).
+    off), ``close`` (no answer at all), ``elsewhere`` (another range than the one asked for) or
+    ``flipped`` (a bit of the body is changed).
     """
 
     content: bytes
@@ -67,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ):
             self._answer(412)
         else:
-            self._give(short=fault == "short", shift=int(fault == "elsewhere"))
+            self._give(short=fault == "short", shift=int(fault == "elsewhere"), flip=int(fault == "flipped"))
 
     def do_HEAD(self) -> None:
         """As object stores are asked; browsers and presigned URLs are not."""
@@ -80,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Last-Modified", "Mon, 23 Nov 2026 01:02:03 GMT")
         self.end_headers()
 
-    def _give(self, *, short: bool, shift: int) -> None:
+    def _give(self, *, short: bool, shift: int, flip: int) -> None:
         content = self.resource.content
         found = RANGE.fullmatch(self.headers.get("Range", ""))
         if not self.resource.ranges or found is None:
@@ -97,7 +98,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in (("ETag", self.resource.etag), ("Last-Modified", self.resource.changed)):
             if value:
                 members[name] = value
-        self._answer(206, members, content[first : last + 1], short=short)
+        body = bytearray(content[first : last + 1])
+        body[len(body) // 2] ^= flip
+        self._answer(206, members, bytes(body), short=short)
 
     def _answer(
         self, status: int, members: dict[str, str] | None = None, body: bytes = b"", *, short: bool = False

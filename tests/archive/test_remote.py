@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import email.utils
 import hashlib
 import hmac
@@ -72,13 +73,38 @@ def test_without_anything_to_pin_a_replacement_of_the_same_size_is_damage() -> N
 
 
 @pytest.mark.parametrize(
-    "faults", [[503, 429, 500], ["short", "short"], ["close", 502, "short"], [], ["close"]]
+    "faults",
+    [
+        [503, 429, 500],
+        ["short", "short"],
+        ["close", 502, "short"],
+        [],
+        ["close"],
+        ["flipped", "flipped", 503, "flipped"],
+    ],
 )
-def test_passing_faults_are_waited_out(faults: list[int | str]) -> None:
+@pytest.mark.parametrize("when", ["opening", "reading"])
+def test_passing_faults_are_waited_out(faults: list[int | str], when: str) -> None:
+    resource = Resource(CONTAINER)
+    if when == "opening":
+        resource.faults = faults.copy()
+    with serving(resource) as url, amistore.open(url) as archive:
+        if when == "reading":
+            resource.faults = faults.copy()
+        read(archive)
+        assert archive.verify().ok
+    assert not resource.faults
+
+
+@pytest.mark.parametrize("fault", ["flipped", "short", "close", 503])
+def test_a_range_is_asked_for_five_times_at_most(fault: int | str) -> None:
     resource = Resource(CONTAINER)
     with serving(resource) as url, amistore.open(url) as archive:
-        resource.faults = faults.copy()
-        read(archive)
+        resource.faults = [fault] * 30
+        with pytest.raises(amistore.AmistoreError):
+            archive.volumes[0].open().read(1)
+    asked = collections.Counter(resource.requests)
+    assert max(asked.values()) == 5
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,24 @@ def test_a_damaged_answer_is_asked_for_again(clock):
         RetryingBackend(inner, clock.retrier()).ebs.get_snapshot_block(snapshot_id, 0, "")
 
 
+def test_a_result_that_is_not_good_is_another_reason_to_try_again(clock):
+    results = iter([b"short", ConnectionError("reset"), b"whole"])
+
+    def function():
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    assert clock.retrier().call_until(lambda result: result == b"whole", "s3", function) == b"whole"
+    assert clock.sleeps == [0.1, 0.2]
+
+
+def test_the_last_result_is_given_though_it_is_not_good(clock):
+    results = iter(range(10))
+    assert clock.retrier(attempts=3).call_until(lambda result: False, "s3", lambda: next(results)) == 2
+
+
 def test_the_error_of_a_part_from_a_file_is_raised_and_tried_again_though_a_view_is_kept(clock, tmp_path):
     backend = MemoryBackend()
     backend.s3.create_bucket("bucket")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import images
 import pytest
 
 import amistore
-from amistore import MIB, Layout, MemoryBackend
+from amistore import MIB, Backend, Layout, MemoryBackend, RetryingBackend, RetryPolicy
 from amistore.backends import ObjectStore
+from amistore.testing import FaultyBackend
 
 SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4, part_size=5 * MIB)
 
@@ -52,6 +55,14 @@ class Damaging(ObjectStore):
         self.inner.abort_multipart_upload(*place)
 
 
+def retrying(store):
+    """The store as a backend has it that makes calls again; pauses are short."""
+    memory = MemoryBackend()
+    return RetryingBackend(
+        Backend(ebs=memory.ebs, s3=store, ec2=memory.ec2), RetryPolicy(base_delay=0.001)
+    ).s3
+
+
 @pytest.fixture
 def cloud():
     cloud = MemoryBackend()
@@ -69,7 +80,7 @@ def test_a_restore_reads_again_what_was_damaged_on_its_way(cloud, image):
     amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
     other = MemoryBackend()
     damaging = Damaging(cloud.s3, every=13)
-    restored = amistore.unpack_object(damaging, "bucket", "key", other.ebs, workers=2)
+    restored = amistore.unpack_object(retrying(damaging), "bucket", "key", other.ebs, workers=2)
     assert len(other.ebs._snapshots) == 2
     for old, new in zip(image.snapshot_ids, restored.snapshot_ids, strict=True):
         assert images.contents(other.ebs, new) in [
@@ -82,8 +93,42 @@ def test_what_is_damaged_where_it_lies_stays_damaged_and_leaves_nothing(cloud, i
     amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
     other = MemoryBackend()
     with pytest.raises(amistore.ArchiveError):
-        amistore.unpack_object(Damaging(cloud.s3, every=1), "bucket", "key", other.ebs)
+        amistore.unpack_object(retrying(Damaging(cloud.s3, every=1)), "bucket", "key", other.ebs)
     assert other.ebs._snapshots == {}
+
+
+def test_an_archive_is_read_again_where_it_was_damaged_on_its_way(cloud, image):
+    amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
+    for every in (2, 3, 7):
+        damaging = Damaging(cloud.s3, every)
+        with amistore.open(retrying(damaging), bucket="bucket", key="key") as archive:
+            assert archive.verify(workers=1).ok
+            for volume in archive.volumes:
+                disk = volume.open()
+                for index, content in images.contents(cloud.ebs, volume.snapshot_id)[1].items():
+                    disk.seek(index * amistore.BLOCK_SIZE)
+                    assert disk.read(len(content)) == content
+        assert damaging.reads > 2 * every
+
+
+def test_what_is_damaged_is_asked_for_as_often_as_a_call_has_attempts(cloud, image, caplog):
+    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    with amistore.open(io.BytesIO(container)) as archive:
+        intact = archive.verify()
+    place = len(container) // 2
+    container[place] ^= 1
+    cloud.s3.put_object("bucket", "key", container)
+    faulty = FaultyBackend(cloud)
+    with amistore.open(retrying(faulty.s3), bucket="bucket", key="key") as archive:
+        damaged = archive.verify()
+    assert intact.ok
+    assert len(damaged.findings) == 1
+    asked = {call[-2:]: count for call, count in faulty.calls.items() if call[0] == "get_object_range"}
+    assert {(start, length) for start, length in asked if start <= place < start + length} == {
+        range_ for range_, count in asked.items() if count > 1
+    }
+    assert set(asked.values()) == {1, RetryPolicy().attempts}
+    assert len([line for line in caplog.messages if "reading it again" in line]) == 1
 
 
 def test_a_damaged_place_is_logged_once_and_the_error_has_the_remedy(cloud, image, caplog):
@@ -91,8 +136,8 @@ def test_a_damaged_place_is_logged_once_and_the_error_has_the_remedy(cloud, imag
     container[len(container) // 2] ^= 1
     cloud.s3.put_object("bucket", "key", container)
     with pytest.raises(amistore.CorruptArchiveError, match=r"take another copy, or amistore\.recover"):
-        amistore.unpack_object(cloud.s3, "bucket", "key", MemoryBackend().ebs, workers=2)
-    assert len([line for line in caplog.messages if line.startswith("looking again")]) == 1
+        amistore.unpack_object(retrying(cloud.s3), "bucket", "key", MemoryBackend().ebs, workers=2)
+    assert len([line for line in caplog.messages if "reading it again" in line]) == 1
 
 
 class Stop(Exception):
@@ -110,7 +155,7 @@ def test_a_good_object_is_not_deleted_for_a_proof_that_was_damaged_on_its_way(cl
 
     def pack(progress=None):
         with amistore.FileResumeLog(tmp_path / "log") as log:
-            place = damaging, "bucket", "key"
+            place = retrying(damaging), "bucket", "key"
             return amistore.pack_object(
                 image, cloud.ebs, *place, layout=SMALL, workers=1, log=log, progress=progress
             )

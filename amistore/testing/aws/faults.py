@@ -54,7 +54,8 @@ class FaultRule:
         self._operation = operation
         self._calls = calls
         self._probability = probability
-        self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        # Of its own for each rule of one seed: else one's faults would follow another's.
+        self._random = random.Random(f"{seed} {operation} {kind}")  # noqa: S311 - repeatable, not secret
         self._times = times
         self._snapshot_id = snapshot_id
         self._block_index = block_index

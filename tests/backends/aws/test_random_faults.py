@@ -36,9 +36,7 @@ def add_faults(faulty: FaultyBackend, rate: float, seed: int) -> None:
         faulty.add_fault("*", kind, probability=rate / 3, seed=seed)  # type: ignore[arg-type]
     for kind in ("short", "flipped"):
         faulty.add_fault("get_snapshot_block", kind, probability=rate / 2, seed=seed)  # type: ignore[arg-type]
-    if rate > 0.05:
-        # A store's bytes have no checksum of their own: damage to them is told, and not tried again.
-        faulty.add_fault("get_object_range", "flipped", probability=rate / 10, seed=seed)
+        faulty.add_fault("get_object_range", kind, probability=rate / 10, seed=seed)  # type: ignore[arg-type]
 
 
 def most_attempts(faulty: FaultyBackend, phase: Callable[[], object]) -> None:
