@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast, overload
 
 from amistore.backends import Backend
 from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
-from amistore.model import Image, Snapshot, Tag
+from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
+from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.journal import Journal, journal_path
 from amistore.tasks.ownership import Ownership
-from amistore.tasks.pages import PageRequest
 from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
-from amistore.tasks.record import Kind, TaskRecord
+from amistore.tasks.record import TaskRecord
 from amistore.tasks.requests import dry_run_succeeded
-from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
-from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task, TaskPage
+from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task
 
 __all__ = ["TaskEngine"]
-
-_DAYS: Final = 31  # EC2 user guide, "Store and restore an AMI using S3", DescribeStoreImageTasks
 
 _logger = logging.getLogger("amistore")
 
 T = TypeVar("T", bound=Task)
 
 
-class TaskEngine:
+class TaskEngine(TaskDescriptions):
     """Stores AMIs as objects and restores them, as tasks that no crash loses.
 
     A task is durable when the call that creates it returns; it is worked on in the background.
@@ -80,14 +76,12 @@ class TaskEngine:
         if type(concurrency) is not int or concurrency < 1:
             raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
-        self.backend = backend
         self.quotas = quotas or Quotas()
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
         own = backend.journal is not None and path == journal_path(None, backend.journal)
-        self._place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
-        self._journal = Journal(path)
-        self._clock = clock
+        place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
+        super().__init__(backend, Journal(path), place, clock)
         try:
             self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
         except BaseException:
@@ -101,8 +95,6 @@ class TaskEngine:
             concurrency=concurrency,
             clock=clock,
         )
-        self._process = os.getpid()
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"TaskEngine({self.backend!r}, journal={self._journal.name!r})"
@@ -162,29 +154,6 @@ class TaskEngine:
             self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
         )
         return cast(StoreImageTask, self._create(request.columns(), dry_run))
-
-    def describe_store_image_tasks(
-        self,
-        *,
-        image_ids: Sequence[str] | None = None,
-        filters: Mapping[str, Sequence[str]] | None = None,
-        max_results: int | None = None,
-        next_token: str | None = None,
-        dry_run: bool = False,
-    ) -> TaskPage[StoreImageTask]:
-        """Store tasks of the last 31 days, newest first: DescribeStoreImageTasks.
-
-        Args:
-            image_ids: of these AMIs only, 20 at most; filters are ignored then.
-            filters: ``task-state`` and ``bucket``, each a list of values.
-            max_results: tasks in a page, 1 to 200, not together with `image_ids`; None for 200.
-            next_token: of the page before, with the same other arguments.
-            dry_run: check the parameters and raise ``DryRunOperation``.
-
-        Raises:
-            InvalidRequestError: a parameter breaks a rule; `code` is EC2's.
-        """
-        return self._page("store", image_ids, filters, max_results, next_token, dry_run)
 
     def create_restore_image_task(
         self,
@@ -305,55 +274,6 @@ class TaskEngine:
         )
         return plan_restore(self.backend, request, self._terms(request.columns(), prices, rates))
 
-    def describe_restore_image_tasks(
-        self,
-        *,
-        image_ids: Sequence[str] | None = None,
-        filters: Mapping[str, Sequence[str]] | None = None,
-        max_results: int | None = None,
-        next_token: str | None = None,
-        dry_run: bool = False,
-    ) -> TaskPage[RestoreImageTask]:
-        """Restore tasks of the last 31 days, newest first; arguments as in `describe_store_image_tasks`.
-
-        EC2 has no such call: there, a restore is seen by describing its AMI and snapshots.
-        """
-        return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
-
-    def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
-        """The registry's images, and those that restores of the last 31 days make or failed to make.
-
-        Such an image is there as soon as its id is reserved: its state is ``pending`` until the
-        registry has it, or ``failed``, with `extra`'s ``StateReason``. Where ids are not reserved,
-        it is there once it is registered.
-
-        Args:
-            image_ids: of these only, in this order; None for all, by id.
-
-        Raises:
-            NotFoundError: no such image.
-            InvalidRequestError: an id is of no image's form; ``InvalidAMIID.Malformed``.
-        """
-        self._check_open()
-        return describe_images(self.backend, self._restores(), image_ids)
-
-    def describe_snapshots(self, snapshot_ids: Sequence[str] | None = None) -> tuple[Snapshot, ...]:
-        """Snapshots, also those that restores of the last 31 days make or failed to make.
-
-        Their state is ``pending``, ``completed`` or ``error``; `extra` has EC2's ``Progress``, such
-        as ``"42%"``, and the ``StateMessage`` of an error.
-
-        Args:
-            snapshot_ids: of these only, in this order; None for those of all images and of those
-                restores, by id: a store of snapshots has no list of its own.
-
-        Raises:
-            NotFoundError: no such snapshot.
-            InvalidRequestError: an id is of no snapshot's form; ``InvalidSnapshotID.Malformed``.
-        """
-        self._check_open()
-        return describe_snapshots(self.backend, self._restores(), snapshot_ids)
-
     @overload
     def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
     @overload
@@ -445,13 +365,6 @@ class TaskEngine:
         self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 
-    def _restores(self) -> list[TaskRecord]:
-        return self._journal.page(self._place, "restore", since=self._oldest(), limit=-1)
-
-    def _oldest(self) -> int:
-        """When a task must have been started at least to be described; milliseconds since 1970."""
-        return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
-
     def _admit(self, columns: dict[str, Any], *, dry_run: bool) -> TaskRecord:
         quota = self.quotas.in_progress(columns["kind"])
         return self._runner.create({"place": self._place, **columns}, quota, dry_run=dry_run)
@@ -480,29 +393,6 @@ class TaskEngine:
 
     def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
         return tuple(record.task() for record in self._runner.take(records))
-
-    def _page(
-        self,
-        kind: Kind,
-        image_ids: Sequence[str] | None,
-        filters: Mapping[str, Sequence[str]] | None,
-        max_results: int | None,
-        next_token: str | None,
-        dry_run: bool,
-    ) -> TaskPage[Any]:
-        self._check_open()
-        request = PageRequest.of(kind, image_ids, filters, max_results, next_token)
-        if dry_run:
-            raise dry_run_succeeded()
-        return request.read(self._journal, self._place, oldest=self._oldest())
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
-        if self._process != os.getpid():
-            raise InvalidRequestError(
-                "the engine was made before this process was forked, and is of the other one: make one here"
-            )
 
     def _own(self, task: object) -> str:
         """The id of a task, which must be of this backend: a journal may be shared by several."""

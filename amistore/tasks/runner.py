@@ -1,13 +1,11 @@
 """`TaskRunner`: the threads that work on an engine's tasks, and its leases.
 
-So many at once, the rest first in, first out. A thread stops its task where it notes progress
-or writes to the log, that is, between parts or segments.
+So many at once, the rest first in, first out; `run.py` is what a thread does with a task.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
+import functools
 import logging
 import threading
 import time
@@ -16,23 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from amistore.backends import Backend, checks
-from amistore.backends.redaction import hide_secrets, redact_log
-from amistore.errors import (
-    AmistoreError,
-    BackendError,
-    InvalidRequestError,
-    JournalError,
-    StorageFullError,
-)
-from amistore.objects import abandon
-from amistore.objects.resumelog import read_entry
+from amistore.backends.redaction import redact_log
+from amistore.errors import AmistoreError, InvalidRequestError, JournalError
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.record import Lease, TaskRecord
-from amistore.tasks.tasklog import TaskLog
-from amistore.tasks.work import do_task, is_done
+from amistore.tasks.run import CancelledError, StoppedError, TaskRun, tell
 
 __all__ = ["LEASE", "TaskRunner"]
 
@@ -40,22 +29,8 @@ LEASE: Final = 60.0
 """Seconds that a task stays its owner's without a sign of life, where the process still exists."""
 
 _HEARTBEAT: Final = 5.0
-_RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
-_PAUSE: Final = 5.0  # seconds, doubled
-_REPORT: Final = 0.5  # seconds between two notes of progress, which are an fsync each
 
 _logger = logging.getLogger("amistore")
-
-
-class _StoppedError(Exception):
-    """The engine is closing."""
-
-
-class _CancelledError(Exception):
-    """The task is to be given up."""
-
-    def __str__(self) -> str:
-        return "cancelled"
 
 
 class TaskRunner:
@@ -129,7 +104,7 @@ class TaskRunner:
         with self._taking:
             self._journal.add(record, limit, dry_run=dry_run)
             if not dry_run:
-                _tell(record, "queued", record.task().purpose)
+                tell(record, "queued", record.task().purpose)
                 self.mine.append(record.task_id)
                 self._submit([record])
         return record
@@ -142,7 +117,7 @@ class TaskRunner:
             taken = [record for record in found if record is not None]
             self.mine += [record.task_id for record in taken if record.task_id not in self.mine]
             for record in taken:
-                _tell(record, "taken over", record.task().purpose)
+                tell(record, "taken over", record.task().purpose)
             if taken:
                 self._submit(taken)
         return taken
@@ -271,13 +246,21 @@ class TaskRunner:
 
     def _work_on(self, record: TaskRecord) -> None:
         try:
-            self._run(record)
-        except _StoppedError:
-            _tell(record, "stopped", "to be resumed")
+            TaskRun(
+                record,
+                self._backend,
+                self._journal,
+                workers=self._workers,
+                clock=self._clock,
+                check=functools.partial(self._check, record),
+                pause=self._pause,
+            ).run()
+        except StoppedError:
+            tell(record, "stopped", "to be resumed")
         except LeaseLostError as error:
-            _tell(record, "left to another", error, logging.WARNING)
+            tell(record, "left to another", error, logging.WARNING)
         except BaseException as error:  # a thread that ended by it would serve no other task
-            _tell(record, "left unfinished", error, logging.ERROR)
+            tell(record, "left unfinished", error, logging.ERROR)
             if not isinstance(error, AmistoreError):
                 error = AmistoreError(f"{type(error).__name__}: {error}")
             with self.changed:
@@ -289,89 +272,17 @@ class TaskRunner:
                 self._changes += 1
                 self.changed.notify_all()
 
-    def _run(self, record: TaskRecord) -> None:
-        log = TaskLog(self._journal, record)
-        heed_cancel = True
-        attempt = 0
-        while record.stage != "undoing":
-            attempt += 1
-            try:
-                self._check(record, heed_cancel)
-                self._do(record, log, heed_cancel)
-                return
-            except (_StoppedError, LeaseLostError, JournalError, StorageFullError):
-                raise  # what a run has made is kept for the next one, when there is room
-            except Exception as error:
-                if not threads_can_begin():
-                    raise _StoppedError from error
-                # Then only the journal does not know it yet: the answer was lost, or an earlier owner
-                # that had been stopped went on for a moment. It is too late to fail.
-                done = is_done(record, self._backend, log)
-                heed_cancel = heed_cancel and not done
-                if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
-                    _tell(record, "trying again", error, logging.WARNING)
-                    if not isinstance(error, _CancelledError):
-                        self._pause(_PAUSE * 2 ** (attempt - 1))
-                    continue
-                if done:
-                    raise
-                if not isinstance(error, (AmistoreError, _CancelledError)):
-                    _logger.exception("%s: unexpected", record.task_id)
-                    error = AmistoreError(f"{type(error).__name__}: {error}")
-                reason = hide_secrets(str(error))
-                self._journal.fail(record.lease, reason)
-                if isinstance(error, _CancelledError):
-                    _tell(record, "cancelled")
-                else:
-                    _tell(record, "failed", reason, logging.ERROR)
-                break
-        self._undo(record, log)
-
-    def _do(self, record: TaskRecord, log: TaskLog, heed_cancel: bool) -> None:
-        self._journal.begin(record.lease)
-        _tell(record, "running")
-        reported = time.monotonic(), record.progress
-
-        def progress(percent: int) -> None:
-            nonlocal reported
-            self._check(record, heed_cancel)
-            if percent > reported[1] and time.monotonic() - reported[0] >= _REPORT:
-                self._journal.advance(record.lease, percent)
-                reported = time.monotonic(), percent
-
-        now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
-        outcome = do_task(record, self._backend, log, workers=self._workers, progress=progress, now=now)
-        self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
-        _tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
-
-    def _check(self, record: TaskRecord, heed_cancel: bool) -> None:
-        """Stop here, where there is a reason to."""
+    def _check(self, record: TaskRecord) -> None:
         if self._closing:
-            raise _StoppedError
+            raise StoppedError
         if record.task_id in self._lost:
             raise LeaseLostError("its lease has ended")
-        if heed_cancel and record.task_id in self._cancelled:
-            raise _CancelledError
+        if record.task_id in self._cancelled:
+            raise CancelledError
 
     def _pause(self, seconds: float) -> None:
         with self.changed:
             self.changed.wait_for(lambda: self._closing, timeout=seconds)
-
-    def _undo(self, record: TaskRecord, log: TaskLog) -> None:
-        """Remove what a failed task has made; what cannot be removed stays noted, to try again."""
-        left = [_thing(entry) for entry in map(read_entry, log.entries())]
-        try:
-            abandon(log, self._backend, completed=True)
-        except (LeaseLostError, JournalError):
-            raise
-        except Exception as error:
-            if not threads_can_begin():
-                raise _StoppedError from error
-            _tell(record, "left behind", error, logging.ERROR)
-            self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
-        else:
-            self._journal.undone(record.lease)
-            _tell(record, "cleaned up")
 
     def _keep_leases(self) -> None:
         while True:
@@ -397,18 +308,3 @@ class TaskRunner:
         """Of the tasks that wait or are worked on here."""
         with self.changed:
             return {record.lease for record in (*self._active.values(), *self._queue)}
-
-
-def _tell(record: TaskRecord, state: str, detail: object = "", level: int = logging.INFO) -> None:
-    """One line for a change of state; docs/tasks.md has them all."""
-    facts = {"task_id": record.task_id, "task_state": state}
-    _logger.log(level, f"%s: %s{': ' if detail else ''}%s", record.task_id, state, detail, extra=facts)
-
-
-def _thing(entry: dict[str, object]) -> str:
-    """What a log's entry says was made, by its id."""
-    with contextlib.suppress(KeyError):
-        return f"snapshot {entry['snapshot']}"
-    with contextlib.suppress(KeyError):
-        return f"upload {entry['upload']}"
-    return ""

@@ -16,7 +16,7 @@ import amistore
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
-from amistore.tasks import runner, work
+from amistore.tasks import run, runner, work
 from amistore.tasks.journal import Journal
 
 NAME = "restored"
@@ -60,7 +60,7 @@ SERVICES: dict[type, list[str]] = {
 }
 
 
-def run(what: str, root: str, image_id: str, lease: float | None = None) -> None:
+def go_on(what: str, root: str, image_id: str, lease: float | None = None) -> None:
     """Create the task, or go on with the one that is there, until it has ended.
 
     With a `lease`, in seconds, only as long as it is this process's, and with one worker: a process that
@@ -123,6 +123,6 @@ def cancel_at(engine: amistore.TaskEngine, service: type, verb: str) -> None:
 
 if __name__ == "__main__":
     work.pack_object = functools.partial(amistore.pack_object, layout=runs.LAYOUT)  # type: ignore[assignment]
-    runner._REPORT = 0.0  # type: ignore[misc]
+    run._REPORT = 0.0  # type: ignore[misc]
     os.environ["AMISTORE_STATE_DIR"] = os.devnull  # nothing is to lie there
-    deaths.serve(run, SERVICES, locked_writing())
+    deaths.serve(go_on, SERVICES, locked_writing())

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from objects import runs
 
 import amistore
-from amistore.tasks import runner, work
+from amistore.tasks import run, runner, work
 from amistore.tasks.journal import Journal
 from amistore.tasks.record import Lease
 
@@ -53,7 +53,7 @@ pack_in_parts = functools.partial(amistore.pack_object, layout=runs.LAYOUT)
 def main(root: str) -> None:
     runner.LEASE = LEASE  # type: ignore[misc]
     runner._HEARTBEAT = LEASE / 8  # type: ignore[misc]
-    runner._PAUSE = 0.0  # type: ignore[misc]
+    run._PAUSE = 0.0  # type: ignore[misc]
     work.pack_object = pack_in_parts  # type: ignore[assignment]
     note_writes()
     with amistore.TaskEngine(amistore.DirectoryBackend(root), workers=1) as engine:

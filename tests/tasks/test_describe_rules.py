@@ -47,7 +47,7 @@ def test_members_are_those_of_ec2_and_the_start_is_in_utc_by_the_millisecond() -
 
 
 def test_a_task_in_progress_tells_its_percentage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amistore.tasks.runner._REPORT", 0.0)
+    monkeypatch.setattr("amistore.tasks.run._REPORT", 0.0)
     cloud, image_id = account()
     with TaskEngine(cloud) as engine:
         with held(cloud.s3, "complete_multipart_upload") as reached:

@@ -11,7 +11,7 @@ from tasks.accounts import BUCKET, DISKS, account, disks, held, registered, snap
 
 import amistore
 from amistore import DirectoryBackend, TaskEngine
-from amistore.tasks import runner
+from amistore.tasks import run
 from amistore.tasks.journal import Journal
 from amistore.testing import FaultyBackend
 
@@ -158,7 +158,7 @@ def test_a_clean_up_that_failed_is_told_and_tried_again_by_a_sweep() -> None:
 def test_an_upload_whose_beginning_got_no_answer_is_swept_and_anothers_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
     cloud, image_id = account()
     faulty = FaultyBackend(cloud)
     with TaskEngine(faulty) as engine:

@@ -23,7 +23,7 @@ from tasks.accounts import BUCKET, DISKS, disks, registered, snapshots
 
 import amistore
 from amistore import MemoryBackend, TaskEngine
-from amistore.tasks import runner
+from amistore.tasks import run
 from amistore.testing import FaultyBackend
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
@@ -251,12 +251,12 @@ class Engines(RuleBasedStateMachine):
 
 
 def test_engines_do_what_the_model_says() -> None:
-    pause, report = runner._PAUSE, runner._REPORT
-    runner._PAUSE = runner._REPORT = 0.0  # type: ignore[misc]
+    pause, report = run._PAUSE, run._REPORT
+    run._PAUSE = run._REPORT = 0.0  # type: ignore[misc]
     try:
         run_state_machine_as_test(
             Engines, settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
         )
     finally:
-        runner._PAUSE, runner._REPORT = pause, report  # type: ignore[misc]
+        run._PAUSE, run._REPORT = pause, report  # type: ignore[misc]
     print(f"{EXAMPLES} engines of {STEPS} steps")

@@ -26,7 +26,7 @@ from amistore.backends import files
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
-from amistore.tasks import runner
+from amistore.tasks import run
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 
@@ -64,7 +64,7 @@ HELD: dict[str, list[tuple[type, str] | None]] = {
 def test_an_owner_that_was_stopped_and_goes_on_changes_nothing_of_the_next_ones(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
     monkeypatch.setattr("amistore.tasks.work.pack_object", sharing.pack_in_parts)
     stopped, rng = 0, random.Random(f"stops {what}")
     with Engines(what, tmp_path) as engines:

@@ -151,7 +151,7 @@ def test_progress_shows_in_each_snapshot_and_never_falls(monkeypatch: pytest.Mon
         images.snapshot(cloud.ebs, 1, {index: images.block(index) for index in range(140)}) for _ in (1, 2)
     ]
     key = stored(cloud, cloud.ec2.register_image(images.image(ids)))
-    monkeypatch.setattr("amistore.tasks.runner._REPORT", 0.0)
+    monkeypatch.setattr("amistore.tasks.run._REPORT", 0.0)
     told: list[amistore.RestoreImageTask] = []
     put = cloud.ebs.put_snapshot_block
     with TaskEngine(cloud, workers=1) as engine:

@@ -13,7 +13,7 @@ from tasks.accounts import BUCKET, DISKS, account, disks, held, registered, snap
 import amistore
 from amistore import DirectoryBackend, TaskEngine
 from amistore.backends.directory.s3 import DirectoryS3
-from amistore.tasks import runner
+from amistore.tasks import run, runner
 from amistore.tasks.journal import Journal
 from amistore.testing import FaultyBackend
 
@@ -42,7 +42,7 @@ def test_a_restore_whose_image_is_there_when_registering_fails_is_completed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An owner that was stopped and goes on may be faster by that one call."""
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
     cloud, image_id = account()
     key = stored(cloud, image_id)
     before = snapshots(cloud)
@@ -96,7 +96,7 @@ def test_a_store_whose_upload_somebody_has_changed_goes_on_with_what_is_there(
     what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A sweep elsewhere, a rule of the bucket; or a stopped owner that goes on and sends a part late."""
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
     cloud = DirectoryBackend(tmp_path)
     cloud.s3.create_bucket(BUCKET)
     with TaskEngine(cloud) as engine:

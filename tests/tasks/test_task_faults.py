@@ -12,7 +12,7 @@ from tasks.accounts import BUCKET, DISKS, disks, registered
 import amistore
 from amistore import DirectoryBackend, MemoryBackend, RetryingBackend, RetryPolicy, TaskEngine
 from amistore.backends import Backend
-from amistore.tasks import runner
+from amistore.tasks import run
 from amistore.testing import FaultyBackend
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
@@ -25,7 +25,7 @@ QUICK = RetryPolicy(base_delay=0.0001, max_delay=0.001)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
 
 
 class Account:

@@ -17,7 +17,7 @@ from tasks.accounts import BUCKET, account
 import amistore
 from amistore import AWSBackend, DirectoryBackend, TaskEngine
 from amistore.backends import Backend
-from amistore.tasks import runner
+from amistore.tasks import run
 from amistore.testing.aws import FakeAWS
 
 TOKEN = "canary-session-token"
@@ -65,7 +65,7 @@ class Told:
 def test_no_credential_is_told_while_tasks_go_wrong(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
     told = Told(caplog, tmp_path / "tasks.db")
     with FakeAWS() as aws:
         credential = aws.add_credential(session_token=TOKEN)
@@ -118,7 +118,7 @@ def test_what_a_backends_error_says_of_a_signed_url_is_hidden(
     error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The journal and the log outlive the error, and others read them."""
-    monkeypatch.setattr(runner, "_PAUSE", 0.0)
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
     caplog.set_level(logging.DEBUG)
     cloud, image_id = account()
 

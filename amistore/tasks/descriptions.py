@@ -1,0 +1,143 @@
+"""`TaskDescriptions`: what can be asked of an engine: its tasks, and the images and snapshots they make."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from amistore.backends import Backend
+from amistore.errors import InvalidRequestError
+from amistore.model import Image, Snapshot
+from amistore.tasks.journal import Journal
+from amistore.tasks.pages import PageRequest
+from amistore.tasks.record import Kind, TaskRecord
+from amistore.tasks.requests import dry_run_succeeded
+from amistore.tasks.restored import describe_images, describe_snapshots
+from amistore.tasks.task import RestoreImageTask, StoreImageTask, TaskPage
+
+__all__ = ["TaskDescriptions"]
+
+_DAYS: Final = 31  # EC2 user guide, "Store and restore an AMI using S3", DescribeStoreImageTasks
+
+
+class TaskDescriptions:
+    """The describing half of `TaskEngine`, which changes nothing.
+
+    Args:
+        backend: where images and snapshots are.
+        journal: that has the tasks.
+        place: of those that are the backend's.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, backend: Backend, journal: Journal, place: str, clock: Callable[[], float]) -> None:
+        self.backend = backend
+        self._journal = journal
+        self._place = place
+        self._clock = clock
+        self._process = os.getpid()
+        self._closed = False
+
+    def describe_store_image_tasks(
+        self,
+        *,
+        image_ids: Sequence[str] | None = None,
+        filters: Mapping[str, Sequence[str]] | None = None,
+        max_results: int | None = None,
+        next_token: str | None = None,
+        dry_run: bool = False,
+    ) -> TaskPage[StoreImageTask]:
+        """Store tasks of the last 31 days, newest first: DescribeStoreImageTasks.
+
+        Args:
+            image_ids: of these AMIs only, 20 at most; filters are ignored then.
+            filters: ``task-state`` and ``bucket``, each a list of values.
+            max_results: tasks in a page, 1 to 200, not together with `image_ids`; None for 200.
+            next_token: of the page before, with the same other arguments.
+            dry_run: check the parameters and raise ``DryRunOperation``.
+
+        Raises:
+            InvalidRequestError: a parameter breaks a rule; `code` is EC2's.
+        """
+        return self._page("store", image_ids, filters, max_results, next_token, dry_run)
+
+    def describe_restore_image_tasks(
+        self,
+        *,
+        image_ids: Sequence[str] | None = None,
+        filters: Mapping[str, Sequence[str]] | None = None,
+        max_results: int | None = None,
+        next_token: str | None = None,
+        dry_run: bool = False,
+    ) -> TaskPage[RestoreImageTask]:
+        """Restore tasks of the last 31 days, newest first; arguments as in `describe_store_image_tasks`.
+
+        EC2 has no such call: there, a restore is seen by describing its AMI and snapshots.
+        """
+        return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
+
+    def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
+        """The registry's images, and those that restores of the last 31 days make or failed to make.
+
+        Such an image is there as soon as its id is reserved: its state is ``pending`` until the
+        registry has it, or ``failed``, with `extra`'s ``StateReason``. Where ids are not reserved,
+        it is there once it is registered.
+
+        Args:
+            image_ids: of these only, in this order; None for all, by id.
+
+        Raises:
+            NotFoundError: no such image.
+            InvalidRequestError: an id is of no image's form; ``InvalidAMIID.Malformed``.
+        """
+        self._check_open()
+        return describe_images(self.backend, self._restores(), image_ids)
+
+    def describe_snapshots(self, snapshot_ids: Sequence[str] | None = None) -> tuple[Snapshot, ...]:
+        """Snapshots, also those that restores of the last 31 days make or failed to make.
+
+        Their state is ``pending``, ``completed`` or ``error``; `extra` has EC2's ``Progress``, such
+        as ``"42%"``, and the ``StateMessage`` of an error.
+
+        Args:
+            snapshot_ids: of these only, in this order; None for those of all images and of those
+                restores, by id: a store of snapshots has no list of its own.
+
+        Raises:
+            NotFoundError: no such snapshot.
+            InvalidRequestError: an id is of no snapshot's form; ``InvalidSnapshotID.Malformed``.
+        """
+        self._check_open()
+        return describe_snapshots(self.backend, self._restores(), snapshot_ids)
+
+    def _restores(self) -> list[TaskRecord]:
+        return self._journal.page(self._place, "restore", since=self._oldest(), limit=-1)
+
+    def _oldest(self) -> int:
+        """When a task must have been started at least to be described; milliseconds since 1970."""
+        return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
+
+    def _page(
+        self,
+        kind: Kind,
+        image_ids: Sequence[str] | None,
+        filters: Mapping[str, Sequence[str]] | None,
+        max_results: int | None,
+        next_token: str | None,
+        dry_run: bool,
+    ) -> TaskPage[Any]:
+        self._check_open()
+        request = PageRequest.of(kind, image_ids, filters, max_results, next_token)
+        if dry_run:
+            raise dry_run_succeeded()
+        return request.read(self._journal, self._place, oldest=self._oldest())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
+        if self._process != os.getpid():
+            raise InvalidRequestError(
+                "the engine was made before this process was forked, and is of the other one: make one here"
+            )

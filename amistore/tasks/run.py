@@ -1,0 +1,182 @@
+"""`TaskRun`: one task, worked on by the owner that has it, to its end or to where it must stop.
+
+It stops where it notes progress or writes to the log, that is, between parts or segments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from amistore.backends import Backend
+from amistore.backends.redaction import hide_secrets
+from amistore.errors import AmistoreError, BackendError, JournalError, StorageFullError
+from amistore.objects import abandon
+from amistore.objects.resumelog import read_entry
+from amistore.pipeline.workers import threads_can_begin
+from amistore.tasks.journal import Journal, LeaseLostError
+from amistore.tasks.record import TaskRecord
+from amistore.tasks.tasklog import TaskLog
+from amistore.tasks.work import do_task, is_done
+
+__all__ = ["CancelledError", "StoppedError", "TaskRun", "tell"]
+
+_RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
+_PAUSE: Final = 5.0  # seconds, doubled
+_REPORT: Final = 0.5  # seconds between two notes of progress, which are an fsync each
+
+_logger = logging.getLogger("amistore")
+
+
+class StoppedError(Exception):
+    """The engine is closing."""
+
+
+class CancelledError(Exception):
+    """The task is to be given up."""
+
+    def __str__(self) -> str:
+        return "cancelled"
+
+
+class TaskRun:
+    """One run of a task.
+
+    Args:
+        record: of the task, with its owner's lease.
+        backend: of the task's place.
+        journal: that has it.
+        workers: segments worked on at once; None for the number of CPUs.
+        clock: seconds since 1970.
+        check: raises `StoppedError`, `LeaseLostError` or `CancelledError` where there is a reason to stop.
+        pause: waits for so many seconds, or until the engine is closing.
+    """
+
+    def __init__(
+        self,
+        record: TaskRecord,
+        backend: Backend,
+        journal: Journal,
+        *,
+        workers: int | None,
+        clock: Callable[[], float],
+        check: Callable[[], None],
+        pause: Callable[[float], None],
+    ) -> None:
+        self._record = record
+        self._backend = backend
+        self._journal = journal
+        self._log = TaskLog(journal, record)
+        self._workers = workers
+        self._clock = clock
+        self._check_here = check
+        self._pause = pause
+        self._done = False  # whether all is made, and the journal alone does not know it
+
+    def run(self) -> None:
+        """Do the task, again after errors that may pass; or undo what it has made.
+
+        Raises:
+            StoppedError, LeaseLostError, JournalError, StorageFullError: another run goes on.
+        """
+        record = self._record
+        attempt = 0
+        while record.stage != "undoing":
+            attempt += 1
+            try:
+                self._check()
+                self._do()
+                return
+            except (StoppedError, LeaseLostError, JournalError, StorageFullError):
+                raise  # what a run has made is kept for the next one, when there is room
+            except Exception as error:
+                if not threads_can_begin():
+                    raise StoppedError from error
+                # Then only the journal does not know it yet: the answer was lost, or an earlier owner
+                # that had been stopped went on for a moment. It is too late to fail.
+                done = is_done(record, self._backend, self._log)
+                self._done = self._done or done
+                if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
+                    tell(record, "trying again", error, logging.WARNING)
+                    if not isinstance(error, CancelledError):
+                        self._pause(_PAUSE * 2 ** (attempt - 1))
+                    continue
+                if done:
+                    raise
+                self._fail(error)
+                break
+        self._undo()
+
+    def _check(self) -> None:
+        """Stop here, where there is a reason to; what is done already cannot be cancelled."""
+        try:
+            self._check_here()
+        except CancelledError:
+            if not self._done:
+                raise
+
+    def _do(self) -> None:
+        record = self._record
+        self._journal.begin(record.lease)
+        tell(record, "running")
+        reported = time.monotonic(), record.progress
+
+        def progress(percent: int) -> None:
+            nonlocal reported
+            self._check()
+            if percent > reported[1] and time.monotonic() - reported[0] >= _REPORT:
+                self._journal.advance(record.lease, percent)
+                reported = time.monotonic(), percent
+
+        now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
+        outcome = do_task(record, self._backend, self._log, workers=self._workers, progress=progress, now=now)
+        self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
+        tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
+
+    def _fail(self, error: Exception) -> None:
+        record = self._record
+        if not isinstance(error, (AmistoreError, CancelledError)):
+            _logger.exception("%s: unexpected", record.task_id)
+            error = AmistoreError(f"{type(error).__name__}: {error}")
+        reason = hide_secrets(str(error))
+        self._journal.fail(record.lease, reason)
+        if isinstance(error, CancelledError):
+            tell(record, "cancelled")
+        else:
+            tell(record, "failed", reason, logging.ERROR)
+
+    def _undo(self) -> None:
+        """Remove what a failed task has made; what cannot be removed stays noted, to try again."""
+        record = self._record
+        left = [_thing(entry) for entry in map(read_entry, self._log.entries())]
+        try:
+            abandon(self._log, self._backend, completed=True)
+        except (LeaseLostError, JournalError):
+            raise
+        except Exception as error:
+            if not threads_can_begin():
+                raise StoppedError from error
+            tell(record, "left behind", error, logging.ERROR)
+            self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
+        else:
+            self._journal.undone(record.lease)
+            tell(record, "cleaned up")
+
+
+def tell(record: TaskRecord, state: str, detail: object = "", level: int = logging.INFO) -> None:
+    """One line for a change of state; docs/tasks.md has them all."""
+    facts = {"task_id": record.task_id, "task_state": state}
+    _logger.log(level, f"%s: %s{': ' if detail else ''}%s", record.task_id, state, detail, extra=facts)
+
+
+def _thing(entry: dict[str, object]) -> str:
+    """What a log's entry says was made, by its id."""
+    with contextlib.suppress(KeyError):
+        return f"snapshot {entry['snapshot']}"
+    with contextlib.suppress(KeyError):
+        return f"upload {entry['upload']}"
+    return ""
