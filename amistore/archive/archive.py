@@ -241,7 +241,9 @@ class Archive:
             root.mkdir(parents=True, exist_ok=True)
             done = [path for path in (manifest, *paths) if path.exists()]
             if done and not (overwrite or resume):
-                raise AlreadyExistsError(f"{done[0]} exists")
+                raise AlreadyExistsError(
+                    f"{done[0]} exists: overwrite=True replaces it, resume=True goes on from it"
+                )
             if overwrite:  # it comes back last, to tell that all is there
                 manifest.unlink(missing_ok=True)
             for volume, path in zip(self.volumes, paths, strict=True):

@@ -146,7 +146,7 @@ def compare(
     archive: Archive | str | os.PathLike[str] | BinaryIO,
     source: BlockSource,
     *,
-    snapshots: Mapping[str, str] | None = None,
+    snapshots: Mapping[str, str] | Image | None = None,
     workers: int | None = None,
     progress: ProgressCallback = None,
 ) -> Difference:
@@ -155,18 +155,23 @@ def compare(
     Args:
         archive: an opened archive, or a path, URL or file to open: the side before.
         source: where the snapshots are: the side after. Each listed block is read.
-        snapshots: the live snapshot's id for an archived one's; None for the same ids.
+        snapshots: the live snapshot's id for an archived one's, or an image that was restored from
+            the archive, device by device; None for the same ids.
         workers: threads; None for the number of CPUs.
         progress: called with a `Progress` now and then.
 
     Raises:
         NotFoundError: a snapshot does not exist.
-        InvalidRequestError: `snapshots` names none of the archive's.
+        InvalidRequestError: `snapshots` names one that is not the archive's, or the image has not
+            all of the archive's devices.
     """
     check_kind(source, BlockSource, "source")
     with _opened(archive) as opened:
         names = [volume.snapshot_id for volume in opened.volumes]
-        live = {name: name for name in names} if snapshots is None else dict(snapshots)
+        if isinstance(snapshots, Image):
+            live = _by_device(opened.image, snapshots)
+        else:
+            live = {name: name for name in names} if snapshots is None else dict(snapshots)
         foreign = sorted(set(live) - set(names))
         if foreign:
             raise InvalidRequestError(
@@ -201,6 +206,23 @@ def compare(
                 )
             )
         return Difference((), tuple(volumes))
+
+
+def _by_device(archived: Image, restored: Image) -> dict[str, str]:
+    """The restored image's snapshot for each of the archived one's."""
+    new = _devices(restored)
+    missing = sorted(set(_devices(archived)) - set(new))
+    if missing:
+        raise InvalidRequestError(f"{restored.image_id} has no snapshot for {missing[0]}")
+    return {snapshot_id: new[device] for device, snapshot_id in _devices(archived).items()}
+
+
+def _devices(image: Image) -> dict[str, str]:
+    return {
+        mapping.device_name: mapping.ebs.snapshot_id
+        for mapping in image.block_device_mappings
+        if mapping.ebs is not None and mapping.ebs.snapshot_id is not None
+    }
 
 
 def _report(progress: ProgressCallback, blocks: int, total: int) -> None:

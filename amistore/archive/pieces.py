@@ -9,6 +9,7 @@ containers, such as may lie on a guest's disk, are known by their file id and le
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ from itertools import chain
 import attrs
 import zstandard
 
+from amistore.archive.reader import has_digest, opens
 from amistore.archive.scan import Found, FoundSegment
 from amistore.backends.ranges import RangeReader
 from amistore.container import (
@@ -108,7 +110,7 @@ class _Search:
         self._preludes = self._find_preludes()
 
     def pieces(self) -> Pieces:
-        if self._ranges.read(0, len(PREAMBLE)) != PREAMBLE:
+        if self._ranges.read_intact(0, len(PREAMBLE), PREAMBLE.__eq__) != PREAMBLE:
             self._findings.append("PREAMBLE was damaged")
         names, unnamed = self._names()
         return Pieces(
@@ -126,14 +128,19 @@ class _Search:
         size = self._ranges.size
         places = self._found.indexes[-_TRIED_INDEXES:]
         digest = None
+        length = 0
         try:
-            foot = Foot.parse(self._ranges.read(max(0, size - layout.FOOT_SIZE), layout.FOOT_SIZE))
-            places, digest = [max(0, size - layout.FOOT_SIZE - foot.index_length)], foot.index_digest
+            tail = max(0, size - layout.FOOT_SIZE)
+            foot = Foot.parse(self._ranges.read_intact(tail, layout.FOOT_SIZE, opens(Foot.parse)))
+            length, digest = foot.index_length, foot.index_digest
+            places = [max(0, size - layout.FOOT_SIZE - length)]
         except ArchiveError:
             self._findings.append("FOOT was damaged or lost")
         for at in reversed(places):
-            length = int.from_bytes(self._ranges.read(at + 4, 4), "little") + layout.SKIPPABLE_HEADER
-            record = self._ranges.read(at, min(length, layout.MAX_INDEX))
+            if digest is None:
+                length = int.from_bytes(self._ranges.read(at + 4, 4), "little") + layout.SKIPPABLE_HEADER
+            intact = opens(Index.parse) if digest is None else has_digest(digest)
+            record = self._ranges.read_intact(at, min(length, layout.MAX_INDEX), intact)
             if digest not in (None, hashlib.sha256(record).digest()):
                 continue
             # Without FOOT its own CRCs and content ids must do: they leave the digests of segments.
@@ -169,8 +176,9 @@ class _Search:
         for place in places:
             try:
                 if self._head is not None:
+                    opened = functools.partial(open_manifest, self._head)
                     length = sum(frame.size for frame in self._head.manifest_frames)
-                    return open_manifest(self._head, self._ranges.read(place, length))[1]
+                    return opened(self._ranges.read_intact(place, length, opens(opened)))[1]
                 member, _ = _frame_at(self._ranges, place)
                 length = int(member[124:135], 8)
                 return decode_manifest(member[512 : 512 + length])

@@ -29,7 +29,7 @@ from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveE
 from amistore.model import Image
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment", "has_digest"]
+__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment", "has_crc", "has_digest", "opens"]
 
 _logger = logging.getLogger("amistore")
 
@@ -89,13 +89,13 @@ class ContainerFile:
         self.index: Index
         self.head: Head
         self.image: Image
-        tail = self.read(max(0, self.size - TAIL), min(self.size, TAIL), "FOOT", self._tail_is_intact)
+        tail = self._read(max(0, self.size - TAIL), min(self.size, TAIL), "FOOT", self._tail_is_intact)
         self.foot = self._open_foot(tail[-FOOT_SIZE:])
         start = self.foot.index_offset - (self.size - len(tail))
         if start >= 0:
             record = tail[start : start + self.foot.index_length]
         else:
-            record = self.read(
+            record = self._read(
                 self.foot.index_offset, self.foot.index_length, "INDX", has_digest(self.foot.index_digest)
             )
         try:
@@ -145,7 +145,16 @@ class ContainerFile:
         if self.index.end > self.foot.data_end or self.head.blocks != self.foot.blocks:
             raise CorruptArchiveError("the index contradicts FOOT")
 
-    def read(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bytes:
+    def read(
+        self, offset: int, length: int, record: str, intact: Callable[[bytes], bool], wrong: str
+    ) -> bytes:
+        """Exactly `length` bytes from `offset`, that are `intact`; else an error that says `wrong`."""
+        content = self._read(offset, length, record, intact)
+        if not intact(content):
+            raise CorruptArchiveError(wrong, record=record, offset=offset)
+        return content
+
+    def _read(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bytes:
         """Exactly `length` bytes from `offset`; what is not `intact` is read again, over a network."""
         told = False
 
@@ -154,7 +163,8 @@ class ContainerFile:
             good = len(content) == length and intact(content)
             if not good and not told:
                 told = True
-                _logger.warning("%s: %s at %d seems damaged, reading it again", self.name, record, offset)
+                place = f"bytes {offset} to {offset + length - 1} ({record})"
+                _logger.warning("%s: %s seem damaged, reading them again", self.name, place)
             return good
 
         content = self._ranges.read_intact(offset, length, check)
@@ -203,7 +213,7 @@ class ContainerFile:
                 self._located.move_to_end(sequence)
                 return located
         offset = self.index.offsets[sequence]
-        content = self.read(
+        content = self._read(
             offset,
             self._descriptor_limit(sequence),
             "SEGD",
@@ -221,13 +231,19 @@ class ContainerFile:
         offset = self.index.offsets[sequence]
         blocks = self.segment_blocks(sequence)
         most = MAX_DESCRIPTOR + self.head.layout.frame_limit(blocks)
-        content = self.read(
-            offset,
-            min(self.segment_end(sequence) - offset, most),
-            "SEGD",
-            lambda content: self._segment_is_intact(sequence, content),
-        )
-        located = self._parse(sequence, content)
+        located: LocatedSegment | None = None
+
+        def intact(content: bytes) -> bool:
+            nonlocal located
+            if not self._descriptor_is_intact(sequence, content):
+                return False
+            located = self._parse(sequence, content)
+            return _frames_are_intact(located, 0, memoryview(content)[located.offset - offset :])
+
+        length = min(self.segment_end(sequence) - offset, most)
+        content = self._read(offset, length, f"segment {sequence}", intact)
+        if located is None:
+            located = self._parse(sequence, content)
         frames = _cut(located, 0, memoryview(content)[located.offset - offset :])
         missing = len(located.descriptor.frames) - len(frames)
         if missing:  # frames longer than zstd makes them
@@ -238,21 +254,13 @@ class ContainerFile:
         """Consecutive frames of a segment, in one read."""
         offset = located.frame_offset(first)
         size = sum(frame.size for frame in located.descriptor.frames[first : first + count])
-        content = self.read(
+        content = self._read(
             offset, size, "frame", lambda content: _frames_are_intact(located, first, memoryview(content))
         )
         return _cut(located, first, memoryview(content))
 
     def _descriptor_is_intact(self, sequence: int, content: bytes) -> bool:
         return has_digest(self.index.segment_digest(sequence))(_descriptor(content))
-
-    def _segment_is_intact(self, sequence: int, content: bytes) -> bool:
-        """Whether SEGD and the frames that `content` holds are as they were stored."""
-        if not self._descriptor_is_intact(sequence, content):
-            return False
-        located = self._parse(sequence, content)
-        start = located.offset - self.index.offsets[sequence]
-        return _frames_are_intact(located, 0, memoryview(content)[start:])
 
     def _descriptor_limit(self, sequence: int) -> int:
         """Most bytes that the SEGD of a segment can have."""
@@ -304,6 +312,24 @@ def has_digest(digest: bytes) -> Callable[[bytes], bool]:
     return lambda content: hashlib.sha256(content).digest() == digest
 
 
+def has_crc(crc32: int) -> Callable[[bytes], bool]:
+    """A check of bytes by their CRC-32."""
+    return lambda content: zlib.crc32(content) == crc32
+
+
+def opens(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+    """A check of bytes by their parser."""
+
+    def check(content: bytes) -> bool:
+        try:
+            parse(content)
+        except CorruptArchiveError:
+            return False
+        return True
+
+    return check
+
+
 def _descriptor(content: bytes) -> bytes:
     """The SEGD that `content` begins with."""
     return content[: min(int.from_bytes(content[4:8], "little") + 8, MAX_DESCRIPTOR)]
@@ -311,9 +337,14 @@ def _descriptor(content: bytes) -> bytes:
 
 def _frames_are_intact(located: LocatedSegment, first: int, content: memoryview) -> bool:
     """Whether the frames from the `first` on that `content` holds have their CRCs."""
-    frames = _cut(located, first, content)
-    entries = located.descriptor.frames[first : first + len(frames)]
-    return all(zlib.crc32(frame) == entry.crc32 for frame, entry in zip(frames, entries, strict=True))
+    at = 0
+    for frame in located.descriptor.frames[first:]:
+        if at + frame.size > len(content):
+            break
+        if zlib.crc32(content[at : at + frame.size]) != frame.crc32:
+            return False
+        at += frame.size
+    return True
 
 
 def _cut(located: LocatedSegment, first: int, content: memoryview) -> list[bytes]:

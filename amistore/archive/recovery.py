@@ -23,6 +23,7 @@ import attrs
 
 from amistore.archive.archive import open_archive, open_ranges
 from amistore.archive.pieces import FoundVolume, Pieces, find_pieces
+from amistore.archive.reader import has_crc, has_digest
 from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
@@ -236,10 +237,12 @@ class _Salvage(BlockSource):
         return proved
 
     def _decode(self, segment: FoundSegment, frame: int) -> DecodedFrame:
-        record = self._ranges.read(segment.offset, segment.size)
+        is_record = has_digest(segment.record_digest)
+        record = self._ranges.read_intact(segment.offset, segment.size, is_record)
         descriptor = SegmentDescriptor.parse(open_record(record))
         offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
-        content = self._ranges.read(offset, descriptor.frames[frame].size)
+        entry = descriptor.frames[frame]
+        content = self._ranges.read_intact(offset, entry.size, has_crc(entry.crc32))
         contents = self._pieces.frame_contents(descriptor.runs.blocks)
         return decode_frame(descriptor, frame, content, contents, FrameDecoder())
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import attrs
 
+from amistore.archive.reader import has_crc, opens
 from amistore.backends.ranges import RangeReader
 from amistore.container import Head, Runs, SegmentDescriptor, VolumeDescriptor, layout
 from amistore.container.records import Frame, open_envelope, open_record
@@ -112,6 +113,11 @@ class _Window:
         at = offset - self._start
         return memoryview(self._content)[at : at + length]
 
+    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+        """As `read`; what is not intact may have been damaged on its way, and is asked for by itself."""
+        content = bytes(self.read(offset, length))
+        return content if intact(content) else self._ranges.read_intact(offset, length, intact)
+
     def find(self, wanted: bytes, offset: int) -> int | None:
         """The offset of the next place that holds `wanted`."""
         while offset < self._ranges.size:
@@ -138,7 +144,7 @@ def _take(window: _Window, start: int, found: Found) -> tuple[int, int]:
     if envelope.kind not in (layout.HEAD, layout.VOLD, layout.SEGD) or envelope.size > layout.MAX_DESCRIPTOR:
         return onward, 0
     try:
-        record = bytes(window.read(start, envelope.size))
+        record = window.read_intact(start, envelope.size, opens(open_record))
         payload = open_record(record)
         if envelope.kind == layout.HEAD:
             found.heads.append((start, Head.parse(payload)))
@@ -163,7 +169,7 @@ def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDesc
     at = start + len(record)
     intact = bytearray()
     for frame in descriptor.frames:
-        content = window.read(at, frame.size)
+        content = window.read_intact(at, frame.size, has_crc(frame.crc32))
         intact.append(Frame(len(content), zlib.crc32(content)) == frame)
         at += frame.size
     return FoundSegment(

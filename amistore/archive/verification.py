@@ -10,11 +10,11 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
-from amistore.archive.reader import ContainerFile, LoadedSegment, has_digest
+from amistore.archive.reader import ContainerFile, LoadedSegment, has_digest, opens
 from amistore.archive.report import VerifyReport
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import (
@@ -151,8 +151,8 @@ class Verification:
         expected = hashlib.sha256()
         for record, content in parts:
             expected.update(content)
-            if self._container.read(offset, len(content), record, content.__eq__) != content:
-                raise CorruptArchiveError("it is not as the index says", record=record, offset=offset)
+            wrong = "it is not as the index says"
+            self._container.read(offset, len(content), record, content.__eq__, wrong)
             offset += len(content)
         if (offset, expected.digest()) != (index.front_end, index.front_digest):
             raise CorruptArchiveError("the front is not the one that the index was made for", record="INDX")
@@ -163,11 +163,9 @@ class Verification:
         """The volume as VOLD and its sparse map have it; None where they are damaged."""
         indexed = self._container.index.volumes[number]
         with self._noting(record="VOLD", offset=indexed.offset, snapshot_id=indexed.snapshot_id):
-            content = self._container.read(
-                indexed.offset, indexed.length, "VOLD", has_digest(indexed.prelude_digest)
-            )
-            if hashlib.sha256(content).digest() != indexed.prelude_digest:
-                raise CorruptArchiveError("VOLD, tar headers or sparse map are not as the index says")
+            intact = has_digest(indexed.prelude_digest)
+            wrong = "VOLD, tar headers or sparse map are not as the index says"
+            content = self._container.read(indexed.offset, indexed.length, "VOLD", intact, wrong)
             envelope = open_envelope(content[: layout.ENVELOPE.size])
             if envelope.kind != layout.VOLD:
                 raise CorruptArchiveError("no VOLD stands here")
@@ -307,10 +305,8 @@ class Verification:
         if not size:
             return
         expected = pad_record(size)
-        if self._container.read(offset, size, "PAD", expected.__eq__) != expected:
-            raise CorruptArchiveError(
-                "PAD has another length or does not hold zeros", record="PAD", offset=offset
-            )
+        wrong = "PAD has another length or does not hold zeros"
+        self._container.read(offset, size, "PAD", expected.__eq__, wrong)
 
     def _gap(self, offset: int, end: int) -> None:
         """Records of unknown type are all that may stand here, and nothing at the end of data."""
@@ -318,34 +314,31 @@ class Verification:
             raise CorruptArchiveError("bytes stand behind the last segment", offset=offset)
         while offset < end:
             length = min(layout.ENVELOPE.size, end - offset)
-            start = self._container.read(offset, length, "record", _opens(open_envelope))
+            start = self._container.read(
+                offset, length, "record", opens(open_envelope), "no record stands here"
+            )
             try:
-                if len(start) < layout.ENVELOPE.size:
-                    raise CorruptArchiveError("no record stands here")
                 envelope = open_envelope(start)
                 if envelope.kind in layout.KNOWN or not envelope.size <= min(
                     layout.MAX_DESCRIPTOR, end - offset
                 ):
                     raise CorruptArchiveError("a record stands here that belongs elsewhere")
-                open_record(self._container.read(offset, envelope.size, "record", _opens(open_record)))
             except ArchiveError as error:
                 raise error.locate(offset=offset, record="record") from None
+            self._container.read(
+                offset, envelope.size, "record", opens(open_record), "a record's CRC-32C is wrong"
+            )
             offset += envelope.size
 
     def _end(self) -> None:
         """The tail as it is now is the one that was opened."""
-        container = self._container
-        foot = container.foot
-        end = container.read(foot.data_end, len(layout.END_FRAME), "end of tar", layout.END_FRAME.__eq__)
-        if end != layout.END_FRAME:
-            raise CorruptArchiveError(
-                "the frame that ends the tar is damaged", record="end of tar", offset=foot.data_end
-            )
-        record = container.read(foot.index_offset, foot.index_length, "INDX", has_digest(foot.index_digest))
-        expected = foot.encode()
-        now = container.read(container.size - layout.FOOT_SIZE, layout.FOOT_SIZE, "FOOT", expected.__eq__)
-        if hashlib.sha256(record).digest() != foot.index_digest or now != expected:
-            raise CorruptArchiveError("the file changed while it was open", record="INDX")
+        container, foot = self._container, self._container.foot
+        changed = "the file changed while it was open"
+        end, expected = layout.END_FRAME, foot.encode()
+        wrong = "the frame that ends the tar is damaged"
+        container.read(foot.data_end, len(end), "end of tar", end.__eq__, wrong)
+        container.read(foot.index_offset, foot.index_length, "INDX", has_digest(foot.index_digest), changed)
+        container.read(container.size - len(expected), len(expected), "FOOT", expected.__eq__, changed)
 
     def _report(self, offset: int) -> None:
         if self._progress is not None:
@@ -357,16 +350,3 @@ class Verification:
                     stored_bytes=offset,
                 )
             )
-
-
-def _opens(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
-    """A check of bytes by their parser."""
-
-    def check(content: bytes) -> bool:
-        try:
-            parse(content)
-        except ArchiveError:
-            return False
-        return True
-
-    return check

@@ -152,7 +152,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_file():
         raise InvalidRequestError(f"{path} is there, and is no file that can be replaced")
     if path.exists() and not overwrite:
-        raise AlreadyExistsError(f"{path} exists")
+        raise AlreadyExistsError(f"{path} exists: give another name, or remove it first")
 
 
 @contextlib.contextmanager

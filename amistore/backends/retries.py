@@ -12,6 +12,7 @@ Sources: EBS user guide, "Error retries and exponential backoff"; AWS SDKs refer
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, InvalidValueError, NotFoundError, ThrottledError
 
 __all__ = ["Retrier", "RetryPolicy"]
@@ -62,6 +64,8 @@ class RetryPolicy:
     operation_limit: float = _number(120.0, least=0.001)
     budget: int = _number(500)
 
+
+_logger = logging.getLogger("amistore")
 
 _RETRY_COST = 5
 
@@ -139,6 +143,13 @@ class Retrier:
                     if isinstance(error, BackendError):
                         error.attempts = attempt
                     raise
+                _logger.info(
+                    "attempt %d of %d failed, the next one in %.1f s: %s",
+                    attempt,
+                    self.policy.attempts,
+                    delay,
+                    hide_secrets(f"{type(error).__name__}: {error}"),
+                )
                 self._sleep(delay)
             else:
                 with self._lock:
@@ -183,6 +194,8 @@ class Retrier:
         if not _retryable(error):
             return None
         policy = self.policy
+        if isinstance(error, _NotGoodError):  # it says nothing of the service: no pause, and no budget
+            return 0.0 if attempt < policy.attempts else None
         # A snapshot just started appears after up to two minutes: attempts do not count then.
         appearing = isinstance(error, NotFoundError)
         if attempt >= policy.attempts and not appearing:

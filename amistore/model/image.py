@@ -170,7 +170,10 @@ class Image:
 
     @property
     def snapshot_ids(self) -> tuple[str, ...]:
-        """The distinct snapshots that the mappings name, in their order in an archive."""
+        """The distinct snapshots that the mappings name, in their order in an archive: sorted.
+
+        Those of another image, such as a restored one, do not pair up with them one by one.
+        """
         named = {
             mapping.ebs.snapshot_id
             for mapping in self.block_device_mappings

@@ -219,7 +219,10 @@ class FileResumeLog(ResumeLog):
                     os.fsync(descriptor)
                     files.sync_directory(self.path.parent)
                 elif content != _MAGIC:
-                    raise InvalidRequestError(f"{self.path} is no resume log of amistore")
+                    raise InvalidRequestError(
+                        f"{self.path} is no resume log of amistore, or its head is damaged: give another "
+                        "path (list_multipart_uploads, and pending snapshots, tell what its run has left)"
+                    )
                 end = self._read(descriptor)[1]
                 if end < os.fstat(descriptor).st_size:
                     os.ftruncate(descriptor, end)

@@ -97,7 +97,13 @@ def transfer(
     if keep is not None:
         # Held until the image is there: it proves that the object is of these runs.
         held = None if packing is None else HeldLog(packing)
-        pack_object(image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress)
+        try:
+            pack_object(
+                image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress
+            )
+        except AlreadyExistsError as error:
+            error.message += "; if it is this image's archive, amistore.restore_image goes on from it"
+            raise
         image_id = restore_image(
             destination.s3, *keep, destination, name=name, log=restoring, workers=workers, progress=progress
         )
@@ -218,7 +224,9 @@ def copy_object(
         ranges = ObjectRanges(source, *place)
     with contextlib.suppress(NotFoundError), foreign_errors("head_object", bucket=to[0], key=to[1]):
         destination.head_object(*to)
-        raise AlreadyExistsError("the object exists", bucket=to[0], key=to[1])
+        raise AlreadyExistsError(
+            "the object exists: give another key, or delete it first", bucket=to[0], key=to[1]
+        )
 
     def read(offset: int) -> bytes:
         with foreign_errors("get_object_range", bucket=place[0], key=place[1]):

@@ -269,7 +269,7 @@ class _Run:
         with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
             self.store.head_object(self.bucket, self.key)
             raise AlreadyExistsError(
-                "the object exists: give another key, or if_none_match=False to replace it",
+                "the object exists: give another key, or delete it first",
                 bucket=self.bucket,
                 key=self.key,
             )

@@ -307,8 +307,7 @@ class TaskEngine(TaskDescriptions):
             records = self._runner.wait(wanted, report)
         failed = [record for record in records if record.state == "Failed"]
         if failed:
-            if task is None:
-                self._runner.mine = [each.task_id for each in records if each.state != "Failed"]
+            self._runner.forget({record.task_id for record in failed})
             told = "; ".join(f"{each.task_id} failed: {each.failure_reason}" for each in failed)
             raise TaskFailedError(told, task_ids=tuple(each.task_id for each in failed))
         ended = tuple(record.task() for record in records)

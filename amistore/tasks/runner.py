@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Final
 
 from amistore.backends import Backend, checks
@@ -121,6 +121,11 @@ class TaskRunner:
             if taken:
                 self._submit(taken)
         return taken
+
+    def forget(self, task_ids: Set[str]) -> None:
+        """Take tasks out of `mine`; others may be added meanwhile."""
+        with self._taking:
+            self.mine = [each for each in self.mine if each not in task_ids]
 
     def is_free(self, record: TaskRecord) -> bool:
         """Whether nobody works on it."""

@@ -211,6 +211,10 @@ class _FaultyBlockStore(BlockStore):
     inner: BlockStore
     call: _Call
 
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return self.inner.where
+
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         def function() -> BlockPage:
             return self.inner.list_snapshot_blocks(snapshot_id, next_token=next_token)
@@ -265,6 +269,10 @@ class _FaultyBlockStore(BlockStore):
 class _FaultyObjectStore(ObjectStore):
     inner: ObjectStore
     call: _Call
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return self.inner.where
 
     def head_bucket(self, bucket: str) -> None:
         self.call("head_bucket", (bucket,), (), lambda: self.inner.head_bucket(bucket))

@@ -18,6 +18,7 @@ from amistore.container import Foot, Index, Runs, SegmentDescriptor, VolumeDescr
 from amistore.container.frames import FrameEncoder
 from amistore.container.plan import PlannedVolume, prelude
 from amistore.container.records import Frame, Layout, open_envelope
+from amistore.testing import FaultyBackend
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
 FIRST = {i * 3 % 1900 + i // 2: images.block(i + 1) for i in range(80)} | {1999: images.block(0)}
@@ -497,3 +498,23 @@ def test_a_segment_of_a_volume_that_cannot_be_is_left_alone(number: int, tmp_pat
     report = amistore.recover(io.BytesIO(bytes(damaged)), tmp_path / "new.bin")
     assert report.volumes[0].recovered == 0
     assert not report.complete
+
+
+def test_what_is_damaged_on_its_way_only_is_not_lost(tmp_path: Path) -> None:
+    cloud = amistore.MemoryBackend()
+    cloud.s3.create_bucket("bucket")
+    cloud.s3.put_object("bucket", "key", CONTAINER)
+    with amistore.open(io.BytesIO(CONTAINER)) as archive:
+        content_id = archive.content_id
+    fired = 0
+    for number in range(1, 60, 3):
+        faulty = FaultyBackend(cloud)
+        fault = faulty.add_fault("get_object_range", "flipped", calls=[number])
+        target = tmp_path / f"{number}.bin"
+        store = amistore.RetryingBackend(faulty, amistore.RetryPolicy(base_delay=0.001)).s3
+        report = amistore.recover(store, target, bucket="bucket", key="key", workers=1)
+        assert report.complete
+        assert report.content_id == content_id
+        assert not report.findings
+        fired += fault.fired
+    assert fired == 20

@@ -318,12 +318,20 @@ def test_a_result_that_is_not_good_is_another_reason_to_try_again(clock):
         return result
 
     assert clock.retrier().call_until(lambda result: result == b"whole", "s3", function) == b"whole"
-    assert clock.sleeps == [0.1, 0.2]
+    assert clock.sleeps == [0.0, 0.2]  # damage says nothing of the service
 
 
 def test_the_last_result_is_given_though_it_is_not_good(clock):
     results = iter(range(10))
     assert clock.retrier(attempts=3).call_until(lambda result: False, "s3", lambda: next(results)) == 2
+
+
+def test_results_that_are_not_good_take_nothing_of_the_budget(clock):
+    retrier = clock.retrier(budget=10)
+    for _ in range(20):
+        retrier.call_until(lambda result: False, "s3", lambda: b"damaged where it lies")
+    failing = Failing(ConnectionError("reset"))
+    assert retrier.call("s3", failing) == "done"
 
 
 def test_the_error_of_a_part_from_a_file_is_raised_and_tried_again_though_a_view_is_kept(clock, tmp_path):

@@ -128,7 +128,7 @@ def test_what_is_damaged_is_asked_for_as_often_as_a_call_has_attempts(cloud, ima
         range_ for range_, count in asked.items() if count > 1
     }
     assert set(asked.values()) == {1, RetryPolicy().attempts}
-    assert len([line for line in caplog.messages if "reading it again" in line]) == 1
+    assert len([line for line in caplog.messages if "reading them again" in line]) == 1
 
 
 def test_a_damaged_place_is_logged_once_and_the_error_has_the_remedy(cloud, image, caplog):
@@ -137,7 +137,25 @@ def test_a_damaged_place_is_logged_once_and_the_error_has_the_remedy(cloud, imag
     cloud.s3.put_object("bucket", "key", container)
     with pytest.raises(amistore.CorruptArchiveError, match=r"take another copy, or amistore\.recover"):
         amistore.unpack_object(retrying(cloud.s3), "bucket", "key", MemoryBackend().ebs, workers=2)
-    assert len([line for line in caplog.messages if "reading it again" in line]) == 1
+    assert len([line for line in caplog.messages if "reading them again" in line]) == 1
+
+
+def test_damage_where_it_lies_leaves_the_other_calls_their_attempts(cloud, image):
+    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    with amistore.open(io.BytesIO(container)) as archive:
+        offsets = list(archive._container.index.offsets)
+    for offset in offsets[:-1]:
+        container[offset + 30] ^= 1
+    cloud.s3.put_object("bucket", "key", container)
+    faulty = FaultyBackend(cloud)
+    memory = MemoryBackend()
+    policy = RetryPolicy(base_delay=0.001, budget=20)
+    store = RetryingBackend(Backend(ebs=memory.ebs, s3=faulty.s3, ec2=memory.ec2), policy).s3
+    with amistore.open(store, bucket="bucket", key="key") as archive:
+        # Of the front 3 reads, of the volumes 2, of each damaged segment 5; the next one is of the whole one.
+        fault = faulty.add_fault("get_object_range", "error", calls=[5 * len(offsets) + 1])
+        assert len(archive.verify(workers=1).findings) >= len(offsets) - 1
+    assert fault.fired == 1
 
 
 class Stop(Exception):

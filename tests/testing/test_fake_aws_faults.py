@@ -123,6 +123,14 @@ def test_completion_of_which_the_reply_was_lost(aws: FakeAWS, ebs: Any) -> None:
     assert aws.snapshots[snapshot_id].state == "completed"
 
 
+def test_a_500_after_the_effect(aws: FakeAWS, ebs: Any, ec2: Any) -> None:
+    aws.faults.add("*", "500-after", times=2)
+    assert refusal(ebs.start_snapshot, VolumeSize=1)[:2] == (500, "InternalServerException")
+    (snapshot_id,) = aws.snapshots
+    assert refusal(ec2.delete_snapshot, SnapshotId=snapshot_id)[:2] == (500, "InternalError")
+    assert not aws.snapshots
+
+
 def test_a_body_that_breaks_off(aws: FakeAWS, ebs: Any, stored: str) -> None:
     listed = pages(ebs, stored)[0]["Blocks"][0]
     aws.faults.add("GetSnapshotBlock", "short-body", calls=[1])

@@ -58,7 +58,9 @@ class Connection:
         self.session: Any = session or boto3.Session()
         region = region_name or self.session.region_name
         if not region:
-            raise InvalidRequestError("no Region: give region_name=, or set AWS_REGION or a profile's region")
+            raise InvalidRequestError(
+                "no Region: give region_name=, or set AWS_DEFAULT_REGION or a profile's region"
+            )
         if not isinstance(region, str) or not _REGION.fullmatch(region):
             raise _invalid("region_name", region, "the name of a Region, such as us-gov-east-1")
         self.region_name = region

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import botocore.exceptions
 from typing_extensions import Buffer
 
 from amistore.backends import checks
@@ -59,6 +60,13 @@ class _Tokens:
     def newer(self, block_index: int, listing: int) -> str | None:
         """A token from a listing after this one."""
         return self.renewed.get(block_index) if self.listing > listing else None
+
+
+def _status(error: Exception) -> int:
+    """Of the answer that an error is; 599 where there was none."""
+    if not isinstance(error, botocore.exceptions.ClientError):
+        return 599
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
 @attrs.define(eq=False)
@@ -265,7 +273,7 @@ class AWSBlockStore(BlockStore):
                 )
                 # Else nothing was completed, and its completion would be waited for, for ever.
                 member_of(answer, "Status")
-            except client.exceptions.ValidationException as error:
+            except client.exceptions.ValidationException as refusal:
                 # A snapshot gets completed, and cannot be completed again, by a call that was
                 # checked against the checksum: by an earlier one, whose answer may be lost.
                 state = self.describe_snapshot(snapshot_id).state
@@ -273,11 +281,13 @@ class AWSBlockStore(BlockStore):
                     if state != "completed":
                         raise
                 elif snapshot_id not in self._completing:
-                    raise ChecksumMismatchError(f"EBS has other blocks than were counted: {error}") from None
-            except client.exceptions.ClientError:
-                raise  # refused, throttled or failed: nothing was completed
-            except Exception:
-                self._completing.add(snapshot_id)  # the answer was lost, or cannot be read
+                    told = refusal.response["Error"].get("Message", "")
+                    raise ChecksumMismatchError(f"EBS has other blocks than were counted: {told}") from None
+            except Exception as error:
+                # Refused or throttled, nothing was completed. Failed, or without an answer that can
+                # be read, it may be.
+                if _status(error) >= 500:
+                    self._completing.add(snapshot_id)
                 raise
 
     def delete_snapshot(self, snapshot_id: str) -> None:

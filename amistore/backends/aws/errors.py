@@ -72,6 +72,7 @@ _DENIED = frozenset(
 )
 # Of those, where a permission is missing and not a credential wrong.
 _NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 _NOT_FOUND = frozenset(
     {
         "ResourceNotFoundException",
@@ -238,7 +239,9 @@ def service_error(
 
 
 def _missing(code: str, operation: str, message: str, reason: str) -> str:
-    """The IAM action that the caller lacks, where the service's own text does not name it."""
+    """What to do: the IAM action that the caller lacks, where the service's own text does not name it."""
+    if code in _EXPIRED:
+        return "; renew the credentials (or mend the clock) and call again: a resume log or task goes on"
     named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", message)
     if named or code not in _NOT_ALLOWED:
         return ""

@@ -371,7 +371,7 @@ class AWSObjectStore(ObjectStore):
         """Check names, give the parameters that say where, and turn errors into ours."""
         facts = {"bucket": bucket} if key is None else {"bucket": bucket, "key": key}
         place: dict[str, Any] = {"Bucket": bucket}
-        if not bucket.startswith("arn:"):  # of an access point
+        if not (isinstance(bucket, str) and bucket.startswith("arn:")):  # of an access point
             checks.check_bucket(bucket)
         if key is not None:
             _check_key(key)

@@ -15,6 +15,7 @@ __all__ = ["FaultKind", "FaultRule", "Faults"]
 
 FaultKind = Literal[
     "500",
+    "500-after",
     "503",
     "throttle",
     "failed-to-read",
@@ -145,7 +146,8 @@ class Faults:
         """Add a rule behind those that there are.
 
         The kinds: ``500``, ``503``, ``throttle`` and ``failed-to-read`` (PutSnapshotBlock's
-        "Failed to read block data") are answers, without any effect. ``reset-before-body`` and
+        "Failed to read block data") are answers, without any effect; ``500-after`` is one after the
+        effect. ``reset-before-body`` and
         ``reset-before-answer`` reset the connection, without any effect; a Query API's operation
         is only known from its body, which then has been read. ``lost-reply`` resets it after
         the effect. ``silence`` never answers: the call ends when the client gives up, by

@@ -191,6 +191,8 @@ class Connection(socketserver.StreamRequestHandler):
             answer = error_answer(call, error)
             return attrs.evolve(answer, status=200) if kind == "error-inside" else answer
         answer = self._host.services.answer(call)
+        if kind == "500-after":
+            return error_answer(call, _internal_error(call))
         if kind == "lost-reply":
             raise GivenUpError(reset=True)
         if kind == "flipped-bit" and answer.body:
@@ -236,13 +238,16 @@ class Connection(socketserver.StreamRequestHandler):
 
 def fault_error(call: Call, kind: str | None) -> ServiceError | None:
     """The error that a fault answers with, in the words of the call's service."""
-    ebs = call.service == "ebs"
     if kind in ("500", "error-inside"):
-        code = "InternalServerException" if ebs else "InternalError"
-        return ServiceError(code, "An internal error has occurred", status=500)
+        return _internal_error(call)
     if kind == "503":
-        code = "ServiceUnavailableException" if ebs else "Unavailable"
+        code = "ServiceUnavailableException" if call.service == "ebs" else "Unavailable"
         return ServiceError(code, "The server is overloaded and can't handle the request.", status=503)
     if kind == "throttle":
         return throttled(call)
     return invalid("Failed to read block data") if kind == "failed-to-read" else None
+
+
+def _internal_error(call: Call) -> ServiceError:
+    code = "InternalServerException" if call.service == "ebs" else "InternalError"
+    return ServiceError(code, "An internal error has occurred", status=500)

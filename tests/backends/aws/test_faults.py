@@ -29,6 +29,7 @@ EBS = ["ListSnapshotBlocks", "GetSnapshotBlock", "StartSnapshot", "PutSnapshotBl
 EC2 = ["DescribeImages", "DescribeSnapshots", "RegisterImage"]
 KINDS = [
     "500",
+    "500-after",
     "503",
     "throttle",
     "reset-before-body",

@@ -24,7 +24,15 @@ LONG = bool(os.environ.get("AMISTORE_LONG"))
 RUNS = 1000 if LONG else 50
 RATES = (0.01, 0.05, 0.2)
 # What no client can notice where there is no checksum: the answers of EC2, which TLS guards.
-HTTP_KINDS = ("500", "503", "throttle", "reset-before-body", "reset-before-answer", "lost-reply")
+HTTP_KINDS = (
+    "500",
+    "500-after",
+    "503",
+    "throttle",
+    "reset-before-body",
+    "reset-before-answer",
+    "lost-reply",
+)
 READ_KINDS = ("short-body", "flipped-bit")
 
 Outcomes = collections.Counter[tuple[float, str]]

@@ -213,6 +213,20 @@ def test_a_snapshot_that_appears_late_and_completes_late_is_waited_for(aws):
     assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
 
 
+def test_a_snapshot_whose_completion_answered_500_all_the_same_is_waited_for(aws):
+    aws.behaviour.completion_describes = 2
+    cloud = backend(aws)
+    image = cloud.ec2.describe_image(aws.image_id)
+    store = MemoryBackend().s3
+    store.create_bucket("bucket")
+    amistore.pack_object(image, cloud.ebs, store, "bucket", "key")
+    fault = aws.faults.add("CompleteSnapshot", "500-after", times=1)
+    made = amistore.unpack_object(store, "bucket", "key", cloud.ebs)
+    assert fault.fired == 1
+    assert disks(aws, made) == disks(aws, image)
+    assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
+
+
 def test_a_snapshot_that_one_call_has_found_may_still_be_unknown_to_the_next(aws):
     cloud = backend(aws)
     snapshot_id = cloud.ebs.start_snapshot(1)
