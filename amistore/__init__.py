@@ -1,7 +1,8 @@
 """Store a whole Amazon Machine Image as one compressed, verifiable file, and restore it.
 
 `pack` and `unpack` turn an image and its snapshots into a container's bytes and back,
-`open` looks into one, and a `Backend` says where images, snapshots and objects are.
+`open` looks into one, and a `Backend` says where images, snapshots and objects are. `AWSBackend`,
+`ObjectSettings`, `SnapshotSettings` (extra ``aws``) and `amistore.ec2` are imported when they are asked for.
 """
 
 import importlib
@@ -102,9 +103,9 @@ from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
 
 if TYPE_CHECKING:
     from amistore import ec2 as ec2
-    from amistore.backends.aws import AWSBackend as AWSBackend
-    from amistore.backends.aws import ObjectSettings as ObjectSettings
-    from amistore.backends.aws import SnapshotSettings as SnapshotSettings
+    from amistore.backends.aws.backend import AWSBackend as AWSBackend
+    from amistore.backends.aws.settings import ObjectSettings as ObjectSettings
+    from amistore.backends.aws.settings import SnapshotSettings as SnapshotSettings
 
 __all__ = [
     "BLOCK_SIZE",
@@ -199,7 +200,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # What needs an extra, or uses one, is imported when it is used, and not named in `__all__`.
-_OF_AWS = ("AWSBackend", "ObjectSettings", "SnapshotSettings")
+_OF_AWS = {"AWSBackend": "backend", "ObjectSettings": "settings", "SnapshotSettings": "settings"}
 
 
 def __dir__() -> list[str]:
@@ -212,7 +213,7 @@ def __getattr__(name: str) -> Any:
     if name not in _OF_AWS:
         raise AttributeError(f"module 'amistore' has no attribute {name!r}")
     try:
-        from amistore.backends import aws
+        module = importlib.import_module(f"amistore.backends.aws.{_OF_AWS[name]}")
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} needs {error.name}: pip install 'amistore[aws]'") from error
-    return getattr(aws, name)
+    return getattr(module, name)

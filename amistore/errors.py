@@ -8,7 +8,9 @@ it crosses a process pool whole.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
 
 __all__ = [
     "AccessDeniedError",
@@ -109,6 +111,20 @@ class ArchiveError(AmistoreError):
 
 class CorruptArchiveError(ArchiveError):
     """The bytes are not what a writer of this format writes: damage, or an attack."""
+
+
+REMEDY: Final = "take another copy, or amistore.recover saves what is left"
+
+
+@contextlib.contextmanager
+def advising() -> Iterator[None]:
+    """Add the remedy to an error that says that an archive is damaged."""
+    try:
+        yield
+    except CorruptArchiveError as error:
+        if "amistore.recover" not in error.message:
+            error.message += f": {REMEDY}"
+        raise
 
 
 class TruncatedArchiveError(CorruptArchiveError):

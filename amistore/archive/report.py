@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import attrs
 
-from amistore.errors import ArchiveError
+from amistore.errors import REMEDY, ArchiveError, advising
 from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["VerifyReport"]
@@ -24,6 +26,8 @@ class VerifyReport:
         blocks: listed blocks, of 524,288 bytes.
         seconds: that it took.
         findings: what is wrong, each an error with its place; empty for an intact archive.
+        lost_blocks: blocks that were lost before this archive was recovered; restoring it wants
+            `allow_lost`.
     """
 
     name: str
@@ -35,6 +39,7 @@ class VerifyReport:
     blocks: int
     seconds: float
     findings: tuple[ArchiveError, ...]
+    lost_blocks: int = 0
 
     @property
     def ok(self) -> bool:
@@ -53,7 +58,8 @@ class VerifyReport:
             ArchiveError: the first finding.
         """
         if self.findings:
-            raise self.findings[0]
+            with advising():
+                raise copy.copy(self.findings[0])
         return self
 
     def __str__(self) -> str:
@@ -66,4 +72,8 @@ class VerifyReport:
             f"  read        {sized(self.size)} in {self.seconds:.{1 if self.seconds >= 0.1 else 4}f} s, "
             f"{sized(self.throughput)}/s",
         ]
-        return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
+        if self.lost_blocks:
+            lost = f"{counted(self.lost_blocks, 'block')} ({sized(self.lost_blocks * BLOCK_SIZE)})"
+            lines.append(f"  LOST        {lost}, when it was recovered; restoring wants allow_lost=True")
+        lines += [f"  - {finding}" for finding in self.findings]
+        return "\n".join([*lines, *([f"  {REMEDY}"] if self.findings else [])])

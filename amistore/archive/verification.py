@@ -72,6 +72,9 @@ def verify(
         blocks=container.head.blocks,
         seconds=time.perf_counter() - start,
         findings=tuple(verification.findings),
+        lost_blocks=sum(
+            lost.block_count for snapshot in container.image.snapshots for lost in snapshot.lost_blocks
+        ),
     )
 
 

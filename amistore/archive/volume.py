@@ -13,6 +13,7 @@ from amistore.archive.extraction import extract, prove
 from amistore.archive.reader import ContainerFile
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
+from amistore.errors import advising
 from amistore.model import BlockRange
 from amistore.pipeline.progress import ProgressCallback
 from amistore.units import MIB, counted
@@ -101,15 +102,16 @@ class Volume:
             LostBlocksError: blocks were lost, without `allow_lost`.
             StorageFullError: no room, or the filesystem has no files of this size.
         """
-        extract(
-            self._reader,
-            target,
-            overwrite=overwrite,
-            resume=resume,
-            allow_lost=allow_lost,
-            workers=workers,
-            progress=progress,
-        )
+        with advising():
+            extract(
+                self._reader,
+                target,
+                overwrite=overwrite,
+                resume=resume,
+                allow_lost=allow_lost,
+                workers=workers,
+                progress=progress,
+            )
 
     def _prove(self, path: Path, workers: int | None) -> None:
         prove(self._reader, path, workers)

@@ -26,6 +26,7 @@ from amistore.errors import (
     InvalidRequestError,
     NotFoundError,
     SourceChangedError,
+    advising,
 )
 from amistore.model import Image, Tag
 from amistore.objects.resumelog import (
@@ -114,7 +115,8 @@ def unpack_object(
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
     try:
-        _Restoration(container, sink, restored, journal, progress).run(workers)
+        with advising():
+            _Restoration(container, sink, restored, journal, progress).run(workers)
         image = restored.image()
         # Blocks that the log says were put are not there: the next run would meet this again.
         final += (ChecksumMismatchError,)
@@ -125,8 +127,6 @@ def unpack_object(
         given_up = isinstance(error, final) and (journal.fresh or isinstance(error, ChecksumMismatchError))
         if (log is None or given_up) and restored.undo():
             journal.log.clear()
-        if isinstance(error, CorruptArchiveError):
-            error.message += ": take another copy, or amistore.recover saves what is left"
         raise
     journal.log.end()
     return image

@@ -25,7 +25,7 @@ from amistore.container import (
     container_events,
     decode_segment,
 )
-from amistore.errors import ArchiveError, InvalidRequestError
+from amistore.errors import ArchiveError, InvalidRequestError, advising
 from amistore.model import Image
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -78,7 +78,8 @@ def unpack(
     check_picklable(executor, sink, "sink")
     restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
     try:
-        end = restore.run(workers, executor, progress)
+        with advising():
+            end = restore.run(workers, executor, progress)
         image = restore.snapshots.image()
         restore.snapshots.complete(end.index.volumes)
     except BaseException:

@@ -147,6 +147,19 @@ def test_an_archive_equals_the_snapshot_it_was_made_of_and_the_one_restored_from
     assert found.volumes[0].after == restored.snapshot_ids[0]
 
 
+def test_a_restored_image_is_compared_device_by_device() -> None:
+    cloud = amistore.MemoryBackend()
+    ids = [images.snapshot(cloud.ebs, 1, {number: images.block(number)}) for number in range(5)]
+    container = b"".join(amistore.pack(images.image(ids), cloud.ebs))
+    restored = amistore.unpack(io.BytesIO(container), cloud.ebs)
+    found = amistore.compare(io.BytesIO(container), cloud.ebs, snapshots=restored)
+    assert found.equal
+    assert len(found.volumes) == 5
+    less = attrs.evolve(restored, block_device_mappings=restored.block_device_mappings[1:])
+    with pytest.raises(amistore.InvalidRequestError, match="has no snapshot for"):
+        amistore.compare(io.BytesIO(container), cloud.ebs, snapshots=less)
+
+
 def test_a_live_snapshot_that_differs_is_told_block_by_block() -> None:
     cloud = amistore.MemoryBackend()
     snapshot_id = images.snapshot(cloud.ebs, 1, BLOCKS)

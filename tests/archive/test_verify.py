@@ -73,6 +73,7 @@ def test_a_small_archive_is_told_in_units_of_its_size() -> None:
         )
     )
     assert "DAMAGED, 1 finding\n" in text
+    assert text.endswith("take another copy, or amistore.recover saves what is left")
     assert "1 volume, 1 segment, 2,048 blocks (1.0 GiB)" in text
     assert "4.0 KiB in 0.0050 s, 800.0 KiB/s" in text
 

@@ -68,6 +68,25 @@ def test_a_failure_is_told_once_and_what_succeeds_beside_it_is_given() -> None:
         assert [task.task_id for task in engine.wait()] == [second.task_id]
 
 
+def test_a_failure_that_was_told_by_its_task_is_not_told_again_and_a_new_task_is_waited_for() -> None:
+    cloud, image_id = account()
+    other = registered(cloud, "other")
+    with TaskEngine(cloud, concurrency=1) as engine:
+        with held(cloud.ebs, "get_snapshot_block") as reached:
+            first = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+            assert reached.wait(60)
+            engine.cancel(first)
+        made: list[amistore.Task] = []
+
+        def create(task: amistore.Task) -> None:
+            if task.state == "Failed" and not made:
+                made.append(engine.create_store_image_task(image_id=other, bucket=BUCKET))
+
+        with pytest.raises(amistore.TaskFailedError):
+            engine.wait(first, progress=create)
+        assert [task.task_id for task in engine.wait()] == [made[0].task_id]
+
+
 def test_a_task_without_room_is_kept_and_gone_on_with_when_there_is_some() -> None:
     cloud, image_id = account()
     upload_part = cloud.s3.upload_part

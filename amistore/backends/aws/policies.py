@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from amistore.backends import checks
 from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import InvalidRequestError
 
@@ -53,6 +55,16 @@ FLOWS: Final[Mapping[str, tuple[str, ...]]] = {
     "transfer": (*_READ, *_READ_BLOCKS, *_WRITE, *_WRITE_OBJECT),
 }
 """The verbs of each flow. A transfer between accounts: ``read`` here, ``transfer`` there."""
+
+# AWS General Reference, "ARNs"; the Regions of all others are in ``aws``.
+_PARTITIONS: Final = {
+    "us-gov-": "aws-us-gov",
+    "cn-": "aws-cn",
+    "us-iso-": "aws-iso",
+    "us-isob-": "aws-iso-b",
+    "eu-isoe-": "aws-iso-e",
+    "us-isof-": "aws-iso-f",
+}
 
 _WRITING: Final = frozenset({"restore", "transfer"})
 
@@ -105,7 +117,7 @@ def actions(flow: str, *, archived: bool = False) -> tuple[str, ...]:
 def policy(
     flow: str,
     *,
-    partition: str = "aws",
+    partition: str | None = None,
     region: str | None = None,
     bucket: str | None = None,
     prefix: str = "",
@@ -117,7 +129,7 @@ def policy(
 
     Args:
         flow: ``store``, ``restore``, ``transfer`` or ``read``.
-        partition: ``aws``, ``aws-us-gov``, ``aws-cn``.
+        partition: ``aws``, ``aws-us-gov``, ``aws-cn``; None for the Region's, or else ``aws``.
         region: to limit snapshots and images to; None for all.
         bucket: where the archives are. Needed to store and restore; without it a ``read`` policy
             reads images and snapshots only, and a ``transfer`` keeps no archive.
@@ -127,9 +139,16 @@ def policy(
         archived: whether archives are to be restored from S3 Glacier.
 
     Raises:
-        InvalidRequestError: no such flow, or a bucket is missing.
+        InvalidRequestError: no such flow, a bucket is missing, or the ARNs would match nothing: of
+            another partition than the Region's, a key that is no ARN, a bucket that is no name.
     """
-    bucket_kms_key_arns = tuple(bucket_kms_key_arns)
+    kms_key_arns, bucket_kms_key_arns = tuple(kms_key_arns), tuple(bucket_kms_key_arns)
+    partition = _partition(partition, region)
+    for arn in (*kms_key_arns, *bucket_kms_key_arns):
+        if not re.fullmatch(f"arn:{partition}:kms:[a-z0-9-]+:[0-9]{{12}}:(key|alias)/[^ ]+", str(arn)):
+            raise InvalidRequestError(f"{arn} is no ARN of a KMS key in the partition {partition}")
+    if bucket is not None:
+        checks.check_bucket(bucket)
     wanted = actions(flow, archived=archived)
     if bucket is None:
         if flow in ("store", "restore"):
@@ -167,6 +186,17 @@ def policy(
     return {"Version": _VERSION, "Statement": statements}
 
 
+def _partition(partition: str | None, region: str | None) -> str:
+    """The partition of a Region, which its name begins with."""
+    found = next((name for start, name in _PARTITIONS.items() if (region or "").startswith(start)), "aws")
+    known = ("aws", *_PARTITIONS.values())
+    if partition not in (None, *known):
+        raise InvalidRequestError(f"there is no partition {partition!r}, only {', '.join(known)}")
+    if partition is not None and region is not None and partition != found:
+        raise InvalidRequestError(f"{region} is a Region of {found}, not of {partition}")
+    return partition or found
+
+
 def _statement(kinds: Sequence[str], found: Sequence[str], resources: Sequence[str]) -> dict[str, Any]:
     name = "".join(kind.capitalize() for kind in kinds) or "Lists"
     return {"Sid": f"Amistore{name}", "Effect": "Allow", "Action": list(found), "Resource": list(resources)}
@@ -178,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m amistore.backends.aws.policies", description="Print an IAM policy for a flow as JSON."
     )
     parser.add_argument("flow", choices=sorted(FLOWS))
-    parser.add_argument("--partition", default="aws", help="aws, aws-us-gov or aws-cn")
+    parser.add_argument("--partition", help="aws, aws-us-gov or aws-cn; that of the Region without it")
     parser.add_argument("--region", help="limit snapshots and images to it")
     parser.add_argument("--bucket", help="where the archives are")
     parser.add_argument("--prefix", default="", help="of the archives' keys")

@@ -26,6 +26,8 @@ from amistore.testing.snapshots import linear, sha256
 
 KEY = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-4000-8000-00000000aeb5"
 
+GOVERNMENT_KEY = "arn:aws-us-gov:kms:us-gov-east-1:123456789012:key/00000000-0000-4000-8000-00000000aeb5"
+
 Flow = Callable[[FakeAWS, Account], None]
 
 
@@ -164,14 +166,44 @@ def test_resources_are_those_of_the_arguments() -> None:
         region="us-gov-east-1",
         bucket="archive",
         prefix="amis/",
-        kms_key_arns=[KEY],
+        kms_key_arns=[GOVERNMENT_KEY],
     )
     by_action = {each: statement for statement in made["Statement"] for each in statement["Action"]}
     assert by_action["s3:GetObject"]["Resource"] == ["arn:aws-us-gov:s3:::archive/amis/*"]
     assert by_action["s3:ListBucket"]["Resource"] == ["arn:aws-us-gov:s3:::archive"]
     assert by_action["ebs:PutSnapshotBlock"]["Resource"] == ["arn:aws-us-gov:ec2:us-gov-east-1::snapshot/*"]
     assert by_action["kms:CreateGrant"]["Condition"] == {"Bool": {"kms:GrantIsForAWSResource": "true"}}
-    assert by_action["kms:Decrypt"]["Resource"] == [KEY]
+    assert by_action["kms:Decrypt"]["Resource"] == [GOVERNMENT_KEY]
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"),
+    [("us-gov-east-1", "aws-us-gov"), ("cn-north-1", "aws-cn"), ("eu-west-1", "aws"), (None, "aws")],
+)
+def test_the_partition_is_the_regions(region: str | None, partition: str) -> None:
+    assert policy("store", region=region, bucket="archive") == policy(
+        "store", region=region, bucket="archive", partition=partition
+    )
+    assert f"arn:{partition}:s3:::archive/*" in json.dumps(policy("store", region=region, bucket="archive"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"region": "us-gov-east-1", "partition": "aws"},
+        {"region": "us-east-1", "partition": "aws-cn"},
+        {"partition": "aws-foo"},
+        {"kms_key_arns": ["nonsense"]},
+        {"kms_key_arns": [KEY], "region": "us-gov-east-1"},
+        {"bucket_kms_key_arns": [KEY.replace("kms", "s3")]},
+        {"bucket": "arn:aws:s3:::archive"},
+        {"bucket": "a/b c"},
+    ],
+    ids=str,
+)
+def test_what_would_match_nothing_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(amistore.InvalidRequestError):
+        policy("store", **{"bucket": "archive", **given})
 
 
 def test_reading_snapshots_allows_no_writing() -> None:
@@ -226,6 +258,15 @@ def test_the_program_prints_the_policy() -> None:
     done = run("store", "--bucket", "archive", "--kms-key-arn", KEY)
     assert json.loads(done.stdout) == policy("store", bucket="archive", kms_key_arns=[KEY])
     assert done.returncode == 0
+
+
+def test_the_program_runs_without_boto3() -> None:
+    program = (
+        "import runpy, sys; sys.modules['boto3'] = sys.modules['botocore'] = None; "
+        "sys.argv[1:] = ['read']; runpy.run_module('amistore.backends.aws.policies', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == policy("read")
 
 
 def test_the_program_says_what_is_missing() -> None:
