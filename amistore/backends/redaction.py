@@ -8,7 +8,15 @@ from __future__ import annotations
 import logging
 import re
 
-__all__ = ["hide_secrets", "redact_log"]
+__all__ = ["URLLIB3_LOGGERS", "hide_secrets", "redact_log"]
+
+URLLIB3_LOGGERS = (
+    "urllib3.connection",
+    "urllib3.connectionpool",
+    "urllib3.poolmanager",
+    "urllib3.util.retry",
+)
+"""Those of urllib3 2.8 that log a URL or an error in whose text one may be."""
 
 _NAMES = (
     r"x-amz-security-token|x-amz-s3session-token|x-amz-signature|(?:proxy-)?authorization|signature"

@@ -6,13 +6,16 @@ hold no query and no user, where signatures and passwords are.
 
 from __future__ import annotations
 
+import abc
 import logging
 import re
+import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from amistore.backends.ranges import FileRanges, RangeReader
+from amistore.backends.redaction import URLLIB3_LOGGERS
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.errors import (
     AccessDeniedError,
@@ -31,6 +34,7 @@ TAIL = 64 * KIB
 _OBJECT_SCHEMES = ("s3", "gs", "az")
 _REDIRECTS = 5
 _TIMEOUT = 60.0  # seconds without a byte
+_LONGEST = 600.0  # seconds of an answer's body
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -83,7 +87,35 @@ def _hide_queries(record: logging.LogRecord) -> bool:
     return True
 
 
-class _HTTPRanges(RangeReader):
+class _RemoteRanges(RangeReader):
+    """Ranges that are asked for again where that may help, also for bytes damaged on their way."""
+
+    def __init__(self) -> None:
+        self._retrier = Retrier(RetryPolicy())
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.read_intact(offset, length, lambda content: True)
+
+    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        return self._retrier.call_until(intact, "remote", self._range, offset, length)
+
+    @abc.abstractmethod
+    def _range(self, offset: int, length: int) -> bytes:
+        """These bytes, in one attempt."""
+
+    def _unwanted(self, offset: int, length: int, first: int, content: Sized) -> BackendError:
+        """Other bytes than were asked for; too few may have been cut, where nobody said how many they are."""
+        return BackendError(
+            f"{self.name}: asked for {length} bytes at {offset}, got {len(content)} at {first}",
+            retryable=first == offset and len(content) < length,
+            operation="read",
+        )
+
+
+class _HTTPRanges(_RemoteRanges):
     """A resource of a server that answers range requests.
 
     Its size is learnt from the answer to a first request for its last `TAIL` bytes, which a
@@ -96,7 +128,8 @@ class _HTTPRanges(RangeReader):
             import urllib3
         except ImportError:
             raise _missing("urllib3") from None
-        for logger in ("urllib3.connectionpool", "urllib3.poolmanager", "urllib3.util.retry"):
+        super().__init__()
+        for logger in URLLIB3_LOGGERS:
             logging.getLogger(logger).addFilter(_hide_queries)
         self.name = _shown(urllib.parse.urlsplit(url))
         self._url = url
@@ -116,40 +149,28 @@ class _HTTPRanges(RangeReader):
             # To another host go none of the caller's headers.
             remove_headers_on_redirect=[*urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT, *headers],
         )
-        self._retrier = Retrier(RetryPolicy())
         self._pool = urllib3.PoolManager(
             maxsize=16, retries=redirects, timeout=urllib3.Timeout(connect=10.0, read=_TIMEOUT)
         )
         self._pin: dict[str, str | None] = {}
         self.size = 0
-        self._tail_offset, self._tail = self._retrier.call("http", self._get, f"bytes=-{TAIL}", TAIL)
-        if self._tail_offset != max(0, self.size - TAIL) or len(self._tail) != min(self.size, TAIL):
-            raise BackendError(
-                f"{self.name}: asked for the last {TAIL} of {self.size} bytes, got {len(self._tail)} at "
-                f"{self._tail_offset}",
-                operation="read",
-            )
+        self._tail_offset, self._tail = self._retrier.call("remote", self._end)
 
-    def read(self, offset: int, length: int) -> bytes:
-        return self.read_intact(offset, length, lambda content: True)
-
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
-        length = min(length, self.size - offset)
-        if length <= 0:
-            return b""
-        if offset >= self._tail_offset:
-            content = self._tail[offset - self._tail_offset :][:length]
-            if intact(content):
-                return content
-        return self._retrier.call_until(intact, "http", self._range, offset, length)
+    def _end(self) -> tuple[int, bytes]:
+        """Offset and content of the last `TAIL` bytes."""
+        first, content = self._get(f"bytes=-{TAIL}", TAIL)
+        start, length = max(0, self.size - TAIL), min(self.size, TAIL)
+        if (first, len(content)) != (start, length):
+            raise self._unwanted(start, length, first, content)
+        return first, content
 
     def _range(self, offset: int, length: int) -> bytes:
+        if self._tail and offset >= self._tail_offset:  # the first time: what was read there already
+            tail, self._tail = self._tail, b""
+            return tail[offset - self._tail_offset :][:length]
         first, content = self._get(f"bytes={offset}-{offset + length - 1}", length)
         if first != offset or len(content) != length:
-            raise BackendError(
-                f"{self.name}: asked for {length} bytes at {offset}, got {len(content)} at {first}",
-                operation="read",
-            )
+            raise self._unwanted(offset, length, first, content)
         return content
 
     def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
@@ -159,7 +180,7 @@ class _HTTPRanges(RangeReader):
             answer = self._pool.request("GET", self._url, headers=headers, preload_content=False)
             try:
                 first = self._check(answer)
-                content: bytes = answer.read(length + 1)
+                content = self._body(answer, length)
             except BaseException:
                 answer.close()  # what was not read must not be taken for the next answer
                 raise
@@ -167,7 +188,9 @@ class _HTTPRanges(RangeReader):
         except (TypeError, ValueError) as error:  # a header or URL that HTTP cannot say; it may be secret
             if isinstance(error, self._errors.HTTPError):
                 raise InvalidRequestError(f"{self.name} is no URL to ask") from None
-            raise InvalidRequestError(f"{self.name}: a header cannot be sent") from None
+            raise InvalidRequestError(
+                f"{self.name}: a header, or the address that the server redirects to, cannot be sent"
+            ) from None
         except self._errors.HTTPError as error:
             # MaxRetryError's own message holds the URL, and that the signature; its reason's not.
             reason = getattr(error, "reason", None) or error
@@ -177,6 +200,20 @@ class _HTTPRanges(RangeReader):
                 operation="read",
             ) from None
         return first, content
+
+    def _body(self, answer: Any, length: int) -> bytes:
+        """The answer's bytes, one more than were asked for at most; urllib3 limits each pause only."""
+        deadline = time.monotonic() + _LONGEST
+        content = bytearray()
+        while len(content) <= length and (piece := answer.read1(length + 1 - len(content))):
+            content += piece
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"{self.name}: {len(content)} of {length} bytes took more than {_LONGEST:.0f} seconds",
+                    retryable=True,
+                    operation="read",
+                )
+        return bytes(content)
 
     def _conditions(self) -> dict[str, str]:
         etag, changed = self._pin.get("ETag"), self._pin.get("Last-Modified")
@@ -221,7 +258,7 @@ class _HTTPRanges(RangeReader):
         self._pool.clear()
 
 
-class _ObstoreRanges(RangeReader):
+class _ObstoreRanges(_RemoteRanges):
     """An object of S3, Google Cloud Storage or Azure, pinned to its ETag and version."""
 
     def __init__(self, parts: urllib.parse.SplitResult, options: dict[str, Any]) -> None:
@@ -230,6 +267,7 @@ class _ObstoreRanges(RangeReader):
             from obstore import exceptions, store
         except ImportError:
             raise _missing("obstore") from None
+        super().__init__()
         self.name = _shown(parts)
         self._obstore = obstore
         self._exceptions: Any = exceptions
@@ -242,11 +280,12 @@ class _ObstoreRanges(RangeReader):
                 f"{self.name} names no object; the form is {parts.scheme}://bucket/key (az://container/key)"
             )
         self._key = key
-        try:
+        try:  # obstore's own further attempts would be nested in ours
+            options = {"retry_config": {"max_retries": 0}, **options}
             self._store = store.from_url(f"{parts.scheme}://{root}", **options)
-            found = obstore.head(self._store, key)
         except Exception as error:
             raise self._typed(error) from None
+        found = self._retrier.call("remote", self._head)
         self.size = found["size"]
         self._pin: Any = {}
         if found["e_tag"]:
@@ -254,23 +293,28 @@ class _ObstoreRanges(RangeReader):
         if found["version"]:
             self._pin["version"] = found["version"]
 
-    def read(self, offset: int, length: int) -> bytes:
-        length = min(length, self.size - offset)
-        if length <= 0:
-            return b""
+    def _head(self) -> Any:
+        try:
+            return self._obstore.head(self._store, self._key)
+        except Exception as error:
+            raise self._typed(error) from None
+
+    def _range(self, offset: int, length: int) -> bytes:
+        content = bytearray()
         try:
             options: Any = {"range": (offset, offset + length), **self._pin}
             answer = self._obstore.get(self._store, self._key, options=options)
-            found = answer.range
-            content = bytes(answer.bytes())
+            first, end = answer.range
+            if (first, end) == (offset, offset + length):
+                for piece in answer.stream():  # of a body that does not end, no more than was asked for
+                    content += piece
+                    if len(content) > length:
+                        break
         except Exception as error:
             raise self._typed(error) from None
-        if found != (offset, offset + length) or len(content) != length:
-            raise BackendError(
-                f"{self.name}: asked for {length} bytes at {offset}, got {len(content)} of the range {found}",
-                operation="read",
-            )
-        return content
+        if (first, len(content)) != (offset, length):
+            raise self._unwanted(offset, length, first, content)
+        return bytes(content)
 
     def _typed(self, error: Exception) -> Exception:
         """The same in our tree; obstore's own message holds the request, and that may hold secrets."""
@@ -282,12 +326,13 @@ class _ObstoreRanges(RangeReader):
             return SourceChangedError(f"{self.name} was replaced while it was open", operation="read")
         if isinstance(error, (TypeError, ValueError, self._exceptions.UnknownConfigurationKeyError)):
             return InvalidRequestError(f"{self.name}: {_first_line(error)}")
-        hint = ""
-        if "builder error" in str(error):
-            hint = "; for an endpoint with plain http give client_options={'allow_http': True}"
+        insecure = "builder error" in str(error)
+        hint = (
+            "; for an endpoint with plain http give client_options={'allow_http': True}" if insecure else ""
+        )
         return BackendError(
             f"{self.name}: {type(error).__name__}: {_first_line(error)}{hint}",
-            retryable=True,
+            retryable=not insecure,
             operation="read",
         )
 

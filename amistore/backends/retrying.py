@@ -15,7 +15,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends.base import Backend, check_backend
-from amistore.backends.blocks import BlockPage, BlockSource, BlockStore, SnapshotBlock
+from amistore.backends.blocks import BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.retries import Retrier, RetryPolicy
@@ -23,6 +23,7 @@ from amistore.errors import (
     AlreadyExistsError,
     BackendError,
     ChecksumMismatchError,
+    InvalidRequestError,
     NotFoundError,
 )
 from amistore.model import AttributeReport, Image, Snapshot, Tag
@@ -34,9 +35,13 @@ R = TypeVar("R")
 
 
 @attrs.frozen
-class _RetryingBlockSource(BlockSource):
-    inner: BlockSource
+class _RetryingBlockStore(BlockStore):
+    inner: BlockStore
     retrier: Retrier = attrs.field(repr=False)
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return self.inner.where
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         return self.retrier.call(
@@ -67,15 +72,6 @@ class _RetryingBlockSource(BlockSource):
                 block_index=block_index,
             )
         return block
-
-
-@attrs.frozen
-class _RetryingBlockStore(_RetryingBlockSource, BlockStore):
-    inner: BlockStore
-
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return self.inner.where
 
     def start_snapshot(
         self,
@@ -323,10 +319,17 @@ class RetryingBackend(Backend):
     Args:
         inner: makes one attempt a call.
         retries: how long is tried, or a `Retrier` to share; None for what AWS advises.
+
+    Raises:
+        InvalidRequestError: it makes its calls again already, as an `AWSBackend` does.
     """
 
     def __init__(self, inner: Backend, retries: RetryPolicy | Retrier | None = None) -> None:
         check_backend(inner, "backend")
+        if isinstance(inner.ebs, _RetryingBlockStore):  # two would make 25 attempts of 5
+            raise InvalidRequestError(
+                f"{type(inner).__name__} makes its calls again already: give it retries= instead"
+            )
         retrier = retries if isinstance(retries, Retrier) else Retrier(retries or RetryPolicy())
         super().__init__(
             ebs=_RetryingBlockStore(inner=inner.ebs, retrier=retrier),

@@ -22,7 +22,8 @@ class Resource:
     """What the server has to give, and how it misbehaves.
 
     `faults` are taken one by one, each for one request: a status, ``short`` (the body breaks
-    off), ``close`` (no answer at all), ``elsewhere`` (another range than the one asked for) or
+    off), ``unannounced`` (it does, and nobody said how long it is), ``close`` (no answer at all),
+    ``odd-header`` (503 with a header that is none), ``elsewhere`` (another range than the one asked for) or
     ``flipped`` (a bit of the body is changed).
     """
 
@@ -53,6 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         fault = resource.faults.pop(0) if resource.faults else None
         if fault == "close":
             self.close_connection = True
+        elif fault == "odd-header":
+            self.wfile.write(b"HTTP/1.1 503 Busy\r\nno colon here\r\nContent-Length: 0\r\n\r\n")
         elif isinstance(fault, int):
             self._answer(fault, {"Retry-After": resource.retry_after})
         elif self.path.startswith("/moved"):
@@ -68,7 +71,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ):
             self._answer(412)
         else:
-            self._give(short=fault == "short", shift=int(fault == "elsewhere"), flip=int(fault == "flipped"))
+            short = fault in ("short", "unannounced")
+            self._give(
+                short=short,
+                announced=fault != "unannounced",
+                shift=int(fault == "elsewhere"),
+                flip=int(fault == "flipped"),
+            )
 
     def do_HEAD(self) -> None:
         """As object stores are asked; browsers and presigned URLs are not."""
@@ -81,7 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Last-Modified", "Mon, 23 Nov 2026 01:02:03 GMT")
         self.end_headers()
 
-    def _give(self, *, short: bool, shift: int, flip: int) -> None:
+    def _give(self, *, short: bool, announced: bool, shift: int, flip: int) -> None:
         content = self.resource.content
         found = RANGE.fullmatch(self.headers.get("Range", ""))
         if not self.resource.ranges or found is None:
@@ -100,15 +109,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 members[name] = value
         body = bytearray(content[first : last + 1])
         body[len(body) // 2] ^= flip
-        self._answer(206, members, bytes(body), short=short)
+        self._answer(206, members, bytes(body), short=short, announced=announced)
 
     def _answer(
-        self, status: int, members: dict[str, str] | None = None, body: bytes = b"", *, short: bool = False
+        self,
+        status: int,
+        members: dict[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        short: bool = False,
+        announced: bool = True,
     ) -> None:
         self.send_response(status)
         for name, value in (members or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if announced:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # of a client that had enough
             self.wfile.write(body[: len(body) // 2] if short else body)

@@ -8,6 +8,7 @@ import email.utils
 import hashlib
 import hmac
 import io
+import itertools
 import json
 import logging
 import shutil
@@ -81,6 +82,7 @@ def test_without_anything_to_pin_a_replacement_of_the_same_size_is_damage() -> N
         [],
         ["close"],
         ["flipped", "flipped", 503, "flipped"],
+        ["unannounced", "unannounced"],
     ],
 )
 @pytest.mark.parametrize("when", ["opening", "reading"])
@@ -96,13 +98,24 @@ def test_passing_faults_are_waited_out(faults: list[int | str], when: str) -> No
     assert not resource.faults
 
 
-@pytest.mark.parametrize("fault", ["flipped", "short", "close", 503])
-def test_a_range_is_asked_for_five_times_at_most(fault: int | str) -> None:
-    resource = Resource(CONTAINER)
-    with serving(resource) as url, amistore.open(url) as archive:
-        resource.faults = [fault] * 30
-        with pytest.raises(amistore.AmistoreError):
-            archive.volumes[0].open().read(1)
+@pytest.mark.parametrize(
+    ("when", "fault"),
+    [*itertools.product(["opening", "reading"], ["short", "close", 503]), ("reading", "flipped")],
+)
+@pytest.mark.parametrize("scheme", ["http", "gs"])
+def test_a_range_is_asked_for_five_times_at_most(when: str, fault: int | str, scheme: str) -> None:
+    resource = Resource(CONTAINER, changed=CHANGED)
+    with serving(resource) as url:
+        where: dict[str, Any] = {"what": url} if scheme == "http" else google(url)
+        if when == "opening":
+            resource.faults = [fault] * 30
+            with pytest.raises(amistore.AmistoreError):
+                amistore.open(**where)
+        else:
+            with amistore.open(**where) as archive:
+                resource.faults = [fault] * 30
+                with pytest.raises(amistore.AmistoreError):
+                    archive.volumes[0].open().read(1)
     asked = collections.Counter(resource.requests)
     assert max(asked.values()) == 5
 
@@ -139,6 +152,16 @@ def test_a_lasting_fault_is_a_typed_error(
         assert type(caught.value) is kind
         assert caught.value.retryable is retryable
         assert url in str(caught.value)
+
+
+def test_an_end_that_is_damaged_is_asked_for_five_times_too() -> None:
+    damaged = bytearray(CONTAINER)
+    damaged[-40] ^= 1
+    resource = Resource(bytes(damaged))
+    with serving(resource) as url, pytest.raises(amistore.TruncatedArchiveError):
+        amistore.open(url)
+    # By its suffix first, then by its place; and the beginning, to tell what it is.
+    assert sorted(collections.Counter(resource.requests).values()) == [1, 1, 4]
 
 
 def test_another_range_than_the_one_asked_for_is_refused() -> None:
@@ -186,7 +209,7 @@ def test_a_presigned_url_is_followed_and_its_signature_is_shown_nowhere(
         with amistore.open(signed) as archive:
             read(archive)
             texts = [repr(archive), archive._repr_html_(), str(archive.verify(quick=True))]
-            for fault in (403, 404, 503, "short", "close", 412, 418):
+            for fault in (403, 404, 503, "short", "close", 412, 418, "odd-header"):
                 resource.faults = [fault] * 200
                 with pytest.raises(amistore.BackendError) as caught:
                     archive.volumes[0].open().read(1)
@@ -375,28 +398,40 @@ def test_an_object_of_s3_is_opened_pinned_and_its_errors_are_typed(moto: int) ->
     assert "CANARY" not in str(caught.value)
 
 
+CHANGED = "Mon, 23 Nov 2026 01:02:03 GMT"
+
+
+def google(url: str) -> dict[str, Any]:
+    """What opens the resource as an object of Google Cloud Storage."""
+    account = {
+        "gcs_base_url": url.removesuffix("/ami.bin"),
+        "disable_oauth": True,
+        "client_email": "",
+        "private_key": "",
+        "private_key_id": "",
+    }
+    options = {"service_account_key": json.dumps(account), "client_options": {"allow_http": True}}
+    return {"what": "gs://bucket/ami.bin", "options": options}
+
+
 def test_an_object_of_google_cloud_storage_is_opened_by_its_xml_api() -> None:
-    resource = Resource(CONTAINER, changed="Mon, 23 Nov 2026 01:02:03 GMT")
+    resource = Resource(CONTAINER, changed=CHANGED)
     with serving(resource) as url:
-        account = {
-            "gcs_base_url": url.removesuffix("/ami.bin"),
-            "disable_oauth": True,
-            "client_email": "",
-            "private_key": "",
-            "private_key_id": "",
-        }
-        options = {
-            "service_account_key": json.dumps(account),
-            "client_options": {"allow_http": True},
-            "retry_config": {"max_retries": 1},
-        }
-        with amistore.open("gs://bucket/ami.bin", options=options) as archive:
+        with amistore.open(**google(url)) as archive:
             read(archive)
             resource.etag = '"two"'
             with pytest.raises(amistore.SourceChangedError):
                 archive.verify()
         with pytest.raises(amistore.NotFoundError):
-            amistore.open("gs://bucket/none.bin", options=options)
+            amistore.open(**{**google(url), "what": "gs://bucket/none.bin"})
+
+
+def test_an_object_is_read_again_where_it_was_damaged_on_its_way() -> None:
+    resource = Resource(CONTAINER, changed=CHANGED)
+    with serving(resource) as url, amistore.open(**google(url)) as archive:
+        resource.faults = ["flipped", "short", "flipped", 503]
+        assert archive.verify(workers=1).ok
+    assert not resource.faults
 
 
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="

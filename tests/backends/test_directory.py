@@ -25,7 +25,9 @@ def cloud(tmp_path: Path) -> amistore.DirectoryBackend:
 
 
 def files_in(path: Path) -> list[str]:
-    return sorted(str(found.relative_to(path)) for found in path.rglob("*") if found.is_file())
+    """All but the folder's identity."""
+    found = [each for each in path.rglob("*") if each.is_file() and each != path / "id"]
+    return sorted(str(each.relative_to(path)) for each in found)
 
 
 def disk_of(path: Path, size: int, written: dict[int, bytes]) -> Path:

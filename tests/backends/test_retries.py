@@ -15,6 +15,7 @@ from amistore import (
     ChecksumMismatchError,
     EbsBlockDevice,
     Image,
+    InvalidRequestError,
     MemoryBackend,
     NotFoundError,
     SnapshotBlock,
@@ -332,6 +333,12 @@ def test_results_that_are_not_good_take_nothing_of_the_budget(clock):
         retrier.call_until(lambda result: False, "s3", lambda: b"damaged where it lies")
     failing = Failing(ConnectionError("reset"))
     assert retrier.call("s3", failing) == "done"
+
+
+def test_retries_around_retries_are_refused():
+    once = RetryingBackend(MemoryBackend())
+    with pytest.raises(InvalidRequestError, match="makes its calls again already"):
+        RetryingBackend(once)
 
 
 def test_the_error_of_a_part_from_a_file_is_raised_and_tried_again_though_a_view_is_kept(clock, tmp_path):

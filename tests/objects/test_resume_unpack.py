@@ -163,6 +163,43 @@ def test_blocks_that_a_sink_has_lost_end_the_run_which_begins_anew() -> None:
     assert runs.disks(given.ebs, unpack(given, log=log)) == DISKS
 
 
+def test_a_directorys_blocks_that_a_power_cut_took_end_the_run_though_their_digests_are_there(
+    tmp_path: Path,
+) -> None:
+    store, log = cloud(), Log()
+    calls = Calls(store.s3)
+    calls.fail("get_object_range", 10, amistore.BackendError("cut"))
+    place = (store.s3, BUCKET, KEY)
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.unpack_object(*place, amistore.DirectoryBackend(tmp_path).ebs, log=log, workers=1)
+    first = next(fact["snapshot"] for fact in facts(log) if "snapshot" in fact)
+    with (tmp_path / "ebs" / first / "disk.raw").open("r+b") as disk:  # the last of what was written
+        index = min(DISKS[0][1])
+        disk.seek(index * amistore.BLOCK_SIZE)
+        disk.write(bytes(4096))
+    after = amistore.DirectoryBackend(tmp_path)  # as another process has it
+    with pytest.raises(amistore.ChecksumMismatchError, match="power cut"):
+        amistore.unpack_object(*place, after.ebs, log=log, workers=1)
+    assert list((tmp_path / "ebs").iterdir()) == log.entries() == []
+    image = amistore.unpack_object(*place, after.ebs, log=log, workers=1)
+    assert runs.disks(after.ebs, image) == DISKS
+
+
+def test_a_directory_that_was_moved_is_gone_on_with(tmp_path: Path) -> None:
+    store, log = cloud(), Log()
+    calls = Calls(store.s3)
+    calls.fail("get_object_range", 10, amistore.BackendError("cut"))
+    place = (store.s3, BUCKET, KEY)
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.unpack_object(*place, amistore.DirectoryBackend(tmp_path / "old").ebs, log=log, workers=1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    moved = amistore.DirectoryBackend(tmp_path / "link")
+    image = amistore.unpack_object(*place, moved.ebs, log=log, workers=1)
+    assert runs.disks(moved.ebs, image) == DISKS
+    assert len(list((tmp_path / "new" / "ebs").iterdir())) == len(DISKS)
+
+
 def test_abandoning_a_restore_deletes_its_snapshots_and_clears_the_log() -> None:
     given, log = cloud(), Log()
     other = images.snapshot(given.ebs, 1, {})

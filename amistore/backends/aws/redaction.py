@@ -6,11 +6,11 @@ out, those too.
 
 from __future__ import annotations
 
-from amistore.backends.redaction import redact_log
+from amistore.backends.redaction import URLLIB3_LOGGERS, redact_log
 
 __all__ = ["redact_logs"]
 
-# Those of botocore 1.44 and urllib3 2.8 that log a request, an answer, a URL or a credential, or an
+# Those of botocore 1.44 that log a request, an answer, a URL or a credential, or an
 # error in whose text one may be.
 _LOGGERS = (
     "botocore.auth",
@@ -26,14 +26,10 @@ _LOGGERS = (
     "botocore.retryhandler",
     "botocore.tokens",
     "botocore.utils",
-    "urllib3.connection",
-    "urllib3.connectionpool",
-    "urllib3.poolmanager",
-    "urllib3.util.retry",
 )
 
 
 def redact_logs() -> None:
     """Let the loggers of botocore and urllib3 show no secret. Again does no harm."""
-    for name in _LOGGERS:
+    for name in (*_LOGGERS, *URLLIB3_LOGGERS):
         redact_log(name)

@@ -1,15 +1,18 @@
 """`DirectoryBackend`: folders stand in for EC2, EBS and S3, crash-safe, with nothing to install.
 
 ``<path>/ec2/<image id>.json``, ``<path>/ebs/<snapshot id>/disk.raw``, ``<path>/s3/<bucket>/<key>``;
-a task engine's journal is ``<path>/tasks.db``.
+a task engine's journal is ``<path>/tasks.db``. ``<path>/id`` tells the folder from others, wherever it
+is moved, so that resume logs and tasks go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +43,9 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
                     (root / service).mkdir(parents=True, exist_ok=True)
                 except FileExistsError as error:
                     raise NotADirectoryError(errno.ENOTDIR, "Not a directory", error.filename) from None
-        ebs = DirectoryEBS(root / "ebs")
-        super().__init__(ebs=ebs, s3=DirectoryS3(root / "s3"), ec2=DirectoryEC2(root / "ec2", ebs))
+            where = f"directory {_identity(root)}"
+        ebs = DirectoryEBS(root / "ebs", where=where)
+        super().__init__(ebs=ebs, s3=DirectoryS3(root / "s3", where), ec2=DirectoryEC2(root / "ec2", ebs))
         self.path = root
         self.journal = str(root / "tasks.db")
 
@@ -125,3 +129,17 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             self.ebs.delete_snapshot(snapshot_id)
         except Exception as error:  # the first error is the one to tell
             _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+
+
+def _identity(root: Path) -> str:
+    """What is in the folder's file ``id``, made where it is missing; the path of one that is read-only."""
+    path = root / "id"
+    if not path.exists():
+        try:
+            with contextlib.suppress(FileExistsError), files.new_file(path) as descriptor:
+                files.write_at(descriptor, secrets.token_hex(8).encode(), 0)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return os.path.realpath(root)
+    return path.read_text()

@@ -45,14 +45,14 @@ class DirectoryEBS(BlockStore):
     Attributes:
         root: holds a folder per snapshot.
         page_size: blocks in a page of ListSnapshotBlocks.
+        where: as in `BlockSink`.
     """
 
     root: Path
     page_size: int = 10_000
-
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return f"{self.root}"
+    where: str = ""
+    # What this process began. A power cut may have taken blocks of the others, and left their digests.
+    _begun: set[str] = attrs.field(factory=set, init=False, eq=False, repr=False)
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot."""
@@ -130,6 +130,7 @@ class DirectoryEBS(BlockStore):
             except BaseException:
                 shutil.rmtree(hidden, ignore_errors=True)
                 raise
+        self._begun.add(described.snapshot_id)
         return described.snapshot_id
 
     def put_snapshot_block(
@@ -160,6 +161,8 @@ class DirectoryEBS(BlockStore):
                 checks.check_complete(snapshot_id, dict(_written(digests)), changed_blocks_count, checksum)
                 os.fsync(disk_file)
                 os.fsync(digests)
+                if snapshot_id not in self._begun:
+                    _check_blocks(disk_file, digests)
             files.write_json(folder / "linear.json", completed_with)
             (folder / _DIGESTS["pending"]).rename(folder / _DIGESTS["completed"])
             files.sync_directory(folder)
@@ -167,6 +170,7 @@ class DirectoryEBS(BlockStore):
     def delete_snapshot(self, snapshot_id: str) -> None:
         with files.operation("delete_snapshot", snapshot_id=snapshot_id):
             folder = self._folder(snapshot_id)
+            self._begun.discard(snapshot_id)
             # First out of sight, so that a crash leaves no half snapshot under a valid id.
             hidden = folder.with_name(f".{snapshot_id}.deleted")
             folder.rename(hidden)
@@ -217,6 +221,17 @@ def _check_digests(folder: Path, digests: int) -> None:
         count += 1
     if files.read_json(folder / "linear.json") != {"blocks": count, "linear": linear.hexdigest()}:
         raise ChecksumMismatchError(f"{folder.name}/digests is damaged: it is not what was completed")
+
+
+def _check_blocks(disk_file: int, digests: int) -> None:
+    """Refuse blocks that are not those of their digests: the disk has them in an order of its own."""
+    for index, digest in _written(digests):
+        content = os.pread(disk_file, BLOCK_SIZE, index * BLOCK_SIZE)
+        if hashlib.sha256(content).digest() != digest:
+            raise ChecksumMismatchError(
+                "the disk does not have the block that was put, as after a power cut: restore again",
+                block_index=index,
+            )
 
 
 def _index(token: str) -> int:

@@ -40,13 +40,15 @@ _UPLOAD = re.compile(r"upload-[0-9a-f]{17}")
 
 @attrs.frozen
 class DirectoryS3(ObjectStore):
-    """S3 in the folder `root`, which holds a folder per bucket."""
+    """S3 in the folder `root`, which holds a folder per bucket.
+
+    Attributes:
+        root: the folder.
+        where: as in `ObjectStore`.
+    """
 
     root: Path
-
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return f"{self.root}"
+    where: str = ""
 
     def create_bucket(self, bucket: str) -> None:
         """Make a bucket; one that is there is fine."""
