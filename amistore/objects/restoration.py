@@ -127,6 +127,8 @@ def unpack_object(
         given_up = isinstance(error, final) and (journal.fresh or isinstance(error, ChecksumMismatchError))
         if (log is None or given_up) and restored.undo():
             journal.log.clear()
+            if not journal.fresh and isinstance(error, ChecksumMismatchError):
+                error.retryable = True  # of blocks that an earlier run put: the next one puts all of them
         raise
     journal.log.end()
     return image

@@ -178,8 +178,9 @@ def test_a_directorys_blocks_that_a_power_cut_took_end_the_run_though_their_dige
         disk.seek(index * amistore.BLOCK_SIZE)
         disk.write(bytes(4096))
     after = amistore.DirectoryBackend(tmp_path)  # as another process has it
-    with pytest.raises(amistore.ChecksumMismatchError, match="power cut"):
+    with pytest.raises(amistore.ChecksumMismatchError, match="power cut") as caught:
         amistore.unpack_object(*place, after.ebs, log=log, workers=1)
+    assert caught.value.retryable
     assert list((tmp_path / "ebs").iterdir()) == log.entries() == []
     image = amistore.unpack_object(*place, after.ebs, log=log, workers=1)
     assert runs.disks(after.ebs, image) == DISKS

@@ -12,6 +12,7 @@ from tasks.accounts import BUCKET, DISKS, account, disks, held, registered, snap
 
 import amistore
 from amistore import DirectoryBackend, TaskEngine
+from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.s3 import DirectoryS3
 from amistore.tasks import run, runner
 from amistore.tasks.journal import Journal
@@ -36,6 +37,37 @@ def test_a_cancelled_task_that_cannot_be_asked_after_stays_and_is_cancelled_late
         assert cloud.s3.list_multipart_uploads(BUCKET) == []
         # The thread that worked on it still works.
         assert engine.wait(engine.create_store_image_task(image_id=image_id, bucket=BUCKET)).state
+
+
+def test_a_restore_whose_blocks_a_power_cut_took_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_PAUSE", 0.0)
+    cloud = DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket(BUCKET)
+    image_id = registered(cloud)
+    key = stored(cloud, image_id)
+    before = set((tmp_path / "ebs").iterdir())
+    put = DirectoryEBS.put_snapshot_block
+
+    def full(ebs: DirectoryEBS, snapshot_id: str, block_index: int, *content: Any) -> None:
+        if block_index in DISKS[1]:
+            raise amistore.StorageFullError("no room")
+        put(ebs, snapshot_id, block_index, *content)
+
+    with monkeypatch.context() as patch, TaskEngine(cloud, workers=1) as engine:
+        patch.setattr(DirectoryEBS, "put_snapshot_block", full)
+        task = engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-2")
+        with pytest.raises(amistore.StorageFullError):
+            engine.wait(task)
+    for folder in set((tmp_path / "ebs").iterdir()) - before:
+        with (folder / "disk.raw").open("r+b") as disk:
+            disk.write(bytes(4096))
+    with TaskEngine(DirectoryBackend(tmp_path), workers=1) as engine:
+        (task,) = engine.resume()
+        done = engine.wait(task)
+    assert disks(cloud, str(done.image_id)) == DISKS
+    assert len(set((tmp_path / "ebs").iterdir()) - before) == len(DISKS)
 
 
 def test_a_restore_whose_image_is_there_when_registering_fails_is_completed(
