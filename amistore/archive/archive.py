@@ -40,9 +40,9 @@ def open_archive(
     it is asked for. Ranges of an object or URL are pinned to the ETag that it has now.
 
     Args:
-        what: a path; a URL (``file:``, ``http:``, ``https:``, and with ``amistore[remote]``
-            ``s3:``, ``gs:``, ``az:``); a seekable binary file that stays yours to close; or an
-            object store.
+        what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``,
+            ``https:``, ``s3:``, ``gs:``, ``az:``); a seekable binary file that stays yours to
+            close; or an object store.
         bucket: of the object, for an object store.
         key: of the object, for an object store.
         options: for ``http(s):`` URLs headers, such as ``Authorization``; for ``s3:``, ``gs:`` and
