@@ -21,6 +21,7 @@ __all__ = [
     "BackendError",
     "ChecksumMismatchError",
     "CorruptArchiveError",
+    "CredentialsExpiredError",
     "InvalidRequestError",
     "InvalidValueError",
     "JournalError",
@@ -186,6 +187,10 @@ class NotFoundError(BackendError):
 
 class AccessDeniedError(BackendError):
     """The other side knows who asks, and refuses: credentials or permissions are missing."""
+
+
+class CredentialsExpiredError(AccessDeniedError):
+    """The credentials have ended, or could not be renewed: with others, a log or a task goes on."""
 
 
 class AlreadyExistsError(BackendError):

@@ -143,13 +143,12 @@ class Retrier:
                     if isinstance(error, BackendError):
                         error.attempts = attempt
                     raise
-                _logger.info(
-                    "attempt %d of %d failed, the next one in %.1f s: %s",
-                    attempt,
-                    self.policy.attempts,
-                    delay,
-                    hide_secrets(f"{type(error).__name__}: {error}"),
-                )
+                if not isinstance(error, _NotGoodError):  # who reads has told of that
+                    told = hide_secrets(f"{type(error).__name__}: {error}")
+                    most = self.policy.attempts
+                    _logger.info(
+                        "attempt %d of %d failed, the next one in %.1f s: %s", attempt, most, delay, told
+                    )
                 self._sleep(delay)
             else:
                 with self._lock:

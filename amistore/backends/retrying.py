@@ -23,7 +23,6 @@ from amistore.errors import (
     AlreadyExistsError,
     BackendError,
     ChecksumMismatchError,
-    InvalidRequestError,
     NotFoundError,
 )
 from amistore.model import AttributeReport, Image, Snapshot, Tag
@@ -32,6 +31,7 @@ from amistore.units import BLOCK_SIZE
 __all__ = ["RetryingBackend"]
 
 R = TypeVar("R")
+S = TypeVar("S", BlockStore, ObjectStore, ImageRegistry)
 
 
 @attrs.frozen
@@ -313,28 +313,31 @@ class _Registration:
             raise
 
 
+def _once(service: S) -> S:
+    """The service with one attempt a call: retries around retries would make 25 attempts of 5."""
+    inner: S = getattr(service, "inner", service)
+    return inner if isinstance(service, _RETRYING) else service
+
+
+_RETRYING = (_RetryingBlockStore, _RetryingObjectStore, _RetryingImageRegistry)
+
+
 class RetryingBackend(Backend):
     """A backend whose calls are tried again where that may help.
 
     Args:
-        inner: makes one attempt a call.
+        inner: makes one attempt a call. Where it makes more, as an `AWSBackend` does, only this one's
+            are made.
         retries: how long is tried, or a `Retrier` to share; None for what AWS advises.
-
-    Raises:
-        InvalidRequestError: it makes its calls again already, as an `AWSBackend` does.
     """
 
     def __init__(self, inner: Backend, retries: RetryPolicy | Retrier | None = None) -> None:
         check_backend(inner, "backend")
-        if isinstance(inner.ebs, _RetryingBlockStore):  # two would make 25 attempts of 5
-            raise InvalidRequestError(
-                f"{type(inner).__name__} makes its calls again already: give it retries= instead"
-            )
         retrier = retries if isinstance(retries, Retrier) else Retrier(retries or RetryPolicy())
         super().__init__(
-            ebs=_RetryingBlockStore(inner=inner.ebs, retrier=retrier),
-            s3=_RetryingObjectStore(inner=inner.s3, retrier=retrier),
-            ec2=_RetryingImageRegistry(inner=inner.ec2, retrier=retrier),
+            ebs=_RetryingBlockStore(inner=_once(inner.ebs), retrier=retrier),
+            s3=_RetryingObjectStore(inner=_once(inner.s3), retrier=retrier),
+            ec2=_RetryingImageRegistry(inner=_once(inner.ec2), retrier=retrier),
         )
         self.journal = inner.journal
         self._inner = inner

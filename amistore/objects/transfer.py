@@ -25,6 +25,7 @@ from amistore.errors import (
     CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
+    advising,
 )
 from amistore.model import Image
 from amistore.objects.registration import refuse_unregistrable, register_restored, warn_of_dropped
@@ -236,6 +237,7 @@ def copy_object(
         worker_pool(workers, None) as (pool, limit),
         contextlib.closing(ordered_map(pool, read, range(0, ranges.size, _RANGE), limit)) as pieces,
         foreign_errors("put_object", bucket=to[0], key=to[1]),
+        advising(),
     ):
         return destination.put_object(
             *to,
@@ -258,8 +260,14 @@ def _verified(stream: _PieceReader, expected_content_id: str | None) -> Iterator
             continue
         if isinstance(step, StoredSegment):
             contents = step.segment.frame_contents
+            offset = step.payload
             for frame, content_size, entry in zip(step.frames, contents, step.descriptor.frames, strict=True):
-                check_frame(frame, content_size, entry.crc32)
+                try:
+                    check_frame(frame, content_size, entry.crc32)
+                except CorruptArchiveError as error:
+                    error.locate(record="frame", offset=offset, segment=step.descriptor.sequence)
+                    raise
+                offset += entry.size
         elif isinstance(step, ContainerEnd):
             found = step.index.content_id.hex()
             if expected_content_id not in (None, found):

@@ -298,6 +298,7 @@ class TaskEngine(TaskDescriptions):
             TaskFailedError: it, or one of all, has failed.
             JournalError: the journal could not be written; `resume` goes on.
             StorageFullError: there is no room for what a task makes; `resume` goes on, `cancel` gives it up.
+            CredentialsExpiredError: with others, in another engine, `resume` goes on.
         """
         self._check_open()
         if task is None:

@@ -14,7 +14,13 @@ from typing import Final
 
 from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets
-from amistore.errors import AmistoreError, BackendError, JournalError, StorageFullError
+from amistore.errors import (
+    AmistoreError,
+    BackendError,
+    CredentialsExpiredError,
+    JournalError,
+    StorageFullError,
+)
 from amistore.objects import abandon
 from amistore.objects.resumelog import read_entry
 from amistore.pipeline.workers import threads_can_begin
@@ -81,7 +87,8 @@ class TaskRun:
         """Do the task, again after errors that may pass; or undo what it has made.
 
         Raises:
-            StoppedError, LeaseLostError, JournalError, StorageFullError: another run goes on.
+            StoppedError, LeaseLostError, JournalError, StorageFullError, CredentialsExpiredError:
+                another run goes on.
         """
         record = self._record
         attempt = 0
@@ -91,8 +98,8 @@ class TaskRun:
                 self._check()
                 self._do()
                 return
-            except (StoppedError, LeaseLostError, JournalError, StorageFullError):
-                raise  # what a run has made is kept for the next one, when there is room
+            except (StoppedError, LeaseLostError, JournalError, StorageFullError, CredentialsExpiredError):
+                raise  # what a run has made is kept for the next one, when there is room, or with a key
             except Exception as error:
                 if not threads_can_begin():
                     raise StoppedError from error

@@ -15,7 +15,6 @@ from amistore import (
     ChecksumMismatchError,
     EbsBlockDevice,
     Image,
-    InvalidRequestError,
     MemoryBackend,
     NotFoundError,
     SnapshotBlock,
@@ -24,9 +23,17 @@ from amistore import (
 )
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
-from amistore.testing import BlockStoreContract, ObjectStoreContract, block, read_snapshot, store_snapshot
-from amistore.testing.image_registry import ImageRegistryContract, RegistryCase
-from amistore.testing.object_store import BucketCase
+from amistore.testing import (
+    BlockStoreContract,
+    BucketCase,
+    FaultyBackend,
+    ImageRegistryContract,
+    ObjectStoreContract,
+    RegistryCase,
+    block,
+    read_snapshot,
+    store_snapshot,
+)
 
 
 @attrs.define
@@ -335,10 +342,18 @@ def test_results_that_are_not_good_take_nothing_of_the_budget(clock):
     assert retrier.call("s3", failing) == "done"
 
 
-def test_retries_around_retries_are_refused():
-    once = RetryingBackend(MemoryBackend())
-    with pytest.raises(InvalidRequestError, match="makes its calls again already"):
-        RetryingBackend(once)
+def test_retries_around_retries_are_not_nested(clock):
+    faulty = FaultyBackend(MemoryBackend())
+    twice = RetryingBackend(RetryingBackend(faulty), clock.retrier(attempts=3))
+    faulty.add_fault("*", "error")
+    for call in (
+        lambda: twice.ebs.start_snapshot(1),
+        lambda: twice.s3.head_object("bucket", "key"),
+        lambda: twice.ec2.describe_images(),
+    ):
+        with pytest.raises(BackendError, match="attempts 3"):
+            call()
+    assert set(faulty.calls.values()) == {3}
 
 
 def test_the_error_of_a_part_from_a_file_is_raised_and_tried_again_though_a_view_is_kept(clock, tmp_path):

@@ -156,6 +156,7 @@ def test_an_ami_above_the_quota_is_refused_with_ec2s_code(tmp_path: Path) -> Non
         (errors.AlreadyExistsError("x"), "InvalidAMIName.Duplicate", 400),
         (errors.AlreadyExistsError("x", bucket="b", key="k"), "InvalidRequest", 400),
         (errors.AccessDeniedError("x"), "UnauthorizedOperation", 403),
+        (errors.CredentialsExpiredError("x"), "UnauthorizedOperation", 403),
         (errors.ThrottledError("x"), "RequestLimitExceeded", 503),
         (errors.CorruptArchiveError("x"), "InvalidManifest", 400),
         (errors.TruncatedArchiveError("x"), "InvalidManifest", 400),

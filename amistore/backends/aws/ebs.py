@@ -226,7 +226,9 @@ class AWSBlockStore(BlockStore):
                 try:
                     self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
                 except BaseException:
-                    _logger.error("%s is begun without all its tags; it is left behind", snapshot_id)
+                    _logger.error(
+                        "%s is begun without all its tags: delete it, if the run fails", snapshot_id
+                    )
                     raise
         with self._lock:
             self._started[snapshot_id] = time.monotonic()

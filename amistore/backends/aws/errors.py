@@ -23,6 +23,7 @@ from amistore.errors import (
     ArchivedObjectError,
     BackendError,
     ChecksumMismatchError,
+    CredentialsExpiredError,
     InvalidRequestError,
     NotFoundError,
     SourceChangedError,
@@ -62,9 +63,6 @@ _DENIED = frozenset(
         "UnrecognizedClientException",
         "SignatureDoesNotMatch",
         "InvalidSignatureException",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "RequestExpired",
         "InvalidToken",
         "OptInRequired",
         "403",
@@ -73,6 +71,7 @@ _DENIED = frozenset(
 # Of those, where a permission is missing and not a credential wrong.
 _NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+_RENEW = "; renew the credentials, or mend the clock, and call again: a resume log or a task goes on"
 _NOT_FOUND = frozenset(
     {
         "ResourceNotFoundException",
@@ -140,9 +139,8 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
     except botocore.exceptions.CredentialRetrievalError as error:
-        raise AccessDeniedError(
-            f"credentials could not be got: {type(error).__name__}", operation=operation, **facts
-        ) from None
+        told = f"credentials could not be got: {type(error).__name__}{_RENEW}"
+        raise CredentialsExpiredError(told, operation=operation, **facts) from None
     except (
         botocore.exceptions.HTTPClientError,
         botocore.exceptions.ConnectionError,
@@ -219,6 +217,8 @@ def service_error(
     # Codes before statuses: botocore makes a 500 of an error inside a 200.
     if code in _ARCHIVED:
         return ArchivedObjectError(text, operation=operation, **facts)
+    if code in _EXPIRED:
+        return CredentialsExpiredError(f"{text}{_RENEW}", operation=operation, **facts)
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
             f"{text}{_missing(code, operation, message, reason)}", operation=operation, **facts
@@ -239,9 +239,7 @@ def service_error(
 
 
 def _missing(code: str, operation: str, message: str, reason: str) -> str:
-    """What to do: the IAM action that the caller lacks, where the service's own text does not name it."""
-    if code in _EXPIRED:
-        return "; renew the credentials (or mend the clock) and call again: a resume log or task goes on"
+    """The IAM action that the caller lacks, where the service's own text does not name it."""
     named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", message)
     if named or code not in _NOT_ALLOWED:
         return ""

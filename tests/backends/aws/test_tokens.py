@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 
 import boto3
 import botocore.credentials
@@ -15,6 +16,7 @@ from backends.aws.cases import START
 
 import amistore
 from amistore import MIB, AWSBackend, Layout, MemoryBackend
+from amistore.tasks import work
 from amistore.testing import block
 from amistore.testing.aws import FakeAWS
 from amistore.testing.snapshots import sha256
@@ -192,12 +194,46 @@ def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, expec
         if event.phase is amistore.Phase.PACK and event.blocks > 30:
             aws.clock.advance(2 * HOUR)
 
-    with pytest.raises(amistore.AccessDeniedError, match="Expired"):
+    with pytest.raises(amistore.CredentialsExpiredError, match=r"Expired.*renew the credentials"):
         pack(backend(aws, session), end_after_half)
     aws.log.reset()
     pack(backend(aws))
     assert store.get_object_range("bucket", "key", 0, 2 * len(expected)) == expected
     assert aws.log.counts["GetSnapshotBlock"] < len(BLOCKS)
+
+
+def test_a_task_whose_credentials_end_stays_and_new_ones_go_on_with_it(aws, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "pack_object", functools.partial(amistore.pack_object, layout=SMALL))
+    store = amistore.DirectoryBackend(tmp_path / "store").s3
+    store.create_bucket("bucket")
+    ending = aws.add_credential(session_token="token", expires_in=HOUR)
+    session = boto3.Session(ending.access_key_id, ending.secret_access_key, ending.session_token, aws.region)
+
+    def engine(cloud):
+        cloud.s3 = store
+        return amistore.TaskEngine(cloud, journal=tmp_path / "tasks.db", workers=1)
+
+    put = store.upload_part
+
+    def upload_part(*arguments):
+        part = put(*arguments)
+        aws.clock.advance(2 * HOUR)
+        return part
+
+    with engine(backend(aws, session)) as first:
+        object.__setattr__(store, "upload_part", upload_part)
+        task = first.create_store_image_task(image_id=aws.image_id, bucket="bucket")
+        with pytest.raises(amistore.CredentialsExpiredError):
+            first.wait(task)
+        assert first.describe_store_image_tasks()[0].state == "InProgress"
+    object.__setattr__(store, "upload_part", put)
+    aws.log.reset()
+    with engine(backend(aws)) as second:
+        (task,) = second.resume()
+        assert second.wait(task).state == "Completed"
+    assert aws.log.counts["GetSnapshotBlock"] < len(BLOCKS)
+    with amistore.open(store, bucket="bucket", key=task.object_key) as archive:
+        assert archive.verify().ok
 
 
 def test_a_snapshot_that_appears_late_and_completes_late_is_waited_for(aws):
