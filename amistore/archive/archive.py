@@ -17,7 +17,8 @@ from amistore.archive.verification import verify
 from amistore.archive.volume import Volume
 from amistore.backends import Backend, ObjectStore, files
 from amistore.backends.checks import check_kind, check_path
-from amistore.backends.ranges import FileRanges, ObjectRanges, RangeReader, StreamRanges
+from amistore.backends.objects import ObjectRanges
+from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
 from amistore.errors import AlreadyExistsError, InvalidRequestError, LostBlocksError, NotFoundError
 from amistore.model import encode_manifest

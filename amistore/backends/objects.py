@@ -17,11 +17,11 @@ from typing import BinaryIO
 import attrs
 from typing_extensions import Buffer
 
-from amistore.backends.ranges import ObjectRanges, RangeStream
-from amistore.errors import InvalidRequestError
+from amistore.backends.ranges import RangeReader, RangeStream
+from amistore.errors import AmistoreError, BackendError, InvalidRequestError
 from amistore.units import MIB
 
-__all__ = ["MultipartUpload", "ObjectInfo", "ObjectStore", "UploadedPart"]
+__all__ = ["MultipartUpload", "ObjectInfo", "ObjectRanges", "ObjectStore", "UploadedPart"]
 
 _logger = logging.getLogger("amistore")
 
@@ -251,3 +251,40 @@ class ObjectStore(abc.ABC):
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
         """An object as a seekable binary file, pinned to the ETag it has now."""
         return io.BufferedReader(RangeStream(ObjectRanges(self, bucket, key)), 1 * MIB)
+
+
+class ObjectRanges(RangeReader):
+    """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened.
+
+    Attributes:
+        etag: of the object.
+        metadata: the user's.
+    """
+
+    def __init__(self, store: ObjectStore, bucket: str, key: str) -> None:
+        self.name = f"{bucket}/{key}"
+        self._store = store
+        self._bucket = bucket
+        self._key = key
+        info = store.head_object(bucket, key)
+        self.etag = info.etag
+        self.size = info.size
+        self.metadata = info.metadata
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._read(self._store.get_object_range, offset, length)
+
+    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+        return self._read(self._store.get_intact_range, offset, length, intact)
+
+    def _read(self, get: Callable[..., bytes], offset: int, length: int, *checks: object) -> bytes:
+        length = min(length, self.size - offset)
+        if length <= 0:  # S3 refuses a range that starts behind the end
+            return b""
+        try:
+            return get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
+        except AmistoreError:
+            raise
+        except Exception as error:
+            message = f"{self.name}: {type(error).__name__}: {error}"
+            raise BackendError(message, operation="get_object_range") from error

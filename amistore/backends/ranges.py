@@ -1,6 +1,7 @@
-"""Bytes that are read by ranges: a local file, any seekable file, an object in a store.
+"""Bytes that are read by ranges: a local file, any seekable file.
 
-What reads an archive sees a `RangeReader` only; remote ones are in `remote.py`.
+What reads an archive sees a `RangeReader` only; that of an object is in `objects.py`, those of URLs
+in `remote.py`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ import abc
 import io
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from typing_extensions import Buffer
 
 from amistore.backends import files
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError, SourceChangedError
+from amistore.errors import BackendError, InvalidRequestError, SourceChangedError
 from amistore.units import MIB
 
-__all__ = ["FileRanges", "ObjectRanges", "RangeFile", "RangeReader", "RangeStream", "StreamRanges"]
+__all__ = ["FileRanges", "RangeFile", "RangeReader", "RangeStream", "StreamRanges"]
 
 _READ_ALL = 8 * MIB  # bytes a request
 
@@ -134,75 +135,6 @@ class StreamRanges(RangeReader):
             message = f"{self.name}: {type(error).__name__}: {error}"
             raise BackendError(message, operation="read") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-class _Object(Protocol):
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def etag(self) -> str: ...
-
-    @property
-    def metadata(self) -> Mapping[str, str]: ...
-
-
-class _Store(Protocol):
-    """What of an `ObjectStore` is needed to read."""
-
-    def head_object(self, bucket: str, key: str) -> _Object: ...
-
-    def get_object_range(
-        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
-    ) -> bytes: ...
-
-    def get_intact_range(
-        self,
-        bucket: str,
-        key: str,
-        start: int,
-        length: int,
-        intact: Callable[[bytes], bool],
-        *,
-        if_match: str | None = None,
-    ) -> bytes: ...
-
-
-class ObjectRanges(RangeReader):
-    """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened.
-
-    Attributes:
-        etag: of the object.
-        metadata: the user's.
-    """
-
-    def __init__(self, store: _Store, bucket: str, key: str) -> None:
-        self.name = f"{bucket}/{key}"
-        self._store = store
-        self._bucket = bucket
-        self._key = key
-        info = store.head_object(bucket, key)
-        self.etag = info.etag
-        self.size = info.size
-        self.metadata = info.metadata
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._read(self._store.get_object_range, offset, length)
-
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
-        return self._read(self._store.get_intact_range, offset, length, intact)
-
-    def _read(self, get: Callable[..., bytes], offset: int, length: int, *checks: object) -> bytes:
-        length = min(length, self.size - offset)
-        if length <= 0:  # S3 refuses a range that starts behind the end
-            return b""
-        try:
-            return get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
-        except AmistoreError:
-            raise
-        except Exception as error:
-            message = f"{self.name}: {type(error).__name__}: {error}"
-            raise BackendError(message, operation="get_object_range") from error
 
 
 class RangeFile(io.RawIOBase):

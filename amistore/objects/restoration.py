@@ -17,7 +17,7 @@ from amistore.archive.reader import ContainerFile, LoadedSegment
 from amistore.archive.verification import Verification, check_content_id
 from amistore.backends import BlockSink, ObjectStore
 from amistore.backends.checks import check_kind
-from amistore.backends.ranges import ObjectRanges
+from amistore.backends.objects import ObjectRanges
 from amistore.container import DecodedBlock
 from amistore.errors import (
     ArchiveError,

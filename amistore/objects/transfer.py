@@ -17,7 +17,7 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, ObjectInfo, ObjectStore
 from amistore.backends.base import check_backend
 from amistore.backends.checks import check_kind
-from amistore.backends.ranges import ObjectRanges
+from amistore.backends.objects import ObjectRanges
 from amistore.container import ContainerEnd, StoredSegment, container_events
 from amistore.container.frames import check_frame
 from amistore.errors import (

@@ -20,7 +20,7 @@ import zstandard
 
 from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.checks import check_kind
-from amistore.backends.ranges import ObjectRanges
+from amistore.backends.objects import ObjectRanges
 from amistore.container import EncodedSegment, Layout, Plan, SegmentDescriptor, layout
 from amistore.container.records import open_envelope, open_record
 from amistore.container.segments import check_segment

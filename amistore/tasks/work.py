@@ -13,7 +13,7 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
-from amistore.backends.ranges import ObjectRanges
+from amistore.backends.objects import ObjectRanges
 from amistore.errors import NotFoundError
 from amistore.model import Image, Tag
 from amistore.objects import pack_object, unpack_object

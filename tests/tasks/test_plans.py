@@ -29,7 +29,7 @@ from amistore import (
 )
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
-from amistore.backends.ranges import ObjectRanges
+from amistore.backends.objects import ObjectRanges
 from amistore.container import layout
 from amistore.model.fidelity import leaves
 from amistore.objects import parts
