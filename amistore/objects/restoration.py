@@ -233,7 +233,8 @@ class _Restoration(Verification):
             self._journal.note_beginning(volume.snapshot_id, generation, volume.size)
         snapshot_id = self._restored.begin(volume.snapshot_id, volume.size, client_token=token)
         if snapshot_id is not None and snapshot_id == before:
-            self._first[number] = self._journal.put(volume.snapshot_id)
+            first = self._first[number] = self._journal.put(volume.snapshot_id)
+            _logger.info("snapshot %s is gone on with, from segment %d on", snapshot_id, first)
         elif snapshot_id is not None:
             self._journal.note_begun(volume.snapshot_id, generation, snapshot_id, volume.size)
 

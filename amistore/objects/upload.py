@@ -49,6 +49,7 @@ from amistore.pipeline.pack import check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.units import counted
 
 __all__ = ["RUN_KEY", "pack_object"]
 
@@ -185,6 +186,8 @@ class _Run:
                     self._abort()
                     return info
                 if self._continue(_part_entries(entries[2:])):
+                    place = f"{self.bucket}/{self.key}"
+                    _logger.info("%s: %s there, going on", place, counted(len(self.parts), "part"))
                     return None
                 _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
             self.log.clear()

@@ -103,13 +103,15 @@ def test_runs_that_go_on_may_end_early_too(verb: str) -> None:
     assert number > 1
 
 
-def test_blocks_of_parts_that_were_sent_are_not_read_again() -> None:
+def test_blocks_of_parts_that_were_sent_are_not_read_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     cloud, log, given = runs.cloud(), Log(), runs.source()
     begun(cloud, log)
     calls = Calls(given)
     runs.pack_object(given, cloud.s3, log=log)
     read = [arguments[1] for verb, arguments in calls.seen if verb == "get_snapshot_block"]
     assert read == [4012]  # all that the last part has
+    assert [each for each in caplog.messages if each.endswith("parts there, going on")]
     assert runs.stored(cloud.s3) == runs.expected()
 
 

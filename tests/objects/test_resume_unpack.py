@@ -37,7 +37,8 @@ def facts(log: Log) -> list[dict[str, Any]]:
     return [json.loads(entry) for entry in log.entries()]
 
 
-def test_segments_that_were_put_are_neither_read_nor_put_again() -> None:
+def test_segments_that_were_put_are_neither_read_nor_put_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     given, log = cloud(), Log()
     begun(given, log)
     calls = Calls(given.ebs, given.s3)
@@ -52,6 +53,7 @@ def test_segments_that_were_put_are_neither_read_nor_put_again() -> None:
     given.s3.get_object_range = get_object_range  # type: ignore[method-assign]
     assert runs.disks(given.ebs, unpack(given, log=log, workers=1)) == DISKS
     assert len(calls.blocks()) == BLOCKS - 24
+    assert [each for each in caplog.messages if "gone on with" in each]
     assert sum(read) < (BLOCKS - 24 + 2) * amistore.BLOCK_SIZE + amistore.MIB
     assert len(images.leftovers(given)) == len(DISKS)
 
