@@ -52,7 +52,7 @@ class _MemoryEBS(BlockStore):
         raise InvalidRequestError("a MemoryBackend lives in one process and cannot be sent to another")
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
-        return self._find(snapshot_id, "describe_snapshots").description
+        return self._find(snapshot_id, "describe_snapshot").description
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         with self._lock:
