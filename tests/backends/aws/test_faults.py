@@ -194,6 +194,7 @@ def test_a_fault_of_s3_is_got_over(
         proxy.fail(case.operation, fault, nth=number)
         image = move(backend, image_id, bucket)  # one fault is got over, of whatever kind
         moves.check_restored(aws, image)
+        assert proxy.requests[case.operation] >= number
         left = backend.s3.list_multipart_uploads(bucket)
         lost = case.operation == "create_multipart_upload" and fault in LOSING
         assert len(left) == lost, (case, left)
