@@ -32,6 +32,7 @@ __all__ = [
     "check_bucket",
     "check_complete",
     "check_image_id",
+    "check_key",
     "check_kind",
     "check_part_number",
     "check_parts",
@@ -156,6 +157,16 @@ def check_bucket(bucket: str) -> None:
             f"{bucket!r} is no bucket name: 3 to 63 of a-z, 0-9, '.' and '-'",
             code="InaccessibleStorageLocation",
         )
+
+
+def check_key(key: str) -> None:
+    """1 to 1,024 bytes of UTF-8 (S3 user guide, "Naming Amazon S3 objects")."""
+    try:
+        size = len(str.encode(key))
+    except (TypeError, UnicodeEncodeError):
+        raise InvalidRequestError(f"{key!r:.80} is no key: give text that UTF-8 can say") from None
+    if not 1 <= size <= 1024:
+        raise InvalidRequestError(f"a key has 1 to 1,024 bytes, not {size}")
 
 
 def check_range(start: int, length: int) -> None:

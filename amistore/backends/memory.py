@@ -52,7 +52,7 @@ class _MemoryEBS(BlockStore):
         raise InvalidRequestError("a MemoryBackend lives in one process and cannot be sent to another")
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
-        return self._find(snapshot_id, "describe_snapshots").description
+        return self._find(snapshot_id, "describe_snapshot").description
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         with self._lock:
@@ -201,6 +201,7 @@ class _MemoryS3(ObjectStore):
         return found.content[start : start + length]
 
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        checks.check_key(key)
         with self._lock:
             found = self._bucket(bucket).get(key)
             if found is not None and if_match not in (None, found.info.etag):
@@ -216,6 +217,7 @@ class _MemoryS3(ObjectStore):
         tags: Mapping[str, str] | None = None,
     ) -> str:
         self._bucket(bucket)
+        checks.check_key(key)
         upload_id = checks.new_id("upload")
         with self._lock:
             self._uploads[bucket, key, upload_id] = _Upload(dict(metadata or {}), dict(tags or {}))
@@ -275,6 +277,7 @@ class _MemoryS3(ObjectStore):
         return self._buckets[bucket]
 
     def _object(self, bucket: str, key: str) -> _Object:
+        checks.check_key(key)
         found = self._bucket(bucket).get(key)
         if found is None:
             raise NotFoundError("no such object", bucket=bucket, key=key)

@@ -183,8 +183,9 @@ class BlockStoreContract:
             store.complete_snapshot(snapshot_id, 0, linear({}))
         with pytest.raises(NotFoundError):
             store.delete_snapshot(snapshot_id)
-        with pytest.raises(NotFoundError):
+        with pytest.raises(NotFoundError) as raised:
             store.describe_snapshot(snapshot_id)
+        assert raised.value.operation == "describe_snapshot"
 
     @pytest.mark.parametrize("completed", [False, True])
     def test_a_deleted_snapshot_is_not_found(self, store: BlockStore, completed: bool) -> None:

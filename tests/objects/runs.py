@@ -128,7 +128,7 @@ class Calls:
 
 
 class Log(MemoryResumeLog):
-    """A log that can go wrong, and whose entries can be set."""
+    """A log in memory whose entries can be set."""
 
     def __init__(self, entries: list[bytes] | None = None) -> None:
         super().__init__()

@@ -175,9 +175,9 @@ def test_an_object_that_exists_is_refused_before_any_block_is_read() -> None:
     assert runs.stored(cloud.s3) == runs.expected()
 
 
-@pytest.mark.parametrize("log", [None, Log()])
-def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(log: Log | None) -> None:
-    cloud = runs.cloud()
+@pytest.mark.parametrize("kind", [None, Log])
+def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(kind: type[Log] | None) -> None:
+    cloud, log = runs.cloud(), kind and kind()
     put = cloud.s3.put_object
     calls = Calls(cloud.s3)
     calls.fail("upload_part", 3, lambda: put(BUCKET, KEY, [b"theirs"]) and None)
@@ -188,10 +188,12 @@ def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(log: Log | No
     assert log is None or log.entries() == []
 
 
-@pytest.mark.parametrize("log", [None, Log()])
+@pytest.mark.parametrize("kind", [None, Log])
 @pytest.mark.parametrize("error", [amistore.BackendError("reset"), OSError("reset")])
-def test_an_answer_to_completing_that_is_lost_does_not_matter(log: Log | None, error: Exception) -> None:
-    cloud = runs.cloud()
+def test_an_answer_to_completing_that_is_lost_does_not_matter(
+    kind: type[Log] | None, error: Exception
+) -> None:
+    cloud, log = runs.cloud(), kind and kind()
     Calls(cloud.s3).fail("complete_multipart_upload", 1, error, late=True)
     info = runs.pack_object(runs.source(), cloud.s3, log=log)
     assert info == cloud.s3.head_object(BUCKET, KEY)

@@ -6,11 +6,12 @@ import contextlib
 import fcntl
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import images
@@ -141,44 +142,74 @@ class Sharers:
         process.communicate()
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[DirectoryBackend]:
-    cloud = DirectoryBackend(tmp_path / "cloud")
-    cloud.s3.create_bucket(BUCKET)
-    yield cloud
-
-
 def owned(database: sqlite3.Connection, pid: int) -> list[tuple[str, int]]:
     """Tasks of a process that are not at rest, and the epochs of its leases."""
     sql = "SELECT task_id, epoch FROM task WHERE owner LIKE ? AND stage != 'ended'"
     return database.execute(sql, [f"{pid}-%"]).fetchall()
 
 
+Disks = list[dict[int, bytes]]
+
+
 @pytest.mark.parametrize("count", [2, 8])
-def test_processes_that_are_stopped_and_killed_do_every_task_once(
-    count: int, shared: DirectoryBackend
-) -> None:
+def test_processes_that_are_stopped_and_killed_do_every_task_once(count: int, tmp_path: Path) -> None:
     rng = random.Random(f"sharers {count}")
+    done: Counter[str] = Counter()
+    while done["killed"] + done["stopped"] < (100 if LONG else 1):
+        cloud = DirectoryBackend(tmp_path / "cloud")
+        done += share(cloud, count, rng) + Counter(rounds=1)
+        shutil.rmtree(cloud.path)
+    print(
+        f"{count} processes, {done['rounds']} times: {done['writes']} writes to {done['tasks']} tasks, "
+        f"{done['killed']} killed, {done['stopped']} stopped past their leases and continued: "
+        "0 writes of an earlier owner accepted"
+    )
+
+
+def share(cloud: DirectoryBackend, count: int, rng: random.Random) -> Counter[str]:
+    """Let processes do all tasks of a dozen AMIs while some are stopped and killed; what was done."""
+    amis = registered(cloud)
+    with TaskEngine(cloud) as engine:  # the archives that are restored
+        for image_id in list(amis)[::2]:
+            engine.create_store_image_task(image_id=image_id, bucket=f"{BUCKET}/done")
+        engine.wait()
+    own = snapshots_in(cloud)
+    with contextlib.closing(
+        sqlite3.connect(str(cloud.journal), isolation_level=None, timeout=60)
+    ) as database:
+        database.executescript(sharing.WRITTEN)
+        leave_tasks(cloud, amis)
+        sharers = Sharers(cloud.path, count)
+        done = disturb(sharers, database, rng)
+        told = [process.communicate()[0] for process in sharers.running]
+        assert [process.returncode for process in sharers.running] == [0] * count, told
+        writes = database.execute("SELECT task_id, epoch, now, owner FROM written ORDER BY number").fetchall()
+    check_owners(writes)
+    return done + Counter(writes=len(writes), tasks=check_tasks(cloud, amis, own))
+
+
+def registered(cloud: DirectoryBackend) -> dict[str, Disks]:
+    """The disks of each AMI that is registered here."""
+    cloud.s3.create_bucket(BUCKET)
     amis = {}
-    for number in range(60 if LONG else 12):
+    for number in range(12):
         disks = [
             {index: images.noise(100 * number + index) for index in range(12)},
             {7: images.block(number)},
         ]
-        ids = [images.snapshot(shared.ebs, 1, disk) for disk in disks]
-        amis[shared.ec2.register_image(images.image(ids, name=f"web-{number}"))] = disks
-    with TaskEngine(shared) as engine:  # the archives that are restored
-        for image_id in list(amis)[::2]:
-            engine.create_store_image_task(image_id=image_id, bucket=f"{BUCKET}/done")
-        engine.wait()
-        own = {path.name for path in (shared.path / "ebs").iterdir()}
-    database = sqlite3.connect(str(shared.journal), isolation_level=None, timeout=60)
-    database.executescript(sharing.WRITTEN)
-    leave_tasks(shared, amis)
-    sharers = Sharers(shared.path, count)
-    kills = stops = 0
-    moves = 100 if LONG else 12
-    while kills + stops < moves and not at_rest(database):
+        ids = [images.snapshot(cloud.ebs, 1, disk) for disk in disks]
+        amis[cloud.ec2.register_image(images.image(ids, name=f"web-{number}"))] = disks
+    return amis
+
+
+def snapshots_in(cloud: DirectoryBackend) -> set[str]:
+    return {path.name for path in (cloud.path / "ebs").iterdir() if path.name[0] != "."}
+
+
+def disturb(sharers: Sharers, database: sqlite3.Connection, rng: random.Random) -> Counter[str]:
+    """Kill and stop processes that have tasks, a dozen times or until all tasks are at rest; how many."""
+    done: Counter[str] = Counter()
+    while done.total() < 12 and not at_rest(database):
         written = database.execute("SELECT count(*) FROM written").fetchone()[0]
         goal = written + rng.randrange(1, 6)
         while database.execute("SELECT count(*) FROM written").fetchone()[0] < goal and not at_rest(database):
@@ -190,33 +221,30 @@ def test_processes_that_are_stopped_and_killed_do_every_task_once(
         if rng.random() < 0.4:
             sharers.kill(victim)
             sharers.begin(sharers.start())
-            kills += 1
+            done["killed"] += 1
             continue
-        stops += stop_past_lease(database, victim, sharers)
-    told = [process.communicate()[0] for process in sharers.running]
-    assert [process.returncode for process in sharers.running] == [0] * count, told
-    writes = database.execute("SELECT task_id, epoch, now, owner FROM written ORDER BY number").fetchall()
-    database.close()
-    check_owners(writes)
-    with TaskEngine(shared) as engine:
+        done["stopped"] += stop_past_lease(database, victim, sharers)
+    return done
+
+
+def check_tasks(cloud: DirectoryBackend, amis: dict[str, Disks], own: set[str]) -> int:
+    """Each task has completed, what it made is whole, and there is nothing else; how many there were."""
+    with TaskEngine(cloud) as engine:
         assert engine.resume() == ()
         assert engine.sweep().left == ()
         stores, restores = engine.describe_store_image_tasks(), engine.describe_restore_image_tasks()
         assert {task.state for task in (*stores, *restores)} == {"Completed"}
-    assert shared.s3.list_multipart_uploads(BUCKET) == []
-    made = set()
+    assert cloud.s3.list_multipart_uploads(BUCKET) == []
     for task in stores:
-        with amistore.open(shared.s3.open_object(BUCKET, task.object_key)) as archive:
+        with amistore.open(cloud.s3.open_object(BUCKET, task.object_key)) as archive:
             archive.verify().check()
+    made = set()
     for restored in restores:
-        image = shared.ec2.describe_image(str(restored.image_id))
-        assert [disk for _, disk in runs.disks(shared.ebs, image)] == amis[restored.source_image_id]
+        image = cloud.ec2.describe_image(str(restored.image_id))
+        assert [disk for _, disk in runs.disks(cloud.ebs, image)] == amis[restored.source_image_id]
         made |= set(image.snapshot_ids)
-    assert {path.name for path in (shared.path / "ebs").iterdir() if path.name[0] != "."} == own | made
-    print(
-        f"{count} processes: {len(writes)} writes to {len(stores) + len(restores)} tasks, {kills} killed, "
-        f"{stops} stopped past their leases and continued: 0 writes of an earlier owner accepted"
-    )
+    assert snapshots_in(cloud) == own | made
+    return len(stores) + len(restores)
 
 
 def stop_past_lease(database: sqlite3.Connection, victim: subprocess.Popen[str], sharers: Sharers) -> bool:
@@ -261,7 +289,7 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def leave_tasks(cloud: DirectoryBackend, amis: dict[str, list[dict[int, bytes]]]) -> None:
+def leave_tasks(cloud: DirectoryBackend, amis: dict[str, Disks]) -> None:
     """Tasks that nobody works on: a store of each AMI, and a restore of each second one."""
     program = sharing.LEFT
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -247,6 +247,7 @@ def test_many_threads_share_the_fake(aws: FakeAWS) -> None:
 def test_snapshots_that_cannot_be_are_not_added(aws: FakeAWS, blocks: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         aws.add_snapshot(volume_size=1, blocks=blocks)
+    assert dict(aws.snapshots) == {}
 
 
 @pytest.mark.parametrize(

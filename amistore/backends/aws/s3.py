@@ -36,7 +36,6 @@ from amistore.errors import (
 
 __all__ = ["AWSObjectStore"]
 
-_MAXIMUM_KEY = 1024  # bytes; S3 user guide, "Naming Amazon S3 objects"
 _MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
 _MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
@@ -374,7 +373,7 @@ class AWSObjectStore(ObjectStore):
         if not (isinstance(bucket, str) and bucket.startswith("arn:")):  # of an access point
             checks.check_bucket(bucket)
         if key is not None:
-            _check_key(key)
+            checks.check_key(key)
             place["Key"] = key
         with aws_errors(operation, **facts):
             if upload_id is not None:
@@ -398,16 +397,6 @@ class _NoSuchUploadError(NotFoundError):
 
 def _code(error: botocore.exceptions.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _check_key(key: str) -> None:
-    """1 to 1,024 bytes of UTF-8."""
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequestError("a key is text that UTF-8 can say") from None
-    if not 1 <= size <= _MAXIMUM_KEY:
-        raise InvalidRequestError(f"a key has 1 to {_MAXIMUM_KEY} bytes, not {size}")
 
 
 def _unquoted(etag: str) -> str:

@@ -56,7 +56,7 @@ class DirectoryEBS(BlockStore):
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot."""
-        with files.operation("describe_snapshots", snapshot_id=snapshot_id):
+        with files.operation("describe_snapshot", snapshot_id=snapshot_id):
             folder = self._folder(snapshot_id)
             described = files.read_value(folder / "snapshot.json", Snapshot)
             if described is None:

@@ -255,16 +255,14 @@ class DirectoryS3(ObjectStore):
 
 
 def _file_name(key: str) -> str:
-    try:
-        name = urllib.parse.quote(key, safe=" ")
-    except (TypeError, UnicodeEncodeError):
-        raise InvalidRequestError(f"{key!r} is no key: it cannot be written as UTF-8") from None
+    checks.check_key(key)
+    name = urllib.parse.quote(key, safe=" ")
     if name.startswith("."):
         name = "%2E" + name[1:]
     # 200 leaves room for the sidecar's ending in the 255 bytes that filesystems allow.
-    if not key or len(name) > 200:
+    if len(name) > 200:
         raise InvalidRequestError(
-            f"a key must have 1 to 200 characters as a file name, percent-encoded, not {len(name)}"
+            f"a key has at most 200 characters as a file name, percent-encoded, not {len(name)}"
         )
     return name
 

@@ -14,30 +14,32 @@ ARN = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-4000-8000-00000000ae
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("name", "given", "refused"),
     [
-        {"session": {"aws_access_key_id": "key"}},
-        {"region_name": 5},
-        {"region_name": "us east 1"},
-        {"region_name": "evil.example/"},
-        {"endpoint_urls": "https://s3.example.org"},
-        {"endpoint_urls": {"s3": None}},
-        {"endpoint_urls": {"s3": 5}},
-        {"objects": {"tags": {}}},
-        {"snapshots": True},
-        {"retries": 3},
-        {"image_tags": {"a": "b"}},
-        {"image_tags": 5},
-        {"image_tags": [("a", "b")]},
+        ("session", {"aws_access_key_id": "key"}, {"aws_access_key_id": "key"}),
+        ("region_name", 5, 5),
+        ("region_name", "us east 1", "us east 1"),
+        ("region_name", "evil.example/", "evil.example/"),
+        ("endpoint_urls", "https://s3.example.org", "https://s3.example.org"),
+        ("endpoint_urls", {"s3": None}, None),
+        ("endpoint_urls", {"s3": 5}, 5),
+        ("objects", {"tags": {}}, {"tags": {}}),
+        ("snapshots", True, True),
+        ("retries", 3, 3),
+        ("image_tags", {"a": "b"}, "a"),
+        ("image_tags", 5, 5),
+        ("image_tags", [("a", "b")], ("a", "b")),
     ],
     ids=str,
 )
-def test_a_wrong_argument_is_refused_with_its_name_and_value(given: dict[str, Any]) -> None:
-    (name,) = given
+def test_a_wrong_argument_is_refused_with_its_name_and_value(
+    name: str, given: object, refused: object
+) -> None:
+    arguments: dict[str, Any] = {"session": boto3.Session(region_name="us-east-1"), name: given}
     with pytest.raises(InvalidValueError, match=f"AWSBackend.{name} ") as raised:
-        amistore.AWSBackend(**{"session": boto3.Session(region_name="us-east-1"), **given})
+        amistore.AWSBackend(**arguments)
     assert raised.value.field == f"AWSBackend.{name}"
-    assert raised.value.value in (given[name], None, 5, "a", ("a", "b"))
+    assert raised.value.value == refused
 
 
 @pytest.mark.parametrize(
@@ -49,22 +51,25 @@ def test_an_endpoint_that_is_no_url_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "name", "refused"),
     [
-        {"encrypted": "yes"},
-        {"kms_key_arn": 5},
-        {"kms_key_arn": ""},
-        {"kms_key_arn": ARN, "encrypted": False},
-        {"tags": 5},
-        {"tags": {"a": "b"}},
-        {"tags": [amistore.Tag(key="a", value="1"), amistore.Tag(key="a", value="2")]},
+        ({"encrypted": "yes"}, "encrypted", "yes"),
+        ({"kms_key_arn": 5}, "kms_key_arn", 5),
+        ({"kms_key_arn": ""}, "kms_key_arn", ""),
+        ({"kms_key_arn": ARN, "encrypted": False}, "kms_key_arn", ARN),
+        ({"tags": 5}, "tags", 5),
+        ({"tags": {"a": "b"}}, "tags", {"a": "b"}),
+        ({"tags": [amistore.Tag(key="a", value="1"), amistore.Tag(key="a", value="2")]}, "tags", "a"),
     ],
     ids=str,
 )
-def test_a_wrong_setting_of_snapshots_is_refused_with_its_name_and_value(given: dict[str, Any]) -> None:
-    with pytest.raises(InvalidValueError, match=r"SnapshotSettings\.") as raised:
+def test_a_wrong_setting_of_snapshots_is_refused_with_its_name_and_value(
+    given: dict[str, Any], name: str, refused: object
+) -> None:
+    with pytest.raises(InvalidValueError, match=rf"SnapshotSettings\.{name} ") as raised:
         SnapshotSettings(**given)
-    assert raised.value.field.removeprefix("SnapshotSettings.") in given
+    assert raised.value.field == f"SnapshotSettings.{name}"
+    assert raised.value.value == refused
 
 
 @pytest.mark.parametrize(
