@@ -1,16 +1,20 @@
-"""Whether the parts that runs took over from a log make the object that was planned."""
+"""What a run takes over from a log, and whether it makes the object that was planned."""
 
 from __future__ import annotations
 
 import contextlib
 
 from amistore.archive.reader import ContainerFile, has_digest
+from amistore.backends import UploadedPart
 from amistore.backends.ranges import RangeReader
-from amistore.container import Plan
-from amistore.errors import InvalidRequestError
+from amistore.container import EncodedSegment, Plan, SegmentDescriptor, layout
+from amistore.container.records import open_envelope, open_record
+from amistore.container.segments import check_segment
+from amistore.errors import ArchiveError, InvalidRequestError
+from amistore.objects.resumelog import read_entry
 from amistore.pipeline.workers import ordered_map, worker_pool
 
-__all__ = ["check_object"]
+__all__ = ["carried_part", "check_object", "part_entries", "upload_id_of"]
 
 
 def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:
@@ -49,3 +53,53 @@ def _check_preludes(container: ContainerFile) -> None:
     for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
         wrong = "a part is of another run than the resume log says"
         container.read(offset, length, "front or VOLD", has_digest(digest), wrong)
+
+
+def carried_part(
+    number: int, entry: bytes, planned: Plan, sequence: int
+) -> tuple[UploadedPart, list[EncodedSegment]]:
+    """A part as the log has it, each of its segments, from `sequence` on, checked against the plan."""
+    described, records = read_entry(entry), entry.partition(b"\n")[2]
+    try:
+        part = UploadedPart(part_number=described["part"], size=described["size"], etag=described["etag"])
+        if part.part_number != number or not records:
+            raise KeyError("part")
+        segments: list[EncodedSegment] = []
+        at = 0
+        while at < len(records):
+            size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
+            record = records[at : at + size]
+            descriptor = SegmentDescriptor.parse(open_record(record))
+            if sequence >= planned.segments:
+                raise KeyError("segments beyond the plan")
+            check_segment(descriptor, planned.segment(sequence))
+            segments.append(EncodedSegment(descriptor, record, []))
+            sequence += 1
+            at += size
+    except (ArchiveError, KeyError) as error:
+        raise InvalidRequestError(f"the resume log is damaged, or of another run: {error}") from None
+    return part, segments
+
+
+def part_entries(entries: list[bytes]) -> list[bytes]:
+    """The entry of each part from the first on.
+
+    A part that the store had lost is sent and noted again, and those behind it: its new entry
+    counts, and none that stood behind the old one.
+    """
+    found: list[bytes] = []
+    for entry in entries:
+        number = read_entry(entry).get("part")
+        if type(number) is not int or not 1 <= number <= len(found) + 1:
+            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
+        del found[number - 1 :]
+        found.append(entry)
+    return found
+
+
+def upload_id_of(entries: list[bytes]) -> str | None:
+    """The id of the upload; None where the run did not come to know it."""
+    if len(entries) < 2:
+        return None
+    upload_id = read_entry(entries[1]).get("upload")
+    return upload_id if isinstance(upload_id, str) else None

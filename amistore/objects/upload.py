@@ -21,9 +21,7 @@ import zstandard
 from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import EncodedSegment, Layout, Plan, SegmentDescriptor, layout
-from amistore.container.records import open_envelope, open_record
-from amistore.container.segments import check_segment
+from amistore.container import EncodedSegment, Layout, Plan
 from amistore.errors import (
     AlreadyExistsError,
     ArchiveError,
@@ -34,13 +32,12 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image
-from amistore.objects.carried import check_object
+from amistore.objects.carried import carried_part, check_object, part_entries, upload_id_of
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
     check_log,
-    read_entry,
     read_task,
     write_entry,
 )
@@ -178,14 +175,14 @@ class _Run:
                 image_id=self.planned.image.image_id,
             )
             self.task = read_task(entries[0], "pack", self._identity(), {"file": changed})
-            upload_id = _upload_id(entries)
+            upload_id = upload_id_of(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
                 info = self._made()
                 if info is not None:
                     self._abort()
                     return info
-                if self._continue(_part_entries(entries[2:])):
+                if self._continue(part_entries(entries[2:])):
                     place = f"{self.bucket}/{self.key}"
                     _logger.info("%s: %s there, going on", place, counted(len(self.parts), "part"))
                     return None
@@ -227,7 +224,7 @@ class _Run:
             return False
         there = {part.part_number: part for part in listed}
         for number, entry in enumerate(entries, 1):
-            part, segments = self._part(number, entry)
+            part, segments = carried_part(number, entry, self.planned, len(self.carried))
             if there.get(number) != part:
                 break
             self.parts.append(part)
@@ -242,29 +239,6 @@ class _Run:
             if info.metadata.get(RUN_KEY) == self.task:
                 return info
         return None
-
-    def _part(self, number: int, entry: bytes) -> tuple[UploadedPart, list[EncodedSegment]]:
-        """A part as the log has it, each of its segments checked against the plan."""
-        described, records = read_entry(entry), entry.partition(b"\n")[2]
-        try:
-            part = UploadedPart(part_number=described["part"], size=described["size"], etag=described["etag"])
-            if part.part_number != number or not records:
-                raise KeyError("part")
-            segments: list[EncodedSegment] = []
-            at = 0
-            while at < len(records):
-                size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
-                record = records[at : at + size]
-                descriptor = SegmentDescriptor.parse(open_record(record))
-                sequence = len(self.carried) + len(segments)
-                if sequence >= self.planned.segments:
-                    raise KeyError("segments beyond the plan")
-                check_segment(descriptor, self.planned.segment(sequence))
-                segments.append(EncodedSegment(descriptor, record, []))
-                at += size
-        except (ArchiveError, KeyError) as error:
-            raise InvalidRequestError(f"the resume log is damaged, or of another run: {error}") from None
-        return part, segments
 
     def _refuse_existing(self) -> None:
         """Tell before the work what completing would tell after it."""
@@ -406,26 +380,3 @@ def _closing_parts() -> Iterator[deque[Part]]:
     finally:
         for part in begun:
             part.close()
-
-
-def _part_entries(entries: list[bytes]) -> list[bytes]:
-    """The entry of each part from the first on.
-
-    A part that the store had lost is sent and noted again, and those behind it: its new entry
-    counts, and none that stood behind the old one.
-    """
-    found: list[bytes] = []
-    for entry in entries:
-        number = read_entry(entry).get("part")
-        if type(number) is not int or not 1 <= number <= len(found) + 1:
-            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
-        del found[number - 1 :]
-        found.append(entry)
-    return found
-
-
-def _upload_id(entries: list[bytes]) -> str | None:
-    if len(entries) < 2:
-        return None
-    upload_id = read_entry(entries[1]).get("upload")
-    return upload_id if isinstance(upload_id, str) else None

@@ -1,7 +1,7 @@
 """What a service sends back through botocore's clients, bounded and looked at before botocore parses it.
 
 botocore reads an answer to its end, however long it is and however slowly it drips, follows
-S3's redirects, and takes an error of EC2's with a status of 200 for success. (`wire.py`
+S3's redirects, and takes an error of EC2's with a status of 200 for success. (`ebs_wire.py`
 does its own reading.)
 """
 

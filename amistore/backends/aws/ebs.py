@@ -23,11 +23,11 @@ from typing_extensions import Buffer
 
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.ebs_connections import TimeLimits
+from amistore.backends.aws.ebs_wire import Wire
+from amistore.backends.aws.ec2_images import snapshot_from, without_reserved
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
-from amistore.backends.aws.images import snapshot_from, without_reserved
-from amistore.backends.aws.pool import TimeLimits
 from amistore.backends.aws.settings import SnapshotSettings
-from amistore.backends.aws.wire import Wire
 from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import (
     BackendError,

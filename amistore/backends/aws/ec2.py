@@ -1,4 +1,4 @@
-"""`AWSImageRegistry`: images in EC2. What EC2 keeps of an image: `images.py`.
+"""`AWSImageRegistry`: images in EC2. What EC2 keeps of an image: `ec2_images.py`.
 
 One attempt a call; who wants more wraps it (`amistore.backends.retries`). Only what comes
 after RegisterImage is patient by itself, since the image is there then.
@@ -17,7 +17,7 @@ import attrs
 import botocore.exceptions
 
 from amistore.backends import checks
-from amistore.backends.aws import images
+from amistore.backends.aws import ec2_images
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.images import ImageRegistry
@@ -120,8 +120,8 @@ class AWSImageRegistry(ImageRegistry):
     def _request(self, image: Image, name: str | None) -> dict[str, Any]:
         """The parameters of RegisterImage."""
         name = checks.check_registrable(image, name)
-        kept = images.registered(image, name=name, image_tags=self.image_tags, now=self.clock())
-        return images.register_request(kept)
+        kept = ec2_images.registered(image, name=name, image_tags=self.image_tags, now=self.clock())
+        return ec2_images.register_request(kept)
 
     def finish_registration(self, image_id: str, image: Image) -> None:
         """Wait until the image is available, then set its deprecation and protection.
@@ -129,7 +129,7 @@ class AWSImageRegistry(ImageRegistry):
         Where one of these cannot be set, that is logged: the image is there and usable.
         """
         self._wait(image_id)
-        kept = images.registered(image, now=self.clock())
+        kept = ec2_images.registered(image, now=self.clock())
         if kept.deprecation_time is not None:
             self._set(
                 "enable_image_deprecation", image_id, ImageId=image_id, DeprecateAt=kept.deprecation_time
@@ -148,8 +148,8 @@ class AWSImageRegistry(ImageRegistry):
             self._ec2.deregister_image(ImageId=image_id)
 
     def fidelity(self, image: Image, *, name: str | None = None) -> tuple[AttributeReport, ...]:
-        kept = images.registered(image, name=name, image_tags=self.image_tags, now=self.clock())
-        return images.fidelity(image, kept)
+        kept = ec2_images.registered(image, name=name, image_tags=self.image_tags, now=self.clock())
+        return ec2_images.fidelity(image, kept)
 
     def _members(self, image_id: str) -> dict[str, Any]:
         """An image as DescribeImages gives it."""
@@ -190,12 +190,12 @@ class AWSImageRegistry(ImageRegistry):
         }
         snapshots = list(self._snapshots(snapshot_ids))
         for members in found:
-            yield images.image_from(members, snapshots, self._uefi_data(members))
+            yield ec2_images.image_from(members, snapshots, self._uefi_data(members))
 
     def _snapshots(self, snapshot_ids: Iterable[str]) -> Iterator[Snapshot]:
         wanted = sorted(set(snapshot_ids))
         for start in range(0, len(wanted), _MOST_IDS):
-            yield from map(images.snapshot_from, self._those_there(wanted[start : start + _MOST_IDS]))
+            yield from map(ec2_images.snapshot_from, self._those_there(wanted[start : start + _MOST_IDS]))
 
     def _those_there(self, wanted: list[str]) -> list[dict[str, Any]]:
         """Snapshots as DescribeSnapshots gives them, which fails for all when one is gone.

@@ -17,13 +17,13 @@ import botocore.exceptions
 from typing_extensions import Buffer
 
 from amistore.backends import checks
-from amistore.backends.aws.bucket import bucket_warnings, check_region
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
-from amistore.backends.aws.metadata import decode_metadata, encode_metadata
-from amistore.backends.aws.proofs import checksum_of, is_stored_md5, range_of
+from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
+from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range_of
+from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
+from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
-from amistore.backends.aws.storage_classes import archived, readable_class
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,

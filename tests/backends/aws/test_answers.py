@@ -115,7 +115,7 @@ def test_an_answer_that_drips_ends_with_its_time(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_objects_content_that_drips_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amistore.backends.aws.proofs._LONGEST", -1)
+    monkeypatch.setattr("amistore.backends.aws.s3_integrity._LONGEST", -1)
 
     def play(client: socket.socket) -> None:
         while read_head(client):

@@ -15,7 +15,7 @@ import botocore.validate
 from hypothesis import given, settings
 
 import amistore
-from amistore.backends.aws import images as mapping
+from amistore.backends.aws import ec2_images as mapping
 from amistore.model import Fate
 from amistore.model.fidelity import leaves
 from amistore.model.fields import from_wire, to_wire

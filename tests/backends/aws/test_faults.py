@@ -18,7 +18,7 @@ from backends.aws.proxy import Fault, fault_proxy
 import amistore
 from amistore import Backend, MemoryBackend, RetryingBackend
 from amistore.backends.aws import connection as connection_module
-from amistore.backends.aws.pool import TimeLimits
+from amistore.backends.aws.ebs_connections import TimeLimits
 from amistore.testing.aws import FakeAWS
 
 pytestmark = pytest.mark.xdist_group("swift")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("boto3")
 
-from amistore.backends.aws.images import FATES, KEPT
+from amistore.backends.aws.ec2_images import FATES, KEPT
 from amistore.backends.aws.policies import main, policy
 
 PAGE = Path(__file__).parents[3] / "docs" / "aws-images.md"

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import amistore
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3 import AWSObjectStore
+from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.errors import (
     AccessDeniedError,

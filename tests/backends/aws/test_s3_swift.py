@@ -104,7 +104,7 @@ def test_the_server_itself_refuses_a_second_create(
 
 def test_swift_checks_the_checksum_of_a_part(objects: BucketCase, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = objects.store.create_multipart_upload(objects.bucket, "key")
-    monkeypatch.setattr("amistore.backends.aws.proofs.zlib.crc32", lambda piece, value: 7)
+    monkeypatch.setattr("amistore.backends.aws.s3_integrity.zlib.crc32", lambda piece, value: 7)
     with pytest.raises(ChecksumMismatchError) as raised:
         objects.store.upload_part(objects.bucket, "key", upload, 1, b"content")
     assert raised.value.retryable

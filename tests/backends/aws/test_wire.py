@@ -21,7 +21,7 @@ from botocore.credentials import RefreshableCredentials
 
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
-from amistore.backends.aws.pool import TimeLimits
+from amistore.backends.aws.ebs_connections import TimeLimits
 from amistore.errors import AccessDeniedError, BackendError, InvalidRequestError, ThrottledError
 from amistore.testing import block
 from amistore.testing.aws import Credential, FakeAWS

@@ -24,8 +24,8 @@ from typing_extensions import Buffer
 
 from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.ebs_connections import Incoming, Pool, TimeLimits
 from amistore.backends.aws.errors import origin, service_error
-from amistore.backends.aws.pool import Incoming, Pool, TimeLimits
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.units import MIB
 

@@ -1,4 +1,4 @@
-"""Connections for `wire.py`: opened by urllib3's classes, kept while they live.
+"""Connections for `ebs_wire.py`: opened by urllib3's classes, kept while they live.
 
 What botocore would heed is heeded: proxies and certificate bundles of the environment, TLS
 that verifies the host. urllib3's own pool is left out, since its way of sending and receiving
