@@ -122,6 +122,15 @@ def _record(number: int, place: str) -> TaskRecord:
     image_id = f"ami-{number:017x}"
     volumes = tuple(VolumeRecord(stored_id=f"snap-{each:017x}", size=8, blocks=9_000) for each in range(3))
     waiting = number >= TASKS - 20
+    asked: dict[str, Any] = {"object_tags": {"team": "web", "stage": "production"}}
+    if kind == "restore":
+        asked = {
+            "image_tags": {"team": "web"},
+            "snapshot_tags": {},
+            "allow_lost": False,
+            "region": None,
+            "image": {"ImageId": image_id, "RootDeviceName": "/dev/xvda", "Architecture": "x86_64"},
+        }
     return TaskRecord(
         task_id=checks.new_id(kind),
         kind=kind,  # type: ignore[arg-type]
@@ -132,7 +141,7 @@ def _record(number: int, place: str) -> TaskRecord:
         bucket=BUCKET,
         object_key=f"{image_id}.bin",
         size=24,
-        request={"object_tags": {"team": "web", "stage": "production"}},
+        request=asked,
         started=int(time.time() * 1000) - (TASKS - number) * 1000,
         stage="queued" if waiting else "ended",
         progress=0 if waiting else 100,

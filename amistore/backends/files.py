@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "locked",
     "new_file",
     "open_descriptor",
+    "open_file",
     "operation",
     "publish",
     "read_at",
@@ -139,6 +141,19 @@ def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[int]:
+    """The descriptor of a regular file to read; a FIFO would be waited for without end.
+
+    Raises:
+        BackendError: it is none.
+    """
+    with open_descriptor(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BackendError(f"{path} is no regular file: move it away")
+        yield descriptor
+
+
 def check_target(path: Path, *, overwrite: bool) -> None:
     """Refuse, before the work, a file that cannot be made.
 
@@ -235,7 +250,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         BackendError: the file is damaged.
     """
     try:
-        document = json.loads(path.read_bytes())
+        with open_file(path) as descriptor:
+            document = json.loads(read_at(descriptor, os.fstat(descriptor).st_size, 0))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:

@@ -37,6 +37,7 @@ __all__ = [
 _MAGIC = b"amistore resume log 1\n"
 _LENGTH = struct.Struct("<I")  # of the content, in bytes
 _ENTRY = struct.Struct("<II")  # length; CRC-32 (zlib's) of the length and the content
+_MOST_TRIED = 256 << 20  # bytes; the largest entry of ours, torn, costs less than half of that
 
 
 def write_entry(**facts: Any) -> bytes:
@@ -268,9 +269,9 @@ class FileResumeLog(ResumeLog):
             found.append(entry)
             end += _ENTRY.size + len(entry)
         # Each entry is on the disk before the next one is written: a crash leaves none behind a torn one.
-        if any(_entry(content, offset) is not None for offset in range(end + 1, len(content))):
+        if _more_than_torn(content, end):
             raise InvalidRequestError(
-                f"the resume log {self.path} is damaged at byte {end}, with whole entries behind it: "
+                f"the resume log {self.path} is damaged at byte {end}, with more than a torn entry there: "
                 f"`truncate -s {end}` lets the run go on from those before it (what came later is done "
                 "again), and amistore.abandon removes what they name"
             )
@@ -285,14 +286,34 @@ class FileResumeLog(ResumeLog):
 
 def _entry(content: bytes, offset: int) -> bytes | None:
     """The entry there, if it is whole."""
-    if len(content) - offset < _ENTRY.size:
+    length = _length(content, offset)
+    if length is None:
         return None
-    length, crc32 = _ENTRY.unpack_from(content, offset)
     begin = offset + _ENTRY.size
-    if length > len(content) - begin:
-        return None
     entry = content[begin : begin + length]
-    return entry if _crc32(entry) == crc32 else None
+    return entry if _crc32(entry) == _ENTRY.unpack_from(content, offset)[1] else None
+
+
+def _length(content: bytes, offset: int) -> int | None:
+    """Of the entry there, if that many bytes are there."""
+    left = len(content) - offset - _ENTRY.size
+    if left < 0:
+        return None
+    length: int = _LENGTH.unpack_from(content, offset)[0]
+    return length if length <= left else None
+
+
+def _more_than_torn(content: bytes, end: int) -> bool:
+    """Whether a whole entry lies behind the end of those in order, or so many may that it is no accident.
+
+    A forged log may say a length at each byte, and to check them all would take hours.
+    """
+    tried = 0
+    for offset in range(end + 1, len(content)):
+        tried += _length(content, offset) or 0
+        if tried > _MOST_TRIED or _entry(content, offset) is not None:
+            return True
+    return False
 
 
 def _crc32(entry: bytes) -> int:

@@ -113,7 +113,7 @@ class TaskDescriptions:
         return describe_snapshots(self.backend, self._restores(), snapshot_ids)
 
     def _restores(self) -> list[TaskRecord]:
-        return self._journal.page(self._place, "restore", since=self._oldest(), limit=-1)
+        return self._journal.page(self._place, "restore", since=self._oldest())
 
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""

@@ -17,7 +17,8 @@ from amistore.pipeline.workers import worker_count
 from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.descriptions import TaskDescriptions
-from amistore.tasks.journal import Journal, journal_path
+from amistore.tasks.journal import Journal
+from amistore.tasks.location import journal_path
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan

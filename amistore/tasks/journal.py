@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -19,50 +20,26 @@ from typing import Any, Final
 
 import attrs
 
-from amistore.errors import AlreadyExistsError, AmistoreError, InvalidRequestError, JournalError
-from amistore.tasks.record import Kind, Lease, TaskRecord
+from amistore.errors import (
+    AlreadyExistsError,
+    AmistoreError,
+    InvalidRequestError,
+    InvalidValueError,
+    JournalError,
+)
+from amistore.objects.resumelog import read_entry
+from amistore.tasks.record import MOST_GIB, Kind, Lease, TaskRecord
 from amistore.tasks.schema import migrate, refuse_foreign
 
-__all__ = ["Journal", "LeaseLostError", "journal_path"]
+__all__ = ["Journal", "LeaseLostError"]
 
 _BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
+
+_logger = logging.getLogger("amistore")
 
 
 class LeaseLostError(AmistoreError):
     """Another owner has the task by now."""
-
-
-def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path | None:
-    """Where a journal lies: where it was said, or in the backend's own place, or in the user's state folder.
-
-    Args:
-        given: to the engine.
-        own: the backend's.
-
-    Returns:
-        None for one in memory.
-
-    Raises:
-        InvalidRequestError: it is no path, or the user has no folder.
-    """
-    chosen = own if given is None else given
-    if chosen is not None:
-        if not isinstance(chosen, (str, os.PathLike)):
-            raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
-        # Its real name: engines that know it by several ones must see each other.
-        return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
-    folder = os.environ.get("AMISTORE_STATE_DIR") or Path(_state_folder(), "amistore")
-    return Path(os.path.realpath(Path(folder, "tasks.db")))
-
-
-def _state_folder() -> str | Path:
-    """As the XDG Base Directory Specification has it."""
-    try:
-        return os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    except RuntimeError:
-        raise InvalidRequestError(
-            "the user has no home for the journal: give TaskEngine(journal=...), or set AMISTORE_STATE_DIR"
-        ) from None
 
 
 class Journal:
@@ -94,6 +71,8 @@ class Journal:
             try:
                 self._file = None if self.path is None else self.path.stat()
                 self._database.row_factory = sqlite3.Row
+                # Else one damaged byte would keep all rows of a list from being read.
+                self._database.text_factory = lambda raw: raw.decode(errors="surrogateescape")
                 refuse_foreign(self._database, self.name)
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
@@ -122,13 +101,15 @@ class Journal:
 
         Raises:
             InvalidRequestError: there is none of that id.
+            JournalError: what the journal has of it is damaged.
         """
-        found = self._select("task_id = ?", [task_id])
-        if not found:
+        with self._errors(), self._lock:
+            row = self._database.execute("SELECT * FROM task WHERE task_id = ?", [task_id]).fetchone()
+        if row is None:
             raise InvalidRequestError(
                 f"the journal {self.name} has no task {task_id}", code="InvalidParameterValue"
             )
-        return found[0]
+        return self._record(row)
 
     def unfinished(self, place: str) -> list[TaskRecord]:
         """Those of a place that are not at rest, oldest first."""
@@ -140,7 +121,10 @@ class Journal:
 
     def in_progress(self, place: str, kind: Kind) -> int:
         """GiB of the tasks of a place and kind that are queued or running."""
-        sql = f"SELECT coalesce(sum(size), 0) FROM task WHERE {_IN_PROGRESS}"
+        # No damaged size takes all of a quota, or gives some.
+        sql = (
+            f"SELECT coalesce(sum(size), 0) FROM task WHERE {_IN_PROGRESS} AND size BETWEEN 0 AND {MOST_GIB}"
+        )
         with self._errors(), self._lock:
             return int(self._database.execute(sql, [place, kind]).fetchone()[0])
 
@@ -150,7 +134,7 @@ class Journal:
         kind: Kind,
         *,
         since: int,
-        limit: int,
+        limit: int | None = None,
         before: int | None = None,
         image_ids: Sequence[str] = (),
         buckets: Sequence[str] = (),
@@ -162,7 +146,7 @@ class Journal:
             place: of which backend.
             kind: of task.
             since: started then or later; milliseconds since 1970.
-            limit: so many at most.
+            limit: so many at most; None for all.
             before: those of a lower sequence only.
             image_ids: of these images only; () for all.
             buckets: likewise.
@@ -317,10 +301,21 @@ class Journal:
     # Their logs.
 
     def entries(self, task_id: str) -> list[bytes]:
-        """A task's log, oldest entry first."""
+        """A task's log, oldest entry first.
+
+        Raises:
+            JournalError: an entry is damaged.
+        """
         with self._errors(), self._lock:
-            sql = "SELECT content FROM entry WHERE task_id = ? ORDER BY number"
-            return [row[0] for row in self._database.execute(sql, [task_id])]
+            sql = "SELECT CAST(content AS BLOB) FROM entry WHERE task_id = ? ORDER BY number"
+            found = [row[0] for row in self._database.execute(sql, [task_id])]
+        try:
+            for entry in found:
+                read_entry(entry)
+        except InvalidRequestError:
+            remedy = f"DELETE FROM entry WHERE task_id = '{task_id}', and the task begins anew"
+            raise self._damaged(f"the log of {task_id} in it is damaged", remedy) from None
+        return found
 
     def append(self, lease: Lease, entry: bytes, volumes: str | None = None) -> None:
         """Add an entry to a task's log; with `volumes`, what is known of them by it."""
@@ -346,15 +341,35 @@ class Journal:
         self._database.execute(sql, [*columns.values(), task_id])
 
     def _select(
-        self, where: str, values: Sequence[object], order: str = "sequence", limit: int = -1
+        self, where: str, values: Sequence[object], order: str = "sequence", limit: int | None = None
     ) -> list[TaskRecord]:
-        sql = f"SELECT * FROM task WHERE {where} ORDER BY {order} LIMIT ?"
-        with self._errors(), self._lock:
-            rows = self._database.execute(sql, [*values, limit]).fetchall()
-            try:
-                return [TaskRecord.of_row(dict(row)) for row in rows]
-            except (ValueError, TypeError, AttributeError) as error:
-                raise sqlite3.DatabaseError(f"a task in it is damaged: {error}") from None
+        """Tasks; those that are damaged are told in the log, and do not keep the others from being told."""
+        sql = f"SELECT * FROM task WHERE {where} ORDER BY {order}"
+        found: list[TaskRecord] = []
+        damaged: list[JournalError] = []
+        with self._errors(), self._lock, contextlib.closing(self._database.execute(sql, values)) as rows:
+            while len(found) != limit and (row := rows.fetchone()) is not None:
+                try:
+                    found.append(self._record(row))
+                except JournalError as error:
+                    damaged.append(error)
+        for each in damaged:
+            _logger.error("left out: %s", each.message)
+        return found
+
+    def _record(self, row: sqlite3.Row) -> TaskRecord:
+        try:
+            return TaskRecord.of_row(dict(row))
+        except InvalidValueError as error:
+            what = f"the task {row['task_id']!r:.60} in it is damaged: {error}"
+            raise self._damaged(what, f"DELETE FROM task WHERE sequence = {row['sequence']}") from None
+
+    def _damaged(self, what: str, remedy: str) -> JournalError:
+        return JournalError(
+            f"the journal {self.name}: {what}: put a copy of the journal back, or let SQLite run {remedy} "
+            "(list_multipart_uploads, and pending snapshots, tell what the task has left)",
+            operation="journal",
+        )
 
     @contextlib.contextmanager
     def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
@@ -387,6 +402,8 @@ class Journal:
             yield
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"{error.object!r:.80} is no text that a journal holds") from None
 
 
 # Said so that SQLite sees that the index of what has not ended holds them all.

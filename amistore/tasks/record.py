@@ -1,21 +1,36 @@
-"""`TaskRecord`: a row of the journal, and what is told of it."""
+"""`TaskRecord`: a row of the journal, and what is told of it.
+
+A row may be damaged, or written by another program: a record is valid from birth, so that nothing
+else has to look. Next: `columns.py` has the rules.
+"""
 
 from __future__ import annotations
 
 import datetime
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import attrs
+from attrs.validators import optional
 
+from amistore.errors import InvalidValueError
+from amistore.tasks.columns import TEXT, check_request, json_list, like, rule, tuple_of, whole
 from amistore.tasks.task import RestoreImageTask, SnapshotProgress, StoreImageTask, TaskState
 
-__all__ = ["Kind", "Lease", "Stage", "TaskRecord", "VolumeRecord"]
+__all__ = ["MOST_GIB", "Kind", "Lease", "Stage", "TaskRecord", "VolumeRecord"]
 
 Kind = Literal["store", "restore"]
 
 Stage = Literal["queued", "running", "undoing", "ended"]
 """``undoing``: failed, and what it has made is still to be removed."""
+
+MOST_GIB: Final = 2**40
+"""More than any image has; the sum of all tasks fits into an integer of SQLite's."""
+
+_IMAGE_ID: Final = like("ami-(?:[0-9a-f]{17}|[0-9a-f]{8})", "an AMI's id")
+_SNAPSHOT_ID: Final = like("snap-(?:[0-9a-f]{17}|[0-9a-f]{8})", "a snapshot's id")
+_SIZE: Final = whole(most=MOST_GIB)
+_YEAR_10000: Final = 253_402_300_800_000  # no date of Python's
 
 
 @attrs.frozen
@@ -33,10 +48,10 @@ class VolumeRecord:
     Of a restore also the new snapshot's id, once it is known, and the number of listed blocks.
     """
 
-    stored_id: str
-    snapshot_id: str | None = None
-    size: int
-    blocks: int = 0
+    stored_id: str = attrs.field(validator=_SNAPSHOT_ID)
+    snapshot_id: str | None = attrs.field(default=None, validator=optional(_SNAPSHOT_ID))
+    size: int = attrs.field(validator=_SIZE)
+    blocks: int = attrs.field(default=0, validator=whole(most=2**53))
 
 
 @attrs.frozen(kw_only=True)
@@ -53,41 +68,49 @@ class TaskRecord:
         epoch: of the current lease.
     """
 
-    sequence: int = 0
-    task_id: str
-    kind: Kind
-    place: str
-    image_id: str | None
-    source_image_id: str | None
-    name: str | None
-    bucket: str
-    object_key: str
-    size: int
-    request: dict[str, Any]
-    started: int
-    stage: Stage = "queued"
-    progress: int = 0
-    failure_reason: str | None = None
-    content_id: str | None = None
-    volumes: tuple[VolumeRecord, ...] = ()
-    left_behind: tuple[str, ...] = ()
-    cancelled: bool = False
-    owner: str | None = None
-    epoch: int = 0
-    lease_until: float = 0.0
+    sequence: int = attrs.field(default=0, validator=whole(most=2**63 - 1))
+    task_id: str = attrs.field(validator=TEXT)
+    kind: Kind = attrs.field(validator=rule("store or restore", get_args(Kind).__contains__))
+    place: str = attrs.field(validator=TEXT)
+    image_id: str | None = attrs.field(validator=optional(_IMAGE_ID))
+    source_image_id: str | None = attrs.field(validator=optional(_IMAGE_ID))
+    name: str | None = attrs.field(validator=optional(TEXT))
+    bucket: str = attrs.field(validator=TEXT)
+    object_key: str = attrs.field(validator=TEXT)
+    size: int = attrs.field(validator=_SIZE)
+    request: dict[str, Any] = attrs.field(validator=check_request)
+    started: int = attrs.field(validator=whole(most=_YEAR_10000 - 1))
+    stage: Stage = attrs.field(default="queued", validator=rule("a stage", get_args(Stage).__contains__))
+    progress: int = attrs.field(default=0, validator=whole(most=100))
+    failure_reason: str | None = attrs.field(default=None, validator=optional(TEXT))
+    content_id: str | None = attrs.field(default=None, validator=optional(like("[0-9a-f]{64}", "a SHA-256")))
+    volumes: tuple[VolumeRecord, ...] = attrs.field(default=(), validator=tuple_of(VolumeRecord))
+    left_behind: tuple[str, ...] = attrs.field(default=(), validator=tuple_of(str))
+    cancelled: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    owner: str | None = attrs.field(
+        default=None, validator=optional(like("[0-9a-z-]{1,64}", "an engine's name"))
+    )
+    epoch: int = attrs.field(default=0, validator=whole(most=2**53))
+    lease_until: float = attrs.field(default=0.0, validator=attrs.validators.instance_of(float))
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> TaskRecord:
-        """A record of a row's columns."""
-        return cls(
-            **{
+        """A record of a row's columns.
+
+        Raises:
+            InvalidValueError: it is damaged.
+        """
+        try:
+            columns = {
                 **row,
                 "request": json.loads(row["request"]),
-                "volumes": tuple(VolumeRecord(**each) for each in json.loads(row["volumes"])),
-                "left_behind": tuple(json.loads(row["left_behind"])),
-                "cancelled": bool(row["cancelled"]),
+                "volumes": tuple(VolumeRecord(**each) for each in json_list(row["volumes"])),
+                "left_behind": tuple(json_list(row["left_behind"])),
+                "cancelled": {0: False, 1: True}.get(row["cancelled"], row["cancelled"]),
             }
-        )
+            return cls(**columns)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InvalidValueError(f"{type(error).__name__}: {error}") from None
 
     def row(self) -> dict[str, Any]:
         """The columns of a record that is not in the journal yet."""

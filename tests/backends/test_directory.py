@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import amistore
+from amistore.backends import files
+from amistore.backends.directory import s3
 from amistore.testing import block, read_snapshot, store_snapshot
 from amistore.testing.snapshots import linear, sha256
 
@@ -181,13 +184,83 @@ class TestDamage:
                 call()
         cloud.ec2.deregister_image(image.image_id)
 
-    @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"key": "key"}', b'{"key": 5, "metadata": {}}'])
-    def test_a_damaged_upload_is_a_typed_error(self, cloud, content):
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"[]", b"{}", b'{"key": "key"}', b'{"key": 5, "metadata": {}}', b'{"key": "key\\u0000"}',
+         b'{"key": ["key"], "metadata": {}, "tags": {}}', b"[" * 100_000,
+         b'{"key": "key", "metadata": {"a": 5}, "tags": {}}'],
+    )  # fmt: skip
+    def test_a_damaged_upload_is_a_typed_error_that_names_the_file(self, cloud, content):
         cloud.s3.create_bucket("archive")
         upload = cloud.s3.create_multipart_upload("archive", "key")
         (cloud.path / "s3/archive/.amistore/uploads" / upload / "upload.json").write_bytes(content)
-        with pytest.raises(amistore.BackendError, match="damaged"):
-            cloud.s3.upload_part("archive", "key", upload, 1, b"x")
+        for call in (
+            lambda: cloud.s3.upload_part("archive", "key", upload, 1, b"x"),
+            lambda: cloud.s3.list_parts("archive", "key", upload),
+            lambda: cloud.s3.list_multipart_uploads("archive"),
+        ):
+            with pytest.raises(amistore.BackendError, match=rf"{upload}/upload\.json is damaged"):
+                call()
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"[]", b"{}", b'{"metadata": 5, "tags": {}}', b'{"metadata": {"a": 5}, "tags": {}}']
+    )
+    def test_damaged_metadata_is_a_typed_error_that_names_the_file(self, cloud, content):
+        cloud.s3.create_bucket("archive")
+        cloud.s3.put_object("archive", "key", [b"x"])
+        (sidecar,) = (cloud.path / "s3/archive/.amistore/objects").iterdir()
+        sidecar.write_bytes(content)
+        for call in (cloud.s3.head_object, cloud.s3.get_object_tagging):
+            with pytest.raises(amistore.BackendError, match=rf"{sidecar} is damaged"):
+                call("archive", "key")
+
+    def test_metadata_that_is_no_string_is_refused_before_it_is_kept(self, cloud):
+        cloud.s3.create_bucket("archive")
+        with pytest.raises(amistore.InvalidRequestError, match="strings"):
+            cloud.s3.create_multipart_upload("archive", "key", metadata={"a": 5})
+        assert files_in(cloud.path / "s3") == []
+
+    def test_a_stray_file_in_an_upload_is_no_part(self, cloud):
+        cloud.s3.create_bucket("archive")
+        upload = cloud.s3.create_multipart_upload("archive", "key")
+        part = cloud.s3.upload_part("archive", "key", upload, 1, b"x")
+        folder = cloud.path / "s3/archive/.amistore/uploads" / upload
+        for name in ("1~", "1", "00002.bak", "000003"):
+            (folder / name).write_bytes(b"stray")
+        os.mkfifo(folder / "00004")
+        assert cloud.s3.list_parts("archive", "key", upload) == [part]
+        cloud.s3.complete_multipart_upload("archive", "key", upload, [part])
+        assert cloud.s3.path("archive", "key").read_bytes() == b"x"
+
+    def test_a_fifo_in_the_place_of_a_file_is_told_instead_of_waited_for(self, cloud):
+        image = self.image(cloud)
+        cloud.s3.create_bucket("archive")
+        fifos = [
+            cloud.s3.path("archive", "key"),
+            cloud.path / "ec2" / f"{image.image_id}.json",
+            cloud.path / "ebs" / image.snapshot_ids[0] / "snapshot.json",
+        ]
+        for path in fifos:
+            path.unlink(missing_ok=True)
+            os.mkfifo(path)
+        program = """
+import sys, amistore
+cloud = amistore.DirectoryBackend(sys.argv[1])
+for call in (
+    lambda: cloud.s3.get_object_range("archive", "key", 0, 1),
+    lambda: cloud.s3.head_object("archive", "key"),
+    lambda: cloud.ec2.describe_image(sys.argv[2]),
+    lambda: cloud.ebs.describe_snapshot(sys.argv[3]),
+):
+    try:
+        call()
+    except amistore.BackendError as error:
+        print(error)
+"""
+        arguments = [sys.executable, "-c", program, cloud.path, image.image_id, image.snapshot_ids[0]]
+        told = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+        for line, path in zip(told.splitlines(), [fifos[0], *fifos], strict=True):
+            assert line.startswith(f"{path} is no regular file")
 
     def test_a_stray_file_among_the_images_is_no_image(self, cloud):
         image = self.image(cloud)
@@ -303,6 +376,37 @@ class TestObjects:
         with pytest.raises(ZeroDivisionError):
             cloud.s3.put_object("archive", "key", (b"x" * (1 // number) for number in (1, 0)), part_size=1)
         assert files_in(cloud.path) == []
+
+    def test_an_object_completed_while_another_of_its_key_is_deleted_stays(self, cloud, monkeypatch):
+        cloud.s3.create_bucket("archive")
+        cloud.s3.put_object("archive", "key", [b"old"])
+        before = cloud.s3.head_object("archive", "key").etag
+        etag, locked = s3._etag, files.locked
+        come = threading.Event()  # the other object is there, or waits for the one that deletes
+
+        def put() -> None:
+            cloud.s3.put_object("archive", "key", [b"new"], metadata={"whose": "new"})
+            come.set()
+
+        putting = threading.Thread(target=put)
+
+        def etag_and_pause(status):
+            if threading.current_thread() is not putting and not come.is_set():
+                putting.start()
+                assert come.wait(60)
+            return etag(status)
+
+        def locked_and_told(directory, **options):
+            if threading.current_thread() is putting:
+                come.set()
+            return locked(directory, **options)
+
+        monkeypatch.setattr(s3, "_etag", etag_and_pause)
+        monkeypatch.setattr(files, "locked", locked_and_told)
+        cloud.s3.delete_object("archive", "key", if_match=before)
+        putting.join()
+        assert cloud.s3.head_object("archive", "key").metadata == {"whose": "new"}
+        assert cloud.s3.get_object_range("archive", "key", 0, 9) == b"new"
 
 
 class TestPlaces:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import stat
 import struct
 import subprocess
@@ -122,6 +123,21 @@ def test_a_length_that_is_damaged_swallows_no_entries(path: Path, bytes_of_lengt
         assert log.entries() == []
         log.append(b"after")
     assert reread(path) == [b"after"]
+
+
+def test_a_forged_log_with_a_length_at_each_byte_is_damaged(path: Path) -> None:
+    whole = filled(path)
+    path.write_bytes(whole + b"\xff\xff\xff\xff" + struct.pack("<I", 0x010000) * (1 << 18))
+    with pytest.raises(amistore.InvalidRequestError, match=f"damaged at byte {len(whole)}"):
+        reread(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_largest_entry_of_ours_is_dropped_where_it_is_torn(path: Path, seed: int) -> None:
+    whole = filled(path)
+    torn = random.Random(seed).randbytes(1 << 20)
+    path.write_bytes(whole + struct.pack("<II", 1 << 21, 0) + torn)
+    assert reread(path) == ENTRIES
 
 
 def test_a_symbolic_link_and_what_is_no_file_are_refused(path: Path, tmp_path: Path) -> None:

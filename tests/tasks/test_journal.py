@@ -13,7 +13,8 @@ import pytest
 
 import amistore
 from amistore.tasks import schema
-from amistore.tasks.journal import Journal, LeaseLostError, journal_path
+from amistore.tasks.journal import Journal, LeaseLostError
+from amistore.tasks.location import journal_path
 from amistore.tasks.record import TaskRecord, VolumeRecord
 
 RECORD = TaskRecord(
@@ -81,7 +82,7 @@ def test_nothing_of_an_earlier_owner_is_accepted(journal: Journal) -> None:
     writes = [
         lambda: journal.begin(RECORD.lease),
         lambda: journal.advance(RECORD.lease, 50),
-        lambda: journal.complete(RECORD.lease, image_id=None, content_id="00"),
+        lambda: journal.complete(RECORD.lease, image_id=None, content_id="00" * 32),
         lambda: journal.fail(RECORD.lease, "why"),
         lambda: journal.leave(RECORD.lease, ["upload 1"]),
         lambda: journal.undone(RECORD.lease),
@@ -98,7 +99,7 @@ def test_nothing_of_an_earlier_owner_is_accepted(journal: Journal) -> None:
 
 def test_a_task_that_somebody_works_on_is_not_taken(journal: Journal) -> None:
     assert journal.take(RECORD.task_id, "another", 9.0, lambda record: False) is None
-    journal.complete(RECORD.lease, image_id=None, content_id="00")
+    journal.complete(RECORD.lease, image_id=None, content_id="00" * 32)
     assert journal.take(RECORD.task_id, "another", 9.0, lambda record: True) is None
 
 
@@ -128,9 +129,9 @@ def test_an_interrupted_wait_for_the_journal_leaves_it_to_others(journal: Journa
 
 def test_a_log_is_kept_in_order_and_goes_with_the_end_of_its_task(journal: Journal) -> None:
     for number in range(3):
-        journal.append(RECORD.lease, b"%d" % number)
-    assert journal.entries(RECORD.task_id) == [b"0", b"1", b"2"]
-    journal.complete(RECORD.lease, image_id=None, content_id="00")
+        journal.append(RECORD.lease, b'{"part":%d}' % number)
+    assert journal.entries(RECORD.task_id) == [b'{"part":0}', b'{"part":1}', b'{"part":2}']
+    journal.complete(RECORD.lease, image_id=None, content_id="00" * 32)
     assert journal.entries(RECORD.task_id) == []
 
 

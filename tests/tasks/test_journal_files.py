@@ -1,4 +1,4 @@
-"""The journal's files: shared, linked, removed, damaged, of another backend or another user."""
+"""The journal's files: shared, linked, removed, of another backend or another user."""
 
 from __future__ import annotations
 
@@ -191,19 +191,6 @@ def test_a_running_task_whose_journal_is_removed_is_told_and_goes_on_when_it_is_
         (tmp_path / "away").rename(path)
         assert [each.task_id for each in engine.resume()] == [task.task_id]
         assert engine.wait(task).state == "Completed"
-
-
-def test_a_damaged_task_is_told_as_such(cloud: DirectoryBackend) -> None:
-    with TaskEngine(cloud) as engine:
-        engine.wait(engine.create_store_image_task(image_id=registered(cloud), bucket=BUCKET))
-        for column, value in (("request", "{"), ("volumes", '[{"of": "another"}]'), ("left_behind", "7")):
-            database = sqlite3.connect(str(cloud.journal), isolation_level=None)
-            (before,) = database.execute(f"SELECT {column} FROM task").fetchone()
-            database.execute(f"UPDATE task SET {column} = ?", [value])
-            with pytest.raises(JournalError, match="damaged"):
-                engine.describe_store_image_tasks()
-            database.execute(f"UPDATE task SET {column} = ?", [before])
-            database.close()
 
 
 def test_a_task_of_another_backend_in_the_same_journal_is_not_touched(

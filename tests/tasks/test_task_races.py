@@ -55,9 +55,9 @@ def rounds(path: Path, name: str, count: int) -> list[Refusal]:
         else:
             running.append(record)
         if len(running) > rng.randrange(2):
-            journal.complete(running.pop(0).lease, image_id=None, content_id="")
+            journal.complete(running.pop(0).lease, image_id=None, content_id="00" * 32)
     for record in running:
-        journal.complete(record.lease, image_id=None, content_id="")
+        journal.complete(record.lease, image_id=None, content_id="00" * 32)
     database.close()
     journal.close()
     return refused
@@ -74,7 +74,7 @@ def new_record(task_id: str, size: int) -> TaskRecord:
         bucket=BUCKET,
         object_key=task_id,
         size=size,
-        request={},
+        request={"object_tags": {}},
         started=0,
         owner="test",
         epoch=1,

@@ -13,6 +13,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ from amistore.units import MIB
 __all__ = ["DirectoryS3"]
 
 _UPLOAD = re.compile(r"upload-[0-9a-f]{17}")
+_PART = re.compile("[0-9]{5}")
+_CARRIED = ("metadata", "tags")
 
 
 @attrs.frozen
@@ -75,7 +78,7 @@ class DirectoryS3(ObjectStore):
         checks.check_range(start, length)
         with (
             files.operation("get_object_range", bucket=bucket, key=key),
-            files.open_descriptor(self.path(bucket, key)) as descriptor,
+            files.open_file(self.path(bucket, key)) as descriptor,
         ):
             if if_match not in (None, _etag(os.fstat(descriptor))):
                 raise SourceChangedError("the object was replaced")
@@ -84,12 +87,13 @@ class DirectoryS3(ObjectStore):
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with files.operation("delete_object", bucket=bucket, key=key):
             path = self.path(bucket, key)
-            if if_match is not None and path.exists() and _etag(path.stat()) != if_match:
-                raise SourceChangedError("the object was replaced")
-            path.unlink(missing_ok=True)
-            for sidecar in self._sidecar(path, "").parent.glob(f"{glob.escape(path.name)}@*.json"):
-                sidecar.unlink(missing_ok=True)
-            files.sync_directory(path.parent)
+            with files.locked(path.parent):  # no upload is completed between the look and the deed
+                if if_match is not None and path.exists() and _etag(path.stat()) != if_match:
+                    raise SourceChangedError("the object was replaced")
+                path.unlink(missing_ok=True)
+                for sidecar in self._sidecar(path, "").parent.glob(f"{glob.escape(path.name)}@*.json"):
+                    sidecar.unlink(missing_ok=True)
+                files.sync_directory(path.parent)
 
     def create_multipart_upload(
         self,
@@ -105,6 +109,8 @@ class DirectoryS3(ObjectStore):
             folder.mkdir(parents=True)
             try:
                 upload = {"key": key, "metadata": dict(metadata or {}), "tags": dict(tags or {})}
+                if not _carries(upload):
+                    raise InvalidRequestError("metadata and tags are strings")
                 files.write_json(folder / "upload.json", upload)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +137,8 @@ class DirectoryS3(ObjectStore):
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
         with files.operation("list_parts", bucket=bucket, key=key):
             folder, _ = self._upload(bucket, key, upload_id)
-            return [_part(path) for path in sorted(folder.glob("[0-9]*"))]
+            found = sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
+            return [_part(path) for path in found if path.is_file()]
 
     def complete_multipart_upload(
         self,
@@ -154,28 +161,35 @@ class DirectoryS3(ObjectStore):
                 info = ObjectInfo(
                     size=name.stat().st_size, etag=_etag(name.stat()), metadata=upload["metadata"]
                 )
-                # The sidecar is there before the object and named after its ETag, so neither
-                # a crash nor a race parts them.
-                sidecar = self._sidecar(path, info.etag)
-                sidecar.parent.mkdir(parents=True, exist_ok=True)
-                files.write_json(sidecar, {"metadata": upload["metadata"], "tags": upload["tags"]})
-                before = None
-                try:
-                    if if_none_match:
-                        os.link(name, path)  # fails if it exists, whoever made it
-                    else:
-                        before = _etag(path.stat()) if path.exists() else None
-                        name.replace(path)
-                except OSError as error:
-                    sidecar.unlink()
-                    if isinstance(error, FileExistsError):
-                        raise AlreadyExistsError("the object exists") from None
-                    raise
-            files.sync_directory(path.parent)
-            if before is not None:
-                self._sidecar(path, before).unlink(missing_ok=True)
+                with files.locked(path.parent):
+                    self._publish(name, path, info.etag, upload, if_none_match)
             shutil.rmtree(folder, ignore_errors=True)
             return info
+
+    def _publish(
+        self, finished: Path, path: Path, etag: str, upload: dict[str, Any], if_none_match: bool
+    ) -> None:
+        """Give a finished object its name; one of that name is replaced, or `if_none_match` an error."""
+        # The sidecar is there before the object and named after its ETag, so neither a crash
+        # nor a race parts them.
+        sidecar = self._sidecar(path, etag)
+        sidecar.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(sidecar, {name: upload[name] for name in _CARRIED})
+        before = None
+        try:
+            if if_none_match:
+                os.link(finished, path)  # fails if it exists, whoever made it
+            else:
+                before = _etag(path.stat()) if path.exists() else None
+                finished.replace(path)
+        except OSError as error:
+            sidecar.unlink()
+            if isinstance(error, FileExistsError):
+                raise AlreadyExistsError("the object exists") from None
+            raise
+        files.sync_directory(path.parent)
+        if before is not None:
+            self._sidecar(path, before).unlink(missing_ok=True)
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
         with files.operation("abort_multipart_upload", bucket=bucket, key=key):
@@ -195,7 +209,7 @@ class DirectoryS3(ObjectStore):
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         with files.operation("list_multipart_uploads", bucket=bucket):
             folders = (self._bucket(bucket) / ".amistore" / "uploads").glob("upload-*")
-            found = [(files.read_json(folder / "upload.json"), folder.name) for folder in folders]
+            found = [(_read_upload(folder), folder.name) for folder in folders]
             uploads = [
                 MultipartUpload(key=upload["key"], upload_id=upload_id)
                 for upload, upload_id in found
@@ -224,13 +238,9 @@ class DirectoryS3(ObjectStore):
 
     def _upload(self, bucket: str, key: str, upload_id: str) -> tuple[Path, dict[str, Any]]:
         folder = self._bucket(bucket) / ".amistore" / "uploads" / str(upload_id)
-        upload = files.read_json(folder / "upload.json") if _UPLOAD.fullmatch(str(upload_id)) else None
+        upload = _read_upload(folder) if _UPLOAD.fullmatch(str(upload_id)) else None
         if upload is None:
             raise NotFoundError("no such upload")
-        if not isinstance(upload.get("key"), str) or not all(
-            isinstance(upload.get(name), dict) for name in ("metadata", "tags")
-        ):
-            raise BackendError(f"{folder}/upload.json is damaged")
         if upload["key"] != key:
             raise NotFoundError("no such upload of this key")
         return folder, upload
@@ -245,13 +255,37 @@ class DirectoryS3(ObjectStore):
                 status = path.stat()
             except FileNotFoundError:
                 raise NotFoundError("no such object") from None
+            if not stat.S_ISREG(status.st_mode):
+                raise BackendError(f"{path} is no regular file: move it away")
             etag = _etag(status)
-            beside = files.read_json(self._sidecar(path, etag))
+            sidecar = self._sidecar(path, etag)
+            beside = files.read_json(sidecar)
             # A sidecar goes when its object was replaced: look again then.
             if beside is not None or _etag(path.stat()) == etag:
                 break
-        info = ObjectInfo(size=status.st_size, etag=etag, metadata=(beside or {}).get("metadata", {}))
-        return info, (beside or {}).get("tags", {})
+        if beside is None:
+            beside = {name: {} for name in _CARRIED}
+        elif not _carries(beside):
+            raise BackendError(
+                f"{sidecar} is damaged: remove it, and the object has neither metadata nor tags"
+            )
+        return ObjectInfo(size=status.st_size, etag=etag, metadata=beside["metadata"]), beside["tags"]
+
+
+def _read_upload(folder: Path) -> dict[str, Any] | None:
+    path = folder / "upload.json"
+    upload = files.read_json(path)
+    if upload is not None and not (isinstance(upload.get("key"), str) and _carries(upload)):
+        raise BackendError(f"{path} is damaged: remove {folder}, its parts are lost")
+    return upload
+
+
+def _carries(document: dict[str, Any]) -> bool:
+    """Whether it has an object's metadata and tags, strings each."""
+    carried = [document.get(name) for name in _CARRIED]
+    return all(
+        isinstance(each, dict) and all(isinstance(value, str) for value in each.values()) for each in carried
+    )
 
 
 def _file_name(key: str) -> str:
