@@ -149,7 +149,8 @@ class TaskRun:
         if not isinstance(error, (AmistoreError, CancelledError)):
             _logger.exception("%s: unexpected", record.task_id)
             error = AmistoreError(f"{type(error).__name__}: {error}")
-        reason = hide_secrets(str(error))
+        # A file name may hold bytes that are no text; SQLite takes text.
+        reason = hide_secrets(str(error)).encode(errors="backslashreplace").decode()
         self._journal.fail(record.lease, reason)
         if isinstance(error, CancelledError):
             tell(record, "cancelled")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,18 @@ def test_a_store_whose_upload_somebody_has_changed_goes_on_with_what_is_there(
     assert cloud.s3.list_multipart_uploads(BUCKET) == []
     with amistore.open(cloud.s3.open_object(BUCKET, task.object_key)) as archive:
         archive.verify().check()
+
+
+def test_a_reason_that_is_no_text_is_told_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one with a file's name may be that is no UTF-8."""
+    cloud, image_id = account()
+
+    def fail(*arguments: Any) -> Any:
+        raise amistore.NotFoundError(f"no such file: {os.fsdecode(bytes([65, 255]))}")
+
+    monkeypatch.setattr(cloud.ebs, "get_snapshot_block", fail)
+    with TaskEngine(cloud) as engine:
+        task = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        with pytest.raises(amistore.TaskFailedError, match=r"no such file: A\\udcff"):
+            engine.wait(task)
+    assert cloud.s3.list_multipart_uploads(BUCKET) == []
