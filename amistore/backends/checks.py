@@ -24,7 +24,7 @@ from amistore.errors import (
     InvalidValueError,
     NotFoundError,
 )
-from amistore.model import Image, Snapshot
+from amistore.model import Image, Snapshot, fields
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
@@ -39,14 +39,18 @@ __all__ = [
     "check_path",
     "check_range",
     "check_registrable",
+    "check_snapshot_id",
     "check_storable",
     "check_untaken",
     "check_volume_size",
+    "is_image_id",
+    "is_snapshot_id",
     "new_id",
     "new_image",
 ]
 
-_IMAGE_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+_IMAGE_ID = re.compile(fields.IMAGE_ID)
+_SNAPSHOT_ID = re.compile(fields.SNAPSHOT_ID)
 # S3 user guide, "Bucket naming rules".
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # EC2 API reference, RegisterImage, Name.
@@ -95,9 +99,25 @@ def check_path(given: object, role: str) -> Path:
     return Path(given)
 
 
+def is_image_id(image_id: object) -> bool:
+    """Whether it is of EC2's form: ``ami-`` and 8 or 17 hexadecimal digits."""
+    return isinstance(image_id, str) and _IMAGE_ID.fullmatch(image_id) is not None
+
+
+def is_snapshot_id(snapshot_id: object) -> bool:
+    """Whether it is of EC2's form: ``snap-`` and 8 or 17 hexadecimal digits."""
+    return isinstance(snapshot_id, str) and _SNAPSHOT_ID.fullmatch(snapshot_id) is not None
+
+
+def check_snapshot_id(snapshot_id: object) -> None:
+    """Of an id that is put into a path: no snapshot has one of another form."""
+    if not is_snapshot_id(snapshot_id):
+        raise NotFoundError("no such snapshot")
+
+
 def check_image_id(image_id: object) -> None:
     """Of EC2's form; no image has another one."""
-    if not isinstance(image_id, str) or not _IMAGE_ID.fullmatch(image_id):
+    if not is_image_id(image_id):
         error = NotFoundError("no such image: an id is ami- and 8 or 17 hexadecimal digits")
         error.locate(image_id=image_id)
         raise error

@@ -19,6 +19,8 @@ import attrs
 from amistore.errors import InvalidValueError
 
 __all__ = [
+    "IMAGE_ID",
+    "SNAPSHOT_ID",
     "boolean",
     "extra",
     "from_wire",
@@ -35,6 +37,8 @@ V = TypeVar("V")
 
 # EC2 resource ids: a prefix and 8 or, since 2018, 17 hexadecimal digits ("Resource IDs").
 _ID = r"-(?:[0-9a-f]{17}|[0-9a-f]{8})"
+IMAGE_ID = "ami" + _ID
+SNAPSHOT_ID = "snap" + _ID
 
 # Deep enough for any EC2 answer, and far from the interpreter's own limit, which depends on
 # who calls.

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, get_args
 import attrs
 from attrs.validators import optional
 
+from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import InvalidValueError
 from amistore.tasks.columns import TEXT, check_request, json_list, like, rule, tuple_of, whole
 from amistore.tasks.task import RestoreImageTask, SnapshotProgress, StoreImageTask, TaskState
@@ -27,8 +28,8 @@ Stage = Literal["queued", "running", "undoing", "ended"]
 MOST_GIB: Final = 2**40
 """More than any image has; the sum of all tasks fits into an integer of SQLite's."""
 
-_IMAGE_ID: Final = like("ami-(?:[0-9a-f]{17}|[0-9a-f]{8})", "an AMI's id")
-_SNAPSHOT_ID: Final = like("snap-(?:[0-9a-f]{17}|[0-9a-f]{8})", "a snapshot's id")
+_IMAGE_ID: Final = rule("an AMI's id", is_image_id)
+_SNAPSHOT_ID: Final = rule("a snapshot's id", is_snapshot_id)
 _SIZE: Final = whole(most=MOST_GIB)
 _YEAR_10000: Final = 253_402_300_800_000  # no date of Python's
 

@@ -7,10 +7,10 @@ guide, "Tag your Amazon EC2 resources", restrictions. Next: `pages.py` has the r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar, cast
 
+from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import InvalidRequestError
 from amistore.model import Tag
 from amistore.tasks.task import TagSpecification
@@ -36,16 +36,16 @@ _LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
 
 def check_image_id(image_id: object) -> str:
     """``ami-`` and 8 or 17 hexadecimal digits."""
-    if not isinstance(image_id, str) or not re.fullmatch("ami-(?:[0-9a-f]{17}|[0-9a-f]{8})", image_id):
+    if not is_image_id(image_id):
         raise InvalidRequestError(f"{image_id!r} is no AMI's id", code="InvalidAMIID.Malformed")
-    return image_id
+    return str(image_id)
 
 
 def check_snapshot_id(snapshot_id: object) -> str:
     """``snap-`` and 8 or 17 hexadecimal digits."""
-    if not isinstance(snapshot_id, str) or not re.fullmatch("snap-(?:[0-9a-f]{17}|[0-9a-f]{8})", snapshot_id):
+    if not is_snapshot_id(snapshot_id):
         raise InvalidRequestError(f"{snapshot_id!r} is no snapshot's id", code="InvalidSnapshotID.Malformed")
-    return snapshot_id
+    return str(snapshot_id)
 
 
 def needed(given: object, role: str) -> str:

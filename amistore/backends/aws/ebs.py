@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +41,6 @@ __all__ = ["AWSBlockStore"]
 
 _logger = logging.getLogger("amistore")
 
-_ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
 _IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives tokens too
@@ -111,7 +109,7 @@ class AWSBlockStore(BlockStore):
     def _page(self, snapshot_id: str, first: int, place: dict[str, Any]) -> BlockPage:
         tokens = self._tokens_of(snapshot_id)
         with tokens.lock, aws_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-            _check_id(snapshot_id)
+            checks.check_snapshot_id(snapshot_id)
             answer = self.connection.client("ebs").list_snapshot_blocks(
                 SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place
             )
@@ -135,7 +133,7 @@ class AWSBlockStore(BlockStore):
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         with aws_errors("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
-            _check_id(snapshot_id)
+            checks.check_snapshot_id(snapshot_id)
             listing, _, token = block_token.partition(":")
             number = int(listing) if listing.isdecimal() else 0
             tokens = self._tokens_of(snapshot_id)
@@ -241,7 +239,7 @@ class AWSBlockStore(BlockStore):
             checks.check_block(snapshot_id, 65_536, block_index, content, checksum)
         facts: dict[str, Any] = {"snapshot_id": snapshot_id, "block_index": block_index}
         with self._appearing(snapshot_id), aws_errors("put_snapshot_block", **facts):
-            _check_id(snapshot_id)
+            checks.check_snapshot_id(snapshot_id)
             given = base64.b64encode(checksum).decode()
             answer = self._lean().request(
                 "PUT",
@@ -263,7 +261,7 @@ class AWSBlockStore(BlockStore):
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with self._appearing(snapshot_id), aws_errors("complete_snapshot", snapshot_id=snapshot_id):
-            _check_id(snapshot_id)
+            checks.check_snapshot_id(snapshot_id)
             client = self.connection.client("ebs")
             try:
                 answer = client.complete_snapshot(
@@ -294,13 +292,13 @@ class AWSBlockStore(BlockStore):
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         with aws_errors("delete_snapshot", snapshot_id=snapshot_id):
-            _check_id(snapshot_id)
+            checks.check_snapshot_id(snapshot_id)
             self._started.pop(snapshot_id, None)
             self.connection.client("ec2").delete_snapshot(SnapshotId=snapshot_id)
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
-            _check_id(snapshot_id)
+            checks.check_snapshot_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
             for found in member_of(answer, "Snapshots"):
                 member_of(found, "State")  # what broke off must not pass for a completed snapshot
@@ -339,12 +337,6 @@ class AWSBlockStore(BlockStore):
     def _tokens_of(self, snapshot_id: str) -> _Tokens:
         with self._lock:
             return self._tokens.setdefault(snapshot_id, _Tokens())
-
-
-def _check_id(snapshot_id: str) -> None:
-    """Of an id that is put into a path."""
-    if not isinstance(snapshot_id, str) or not _ID.fullmatch(snapshot_id):
-        raise NotFoundError("no such snapshot")
 
 
 def _checksum(headers: Mapping[str, str]) -> bytes:

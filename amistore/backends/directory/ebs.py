@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,6 @@ from amistore.units import BLOCK_SIZE, GIB, MIB
 
 __all__ = ["DirectoryEBS"]
 
-_ID = re.compile(r"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 _DIGESTS = {"pending": "digests.pending", "completed": "digests"}
 _DIGEST_SIZE = 32
 _ABSENT = bytes(_DIGEST_SIZE)  # no block has this SHA-256
@@ -179,8 +177,7 @@ class DirectoryEBS(BlockStore):
 
     def _folder(self, snapshot_id: str) -> Path:
         """The folder of an id that may come from anywhere."""
-        if not isinstance(snapshot_id, str) or not _ID.fullmatch(snapshot_id):
-            raise NotFoundError("no such snapshot")
+        checks.check_snapshot_id(snapshot_id)
         return self.root / snapshot_id
 
     @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import attrs
@@ -15,8 +14,6 @@ from amistore.model import Image
 from amistore.model.fields import to_wire
 
 __all__ = ["DirectoryEC2"]
-
-_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 
 
 @attrs.frozen
@@ -42,7 +39,7 @@ class DirectoryEC2(ImageRegistry):
 
     def find_images(self, name: str) -> list[Image]:
         with files.operation("find_images"):
-            ids = sorted(path.stem for path in self.root.glob("ami-*.json") if _ID.fullmatch(path.stem))
+            ids = sorted(path.stem for path in self.root.glob("ami-*.json") if checks.is_image_id(path.stem))
             named = [each for each in ids if (files.read_json(self._path(each)) or {}).get("Name") == name]
             found = [self._read(each) for each in named]
         return [image for image in found if image is not None]
@@ -74,7 +71,7 @@ class DirectoryEC2(ImageRegistry):
             files.sync_directory(self.root)
 
     def _read(self, image_id: str) -> Image | None:
-        if not isinstance(image_id, str) or not _ID.fullmatch(image_id):
+        if not checks.is_image_id(image_id):
             return None
         image = files.read_value(self._path(image_id), Image)
         if image is not None and image.image_id != image_id:
