@@ -9,7 +9,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import attrs
 import pytest
@@ -19,7 +18,6 @@ from amistore.backends import ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     AmistoreError,
-    InvalidRequestError,
     NotFoundError,
     SourceChangedError,
 )
@@ -398,19 +396,6 @@ class ObjectStoreContract:
             objects.store.delete_object(bucket, "key")
         with pytest.raises(NotFoundError):
             objects.store.put_object(bucket, "key", [b"x"])
-
-    @pytest.mark.parametrize("name", [None, 5, b"archive", ["archive"]], ids=str)
-    def test_a_bucket_and_a_key_that_are_no_text_are_refused(self, objects: BucketCase, name: Any) -> None:
-        store = objects.store
-        for bucket, key in ((name, "key"), (objects.bucket, name)):
-            with pytest.raises(InvalidRequestError):
-                store.head_object(bucket, key)
-            with pytest.raises(InvalidRequestError):
-                store.get_object_range(bucket, key, 0, 1)
-            with pytest.raises(InvalidRequestError):
-                store.delete_object(bucket, key)
-            with pytest.raises(InvalidRequestError):
-                store.create_multipart_upload(bucket, key)
 
     @pytest.mark.parametrize("upload", ["upload-00000000000000000", "", "../uploads", "upload-\0"])
     def test_an_unknown_upload_is_not_found(self, objects: BucketCase, upload: str) -> None:

@@ -80,3 +80,25 @@ class TestDirectoryImageRegistry(ImageRegistryContract):
     def registry(self, tmp_path: Path):
         backend = amistore.DirectoryBackend(tmp_path)
         return RegistryCase(registry=backend.ec2, store=backend.ebs)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"archive", ["archive"]], ids=str)
+@pytest.mark.parametrize("kind", ["memory", "directory", "aws"])
+def test_a_bucket_and_a_key_that_are_no_text_are_refused(kind: str, name: object, tmp_path: Path) -> None:
+    if kind == "aws":
+        boto3 = pytest.importorskip("boto3")
+        session = boto3.Session("AKIDEXAMPLE", "secret", region_name="us-east-2")
+        endpoints = {"s3": "http://127.0.0.1:9"}  # where nothing answers: it is not asked
+        store = amistore.AWSBackend(session, endpoint_urls=endpoints).s3
+    else:
+        backend = amistore.MemoryBackend() if kind == "memory" else amistore.DirectoryBackend(tmp_path)
+        store = bucket_of(backend).store
+    for bucket, key in ((name, "key"), ("archive", name)):
+        with pytest.raises(amistore.InvalidRequestError):
+            store.head_object(bucket, key)
+        with pytest.raises(amistore.InvalidRequestError):
+            store.get_object_range(bucket, key, 0, 1)
+        with pytest.raises(amistore.InvalidRequestError):
+            store.delete_object(bucket, key)
+        with pytest.raises(amistore.InvalidRequestError):
+            store.create_multipart_upload(bucket, key)

@@ -16,5 +16,6 @@ def test_a_backend_around_another_is_in_the_same_place(
 ) -> None:
     inner = DirectoryBackend(tmp_path)
     outer: Backend = wrap(inner)
-    assert (outer.ebs.where, outer.s3.where) == (f"{tmp_path / 'ebs'}", f"{tmp_path / 's3'}")
+    assert (outer.ebs.where, outer.s3.where) == (inner.ebs.where, inner.s3.where)
+    assert inner.ebs.where
     assert outer.journal == inner.journal is not None

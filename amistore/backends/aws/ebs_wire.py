@@ -7,6 +7,7 @@ docs/decisions/0012). One attempt a request, and no request without an end.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import ssl
@@ -90,7 +91,7 @@ class Wire:
         signed = self._sign(method, f"{self._url}{target}", {**headers, "X-Amz-Content-SHA256": payload})
         head = self._head(method, target, signed, body)
         try:
-            answer, content = self._exchange(method, head, body)
+            answer, content, whole = self._exchange(method, head, body)
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise _failed(error, self._url, operation, **facts) from None
         found: Any = answer.headers  # a mapping in all that is used of it
@@ -98,7 +99,7 @@ class Wire:
         if answer.status >= 300:
             code, message, reason = _fault(found, content)
             raise service_error(code, message, answer.status, operation, reason=reason, **facts)
-        if not answer.isclosed():  # it has bytes that were not read
+        if not whole:
             declared = found.get("Content-Length", "")[:20]
             raise BackendError(
                 f"the answer broke off after {len(content)} of {declared} bytes"
@@ -123,8 +124,11 @@ class Wire:
 
     def _exchange(
         self, method: str, head: bytes, body: Buffer | None
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        """Send a request and read its answer, whose connection is used again only after its end."""
+    ) -> tuple[http.client.HTTPResponse, bytes, bool]:
+        """Send a request and read its answer, and tell whether that is all of it.
+
+        Its connection is used again only after its end.
+        """
         limits = self._limits
         end = time.monotonic() + limits.attempt
         connection = self._pool.take()
@@ -132,11 +136,13 @@ class Wire:
         try:
             sent = _send(connection.sock, head, body, limits.attempt)
             incoming: Any = Incoming(connection.sock, limits.read, end)
-            answer = http.client.HTTPResponse(incoming, method=method)
-            answer.begin()
-            content = answer.read(_MOST)
-            keep = sent and answer.isclosed() and not answer.will_close
-            return answer, content
+            # Closed here: Python 3.13 tells of one that is not, whose file was collected before it.
+            with contextlib.closing(http.client.HTTPResponse(incoming, method=method)) as answer:
+                answer.begin()
+                content = answer.read(_MOST)
+                whole = answer.isclosed()
+                keep = sent and whole and not answer.will_close
+            return answer, content, whole
         finally:
             if keep:
                 self._pool.give(connection)
