@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def ours(tmp_path: Path) -> Iterator[Callable[[str], MemoryBackend | DirectoryBa
 
 @pytest.mark.parametrize("kind", ["memory", "directory"])
 def test_a_backend_with_random_faults_gives_the_same_bytes_or_a_typed_error(
-    kind: str, ours: Callable[[str], MemoryBackend | DirectoryBackend], capsys: pytest.CaptureFixture[str]
+    kind: str, ours: Callable[[str], MemoryBackend | DirectoryBackend]
 ) -> None:
     outcomes: Outcomes = collections.Counter()
     for seed in range(RUNS):
@@ -91,7 +90,7 @@ def test_a_backend_with_random_faults_gives_the_same_bytes_or_a_typed_error(
         outcomes[rate, move_and_check(RetryingBackend(faulty, QUICK), faulty, inner, ids)] += 1
     for rate in RATES[:2]:
         assert {outcome for each, outcome in outcomes if each == rate} == {"complete"}
-    report(capsys, kind, outcomes)
+    report(kind, outcomes)
 
 
 def move_and_check(backend: Backend, faulty: FaultyBackend, inner: Backend, ids: list[str]) -> str:
@@ -124,9 +123,7 @@ def move_and_check(backend: Backend, faulty: FaultyBackend, inner: Backend, ids:
     return outcome
 
 
-def test_aws_with_random_faults_gives_the_same_bytes_or_a_typed_error(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_aws_with_random_faults_gives_the_same_bytes_or_a_typed_error() -> None:
     outcomes: Outcomes = collections.Counter()
     for seed in range(RUNS if LONG else RUNS // 2):
         rate = RATES[seed % len(RATES)]
@@ -146,7 +143,7 @@ def test_aws_with_random_faults_gives_the_same_bytes_or_a_typed_error(
             assert max(aws.log.blocks.values(), default=0) <= QUICK.attempts
     for rate in RATES[:2]:
         assert {outcome for each, outcome in outcomes if each == rate} == {"complete"}
-    report(capsys, "aws", outcomes)
+    report("aws", outcomes)
 
 
 def aws_outcome(aws: FakeAWS, backend: Backend, image_id: str) -> str:
@@ -159,8 +156,7 @@ def aws_outcome(aws: FakeAWS, backend: Backend, image_id: str) -> str:
     return "complete"
 
 
-def report(capsys: pytest.CaptureFixture[str], name: str, outcomes: Outcomes) -> None:
-    with capsys.disabled():
-        for rate in RATES:
-            ended = {outcome: count for (each, outcome), count in sorted(outcomes.items()) if each == rate}
-            sys.stdout.write(f"\n{name}: {rate:.0%} faults in every call: {ended}")
+def report(name: str, outcomes: Outcomes) -> None:
+    for rate in RATES:
+        ended = {outcome: count for (each, outcome), count in sorted(outcomes.items()) if each == rate}
+        print(f"{name}: {rate:.0%} faults in every call: {ended}")
