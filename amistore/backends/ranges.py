@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import io
 import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,20 @@ class FileRanges(RangeReader):
         target = Path(path)
         self.name = str(target)
         with files.operation("open"):
-            self._file = target.open("rb", buffering=0)
-            self.size = self._file.seek(0, io.SEEK_END)  # of a block device too
-            self._pin = _change(self._file.fileno())
+            # Without O_NONBLOCK the opening of a FIFO would wait for one who writes to it.
+            descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                mode = os.fstat(descriptor).st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                    raise InvalidRequestError(
+                        f"{self.name} is neither a file nor a block device; amistore.unpack reads a pipe"
+                    )
+                self.size = os.lseek(descriptor, 0, os.SEEK_END)  # of a block device too
+                self._pin = _change(descriptor)
+                self._file = os.fdopen(descriptor, "rb", buffering=0)
+            except BaseException:
+                os.close(descriptor)
+                raise
 
     def read(self, offset: int, length: int) -> bytes:
         with files.operation("read"):

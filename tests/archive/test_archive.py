@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -72,3 +73,10 @@ def test_what_cannot_be_opened_leaves_no_file_open(tmp_path: Path) -> None:
         with pytest.raises(amistore.CorruptArchiveError):
             amistore.open(tmp_path / "junk")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_pipe_and_a_folder_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(amistore.InvalidRequestError, match="neither a file nor a block device"):
+            amistore.open(path)

@@ -107,13 +107,15 @@ class TestImportDisk:
             cloud.import_disk("/no/such/disk", name="web")
         assert files_in(cloud.path) == before
 
-    @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "nul", "surrogate", "too large"])
+    @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "fifo", "nul", "surrogate", "too large"])
     def test_a_disk_that_is_none_is_refused_and_leaves_nothing(self, cloud, tmp_path, kind):
         path: str | Path = tmp_path / kind
         if kind == "empty":
             Path(path).touch()
         elif kind == "folder":
             Path(path).mkdir()
+        elif kind == "fifo":
+            os.mkfifo(path)
         elif kind == "nul":
             path = "disk\0.raw"
         elif kind == "surrogate":

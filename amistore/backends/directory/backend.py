@@ -104,7 +104,11 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             raise
 
     def _import_snapshot(self, path: Path) -> str:
-        with files.operation("import_disk", path=path), files.open_descriptor(path) as descriptor:
+        waiting_for_none = os.O_RDONLY | os.O_NONBLOCK  # as the opening of a FIFO would
+        with (
+            files.operation("import_disk", path=path),
+            files.open_descriptor(path, waiting_for_none) as descriptor,
+        ):
             # A file's name may hold bytes that are no UTF-8.
             name = os.fsencode(path.name).decode(errors="replace")
             size = disk.disk_size(path, descriptor)
