@@ -156,7 +156,7 @@ def compare(
         archive: an opened archive, or a path, URL or file to open: the side before.
         source: where the snapshots are: the side after. Each listed block is read.
         snapshots: the live snapshot's id for an archived one's, or an image that was restored from
-            the archive, device by device; None for the same ids.
+            the archive, by the archive's devices; None for the same ids.
         workers: threads; None for the number of CPUs.
         progress: called with a `Progress` now and then.
 
@@ -214,7 +214,14 @@ def _by_device(archived: Image, restored: Image) -> dict[str, str]:
     missing = sorted(set(_devices(archived)) - set(new))
     if missing:
         raise InvalidRequestError(f"{restored.image_id} has no snapshot for {missing[0]}")
-    return {snapshot_id: new[device] for device, snapshot_id in _devices(archived).items()}
+    found: dict[str, str] = {}
+    for device, snapshot_id in _devices(archived).items():
+        if found.setdefault(snapshot_id, new[device]) != new[device]:
+            raise InvalidRequestError(
+                f"{snapshot_id} is on several devices, and {restored.image_id} has another snapshot on each: "
+                "compare one with snapshots={...}"
+            )
+    return found
 
 
 def _devices(image: Image) -> dict[str, str]:

@@ -19,7 +19,7 @@ from itertools import chain
 import attrs
 import zstandard
 
-from amistore.archive.reader import has_digest, opens
+from amistore.archive.reader import has_digest, is_exactly, opens
 from amistore.archive.scan import Found, FoundSegment
 from amistore.backends.ranges import RangeReader
 from amistore.container import (
@@ -110,7 +110,7 @@ class _Search:
         self._preludes = self._find_preludes()
 
     def pieces(self) -> Pieces:
-        if self._ranges.read_intact(0, len(PREAMBLE), PREAMBLE.__eq__) != PREAMBLE:
+        if self._ranges.read_intact(0, len(PREAMBLE), is_exactly(PREAMBLE)) != PREAMBLE:
             self._findings.append("PREAMBLE was damaged")
         names, unnamed = self._names()
         return Pieces(

@@ -29,7 +29,7 @@ from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveE
 from amistore.model import Image
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment", "has_crc", "has_digest", "opens"]
+__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment", "has_crc", "has_digest", "is_exactly", "opens"]
 
 _logger = logging.getLogger("amistore")
 
@@ -310,6 +310,11 @@ class ContainerFile:
 def has_digest(digest: bytes) -> Callable[[bytes], bool]:
     """A check of bytes by their SHA-256."""
     return lambda content: hashlib.sha256(content).digest() == digest
+
+
+def is_exactly(expected: bytes) -> Callable[[bytes], bool]:
+    """A check of bytes that are known."""
+    return lambda content: content == expected
 
 
 def has_crc(crc32: int) -> Callable[[bytes], bool]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from amistore.archive.reader import ContainerFile, LoadedSegment, has_digest, opens
+from amistore.archive.reader import ContainerFile, LoadedSegment, has_digest, is_exactly, opens
 from amistore.archive.report import VerifyReport
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import (
@@ -155,7 +155,7 @@ class Verification:
         for record, content in parts:
             expected.update(content)
             wrong = "it is not as the index says"
-            self._container.read(offset, len(content), record, content.__eq__, wrong)
+            self._container.read(offset, len(content), record, is_exactly(content), wrong)
             offset += len(content)
         if (offset, expected.digest()) != (index.front_end, index.front_digest):
             raise CorruptArchiveError("the front is not the one that the index was made for", record="INDX")
@@ -309,7 +309,7 @@ class Verification:
             return
         expected = pad_record(size)
         wrong = "PAD has another length or does not hold zeros"
-        self._container.read(offset, size, "PAD", expected.__eq__, wrong)
+        self._container.read(offset, size, "PAD", is_exactly(expected), wrong)
 
     def _gap(self, offset: int, end: int) -> None:
         """Records of unknown type are all that may stand here, and nothing at the end of data."""
@@ -339,9 +339,9 @@ class Verification:
         changed = "the file changed while it was open"
         end, expected = layout.END_FRAME, foot.encode()
         wrong = "the frame that ends the tar is damaged"
-        container.read(foot.data_end, len(end), "end of tar", end.__eq__, wrong)
+        container.read(foot.data_end, len(end), "end of tar", is_exactly(end), wrong)
         container.read(foot.index_offset, foot.index_length, "INDX", has_digest(foot.index_digest), changed)
-        container.read(container.size - len(expected), len(expected), "FOOT", expected.__eq__, changed)
+        container.read(container.size - len(expected), len(expected), "FOOT", is_exactly(expected), changed)
 
     def _report(self, offset: int) -> None:
         if self._progress is not None:

@@ -282,9 +282,14 @@ class ObjectRanges(RangeReader):
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
         try:
-            return get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
+            content = get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
         except AmistoreError:
             raise
         except Exception as error:
             message = f"{self.name}: {type(error).__name__}: {error}"
             raise BackendError(message, operation="get_object_range") from error
+        if not isinstance(content, bytes):
+            raise InvalidRequestError(
+                f"{type(self._store).__name__}.get_object_range must give bytes, not {type(content).__name__}"
+            )
+        return content

@@ -165,8 +165,9 @@ class _HTTPRanges(_RemoteRanges):
         return first, content
 
     def _range(self, offset: int, length: int) -> bytes:
-        if self._tail and offset >= self._tail_offset:  # the first time: what was read there already
-            tail, self._tail = self._tail, b""
+        tail = self._tail
+        if tail and offset >= self._tail_offset:  # the first time: what was read there already
+            self._tail = b""
             return tail[offset - self._tail_offset :][:length]
         first, content = self._get(f"bytes={offset}-{offset + length - 1}", length)
         if first != offset or len(content) != length:
@@ -205,7 +206,10 @@ class _HTTPRanges(_RemoteRanges):
         """The answer's bytes, one more than were asked for at most; urllib3 limits each pause only."""
         deadline = time.monotonic() + _LONGEST
         content = bytearray()
-        while len(content) <= length and (piece := answer.read1(length + 1 - len(content))):
+        while len(content) <= length and (
+            # A range is of the encoded bytes (RFC 9110, 14.1.2), whatever they are said to be.
+            piece := answer.read1(length + 1 - len(content), decode_content=False)
+        ):
             content += piece
             if time.monotonic() > deadline:
                 raise BackendError(

@@ -194,7 +194,8 @@ class Retrier:
             return None
         policy = self.policy
         if isinstance(error, _NotGoodError):  # it says nothing of the service: no pause, and no budget
-            return 0.0 if attempt < policy.attempts else None
+            late = self._clock() - began > policy.operation_limit
+            return 0.0 if attempt < policy.attempts and not late else None
         # A snapshot just started appears after up to two minutes: attempts do not count then.
         appearing = isinstance(error, NotFoundError)
         if attempt >= policy.attempts and not appearing:

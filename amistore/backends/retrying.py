@@ -347,7 +347,10 @@ class RetryingBackend(Backend):
         return f"RetryingBackend({self._inner!r})"
 
     def preflight(self, image: Image) -> None:
-        self._retrier.call("ec2", self._inner.preflight, image)
+        if isinstance(self._inner, RetryingBackend):  # which makes its own calls again
+            self._inner.preflight(image)
+        else:
+            self._retrier.call("ec2", self._inner.preflight, image)
 
     def sweep(self) -> tuple[str, ...]:
         return self._inner.sweep()

@@ -173,22 +173,24 @@ class Journal:
         Raises:
             AlreadyExistsError: another task in progress makes the same object, or name.
             InvalidRequestError: the quota is used up; ``ResourceLimitExceeded``.
+            JournalError: a task that does the same is damaged.
         """
         with self._writing() as database:
             same = ("bucket = ? AND object_key = ?", [record.bucket, record.object_key])
             if record.kind == "restore":
                 same = ("name = ?", [str(record.name)])
-            sql = f"SELECT task_id FROM task WHERE {_IN_PROGRESS} AND {same[0]}"
-            found = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
-            if found is not None and record.kind == "store":
+            sql = f"SELECT * FROM task WHERE {_IN_PROGRESS} AND {same[0]}"
+            row = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
+            other = None if row is None else self._record(row).task_id
+            if other is not None and record.kind == "store":
                 raise AlreadyExistsError(
-                    f"{found[0]} is storing it: wait for that task, which goes on with it if nobody does",
+                    f"{other} is storing it: wait for that task, which goes on with it if nobody does",
                     bucket=record.bucket,
                     key=record.object_key,
                 )
-            if found is not None:
+            if other is not None:
                 raise AlreadyExistsError(
-                    f"{found[0]} is restoring an image named {record.name!r}: wait for that task, or give "
+                    f"{other} is restoring an image named {record.name!r}: wait for that task, or give "
                     "another name"
                 )
             used = self.in_progress(record.place, record.kind)

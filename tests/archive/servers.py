@@ -31,6 +31,7 @@ class Resource:
     etag: str | None = '"one"'
     changed: str | None = None
     ranges: bool = True
+    encoding: str | None = None  # that its bytes are said to have
     key: str | None = None  # that the query must hold, as a presigned URL's does
     token: str | None = None  # that Authorization must be
     location: str = "/ami.bin"  # where /moved leads
@@ -104,7 +105,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(416)
             return
         members = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
-        for name, value in (("ETag", self.resource.etag), ("Last-Modified", self.resource.changed)):
+        for name, value in (
+            ("ETag", self.resource.etag),
+            ("Last-Modified", self.resource.changed),
+            ("Content-Encoding", self.resource.encoding),
+        ):
             if value:
                 members[name] = value
         body = bytearray(content[first : last + 1])

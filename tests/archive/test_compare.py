@@ -155,6 +155,10 @@ def test_a_restored_image_is_compared_device_by_device() -> None:
     found = amistore.compare(io.BytesIO(container), cloud.ebs, snapshots=restored)
     assert found.equal
     assert len(found.volumes) == 5
+    twice = images.image([ids[0], ids[0]])
+    container = b"".join(amistore.pack(twice, cloud.ebs))
+    with pytest.raises(amistore.InvalidRequestError, match="on several devices"):
+        amistore.compare(io.BytesIO(container), cloud.ebs, snapshots=images.image(ids[:2]))
     less = attrs.evolve(restored, block_device_mappings=restored.block_device_mappings[1:])
     with pytest.raises(amistore.InvalidRequestError, match="has no snapshot for"):
         amistore.compare(io.BytesIO(container), cloud.ebs, snapshots=less)

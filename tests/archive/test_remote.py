@@ -154,6 +154,12 @@ def test_a_lasting_fault_is_a_typed_error(
         assert url in str(caught.value)
 
 
+def test_bytes_are_taken_as_they_are_whatever_encoding_they_are_said_to_have() -> None:
+    with serving(Resource(CONTAINER, encoding="gzip")) as url, amistore.open(url) as archive:
+        read(archive)
+        assert archive.verify().ok
+
+
 def test_an_end_that_is_damaged_is_asked_for_five_times_too() -> None:
     damaged = bytearray(CONTAINER)
     damaged[-40] ^= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -633,3 +634,23 @@ def test_blocks_that_vanish_from_the_list_of_digests_are_missed(tmp_path: Path) 
         digests.write(bytes(32))
     with pytest.raises(amistore.ChecksumMismatchError, match="digests is damaged"):
         cloud.ebs.list_snapshot_blocks(snapshot_id)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0123456789abcdef\n", None], ids=str)
+def test_an_identity_that_is_damaged_is_told_with_its_file(tmp_path: Path, content: bytes | None):
+    amistore.DirectoryBackend(tmp_path)
+    (tmp_path / "id").unlink()
+    if content is None:
+        os.mkfifo(tmp_path / "id")
+    else:
+        (tmp_path / "id").write_bytes(content)
+    with pytest.raises(amistore.BackendError, match=re.escape(f"{tmp_path / 'id'}")):
+        amistore.DirectoryBackend(tmp_path)
+
+
+def test_metadata_stays_where_the_filesystem_gives_two_objects_the_same_time(cloud, monkeypatch):
+    cloud.s3.create_bucket("archive")
+    monkeypatch.setattr("amistore.backends.directory.s3._etag", lambda status: f"{status.st_size}")
+    for version in ("1", "2"):
+        cloud.s3.put_object("archive", "key", b"same size", metadata={"version": version})
+    assert cloud.s3.head_object("archive", "key").metadata == {"version": "2"}

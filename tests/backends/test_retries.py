@@ -334,6 +334,18 @@ def test_the_last_result_is_given_though_it_is_not_good(clock):
     assert clock.retrier(attempts=3).call_until(lambda result: False, "s3", lambda: next(results)) == 2
 
 
+def test_no_attempt_begins_after_the_time_limit_for_results_that_are_not_good_either(clock):
+    made = []
+
+    def slow():
+        made.append(clock.now)
+        clock.now += 60
+        return b"damaged"
+
+    clock.retrier(attempts=50, operation_limit=100).call_until(lambda result: False, "s3", slow)
+    assert len(made) == 2
+
+
 def test_results_that_are_not_good_take_nothing_of_the_budget(clock):
     retrier = clock.retrier(budget=10)
     for _ in range(20):
@@ -354,6 +366,16 @@ def test_retries_around_retries_are_not_nested(clock):
         with pytest.raises(BackendError, match="attempts 3"):
             call()
     assert set(faulty.calls.values()) == {3}
+    asked = []
+
+    def preflight(image):
+        asked.append(image)
+        raise BackendError("busy", retryable=True)
+
+    faulty.preflight = preflight
+    with pytest.raises(BackendError, match="attempts 5"):
+        twice.preflight(Image(image_id="ami-01234567"))
+    assert len(asked) == 5  # of the inner one
 
 
 def test_the_error_of_a_part_from_a_file_is_raised_and_tried_again_though_a_view_is_kept(clock, tmp_path):

@@ -142,6 +142,22 @@ def test_a_damaged_task_is_named_with_a_remedy_and_keeps_no_other_from_being_tol
         kept.unlink()
 
 
+def test_a_damaged_task_in_the_way_of_a_new_one_is_told_with_its_remedy(given: Given) -> None:
+    cloud, journal, image_id = given
+    key = f"9/{image_id}.bin"
+    execute(
+        journal,
+        f"UPDATE task SET stage = 'running', object_key = '{key}', request = '{{}}' "
+        "WHERE sequence = (SELECT min(sequence) FROM task WHERE kind = 'store')",
+    )
+    with TaskEngine(cloud, journal=journal) as engine:
+        with pytest.raises(JournalError) as caught:
+            engine.create_store_image_task(image_id=image_id, bucket=f"{BUCKET}/9")
+        execute(journal, remedy(caught.value))
+        task = engine.create_store_image_task(image_id=image_id, bucket=f"{BUCKET}/9")
+        assert engine.wait(task).state == "Completed"
+
+
 def test_pages_are_full_and_lead_to_all_tasks_though_some_are_damaged(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "tasks.db")
     for number in range(7):

@@ -64,6 +64,7 @@ _PARTITIONS: Final = {
     "us-isob-": "aws-iso-b",
     "eu-isoe-": "aws-iso-e",
     "us-isof-": "aws-iso-f",
+    "eusc-": "aws-eusc",
 }
 
 _WRITING: Final = frozenset({"restore", "transfer"})
@@ -145,8 +146,13 @@ def policy(
     kms_key_arns, bucket_kms_key_arns = tuple(kms_key_arns), tuple(bucket_kms_key_arns)
     partition = _partition(partition, region)
     for arn in (*kms_key_arns, *bucket_kms_key_arns):
-        if not re.fullmatch(f"arn:{partition}:kms:[a-z0-9-]+:[0-9]{{12}}:(key|alias)/[^ ]+", str(arn)):
-            raise InvalidRequestError(f"{arn} is no ARN of a KMS key in the partition {partition}")
+        # KMS developer guide, "Specifying KMS keys in IAM policy statements": no alias stands for a key.
+        regions = rf"{region}|\*" if region else r"[a-z0-9-]+|\*"
+        if not re.fullmatch(rf"arn:{partition}:kms:({regions}):[0-9]{{12}}:key/[^ ]+", str(arn)):
+            where = region or f"the partition {partition}"
+            raise InvalidRequestError(f"{arn} is no ARN of a KMS key in {where}; an alias does not do")
+    if not re.fullmatch(r"[^*?$\s]*", str(prefix)) or not isinstance(prefix, str):
+        raise InvalidRequestError(f"{prefix!r} is no prefix of keys, or matches more than it says")
     if bucket is not None:
         checks.check_bucket(bucket)
     wanted = actions(flow, archived=archived)
@@ -188,6 +194,8 @@ def policy(
 
 def _partition(partition: str | None, region: str | None) -> str:
     """The partition of a Region, which its name begins with."""
+    if region is not None and not re.fullmatch("[a-z]+(-[a-z]+)+-[0-9]+", region):
+        raise InvalidRequestError(f"{region!r} is no Region's name, such as us-gov-east-1")
     found = next((name for start, name in _PARTITIONS.items() if (region or "").startswith(start)), "aws")
     known = ("aws", *_PARTITIONS.values())
     if partition not in (None, *known):

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from amistore.backends.directory import disk
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
+from amistore.errors import BackendError
 from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image
 from amistore.units import GIB
 
@@ -136,14 +138,18 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
 
 
 def _identity(root: Path) -> str:
-    """What is in the folder's file ``id``, made where it is missing; the path of one that is read-only."""
+    """What is in the folder's file ``id``, made where it is missing; the path where it cannot be."""
     path = root / "id"
     if not path.exists():
         try:
             with contextlib.suppress(FileExistsError), files.new_file(path) as descriptor:
                 files.write_at(descriptor, secrets.token_hex(8).encode(), 0)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
             return os.path.realpath(root)
-    return path.read_text()
+    with files.open_file(path) as descriptor:
+        found = files.read_at(descriptor, 17, 0)
+    if not re.fullmatch(b"[0-9a-f]{16}", found):
+        raise BackendError(f"{path} is damaged: put a copy back, or remove it, and tasks begin anew")
+    return found.decode()

@@ -178,13 +178,28 @@ def test_resources_are_those_of_the_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("region", "partition"),
-    [("us-gov-east-1", "aws-us-gov"), ("cn-north-1", "aws-cn"), ("eu-west-1", "aws"), (None, "aws")],
+    [
+        ("us-gov-east-1", "aws-us-gov"),
+        ("cn-north-1", "aws-cn"),
+        ("eusc-de-east-1", "aws-eusc"),
+        ("eu-west-1", "aws"),
+        (None, "aws"),
+    ],
 )
 def test_the_partition_is_the_regions(region: str | None, partition: str) -> None:
     assert policy("store", region=region, bucket="archive") == policy(
         "store", region=region, bucket="archive", partition=partition
     )
     assert f"arn:{partition}:s3:::archive/*" in json.dumps(policy("store", region=region, bucket="archive"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [KEY, KEY.replace("us-east-1", "*"), KEY.replace("key/", "key/mrk-"), KEY.split("key/")[0] + "key/*"],
+)
+def test_a_key_of_the_region_is_taken(key: str) -> None:
+    made = policy("restore", region="us-east-1", bucket="archive", kms_key_arns=[key])
+    assert key in json.dumps(made)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +210,11 @@ def test_the_partition_is_the_regions(region: str | None, partition: str) -> Non
         {"partition": "aws-foo"},
         {"kms_key_arns": ["nonsense"]},
         {"kms_key_arns": [KEY], "region": "us-gov-east-1"},
+        {"kms_key_arns": [KEY], "region": "eu-west-1"},
+        {"kms_key_arns": ["arn:aws:kms:us-east-1:123456789012:alias/disks"]},
+        {"region": "eu west 1"},
+        {"prefix": None},
+        {"prefix": "a*"},
         {"bucket_kms_key_arns": [KEY.replace("kms", "s3")]},
         {"bucket": "arn:aws:s3:::archive"},
         {"bucket": "a/b c"},
