@@ -54,7 +54,7 @@ def open_archive(
         AccessDeniedError: it may not be read.
         CorruptArchiveError: its end or index is damaged, or it is no archive.
         UnsupportedArchiveError: a newer format.
-        InvalidRequestError: arguments that do not go together.
+        InvalidRequestError: arguments that do not go together; a path of a folder or a pipe.
         ImportError: the extra that a URL needs is not installed.
     """
     ranges = open_ranges(what, bucket, key, options)

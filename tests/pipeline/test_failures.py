@@ -359,7 +359,7 @@ def test_requests_that_make_no_sense_are_refused_before_anything_is_read(tmp_pat
             amistore.pack(image, source, **wrong)  # type: ignore[arg-type]
     with pytest.raises(amistore.NotFoundError, match="nowhere"):
         amistore.open(tmp_path / "nowhere.bin")
-    with pytest.raises(amistore.BackendError):
+    with pytest.raises(amistore.InvalidRequestError):
         amistore.open(tmp_path)
     missing = images.image(["snap-0000000000000000a"])
     with pytest.raises(amistore.NotFoundError):
