@@ -11,6 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import attrs
 
@@ -139,12 +140,12 @@ class Verification:
         self.findings += findings
 
     @contextlib.contextmanager
-    def _noting(self, **facts: int | str) -> Iterator[None]:
+    def _noting(self, **facts: Any) -> Iterator[None]:
         """Note an error of the bytes as a finding; those of the backend go on up."""
         try:
             yield
         except ArchiveError as error:
-            self._note([error.locate(**facts)])  # type: ignore[arg-type]
+            self._note([error.locate(**facts)])
 
     def _front(self) -> None:
         """The front is, byte for byte, PREAMBLE and the index's copies of HEAD and manifest."""

@@ -32,8 +32,8 @@ R = TypeVar("R")
 def _number(default: float, *, least: float = 0) -> Any:
     """A number of the default's type, whole numbers always."""
 
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if type(value) not in (int, type(default)) or not value >= least:  # type: ignore[operator]
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if type(value) not in (int, type(default)) or not value >= least:
             field = f"RetryPolicy.{attribute.name}"
             rule = f"a {'whole ' if type(default) is int else ''}number from {least} on"
             raise InvalidValueError(f"{field} must be {rule}, not {value!r}", field=field, value=value)
@@ -128,7 +128,8 @@ class Retrier:
             function: is given the arguments; its errors say whether to try again.
 
         Raises:
-            AmistoreError: of the last attempt; `attempts` says how many there were.
+            AmistoreError: of the last attempt; `attempts` says how many there were. An OSError of a
+                user's backend stays one.
         """
         began = self._clock()
         attempt = 0

@@ -85,8 +85,6 @@ class Runs:
             return NotImplemented
         return self._starts == other._starts and self._lengths == other._lengths
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         shown = ", ".join(
             f"{start}+{count}" for start, count in zip(self._starts[:4], self._lengths[:4], strict=True)

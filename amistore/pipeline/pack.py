@@ -6,7 +6,7 @@ Next: `packing.py`, which does it unit by unit, and `unpack.py`, the way back.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Executor
 
 from amistore.backends import BlockSource
@@ -68,8 +68,8 @@ def pack(
     return _pieces(packed_units(planned, encode, workers=workers, executor=executor, progress=progress))
 
 
-def _pieces(units: Iterator[PackedUnit]) -> Generator[bytes, None, None]:
-    with contextlib.closing(units):  # type: ignore[type-var]
+def _pieces(units: Generator[PackedUnit, None, None]) -> Generator[bytes, None, None]:
+    with contextlib.closing(units):
         for unit in units:
             pieces = unit.pieces
             del unit  # so that a piece is freed as soon as it was taken

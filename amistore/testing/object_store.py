@@ -15,12 +15,7 @@ import pytest
 from typing_extensions import Buffer
 
 from amistore.backends import ObjectStore, UploadedPart
-from amistore.errors import (
-    AlreadyExistsError,
-    AmistoreError,
-    NotFoundError,
-    SourceChangedError,
-)
+from amistore.errors import AlreadyExistsError, AmistoreError, NotFoundError, SourceChangedError
 
 __all__ = ["BucketCase", "ObjectStoreContract"]
 

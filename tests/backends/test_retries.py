@@ -354,6 +354,17 @@ def test_results_that_are_not_good_take_nothing_of_the_budget(clock):
     assert retrier.call("s3", failing) == "done"
 
 
+def test_each_further_attempt_is_logged_without_secrets(clock, caplog):
+    caplog.set_level("INFO")
+    error = BackendError("GET /?X-Amz-Signature=CANARY: busy", retryable=True)
+    assert clock.retrier().call("s3", Failing(error, error)) == "done"
+    assert [each.partition(":")[0] for each in caplog.messages] == [
+        "attempt 1 of 5 failed, the next one in 0.1 s",
+        "attempt 2 of 5 failed, the next one in 0.2 s",
+    ]
+    assert "CANARY" not in caplog.text
+
+
 def test_retries_around_retries_are_not_nested(clock):
     faulty = FaultyBackend(MemoryBackend())
     twice = RetryingBackend(RetryingBackend(faulty), clock.retrier(attempts=3))

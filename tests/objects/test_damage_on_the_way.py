@@ -172,6 +172,26 @@ def test_a_store_that_gives_no_bytes_is_refused(kind):
         amistore.open(cloud.s3, bucket="bucket", key="key")
 
 
+def test_a_copy_of_what_is_damaged_tells_the_frame_and_the_remedy(cloud, image):
+    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    place = len(container) // 2
+    container[place] ^= 1
+    cloud.s3.put_object("bucket", "key", container)
+    with pytest.raises(amistore.CorruptArchiveError, match=r"amistore\.recover saves what is left") as caught:
+        amistore.copy_object(cloud.s3, cloud.s3, ("bucket", "key"), ("bucket", "copy"))
+    assert caught.value.record == "frame"
+    assert 0 <= place - caught.value.offset < 2 * amistore.BLOCK_SIZE + 100  # two blocks of noise a frame
+
+
+def test_a_kept_archive_that_is_there_is_told_with_what_goes_on_from_it(cloud, image):
+    image_id = cloud.ec2.register_image(image)
+    other = MemoryBackend()
+    other.s3.create_bucket("kept")
+    other.s3.put_object("kept", "key", b"there")
+    with pytest.raises(amistore.AlreadyExistsError, match=r"amistore\.restore_image goes on from it"):
+        amistore.transfer(image_id, source=cloud, destination=other, keep=("kept", "key"))
+
+
 class Stop(Exception):
     pass
 

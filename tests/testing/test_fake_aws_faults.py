@@ -67,6 +67,20 @@ def test_chance_is_repeatable(aws: FakeAWS, ebs: Any, stored: str) -> None:
     assert set(found[0]) == {200, 500}
 
 
+def test_rules_of_one_seed_do_not_follow_each_other(aws: FakeAWS, ebs: Any, stored: str) -> None:
+    found = []
+    for kind in ("500", "503"):
+        aws.faults.clear()
+        aws.log.reset()
+        aws.faults.add("ListSnapshotBlocks", kind, probability=0.5, seed=7)  # type: ignore[arg-type]
+        for _ in range(30):
+            with contextlib.suppress(botocore.exceptions.ClientError):
+                ebs.list_snapshot_blocks(SnapshotId=stored)
+        found.append([entry.status == 200 for entry in aws.log.entries])
+    assert found[0] != found[1]
+    assert True in found[0] and False in found[1]
+
+
 def test_a_fault_of_one_block(aws: FakeAWS, ebs: Any, stored: str) -> None:
     aws.faults.add("GetSnapshotBlock", "500", snapshot_id=stored, block_index=2)
     listed = pages(ebs, stored)[0]["Blocks"]

@@ -80,7 +80,7 @@ class AWSBlockStore(BlockStore):
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
     limits: TimeLimits = attrs.field(factory=TimeLimits, repr=False)
-    _wire: Any = attrs.field(init=False, repr=False, default=None)
+    _wire: Wire | None = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
     _completing: set[str] = attrs.field(init=False, repr=False, factory=set)
@@ -224,9 +224,7 @@ class AWSBlockStore(BlockStore):
                 try:
                     self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
                 except BaseException:
-                    _logger.error(
-                        "%s is begun without all its tags: delete it, if the run fails", snapshot_id
-                    )
+                    _logger.error("%s is begun without all its tags: delete it if the run fails", snapshot_id)
                     raise
         with self._lock:
             self._started[snapshot_id] = time.monotonic()
@@ -332,7 +330,7 @@ class AWSBlockStore(BlockStore):
         with self._lock:
             if self._wire is None:
                 self._wire = Wire(self.connection, self.limits)
-            return self._wire  # type: ignore[no-any-return]
+            return self._wire
 
     def _tokens_of(self, snapshot_id: str) -> _Tokens:
         with self._lock:
