@@ -32,6 +32,7 @@ def measure_reading(frames: Frames, repeats: int, work: Path) -> Iterable[Row]:
         path = Path(file.name)
         yield from _sequential(path, frames, repeats)
         yield from _random(path, frames.indexes)
+        yield from _in_a_store(path, repeats)
 
 
 def _sequential(path: Path, frames: Frames, repeats: int) -> Iterable[Row]:
@@ -64,6 +65,38 @@ def _sequential(path: Path, frames: Frames, repeats: int) -> Iterable[Row]:
             goal=goal,
             at_least=True,
             note=f"{speed / seconds:,.0f} of {speed / unpacked:,.0f} MB/s",
+        )
+
+
+def _in_a_store(path: Path, repeats: int) -> Iterable[Row]:
+    """What it costs to check each range as it comes, so that a damaged one is asked for again."""
+    memory = amistore.MemoryBackend()
+    memory.s3.create_bucket("bucket")
+    with path.open("rb") as file:
+        memory.s3.put_object("bucket", "key", iter(lambda: file.read(16 * MIB), b""))
+    checking = amistore.RetryingBackend(memory).s3
+
+    def verify(store: amistore.ObjectStore, quick: bool) -> None:
+        with amistore.open(store, bucket="bucket", key="key") as archive:
+            archive.verify(quick=quick, workers=WORKERS).check()
+
+    plain, checked, plain_quick, checked_quick = interleave(
+        [
+            lambda: verify(memory.s3, False),
+            lambda: verify(checking, False),
+            lambda: verify(memory.s3, True),
+            lambda: verify(checking, True),
+        ],
+        repeats,
+    )
+    for name, without, with_check in (
+        ("verify", plain, checked),
+        ("verify quickly", plain_quick, checked_quick),
+    ):
+        yield Row(
+            name=f"{name} in a store: time with each range checked, of that without",
+            value=with_check / without,
+            note=f"{with_check:.2f} and {without:.2f} s",
         )
 
 
