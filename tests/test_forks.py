@@ -1,0 +1,90 @@
+"""What a forked child lets go of, and what it refuses."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import pytest
+from children import answers, forked
+
+from amistore import InvalidRequestError, forks
+
+
+class Thing:
+    def __init__(self) -> None:
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_a_child_lets_go_of_what_is_registered_and_the_parent_does_not() -> None:
+    things = [Thing() for _ in range(3)]
+    for thing in things:
+        forks.register(thing, Thing.release)
+    assert answers([lambda: [thing.released for thing in things]]) == [[1, 1, 1]]
+    assert [thing.released for thing in things] == [0, 0, 0]
+
+
+def test_what_is_gone_is_not_kept_for_a_release() -> None:
+    before = len(forks._registered)
+    thing = Thing()
+    forks.register(thing, Thing.release)
+    del thing
+    gc.collect()
+    assert len(forks._registered) <= before
+
+
+def test_equal_things_are_let_go_of_each() -> None:
+    class Equal(Thing):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    things = [Equal(), Equal()]
+    for thing in things:
+        forks.register(thing, Thing.release)
+    assert answers([lambda: [thing.released for thing in things]]) == [[1, 1]]
+
+
+def test_a_release_that_fails_keeps_no_other_from_running(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(_: Thing) -> None:
+        raise ValueError("cannot let go")
+
+    first, second = Thing(), Thing()
+    forks.register(first, fail)
+    forks.register(second, Thing.release)
+    with forked(lambda: second.released) as child:
+        assert child.answer() == 1
+
+
+def test_children_forked_while_threads_register_let_go_of_all_that_was() -> None:
+    kept = Thing()
+    forks.register(kept, Thing.release)
+    done = threading.Event()
+
+    def make() -> None:
+        while not done.is_set():
+            forks.register(Thing(), Thing.release)
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert answers([lambda: kept.released] * 12) == [1] * 12
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_another_process_made_is_refused_with_the_remedy() -> None:
+    pid = os.getpid()
+    forks.check_owner(pid, "this thing")
+    [refusal] = answers([lambda: forks.check_owner(pid, "this thing")])
+    assert isinstance(refusal, InvalidRequestError)
+    assert f"this thing was made in process {pid}" in str(refusal)
+    assert "make another one in this process" in str(refusal)
