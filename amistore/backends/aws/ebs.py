@@ -287,6 +287,7 @@ class AWSBlockStore(BlockStore):
                 if _status(error) >= 500:
                     self._completing.add(snapshot_id)
                 raise
+        self._started.pop(snapshot_id, None)
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         with aws_errors("delete_snapshot", snapshot_id=snapshot_id):

@@ -111,7 +111,8 @@ _RETRYABLE = frozenset(
 
 # EBS direct APIs reference, ValidationException and ResourceNotFoundException: Reason.
 _TOKENS = frozenset({"INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"})
-_NO_SNAPSHOT = frozenset({"INVALID_SNAPSHOT_ID", "SNAPSHOT_NOT_FOUND"})
+# INVALID_SNAPSHOT_ID is also said of a snapshot that is there, but completed, archived or on an Outpost.
+_ABSENT = "does not exist"  # as awslabs/coldsnap issue 43 quotes it
 _UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
 
 
@@ -210,7 +211,7 @@ def service_error(
         text += f": {message}"
     if reason in _TOKENS:
         return InvalidTokenError(text, retryable=True, operation=operation, **facts)
-    if reason in _NO_SNAPSHOT:
+    if reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message):
         return NotFoundError(text, operation=operation, **facts)
     if code in _THROTTLED or status == 429:
         return ThrottledError(text, retryable=True, operation=operation, **facts)

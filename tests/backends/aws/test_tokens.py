@@ -264,6 +264,30 @@ def test_a_snapshot_that_one_call_has_found_may_still_be_unknown_to_the_next(aws
     assert aws.read_snapshot(snapshot_id) == {index: block(index) for index in range(3)}
 
 
+@pytest.mark.parametrize("who", ["this process", "another one"])
+def test_a_block_for_a_snapshot_that_was_completed_is_refused_at_once(aws, who):
+    writer, other = backend(aws), backend(aws)
+    snapshot_id = writer.ebs.start_snapshot(1)
+    (writer if who == "this process" else other).ebs.complete_snapshot(snapshot_id, 0, sha256(b""))
+    aws.log.reset()
+    with pytest.raises(amistore.BackendError, match="not pending") as refused:
+        writer.ebs.put_snapshot_block(snapshot_id, 0, block(1), sha256(block(1)))
+    assert not isinstance(refused.value, amistore.NotFoundError)
+    assert not refused.value.retryable
+    assert aws.log.counts["PutSnapshotBlock"] == 1
+
+
+def test_a_snapshot_that_vanishes_after_its_completion_is_not_waited_for(aws):
+    cloud = backend(aws)
+    snapshot_id = cloud.ebs.start_snapshot(1)
+    cloud.ebs.complete_snapshot(snapshot_id, 0, sha256(b""))
+    backend(aws).ebs.delete_snapshot(snapshot_id)  # another process
+    aws.log.reset()
+    with pytest.raises(amistore.NotFoundError):
+        cloud.ebs.put_snapshot_block(snapshot_id, 0, block(1), sha256(block(1)))
+    assert aws.log.counts["PutSnapshotBlock"] == 1
+
+
 def test_a_pending_snapshot_that_ebs_cancelled_is_begun_anew(aws, tmp_path):
     cloud = backend(aws)
     image = cloud.ec2.describe_image(aws.image_id)
