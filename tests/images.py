@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import random
@@ -14,6 +15,7 @@ SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4)
 """A layout with many segments and frames in little data."""
 
 
+@functools.lru_cache(64)  # volumes of thousands of equal blocks take one block's memory
 def block(seed: int) -> bytes:
     """A block that compresses to some 700 bytes and is unique to its seed; zeros for seed 0."""
     if not seed:

@@ -42,7 +42,9 @@ class FrameEncoder:
                     "a compressed frame did not decode to its content, so it was not handed out: "
                     "suspect the machine's memory"
                 )
-        return frame
+        # python-zstandard leaves a frame in the buffer of its longest possible size: of a container of many
+        # short frames, kept as pieces, that is as much memory as the image.
+        return bytes(memoryview(frame))
 
     def encode_all(self, content: bytes) -> list[bytes]:
         """Frames of at most 8 MiB of content each that hold `content` together."""

@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
+import images
 import pytest
 
 import amistore
@@ -107,3 +109,14 @@ def test_unpack_reads_a_pipe_that_gives_a_few_bytes_at_a_time() -> None:
     amistore.unpack(Trickle(), backend.ebs)  # type: ignore[arg-type]
     (snapshot_id,) = images.leftovers(backend)
     assert images.contents(backend.ebs, snapshot_id)[1] == {3: images.block(1), 9: images.block(0)}
+
+
+def test_the_pieces_of_a_container_that_are_kept_take_no_more_memory_than_it_is_long() -> None:
+    source = images.Volumes([(1, {index: images.block(index % 8) for index in range(512)})])
+    tracemalloc.start()
+    try:
+        pieces = list(amistore.pack(images.image(source.volumes), source, workers=2))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < sum(map(len, pieces)) + 2 * amistore.MIB  # of an image of 256 MiB
