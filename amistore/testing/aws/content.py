@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["Content", "GeneratedBlocks", "Overlay", "Pool", "StoredBlocks", "position"]
+__all__ = ["Content", "GeneratedBlocks", "Overlay", "Pool", "StoredBlocks", "given_content", "position"]
 
 
 class Content(Protocol):
@@ -112,3 +112,22 @@ class Overlay:
 
     def block(self, index: int) -> tuple[bytes, bytes]:
         return (self._own if self._own.holds(index) else self._below).block(index)
+
+
+def given_content(
+    own: StoredBlocks, blocks: Mapping[int, bytes] | Callable[[int], bytes], indexes: Sequence[int] | None
+) -> Content:
+    """Blocks as a test gives them: by their indexes, put into `own`; or made when they are read.
+
+    Raises:
+        ValueError: a block is not of 524,288 bytes, or nothing says which indexes there are.
+    """
+    if callable(blocks):
+        if indexes is None:
+            raise ValueError("blocks that are made need the indexes that there are")
+        return GeneratedBlocks(blocks, indexes)
+    for index, data in blocks.items():
+        if len(data) != BLOCK_SIZE:
+            raise ValueError(f"block {index} has {len(data)} bytes, not {BLOCK_SIZE}")
+        own.put(index, hashlib.sha256(data).digest(), bytes(data))
+    return own

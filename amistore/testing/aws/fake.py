@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
+import os
 import secrets
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
+
+from amistore import forks
 from amistore.testing.aws.behaviour import Behaviour
 from amistore.testing.aws.calls import CallLog
+from amistore.testing.aws.certificate import Certificate
 from amistore.testing.aws.clock import Clock
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.content import Content, GeneratedBlocks, StoredBlocks
+from amistore.testing.aws.content import StoredBlocks, given_content
 from amistore.testing.aws.faults import Faults
 from amistore.testing.aws.records import Credential, Image, Snapshot
 from amistore.testing.aws.registering import given_mapping
@@ -25,10 +29,22 @@ from amistore.units import BLOCK_SIZE, GIB
 __all__ = ["FakeAWS"]
 
 
+@attrs.frozen
+class _State:
+    """What the services share with the object that tests hold."""
+
+    clock: Clock
+    cloud: Cloud
+    services: Services
+    faults: Faults
+    log: CallLog
+
+
 class FakeAWS:
     """The EBS direct APIs, EC2's operations on images and snapshots, and GetCallerIdentity.
 
-    Open it with ``with``: it then serves at `endpoint_url`, in this process and on loopback.
+    Open it with ``with``: it then serves at `endpoint_url`, in this process and on loopback. Forked children
+    may be its clients, by `endpoint_url`, `credential` and `client_options`; the rest is refused there.
 
     Args:
         region: that requests have to be signed for.
@@ -36,12 +52,9 @@ class FakeAWS:
         partition: in ARNs.
         start: the clock's time, with a time zone; None is now.
         seed: of the ids, which are then the same in each run; None is others in each fake.
+        tls: serve https, with a certificate that the openssl program makes; clients trust `ca_bundle`.
 
     Attributes:
-        clock: of the services; nothing expires unless it is advanced.
-        behaviour: how the services use the freedom that they have.
-        faults: rules for troubles on the way.
-        log: counts of requests, and the requests.
         credential: the default one.
     """
 
@@ -53,23 +66,28 @@ class FakeAWS:
         *,
         start: datetime.datetime | None = None,
         seed: int | None = None,
+        tls: bool = False,
     ) -> None:
-        self.clock = Clock(start)
         self.region = region
         self.account_id = account_id
         self.partition = partition
-        self.log = CallLog()
-        self._cloud = Cloud(
-            region=region, account_id=account_id, partition=partition, clock=self.clock, seed=seed
-        )
-        self._services = Services(self._cloud)
-        self.faults = Faults(self._services.check_operation)
+        clock = Clock(start)
+        cloud = Cloud(region=region, account_id=account_id, partition=partition, clock=clock, seed=seed)
+        services = Services(cloud)
+        self._state = _State(clock, cloud, services, Faults(services.check_operation), CallLog())
+        self._pid = os.getpid()
+        self._tls = tls
+        self._certificate: Certificate | None = None
         self._server: Server | None = None
         self.credential = self.add_credential()
 
     def __enter__(self) -> FakeAWS:
         if self._server is None:
-            self._server = Server(self._services, self.faults, self.log)
+            own, certificate = self._own, Certificate() if self._tls else None
+            self._certificate = certificate
+            self._server = Server(
+                own.services, own.faults, own.log, certificate.context() if certificate else None
+            )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -77,10 +95,34 @@ class FakeAWS:
 
     def close(self) -> None:
         """Stop serving; what is held is let go. What the account holds can still be read."""
-        self.faults.clear()
         server, self._server = self._server, None
+        if self._pid != os.getpid():  # what serves is the parent's
+            return
+        self.faults.clear()
         if server is not None:
             server.close()
+        self._certificate = None
+
+    @property
+    def _own(self) -> _State:
+        """What the services share with this object, in the process that they serve in."""
+        forks.check_owner(self._pid, "this FakeAWS")
+        return self._state
+
+    @property
+    def clock(self) -> Clock:
+        """Of the services; nothing expires unless it is advanced."""
+        return self._own.clock
+
+    @property
+    def faults(self) -> Faults:
+        """Rules for troubles on the way."""
+        return self._own.faults
+
+    @property
+    def log(self) -> CallLog:
+        """Counts of requests, and the requests."""
+        return self._own.log
 
     @property
     def endpoint_url(self) -> str:
@@ -94,20 +136,32 @@ class FakeAWS:
         return self._server.url
 
     @property
+    def ca_bundle(self) -> str:
+        """Path of the PEM file that clients have to trust, such as by ``AWS_CA_BUNDLE``.
+
+        Raises:
+            RuntimeError: it does not serve https.
+        """
+        if self._server is None or self._certificate is None:
+            raise RuntimeError("FakeAWS(tls=True) has a certificate, inside its with block")
+        return str(self._certificate.file)
+
+    @property
     def behaviour(self) -> Behaviour:
         """How the services use the freedom that they have."""
-        return self._cloud.behaviour
+        return self._own.cloud.behaviour
 
     def client_options(self, credential: Credential | None = None) -> dict[str, Any]:
         """The arguments of ``boto3.client`` that lead here, signing with a credential."""
         used = credential or self.credential
-        return {
+        options = {
             "endpoint_url": self.endpoint_url,
             "region_name": self.region,
             "aws_access_key_id": used.access_key_id,
             "aws_secret_access_key": used.secret_access_key,
             "aws_session_token": used.session_token,
         }
+        return {**options, "verify": self.ca_bundle} if self._tls else options
 
     def add_credential(
         self,
@@ -141,12 +195,12 @@ class FakeAWS:
             account_id=account_id or self.account_id,
             user=user,
         )
-        self._services.credentials[credential.access_key_id] = credential
+        self._own.services.credentials[credential.access_key_id] = credential
         return credential
 
     def remove_credential(self, credential: Credential) -> None:
         """Let a credential sign no longer."""
-        del self._services.credentials[credential.access_key_id]
+        del self._own.services.credentials[credential.access_key_id]
 
     def throttle(
         self,
@@ -169,26 +223,28 @@ class FakeAWS:
         Raises:
             ValueError: there is no such operation.
         """
-        self._services.check_operation(operation)
+        self._own.services.check_operation(operation)
         limit = Throttle(self.clock, per_second=per_second, burst=burst, every=every, reason=reason)
-        self._services.throttles[operation] = limit
+        self._own.services.throttles[operation] = limit
         return limit
 
     @property
     def snapshots(self) -> Mapping[str, Snapshot]:
         """Those that there are, by id, as they are now."""
-        with self._cloud.lock:
-            for snapshot in self._cloud.snapshots.values():
-                self._cloud.settle(snapshot)
-            return types.MappingProxyType(dict(self._cloud.snapshots))
+        cloud = self._own.cloud
+        with cloud.lock:
+            for snapshot in cloud.snapshots.values():
+                cloud.settle(snapshot)
+            return types.MappingProxyType(dict(cloud.snapshots))
 
     @property
     def images(self) -> Mapping[str, Image]:
         """Those that there are, by id, as they are now."""
-        with self._cloud.lock:
-            for image in self._cloud.images.values():
-                self._cloud.settle_image(image)
-            return types.MappingProxyType(dict(self._cloud.images))
+        cloud = self._own.cloud
+        with cloud.lock:
+            for image in cloud.images.values():
+                cloud.settle_image(image)
+            return types.MappingProxyType(dict(cloud.images))
 
     def read_snapshot(self, snapshot_id: str) -> dict[int, bytes]:
         """All blocks of a snapshot in any state, those of its parents too, by their indexes.
@@ -196,8 +252,9 @@ class FakeAWS:
         Raises:
             KeyError: there is no such snapshot.
         """
-        with self._cloud.lock:
-            content = self._cloud.snapshots[snapshot_id].content
+        cloud = self._own.cloud
+        with cloud.lock:
+            content = cloud.snapshots[snapshot_id].content
             return {index: content.block(index)[0] for index in content.indexes}
 
     def add_snapshot(
@@ -241,14 +298,14 @@ class FakeAWS:
         Raises:
             ValueError: a block is not of 524,288 bytes, or outside the volume; or the id is taken.
         """
-        cloud = self._cloud
+        cloud = self._own.cloud
         with cloud.lock:
             name = snapshot_id or cloud.new_id("snap")
             if name in cloud.snapshots:
                 raise ValueError(f"there is a snapshot {name}")
             parent = cloud.snapshots[parent_snapshot_id] if parent_snapshot_id else None
             own = StoredBlocks(cloud.pool)
-            content = self._content(own, blocks or {}, indexes)
+            content = given_content(own, blocks or {}, indexes)
             if content.indexes and not 0 <= content.indexes[0] <= content.indexes[-1] < volume_size * (
                 GIB // BLOCK_SIZE
             ):
@@ -279,22 +336,6 @@ class FakeAWS:
                 lineage=frozenset({name}) | (parent.lineage if parent else frozenset()),
             )
             return name
-
-    def _content(
-        self,
-        own: StoredBlocks,
-        blocks: Mapping[int, bytes] | Callable[[int], bytes],
-        indexes: Sequence[int] | None,
-    ) -> Content:
-        if callable(blocks):
-            if indexes is None:
-                raise ValueError("blocks that are made need the indexes that there are")
-            return GeneratedBlocks(blocks, indexes)
-        for index, data in blocks.items():
-            if len(data) != BLOCK_SIZE:
-                raise ValueError(f"block {index} has {len(data)} bytes, not {BLOCK_SIZE}")
-            own.put(index, hashlib.sha256(data).digest(), bytes(data))
-        return own
 
     def add_image(
         self,
@@ -330,7 +371,7 @@ class FakeAWS:
         Raises:
             ValueError: a mapping has a member that EC2 does not know, or a snapshot that is not there.
         """
-        cloud, owner = self._cloud, owner_id or self.account_id
+        cloud, owner = self._own.cloud, owner_id or self.account_id
         usual = {
             "imageLocation": f"{owner}/{name}",
             "architecture": "x86_64",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import http
+import os
 import selectors
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 from typing import Any
 
 import attrs
 
+from amistore import forks
 from amistore.testing.aws.calls import Answer, Call, CallLog
 from amistore.testing.aws.errors import ServiceError, invalid
 from amistore.testing.aws.faults import FaultRule, Faults
@@ -42,26 +45,42 @@ class GivenUpError(Exception):
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Listen on a free port of loopback, with a thread for each connection."""
+    """Listen on a free port of loopback, with a thread for each connection.
+
+    Args:
+        services: answer.
+        faults: happen on the way.
+        log: of requests.
+        tls: to speak TLS, or None for plain HTTP.
+    """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, services: Services, faults: Faults, log: CallLog) -> None:
+    def __init__(self, services: Services, faults: Faults, log: CallLog, tls: ssl.SSLContext | None) -> None:
         self.services = services
         self.faults = faults
         self.log = log
+        self._tls = tls
         self.closing = threading.Event()
         self._serving: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Connection)
+        forks.register(self, Server._let_go)
         self._accepting = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._accepting.start()
 
     @property
     def url(self) -> str:
         """Where clients find it."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.server_address[1]}"
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, client_address = super().get_request()
+        if self._tls is not None:
+            # The first read shakes hands: here it would keep others from being accepted.
+            request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, client_address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(target=self._connected, args=(request, client_address), daemon=True)
@@ -86,10 +105,17 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             serving = dict(self._serving)
         for connection in serving:
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                # Not TLS's own, which would take the stream away from under the thread that reads it.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
         for thread in serving.values():
             thread.join()
         self.server_close()
+
+    def _let_go(self) -> None:
+        """In a forked child: nobody accepts or answers there, and a connection that the parent ends, ends."""
+        for inherited in (self.socket, *self._serving):
+            with contextlib.suppress(OSError):  # closed by the parent already
+                os.close(inherited.detach())
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -231,7 +257,7 @@ class Connection(socketserver.StreamRequestHandler):
                 ready = [key.fileobj for key, _ in selector.select()]
                 if ours in ready:
                     return
-                if not self.connection.recv(1, socket.MSG_PEEK):
+                if not socket.socket.recv(self.connection, 1, socket.MSG_PEEK):  # below TLS
                     raise GivenUpError(reset=False)
                 selector.unregister(self.connection)
 

@@ -9,7 +9,6 @@ import urllib.parse
 
 import boto3
 import pytest
-from backends.aws.certificate import make_certificate
 from backends.aws.conftest import require
 from backends.aws.proxy import Answer, Fault, fault_proxy
 
@@ -19,6 +18,7 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.redaction import redact_logs
 from amistore.testing import block, store_snapshot
 from amistore.testing.aws import FakeAWS
+from amistore.testing.aws.certificate import make_certificate
 
 TOKEN = "CanaryOfTheSession/Token+0123456789=="
 QUICK = RetryPolicy(base_delay=0.001, max_delay=0.001)

@@ -13,7 +13,6 @@ from pathlib import Path
 import attrs
 import boto3
 import pytest
-from backends.aws.certificate import make_certificate
 from backends.aws.conftest import require
 from backends.aws.proxy import fault_proxy
 from backends.aws.sockets import forward_proxy, read_head, scripted
@@ -25,6 +24,7 @@ from amistore.backends.aws.ebs_connections import TimeLimits
 from amistore.errors import AccessDeniedError, BackendError, InvalidRequestError, ThrottledError
 from amistore.testing import block
 from amistore.testing.aws import Credential, FakeAWS
+from amistore.testing.aws.certificate import make_certificate
 from amistore.units import BLOCK_SIZE
 
 SHORT = TimeLimits(read=1.0)  # seconds
