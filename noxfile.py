@@ -37,7 +37,11 @@ def reliability(session: nox.Session) -> None:
     """The long form: every bit of a container flipped, every truncation, thousands of kills; an hour."""
     session.install("-q", "-e", ".[testing,aws]", "pytest-xdist>=3.6", "swift>=2.38")
     session.env["AMISTORE_LONG"] = "1"
-    places = ["tests/container/test_damage.py", "tests/objects/test_killed_runs.py"]
+    places = [
+        "tests/container/test_damage.py",
+        "tests/container/test_newer.py",
+        "tests/objects/test_killed_runs.py",
+    ]
     places += [
         f"tests/backends/aws/test_{name}.py"
         for name in ("bounded_memory", "faults", "kills", "random_faults")

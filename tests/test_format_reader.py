@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import crcmod.predefined
 import images
 import pytest
 import zstandard
@@ -20,14 +21,33 @@ import amistore
 DATA = Path(__file__).parent / "data"
 BLOCK = 524_288
 END_FRAME = bytes.fromhex("28b52ffd640003032000 00cdac85f0".replace(" ", ""))
+CRC32C = crcmod.predefined.mkPredefinedCrcFun("crc-32c")
+KNOWN = (b"HEAD", b"VOLD", b"SEGD", b"PAD\0", b"INDX", b"FOOT")
+
+
+class NewerError(Exception):
+    """Of a newer version of the format, and not damaged."""
 
 
 def record(data: bytes, at: int, kind: bytes) -> tuple[bytes, int]:
-    """Payload of the record at an offset, and the offset behind it."""
-    magic, length = struct.unpack_from("<II", data, at)
-    assert (magic, data[at + 8 : at + 16]) == (0x184D2A5A, b"AMIS" + kind)
-    assert data[at + 16 : at + 20] == b"\1\0\1\0"
-    return data[at + 20 : at + 8 + length - 4], at + 8 + length
+    """Payload of the record at an offset, and the offset behind it; unknown ones are passed over."""
+    for _ in range(17):
+        magic, length, signature, found, version, flags = struct.unpack_from("<II4s4sHH", data, at)
+        assert (magic, signature) == (0x184D2A5A, b"AMIS")
+        end = at + 8 + length
+        known = found in KNOWN and (version, flags) == (1, 1)
+        covered = {b"PAD\0": 20, b"INDX": 20 + 108}.get(found) if known else None
+        covered = end - 4 - at if covered is None else covered
+        assert struct.unpack_from("<I", data, end - 4) == (CRC32C(data[at : at + covered]),)
+        if not known and (flags & 1 or found in KNOWN):
+            raise NewerError(found)
+        if known:
+            assert found == kind
+            return data[at + 20 : end - 4], end
+        assert end - at <= 65_536
+        assert kind in (b"VOLD", b"SEGD")
+        at = end
+    raise AssertionError("more than 16 records of unknown type")
 
 
 def frames(data: bytes, at: int, table: bytes) -> tuple[bytes, int]:
@@ -55,6 +75,8 @@ def varints(data: bytes) -> list[int]:
 def read(data: bytes) -> dict[str, Any]:
     """Manifest, volumes (blocks by index) and ids of a container, from front to end and by its index."""
     head, at = record(data, 2062, b"HEAD")
+    if struct.unpack_from("<Q", head)[0] & ~4:
+        raise NewerError("features")
     (per_frame, per_segment, per_shard, part_size, volumes, segments, listed, file_id, size, _) = (
         struct.unpack_from("<HHQQIQQ16sQI", head, 20)
     )
@@ -164,3 +186,22 @@ def test_it_reads_runs_holes_and_shards_with_pad_as_amistore_does() -> None:
     assert [(s // amistore.GIB, d) for s, d in found["volumes"].values()] == volumes
     with amistore.open(io.BytesIO(data)) as archive:
         assert archive.content_id == found["content_id"]
+
+
+def test_it_tells_damage_from_a_newer_format_as_amistore_does() -> None:
+    good = (DATA / "tiny-v1.bin").read_bytes()
+    for kind in (b"HEAD", b"VOLD", b"SEGD", b"INDX", b"FOOT"):
+        at = good.index(b"AMIS" + kind) - 8
+        end = at + 8 + struct.unpack_from("<I", good, at + 4)[0]
+        for place in (12, 16, 18):  # type, version, flags
+            changed = bytearray(good)
+            changed[at + place] ^= 0x20
+            for error, expected in (
+                (AssertionError, amistore.CorruptArchiveError),
+                (NewerError, amistore.UnsupportedArchiveError),
+            ):
+                with pytest.raises(error):
+                    read(bytes(changed))
+                with pytest.raises(expected):
+                    images.read_streaming(bytes(changed))
+                changed[end - 4 : end] = struct.pack("<I", CRC32C(bytes(changed[at : end - 4])))

@@ -34,6 +34,7 @@ from amistore.container import (
 )
 from amistore.container.members import open_manifest
 from amistore.container.plan import PlannedVolume, prelude
+from amistore.container.records import refuse_newer
 from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image, decode_manifest
 from amistore.units import BLOCK_SIZE, GIB
@@ -84,6 +85,7 @@ def find_pieces(ranges: RangeReader, found: Found) -> Pieces:
 
     Raises:
         CorruptArchiveError: neither copy of the manifest is left.
+        UnsupportedArchiveError: what is left is of a newer format.
     """
     return _Search(ranges, found).pieces()
 
@@ -96,6 +98,9 @@ class _Search:
         self._index_is_proved = False
         self._index = self._find_index()
         self._file_id = self._find_file_id()
+        for newer, error in found.newer:
+            if newer == self._file_id:
+                raise error
         self._head = next((head for _, head in found.heads if head.file_id == self._file_id), None)
         self._vold: dict[int, VolumeDescriptor] = {}
         for _, volume in found.volumes:
@@ -134,17 +139,19 @@ class _Search:
             foot = Foot.parse(self._ranges.read_intact(tail, layout.FOOT_SIZE, opens(Foot.parse)))
             length, digest = foot.index_length, foot.index_digest
             places = [max(0, size - layout.FOOT_SIZE - length)]
-        except ArchiveError:
+        except CorruptArchiveError:
             self._findings.append("FOOT was damaged or lost")
         for at in reversed(places):
             if digest is None:
                 length = int.from_bytes(self._ranges.read(at + 4, 4), "little") + layout.SKIPPABLE_HEADER
             intact = opens(Index.parse) if digest is None else has_digest(digest)
             record = self._ranges.read_intact(at, min(length, layout.MAX_INDEX), intact)
-            if digest not in (None, hashlib.sha256(record).digest()):
-                continue
-            # Without FOOT its own CRCs and content ids must do: they leave the digests of segments.
-            with contextlib.suppress(ArchiveError):
+            # Without FOOT its own CRCs and content ids must do: they leave the digests of segments. It may
+            # be that of a container on a guest's disk then, so that a newer one says nothing of this one.
+            with contextlib.suppress(ArchiveError if digest is None else CorruptArchiveError):
+                if digest not in (None, hashlib.sha256(record).digest()):
+                    refuse_newer(record)
+                    continue
                 index = Index.parse(record)
                 index.open()
                 self._index_is_proved = digest is not None
@@ -163,6 +170,7 @@ class _Search:
         counts = Counter(segment.file_id for segment in self._found.segments)
         counts.update(volume.file_id for _, volume in self._found.volumes)
         counts.update(head.file_id for _, head in self._found.heads)
+        counts.update(newer for newer, _ in self._found.newer)
         if not counts:
             raise CorruptArchiveError("this is no amistore container, or nothing of it is left", offset=0)
         return counts.most_common(1)[0][0]

@@ -22,8 +22,8 @@ import attrs
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
 from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
-from amistore.container.layout import ENVELOPE, FOOT_SIZE, MAX_DESCRIPTOR, SEGD
-from amistore.container.records import open_envelope, open_record
+from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, SEGD
+from amistore.container.records import open_record, refuse_newer
 from amistore.container.segments import descriptor_limit
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
@@ -137,6 +137,7 @@ class ContainerFile:
 
     def _open_index(self, record: bytes) -> None:
         if not has_digest(self.foot.index_digest)(record):
+            refuse_newer(record)
             raise CorruptArchiveError(
                 "the index's SHA-256 is not the one in FOOT: amistore.recover saves what is left"
             )
@@ -151,6 +152,7 @@ class ContainerFile:
         """Exactly `length` bytes from `offset`, that are `intact`; else an error that says `wrong`."""
         content = self._read(offset, length, record, intact)
         if not intact(content):
+            refuse_newer(content)
             raise CorruptArchiveError(wrong, record=record, offset=offset)
         return content
 
@@ -278,10 +280,9 @@ class ContainerFile:
         record = _descriptor(content)
         try:
             if not self._descriptor_is_intact(sequence, content):
+                refuse_newer(record)
                 raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
-            if open_envelope(record[: ENVELOPE.size]).kind != SEGD:
-                raise CorruptArchiveError("no SEGD stands here")
-            descriptor = SegmentDescriptor.parse(open_record(record))
+            descriptor = SegmentDescriptor.parse(open_record(record, SEGD))
             contents = tuple(self.head.layout.frame_contents(descriptor.runs.blocks))
             volume = self.volume_of(sequence)
             ordinal = (sequence - self._first_segments[volume]) * self.head.layout.blocks_per_segment

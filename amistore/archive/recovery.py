@@ -27,7 +27,7 @@ from amistore.archive.reader import has_crc, has_digest
 from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
-from amistore.container import DecodedFrame, FrameDecoder, Runs, SegmentDescriptor, decode_frame
+from amistore.container import DecodedFrame, FrameDecoder, Runs, SegmentDescriptor, decode_frame, layout
 from amistore.container.records import open_record
 from amistore.errors import ArchiveError, InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
@@ -139,6 +139,7 @@ def recover(
 
     Raises:
         CorruptArchiveError: neither copy of the manifest is left, or it is no archive.
+        UnsupportedArchiveError: it is of a newer format, so what its blocks mean is not known.
         AlreadyExistsError: `target` exists.
         InvalidRequestError: arguments that do not go together.
         BackendError: `damaged` cannot be read, or `target` not be written.
@@ -239,7 +240,7 @@ class _Salvage(BlockSource):
     def _decode(self, segment: FoundSegment, frame: int) -> DecodedFrame:
         is_record = has_digest(segment.record_digest)
         record = self._ranges.read_intact(segment.offset, segment.size, is_record)
-        descriptor = SegmentDescriptor.parse(open_record(record))
+        descriptor = SegmentDescriptor.parse(open_record(record, layout.SEGD))
         offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
         entry = descriptor.frames[frame]
         content = self._ranges.read_intact(offset, entry.size, has_crc(entry.crc32))

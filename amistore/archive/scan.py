@@ -8,6 +8,7 @@ taken for parts of this one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable
@@ -16,9 +17,9 @@ import attrs
 
 from amistore.archive.reader import has_crc, opens
 from amistore.backends.ranges import RangeReader
-from amistore.container import Head, Runs, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container import PREAMBLE, Head, Runs, SegmentDescriptor, VolumeDescriptor, layout
 from amistore.container.records import Frame, open_envelope, open_record
-from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.errors import ArchiveError, CorruptArchiveError, UnsupportedArchiveError
 from amistore.units import MIB
 
 __all__ = ["Found", "FoundSegment", "scan"]
@@ -68,7 +69,8 @@ class Found:
     """What a scan found: records with their file offsets, in the file's order.
 
     `broken_volumes` and `indexes` are offsets of VOLD and INDX records, the one damaged, the
-    other not checked. `ends` are offsets where an intact segment ends.
+    other not checked. `ends` are offsets where an intact segment ends. `newer` are file ids of
+    HEADs of a newer format, each with the error that tells of it.
     """
 
     heads: list[tuple[int, Head]] = attrs.field(factory=list)
@@ -77,20 +79,25 @@ class Found:
     indexes: list[int] = attrs.field(factory=list)
     segments: list[FoundSegment] = attrs.field(factory=list)
     ends: list[int] = attrs.field(factory=list)
+    newer: list[tuple[bytes, UnsupportedArchiveError]] = attrs.field(factory=list)
 
 
 def scan(ranges: RangeReader, progress: Callable[[int], None]) -> Found:
-    """Scan from front to end; `progress` gets the offset reached, again and again."""
-    found = Found()
-    window = _Window(ranges)
+    """Scan from front to end; `progress` gets the offset reached, again and again.
+
+    Raises:
+        CorruptArchiveError: it is full of beginnings of records that are none.
+        UnsupportedArchiveError: a record of a newer format stands where nothing before it is damaged.
+    """
+    scanning = _Scan(ranges)
     offset = 0
     budget = _RECORD_BUDGET * ranges.size + layout.MAX_DESCRIPTOR
     while True:
-        at = window.find(layout.SIGNATURE, offset + layout.SKIPPABLE_HEADER)
+        at = scanning.window.find(layout.SIGNATURE, offset + layout.SKIPPABLE_HEADER)
         if at is None:
-            return found
+            return scanning.found
         start = at - layout.SKIPPABLE_HEADER
-        offset, wasted = _take(window, start, found)
+        offset, wasted = scanning.take(start)
         budget -= wasted
         if budget < 0:
             raise CorruptArchiveError("there are too many beginnings of records that are none", offset=start)
@@ -132,37 +139,68 @@ class _Window:
         return None
 
 
-def _take(window: _Window, start: int, found: Found) -> tuple[int, int]:
-    """Look at what may be a record: the offset to go on from, and how many bytes were checked in vain."""
-    onward = start + len(layout.SIGNATURE)
-    try:
-        envelope = open_envelope(bytes(window.read(start, layout.ENVELOPE.size)))
-    except ArchiveError:
-        return onward, 0
-    if envelope.kind == layout.INDX:
-        found.indexes.append(start)
-    if envelope.kind not in (layout.HEAD, layout.VOLD, layout.SEGD) or envelope.size > layout.MAX_DESCRIPTOR:
-        return onward, 0
-    try:
-        record = window.read_intact(start, envelope.size, opens(open_record))
-        payload = open_record(record)
-        if envelope.kind == layout.HEAD:
-            found.heads.append((start, Head.parse(payload)))
-        elif envelope.kind == layout.VOLD:
-            found.volumes.append((start, VolumeDescriptor.parse(payload)))
-        else:
+class _Scan:
+    def __init__(self, ranges: RangeReader) -> None:
+        self.window = _Window(ranges)
+        self.found = Found()
+        # Where this archive's next record stands, as long as all before it is whole: only there a
+        # newer one is this archive's, not that of another one on a guest's disk.
+        self._following = len(PREAMBLE)
+
+    def take(self, start: int) -> tuple[int, int]:
+        """Look at what may be a record: the offset to go on from, and how many bytes were checked in vain."""
+        onward = start + len(layout.SIGNATURE)
+        try:
+            envelope = open_envelope(bytes(self.window.read(start, layout.ENVELOPE.size)))
+        except ArchiveError:
+            return onward, 0
+        if envelope.kind == layout.INDX:
+            self.found.indexes.append(start)
+        described = envelope.kind in (layout.HEAD, layout.VOLD, layout.SEGD)
+        follows = start == self._following
+        if envelope.size > (layout.MIN_PART if follows else layout.MAX_DESCRIPTOR * described):
+            return onward, 0
+        is_whole = opens(functools.partial(open_record, kind=envelope.kind))
+        try:
+            record = self.window.read_intact(start, envelope.size, is_whole)
+            end, onward = self._parse(start, record, envelope.kind)
+        except ArchiveError as error:
+            if follows and isinstance(error, UnsupportedArchiveError):
+                raise error.locate(offset=start) from None
+            if envelope.kind == layout.VOLD:
+                self.found.broken_volumes.append(start)
+            return onward, envelope.size
+        if follows:
+            self._following = end
+        return onward, max(0, end - onward) if envelope.kind == layout.SEGD else 0
+
+    def _parse(self, start: int, record: bytes, kind: bytes) -> tuple[int, int]:
+        """Note what a record says: where what belongs to it ends, and where to search on."""
+        payload = open_record(record, kind)
+        end = start + len(record)
+        frames: tuple[Frame, ...] = ()
+        if kind == layout.HEAD:
+            try:
+                head = Head.parse(payload)
+            except UnsupportedArchiveError as error:
+                self.found.newer.append((layout.HEAD_FIXED.unpack_from(payload)[-3], error))
+                raise
+            self.found.heads.append((start, head))
+            frames = head.manifest_frames
+        elif kind == layout.VOLD:
+            volume = VolumeDescriptor.parse(payload)
+            self.found.volumes.append((start, volume))
+            frames = volume.frames
+        elif kind == layout.SEGD:
             descriptor = SegmentDescriptor.parse(payload)
-            segment = _segment(window, start, record, descriptor)
-            found.segments.append(segment)
+            segment = _segment(self.window, start, record, descriptor)
+            self.found.segments.append(segment)
             if all(segment.intact):
-                found.ends.append(segment.payload + descriptor.payload_size)
-                return found.ends[-1], 0
-            return segment.payload, descriptor.payload_size
-    except ArchiveError:
-        if envelope.kind == layout.VOLD:
-            found.broken_volumes.append(start)
-        return onward, envelope.size
-    return start + len(record), 0
+                end += descriptor.payload_size
+                self.found.ends.append(end)
+                return end, end
+            frames = descriptor.frames
+        return end + sum(frame.size for frame in frames), end
 
 
 def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDescriptor) -> FoundSegment:

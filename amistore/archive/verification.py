@@ -30,7 +30,7 @@ from amistore.container.frames import check_frame
 from amistore.container.identity import linear
 from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
-from amistore.container.records import open_envelope, open_record, pad_record
+from amistore.container.records import check_others, open_envelope, open_record, pad_record
 from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -170,11 +170,9 @@ class Verification:
             intact = has_digest(indexed.prelude_digest)
             wrong = "VOLD, tar headers or sparse map are not as the index says"
             content = self._container.read(indexed.offset, indexed.length, "VOLD", intact, wrong)
-            envelope = open_envelope(content[: layout.ENVELOPE.size])
-            if envelope.kind != layout.VOLD:
-                raise CorruptArchiveError("no VOLD stands here")
-            descriptor = VolumeDescriptor.parse(open_record(content[: envelope.size]))
-            volume = open_prelude(descriptor, content[envelope.size :], self._container.image)
+            size = open_envelope(content[: layout.ENVELOPE.size]).size
+            descriptor = VolumeDescriptor.parse(open_record(content[:size], layout.VOLD))
+            volume = open_prelude(descriptor, content[size:], self._container.image)
             if (
                 descriptor.file_id,
                 descriptor.volume,
@@ -316,23 +314,18 @@ class Verification:
         """Records of unknown type are all that may stand here, and nothing at the end of data."""
         if offset != end == self._container.foot.data_end:
             raise CorruptArchiveError("bytes stand behind the last segment", offset=offset)
-        while offset < end:
-            length = min(layout.ENVELOPE.size, end - offset)
-            start = self._container.read(
-                offset, length, "record", opens(open_envelope), "no record stands here"
+        if offset == end:
+            return
+        most = layout.MAX_OTHERS * layout.MAX_DESCRIPTOR
+        wrong = "what stands here is more than a few records that may be skipped, or they are damaged"
+        try:
+            content = self._container.read(
+                offset, min(end - offset, most), "record", opens(check_others), wrong
             )
-            try:
-                envelope = open_envelope(start)
-                if envelope.kind in layout.KNOWN or not envelope.size <= min(
-                    layout.MAX_DESCRIPTOR, end - offset
-                ):
-                    raise CorruptArchiveError("a record stands here that belongs elsewhere")
-            except ArchiveError as error:
-                raise error.locate(offset=offset, record="record") from None
-            self._container.read(
-                offset, envelope.size, "record", opens(open_record), "a record's CRC-32C is wrong"
-            )
-            offset += envelope.size
+            if len(content) < end - offset:
+                raise CorruptArchiveError(wrong)
+        except ArchiveError as error:
+            raise error.locate(offset=offset, record="record") from None
 
     def _end(self) -> None:
         """The tail as it is now is the one that was opened."""

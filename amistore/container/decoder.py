@@ -10,6 +10,7 @@ by `decode_segment` (`segments.py`), wherever it runs.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Generator
 from typing import Union
 
@@ -151,29 +152,29 @@ class _Reader:
             )
         return data
 
-    def _record(self, kind: bytes, limit: int, fixed: int | None = None) -> Generator[int, bytes, bytes]:
+    def _record(self, kind: bytes, limit: int) -> Generator[int, bytes, bytes]:
         """The whole record of this kind; ones of unknown type are skipped where and if they may be."""
         name = kind.decode().rstrip("\0")
-        while True:
+        for others in itertools.count():
             start = yield from self._take(layout.ENVELOPE.size, name)
             at = self._offset
             envelope = open_envelope(start)
-            known = envelope.kind in layout.KNOWN
-            if known and envelope.kind != kind:
-                found = envelope.kind.decode().rstrip("\0")
-                raise CorruptArchiveError(f"a {found} record stands where {name} is expected", record=name)
-            if not known and kind not in (layout.VOLD, layout.SEGD):
-                raise CorruptArchiveError(f"a record of unknown type stands before {name}", record=name)
-            if envelope.size > (limit if known else layout.MAX_DESCRIPTOR):
+            if envelope.size > (limit if envelope.kind == kind else layout.MAX_DESCRIPTOR):
                 raise CorruptArchiveError(
                     f"a record of {envelope.size} bytes is beyond the limit", record=name
                 )
             record = start + (yield from self._take(envelope.size - len(start), name))
             self._offset = at
-            open_record(record, fixed if known else None)
-            if known:
+            if envelope.kind in layout.KNOWN:
+                open_record(record, kind)
                 return record
+            open_record(record, envelope.kind)
+            if kind not in (layout.VOLD, layout.SEGD) or others >= layout.MAX_OTHERS:
+                raise CorruptArchiveError(
+                    f"a record of unknown type stands before {name}, or too many do", record=name
+                )
             self._ledger.add_other(len(record))
+        raise AssertionError  # pragma: no cover (it counts for ever)
 
     def _frames(self, table: tuple[Frame, ...], name: str) -> Generator[int, bytes, list[bytes]]:
         frames = []
@@ -242,7 +243,7 @@ class _Reader:
             return
         size = pad_size(self._ledger.offset - self._shard_start)
         if size:
-            record = yield from self._record(layout.PAD, size, 0)
+            record = yield from self._record(layout.PAD, size)
             if (
                 len(record) != size
                 or record.count(0, layout.ENVELOPE.size, -layout.CRC.size) != size - layout.RECORD_OVERHEAD
@@ -266,7 +267,7 @@ class _Reader:
         limit = index_limit(
             len(collected.head), len(collected.manifest_frames), len(collected.volumes), self._segments
         )
-        record = yield from self._record(layout.INDX, limit, layout.INDX_FIXED.size)
+        record = yield from self._record(layout.INDX, limit)
         at = self._offset
         foot = Foot.parse((yield from self._take(layout.FOOT_SIZE, "FOOT")))
         expected = Foot(

@@ -23,7 +23,6 @@ from amistore.container.records import (
     SegmentDescriptor,
     VolumeDescriptor,
     frame_table,
-    open_envelope,
     open_record,
     read_frame_table,
     read_snapshot_id,
@@ -134,6 +133,7 @@ class Index:
 
         Raises:
             CorruptArchiveError: lengths, counts or order contradict each other.
+            UnsupportedArchiveError: an INDX of a newer version.
         """
         try:
             return cls._parse(record)
@@ -142,10 +142,7 @@ class Index:
 
     @classmethod
     def _parse(cls, record: bytes) -> Index:
-        envelope = open_envelope(record[: layout.ENVELOPE.size])
-        if envelope.kind != layout.INDX or envelope.size != len(record):
-            raise CorruptArchiveError("no INDX record stands where FOOT says")
-        payload = open_record(record, layout.INDX_FIXED.size)
+        payload = open_record(record, layout.INDX)
         (front_digest, front_end, head, manifest, volumes, segments, columns, frames, content_id) = (
             layout.INDX_FIXED.unpack_from(payload)
         )
@@ -210,10 +207,7 @@ class Index:
 
     def parse_head(self) -> Head:
         """The copy of HEAD."""
-        envelope = open_envelope(self.head[: layout.ENVELOPE.size])
-        if envelope.kind != layout.HEAD or envelope.size != len(self.head):
-            raise CorruptArchiveError("the copy of HEAD is no HEAD record")
-        head = Head.parse(open_record(self.head))
+        head = Head.parse(open_record(self.head, layout.HEAD))
         if head.volumes != len(self.volumes) or head.segments != len(self.offsets):
             raise CorruptArchiveError("HEAD's counts are not the index's")
         for volume in self.volumes:

@@ -18,7 +18,7 @@ SKIPPABLE_MAGIC: Final = 0x184D2A5A
 SIGNATURE: Final = b"AMIS"
 
 # A record: a skippable frame whose content is SIGNATURE, type, version, flags, payload and
-# the CRC-32C of all bytes of the record before it (for PAD and INDX: of its fixed part).
+# the CRC-32C of all bytes of the record before it.
 ENVELOPE: Final = struct.Struct("<II4s4sHH")  # magic, length of what follows, SIGNATURE, type, version, flags
 SKIPPABLE_HEADER: Final = 8  # bytes of magic and length, which the length does not count
 CRC: Final = struct.Struct("<I")
@@ -55,6 +55,11 @@ INDX_VOLUME: Final = struct.Struct("<24sQQQQIQ32s32s32s32s")
 FOOT_FIXED: Final = struct.Struct("<QQQQ32s")
 FOOT_SIZE: Final = RECORD_OVERHEAD + FOOT_FIXED.size
 
+# Bytes of payload that the CRC covers in version 1 of two types that may be long: PAD is zeros, and
+# FOOT has INDX's SHA-256. All of a record of any other type, version or flags is covered, so that a
+# damaged one is told from a newer one.
+COVERED: Final = {PAD: 0, INDX: INDX_FIXED.size}
+
 # Bits of HEAD's incompatible mask: 0 is reserved for deltas against another archive, 1 for
 # encrypted segments. 2: the manifest lists blocks that were lost, so a hole may be none.
 LOST_BLOCKS: Final = 1 << 2
@@ -66,6 +71,9 @@ MAX_FRAME_SIZE: Final = MAX_FRAME_CONTENT + 64 * KIB  # ZSTD_compressBound(8 MiB
 MAX_WINDOW: Final = 8 * MIB
 MAX_SEGMENT_BLOCKS: Final = 512
 MAX_DESCRIPTOR: Final = 64 * KIB  # HEAD, VOLD, SEGD and records of unknown type, envelope included
+# Records of unknown type in one place: what a reader does for them stays within 1 MiB, in one read. Empty
+# ones, 24 bytes each, would else cost a request each, or a million steps for 24 MB.
+MAX_OTHERS: Final = 16
 MAX_MANIFEST: Final = 4 * MIB
 MAX_INDEX: Final = 256 * MIB
 MAX_VOLUMES: Final = 1024

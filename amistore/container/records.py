@@ -6,6 +6,7 @@ payload that `open_record` returned. Imports the container's lower files only.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import zlib
@@ -33,9 +34,11 @@ __all__ = [
     "Layout",
     "SegmentDescriptor",
     "VolumeDescriptor",
+    "check_others",
     "open_envelope",
     "open_record",
     "pad_record",
+    "refuse_newer",
     "seal",
 ]
 
@@ -108,10 +111,19 @@ class Frame:
 
 @attrs.frozen
 class Envelope:
-    """A record's first 20 bytes. `size` is that of the whole record, in bytes."""
+    """A record's first 20 bytes, which its CRC has not proved yet.
+
+    Attributes:
+        kind: its type.
+        size: of the whole record, in bytes.
+        is_ours: whether type, version and flags are those of this version of the format.
+        critical: whether who does not know it must refuse the file.
+    """
 
     kind: bytes
     size: int
+    is_ours: bool
+    critical: bool
 
 
 def seal(kind: bytes, payload: bytes, *, tail: bytes = b"") -> bytes:
@@ -129,7 +141,6 @@ def open_envelope(start: bytes) -> Envelope:
 
     Raises:
         CorruptArchiveError: no record of this format stands here.
-        UnsupportedArchiveError: a critical record of an unknown type or version.
     """
     if len(start) != layout.ENVELOPE.size:
         raise CorruptArchiveError("a record is cut short")
@@ -137,33 +148,79 @@ def open_envelope(start: bytes) -> Envelope:
     size = length + layout.SKIPPABLE_HEADER
     if magic != layout.SKIPPABLE_MAGIC or signature != layout.SIGNATURE or size < layout.RECORD_OVERHEAD:
         raise CorruptArchiveError("no record stands here")
-    if kind in layout.KNOWN:
-        if version != layout.RECORD_VERSION or flags != layout.CRITICAL:
-            raise UnsupportedArchiveError(
-                f"version {version} or flags {flags} of this record are not known: install a newer amistore",
-                record=kind.decode().rstrip("\0"),
-            )
-    elif flags & layout.CRITICAL:
-        raise UnsupportedArchiveError(f"a critical record of unknown type {kind!r}: install a newer amistore")
-    return Envelope(kind, size)
+    is_ours = kind in layout.KNOWN and (version, flags) == (layout.RECORD_VERSION, layout.CRITICAL)
+    return Envelope(kind, size, is_ours, kind in layout.KNOWN or bool(flags & layout.CRITICAL))
 
 
-def open_record(record: bytes, fixed: int | None = None) -> bytes:
-    """The payload of a whole record whose envelope was read, after its CRC was checked.
+def open_record(record: bytes, kind: bytes) -> bytes:
+    """The payload of a record.
+
+    Only a right CRC tells a newer format: without it version, flags or type are damaged.
 
     Args:
-        record: the record's bytes, exactly.
-        fixed: bytes of payload that the CRC covers; None for all of it.
+        record: its bytes, exactly.
+        kind: the type that it must have.
 
     Raises:
-        CorruptArchiveError: the CRC is wrong.
+        CorruptArchiveError: the CRC is wrong, or another record stands here.
+        UnsupportedArchiveError: a whole record of a newer version, or a critical one of unknown type.
     """
-    covered = len(record) - layout.CRC.size if fixed is None else layout.ENVELOPE.size + fixed
-    if len(record) < layout.RECORD_OVERHEAD + (fixed or 0) or layout.CRC.unpack(
-        record[-layout.CRC.size :]
-    ) != (crc32c(record[:covered]),):
+    envelope = open_envelope(record[: layout.ENVELOPE.size])
+    end = len(record) - layout.CRC.size
+    fixed = layout.COVERED.get(envelope.kind) if envelope.is_ours else None
+    covered = end if fixed is None else layout.ENVELOPE.size + fixed
+    if envelope.size != len(record) or covered > end:
+        raise CorruptArchiveError("a record has another length than it says")
+    if layout.CRC.unpack(record[end:]) != (crc32c(record[:covered]),):
         raise CorruptArchiveError("a record's CRC-32C is wrong")
-    return record[layout.ENVELOPE.size : -layout.CRC.size]
+    if envelope.critical and not envelope.is_ours:
+        raise UnsupportedArchiveError(
+            f"a {_name(envelope.kind)} record of a version, of flags or of a type that are not known: "
+            "install a newer amistore"
+        )
+    if envelope.kind != kind:
+        raise CorruptArchiveError(
+            f"a {_name(envelope.kind)} record stands where {_name(kind)} is expected", record=_name(kind)
+        )
+    return record[layout.ENVELOPE.size : end]
+
+
+def _name(kind: bytes) -> str:
+    return kind.decode("ascii", "backslashreplace").rstrip("\0")
+
+
+def refuse_newer(content: bytes) -> None:
+    """Let through what does not begin with a whole record of a newer format.
+
+    For bytes that are not those expected: they are damaged, unless such a record proves itself.
+
+    Raises:
+        UnsupportedArchiveError: it does.
+    """
+    with contextlib.suppress(CorruptArchiveError):
+        envelope = open_envelope(content[: layout.ENVELOPE.size])
+        payload = open_record(content[: envelope.size], envelope.kind)
+        if envelope.kind == layout.HEAD:
+            Head.parse(payload)
+
+
+def check_others(content: bytes) -> None:
+    """Refuse what is not a few records of unknown type, which may be skipped.
+
+    Raises:
+        CorruptArchiveError: damaged, too many, too long, or records that belong elsewhere.
+        UnsupportedArchiveError: a critical one.
+    """
+    at = count = 0
+    while at < len(content):
+        envelope = open_envelope(content[at : at + layout.ENVELOPE.size])
+        open_record(content[at : at + envelope.size], envelope.kind)
+        count += 1
+        if envelope.kind in layout.KNOWN or envelope.size > layout.MAX_DESCRIPTOR:
+            raise CorruptArchiveError("a record stands here that belongs elsewhere, or is beyond the limit")
+        if count > layout.MAX_OTHERS:
+            raise CorruptArchiveError(f"more than {layout.MAX_OTHERS} records of unknown type in one place")
+        at += envelope.size
 
 
 def pad_record(size: int) -> bytes:
@@ -425,16 +482,14 @@ class Foot:
 
         Raises:
             CorruptArchiveError: they are no FOOT, or its offsets contradict each other.
+        UnsupportedArchiveError: a FOOT of a newer version.
         """
         try:
-            envelope = open_envelope(record[: layout.ENVELOPE.size])
-            if envelope.kind != layout.FOOT or envelope.size != layout.FOOT_SIZE:
-                raise CorruptArchiveError("the file does not end with a FOOT record")
-            fields = layout.FOOT_FIXED.unpack(open_record(record))
+            fields = layout.FOOT_FIXED.unpack(open_record(record, layout.FOOT))
         except (struct.error, ArchiveError) as error:
             if isinstance(error, ArchiveError):
                 raise error.locate(record="FOOT") from None
-            raise CorruptArchiveError("FOOT is cut short", record="FOOT") from None
+            raise CorruptArchiveError("FOOT has another length", record="FOOT") from None
         foot = cls(
             index_offset=fields[0],
             index_length=fields[1],

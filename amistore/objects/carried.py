@@ -69,7 +69,7 @@ def carried_part(
         while at < len(records):
             size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
             record = records[at : at + size]
-            descriptor = SegmentDescriptor.parse(open_record(record))
+            descriptor = SegmentDescriptor.parse(open_record(record, layout.SEGD))
             if sequence >= planned.segments:
                 raise KeyError("segments beyond the plan")
             check_segment(descriptor, planned.segment(sequence))

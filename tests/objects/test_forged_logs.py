@@ -21,6 +21,7 @@ from objects.test_unpack_object import DISKS, cloud, unpack
 
 import amistore
 from amistore.container import SegmentDescriptor
+from amistore.container.layout import SEGD
 from amistore.container.records import open_record
 from amistore.objects import RUN_KEY
 
@@ -70,7 +71,7 @@ def altered_digest(entry: bytes, number: int) -> bytes:
     """The entry with another digest in its first descriptor, whose CRC is made anew."""
     facts, _, records = entry.partition(b"\n")
     size = int.from_bytes(records[4:8], "little") + 8
-    descriptor = SegmentDescriptor.parse(open_record(records[:size]))
+    descriptor = SegmentDescriptor.parse(open_record(records[:size], SEGD))
     digests = list(descriptor.digests)
     digests[number] = bytes(32)
     return facts + b"\n" + attrs.evolve(descriptor, digests=tuple(digests)).encode() + records[size:]
