@@ -30,6 +30,13 @@ def test_a_golden_container_reads_as_recorded(name: str) -> None:
 def test_the_same_libzstd_writes_the_golden_bytes_again() -> None:
     assert make_golden.tiny() == (DATA / "tiny-v1.bin").read_bytes()
     assert make_golden.multi() == (DATA / "multi-v1.bin").read_bytes()
+    assert make_golden.partial() == (DATA / "partial-v1.bin").read_bytes()
+
+
+def test_a_partial_archive_of_before_keeps_its_id_and_today_s_has_another() -> None:
+    before, today = GOLDEN["files"][make_golden.UNBOUND], GOLDEN["files"]["partial-v1.bin"]
+    assert before["volumes"] == today["volumes"]
+    assert before["content_id"] != today["content_id"]
 
 
 def test_the_dump_in_the_format_document_is_that_of_the_golden_file() -> None:

@@ -76,7 +76,8 @@ class RecoveryReport:
 
     Attributes:
         image: as the new archive has it; its snapshots list their lost blocks.
-        content_id: of the new archive. Where nothing was lost it is the old one's.
+        content_id: of the new archive. Where nothing was lost it is the old one's, unless that was a
+            partial one of an earlier writer (docs/format.md, section 7).
         volumes: what became of each.
         left_out: volumes of which there was too little left to tell whose they are.
         findings: what was damaged, in words.

@@ -17,7 +17,7 @@ from typing import Union
 import attrs
 
 from amistore.container import layout
-from amistore.container.identity import file_id
+from amistore.container.identity import find_formula
 from amistore.container.index import Index, Ledger, index_limit
 from amistore.container.members import open_manifest, open_prelude
 from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment, pad_size
@@ -254,16 +254,19 @@ class _Reader:
 
     def _tail(self) -> Reading:
         head = self._head
-        if (self._segments, self._blocks) != (head.segments, head.blocks) or head.file_id != file_id(
-            self._manifest, [(v.size, v.runs.digest()) for v in self._volumes], head.layout
-        ):
-            raise CorruptArchiveError("HEAD's counts or file id are not those of the volumes", record="HEAD")
+        if (self._segments, self._blocks) != (head.segments, head.blocks):
+            raise CorruptArchiveError("HEAD's counts are not those of the volumes", record="HEAD")
+        sums = [volume.sums() for volume in self._volumes]
+        try:
+            bound = find_formula(head.file_id, self._manifest, sums, head.layout, self._image.snapshot_ids)
+        except ArchiveError as error:
+            raise error.locate(record="HEAD") from None
         data_end = self._ledger.offset
         end = yield from self._take(len(layout.END_FRAME), "end of tar")
         if end != layout.END_FRAME:
             raise CorruptArchiveError("the frame that ends the tar is damaged", record="end of tar")
         self._ledger.add_other(len(end))
-        collected = self._ledger.index(self._manifest)
+        collected = self._ledger.index(self._manifest, bound=bound)
         limit = index_limit(
             len(collected.head), len(collected.manifest_frames), len(collected.volumes), self._segments
         )

@@ -93,7 +93,12 @@ class ContainerWriter:
     """Puts the pieces of a plan in order and remembers what the tail needs.
 
     Call `front`, then per volume `volume` and `segment` for each of its segments, then `tail`.
+
+    Attributes:
+        content_id: of the archive, once `tail` was called.
     """
+
+    content_id: bytes
 
     def __init__(self, plan: Plan, level: int) -> None:
         self._plan = plan
@@ -165,7 +170,9 @@ class ContainerWriter:
     def tail(self) -> list[bytes]:
         """END_FRAME, INDX and FOOT."""
         data_end = self.offset
-        index = self._ledger.index(self._plan.manifest).encode()
+        collected = self._ledger.index(self._plan.manifest, bound=self._plan.bound)
+        self.content_id = collected.content_id
+        index = collected.encode()
         foot = Foot(
             index_offset=data_end + len(layout.END_FRAME),
             index_length=len(index),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -224,16 +225,21 @@ class Index:
         """
         head = self.parse_head()
         manifest, image = open_manifest(head, self.manifest_frames)
-        if self.content_id != identity.archive_content_id(manifest, [v.content_id for v in self.volumes]):
+        if head.blocks != sum(volume.blocks for volume in self.volumes):
+            raise CorruptArchiveError("HEAD's counts are not those of the volumes")
+        sums = [(volume.snapshot_id, volume.size, volume.runs_digest) for volume in self.volumes]
+        bound = identity.find_formula(head.file_id, manifest, sums, head.layout, image.snapshot_ids)
+        if self.content_id != _content_id(manifest, self.volumes, bound):
             raise CorruptArchiveError("the content id is not that of manifest and volumes")
-        if head.file_id != identity.file_id(
-            manifest, [(volume.size, volume.runs_digest) for volume in self.volumes], head.layout
-        ) or head.blocks != sum(volume.blocks for volume in self.volumes):
-            raise CorruptArchiveError("HEAD's counts or file id are not those of the volumes")
         names = [volume.snapshot_id for volume in self.volumes]
         if names != sorted(set(names)) or not set(names) <= set(image.snapshot_ids):
             raise CorruptArchiveError("volumes are not those of the image's mappings, in order")
         return head, image
+
+
+def _content_id(manifest: bytes, volumes: Iterable[IndexedVolume], bound: bool) -> bytes:
+    sums = ((volume.snapshot_id, volume.content_id) for volume in volumes)
+    return identity.archive_content_id(manifest, sums, bound=bound)
 
 
 def _encode_column(column: array[int]) -> bytes:
@@ -337,15 +343,15 @@ class Ledger:
         """`size` bytes of PAD or of a record that may be skipped."""
         self.offset += size
 
-    def index(self, manifest: bytes) -> Index:
-        """What was collected."""
+    def index(self, manifest: bytes, *, bound: bool) -> Index:
+        """What was collected; `bound` as in `identity.archive_content_id`."""
         volumes = [volume.indexed() for volume in self._volumes]
         return Index(
             head=self._head,
             manifest_frames=self._manifest_frames,
             front_digest=self._front_digest,
             front_end=self._front_end,
-            content_id=identity.archive_content_id(manifest, [v.content_id for v in volumes]),
+            content_id=_content_id(manifest, volumes, bound),
             volumes=tuple(volumes),
             offsets=self._offsets,
             firsts=self._firsts,

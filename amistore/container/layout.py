@@ -89,6 +89,10 @@ MIN_SHARD_SEGMENTS: Final = 256
 DOMAIN_FILE: Final = b"amistore file id 1\0"
 DOMAIN_VOLUME: Final = b"amistore volume content 1\0"
 DOMAIN_ARCHIVE: Final = b"amistore archive content 1\0"
+# Of partial archives, whose ids bind which of the mapped snapshots they hold.
+DOMAIN_PARTIAL_FILE: Final = b"amistore partial file id 1\0"
+DOMAIN_PARTIAL_ARCHIVE: Final = b"amistore partial archive content 1\0"
+SNAPSHOT_ID: Final = struct.Struct("<24s")  # in them as in VOLD and INDX: ASCII, NUL-padded
 
 README_NAME: Final = "README-amistore.txt"
 README: Final = b"""\

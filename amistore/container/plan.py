@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import attrs
 
 from amistore.container import layout
-from amistore.container.identity import file_id
+from amistore.container.identity import file_id, id_formulas
 from amistore.container.records import Layout
 from amistore.container.runs import Runs
 from amistore.container.tar import file_header, padding, sparse_header
@@ -44,6 +44,10 @@ class PlannedVolume:
     runs: Runs
     first_segment: int
 
+    def sums(self) -> tuple[str, int, bytes]:
+        """What the file id takes of it."""
+        return self.snapshot_id, self.size, self.runs.digest()
+
 
 @attrs.frozen(kw_only=True)
 class PlannedSegment:
@@ -59,7 +63,7 @@ class PlannedSegment:
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What will be written."""
+    """What will be written; `bound` is the formula of its ids (`identity.id_formulas`)."""
 
     image: Image
     manifest: bytes
@@ -68,6 +72,7 @@ class Plan:
     segments: int
     blocks: int
     file_id: bytes
+    bound: bool
 
     def segment(self, sequence: int) -> PlannedSegment:
         """The segment of that sequence number, counted across volumes from 0."""
@@ -126,6 +131,7 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
     blocks = sum(volume.runs.blocks for volume in planned)
     _check_index(len(planned), segments, len(manifest))
     chosen = form or _fit(base, segments)
+    bound = id_formulas(names, image.snapshot_ids)[0]
     return Plan(
         image=image,
         manifest=manifest,
@@ -133,7 +139,8 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
         volumes=tuple(planned),
         segments=segments,
         blocks=blocks,
-        file_id=file_id(manifest, [(v.size, v.runs.digest()) for v in planned], chosen),
+        file_id=file_id(manifest, [v.sums() for v in planned], chosen, bound=bound),
+        bound=bound,
     )
 
 

@@ -596,7 +596,8 @@ def resealed(pieces: Pieces, index: Index) -> bytes:
         for volume in index.volumes
     )
     _, image = pieces.index.open()
-    content_id = identity.archive_content_id(encode_manifest(image), [v.content_id for v in volumes])
+    sums = [(volume.snapshot_id, volume.content_id) for volume in volumes]
+    content_id = identity.archive_content_id(encode_manifest(image), sums, bound=False)
     pieces.index = attrs.evolve(index, volumes=volumes, content_id=content_id)
     return pieces.build(rebuild_index=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -139,6 +140,28 @@ def test_an_interrupt_in_progress_ends_a_run_which_can_be_gone_on_with(workers: 
         runs.pack_object(runs.source(), cloud.s3, log=log, workers=workers)
         assert runs.stored(cloud.s3) == runs.expected()
         assert uploads(cloud) == log.entries() == []
+
+
+def test_a_log_of_one_snapshot_does_not_go_on_with_another_that_is_alike() -> None:
+    cloud, log = runs.cloud(), Log()
+    given = images.Volumes([runs.VOLUMES[0]] * 2)
+    first, second = given.volumes
+    image = images.image(given.volumes)
+    calls = Calls(cloud.s3)
+    calls.fail("upload_part", 2, OSError("gone"))
+    pack = functools.partial(amistore.pack_object, image, given, cloud.s3, BUCKET, KEY, log=log, workers=1)
+    with pytest.raises(amistore.BackendError, match="gone"):
+        pack(snapshots=[first], layout=runs.LAYOUT)
+    entries = log.entries()
+    assert len(entries) > 2
+    with pytest.raises(amistore.SourceChangedError, match="abandon"):
+        pack(snapshots=[second], layout=runs.LAYOUT)
+    assert log.entries() == entries
+    pack(snapshots=[first], layout=runs.LAYOUT)
+    assert calls.parts() == [1, 2, 2]
+    assert runs.stored(cloud.s3) == b"".join(
+        amistore.pack(image, given, snapshots=[first], layout=runs.LAYOUT)
+    )
 
 
 def test_a_source_that_changed_between_runs_is_refused_and_the_log_kept() -> None:
