@@ -87,7 +87,7 @@ def run(work: Path, options: argparse.Namespace) -> None:
 
     data = blocks * BLOCK_SIZE
     size = path.stat().st_size
-    volume = archive.volumes[0]
+    volume = archive.root_volume
     print()
     print(f"image      {image_id}: {volume.size / GIB:.0f} GiB, {data / MIB:,.0f} MiB of them in blocks")
     print(f"object     {path}")

@@ -106,7 +106,7 @@ class Archive:
 
     Attributes:
         image: the stored image.
-        volumes: one `Volume` per distinct snapshot, by snapshot id.
+        volumes: one `Volume` per distinct snapshot: the root device's, then in the order of the mappings.
         content_id: what the archive holds, in hexadecimal: equal for equal images and data.
         size: of the container, in bytes.
     """
@@ -116,7 +116,49 @@ class Archive:
         self.image = container.image
         self.size = container.size
         self.content_id = container.index.content_id.hex()
-        self.volumes = tuple(Volume(container, number) for number in range(len(container.index.volumes)))
+        volumes = [Volume(container, number) for number in range(len(container.index.volumes))]
+        self.volumes = tuple(sorted(volumes, key=self._place))
+
+    def _place(self, volume: Volume) -> tuple[bool, bool, tuple[str, ...]]:
+        """What volumes are in the order of; mappings are in that of their devices."""
+        root = self.image.root_mapping
+        is_root = root is not None and root.device_name in volume.device_names
+        return not is_root, not volume.device_names, volume.device_names
+
+    @property
+    def root_volume(self) -> Volume:
+        """The volume of the root device, `Image.root_mapping`.
+
+        Raises:
+            NotFoundError: the image does not tell which one that is, or the archive does not have it.
+        """
+        root = self.image.root_mapping
+        if root is None:
+            raise NotFoundError(
+                f"no mapping is known to be the root device {self.image.root_device_name}: take a volume "
+                f"by its device, {self._devices()}",
+                operation="root_volume",
+            )
+        return self.volume(root.device_name)
+
+    def volume(self, name: str) -> Volume:
+        """The volume of a device, or of a snapshot that was stored.
+
+        Args:
+            name: as a mapping has it, such as ``"/dev/xvda"``, or the snapshot's id.
+
+        Raises:
+            NotFoundError: the archive has no such volume.
+        """
+        for volume in self.volumes:
+            if name in (volume.snapshot_id, *volume.device_names):
+                return volume
+        raise NotFoundError(
+            f"no volume {name!r} in the archive, there are {self._devices()}", operation="volume"
+        )
+
+    def _devices(self) -> str:
+        return ", ".join(device for volume in self.volumes for device in volume.device_names) or "none"
 
     def __enter__(self) -> Self:
         return self

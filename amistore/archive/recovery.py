@@ -103,7 +103,9 @@ class RecoveryReport:
         verdict = "everything was saved" if self.complete else f"{self.bytes_lost / MIB:,.1f} MiB were lost"
         if self.left_out:
             verdict += f", and {self.left_out} volumes left out"
-        lines = [f"{self.image.image_id}: {verdict}", *(f"  {volume}" for volume in self.volumes)]
+        lines = [f"{self.image.image_id}: {verdict}"]
+        for volume in self.volumes:
+            lines.append(f"  {' '.join([*self.image.device_names(volume.snapshot_id), str(volume)])}")
         return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
 
 

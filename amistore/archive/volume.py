@@ -29,7 +29,7 @@ class Volume:
 
     Attributes:
         snapshot_id: the snapshot it was stored from.
-        device_names: of the mappings that name it.
+        device_names: that it is mapped as, in the order of the mappings.
         size: in bytes, whole GiB.
         blocks: number of listed blocks of 524,288 bytes.
         content_id: what it holds and where, in hexadecimal; a restored copy has the same.
@@ -41,11 +41,7 @@ class Volume:
         self._reader = VolumeReader(container, number)
         indexed = self._reader.indexed
         self.snapshot_id = indexed.snapshot_id
-        self.device_names = tuple(
-            mapping.device_name
-            for mapping in container.image.block_device_mappings
-            if mapping.ebs is not None and mapping.ebs.snapshot_id == self.snapshot_id
-        )
+        self.device_names = container.image.device_names(self.snapshot_id)
         self.size = indexed.size
         self.blocks = indexed.blocks
         self.content_id = indexed.content_id.hex()
@@ -54,7 +50,8 @@ class Volume:
 
     def __repr__(self) -> str:
         lost = f", {sum(each.block_count for each in self.lost_blocks)} LOST" if self.lost_blocks else ""
-        return f"<Volume {self.snapshot_id}: {self.size >> 30} GiB, {counted(self.blocks, 'block')}{lost}>"
+        name = " ".join([*self.device_names, self.snapshot_id])
+        return f"<Volume {name}: {self.size >> 30} GiB, {counted(self.blocks, 'block')}{lost}>"
 
     def open(self, *, cache_size: int = 32 * MIB, workers: int | None = None) -> io.RawIOBase:
         """The disk as a seekable binary file; holes read as zeros, lost blocks raise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -47,7 +48,10 @@ __all__ = [
     "is_snapshot_id",
     "new_id",
     "new_image",
+    "root_warning",
 ]
+
+_logger = logging.getLogger("amistore")
 
 _IMAGE_ID = re.compile(fields.IMAGE_ID)
 _SNAPSHOT_ID = re.compile(fields.SNAPSHOT_ID)
@@ -229,17 +233,43 @@ def check_registrable(image: Image, name: str | None) -> str:
             value=chosen,
             code="InvalidAMIName.Malformed",
         )
-    devices = {mapping.device_name for mapping in image.block_device_mappings}
-    if image.root_device_name is not None and image.root_device_name not in devices:
-        raise InvalidRequestError(
-            f"the root device {image.root_device_name} has no mapping: its snapshot was not restored",
-            code="InvalidParameterValue",
-        )
+    missing = _missing_root(image)
+    if missing is not None:
+        raise InvalidRequestError(missing, code="InvalidParameterValue")
     return chosen
 
 
+def _missing_root(image: Image) -> str | None:
+    """Why an image whose root device has a name cannot be registered; None where it can."""
+    if image.root_device_name is None or image.root_mapping is not None:
+        return None
+    mapped = ", ".join(each.device_name for each in image.block_device_mappings)
+    return (
+        f"the root device {image.root_device_name} is that of no mapping, and which of {mapped or 'none'} is "
+        "meant is not known: unpack the snapshots, name it with attrs.evolve(image, root_device_name=...), "
+        "and register that image"
+    )
+
+
+def root_warning(image: Image) -> str | None:
+    """What is unusual about the image's root device, and what becomes of it when it is restored."""
+    missing = _missing_root(image)
+    if missing is not None:
+        return f"{image.image_id} can be stored, but restored by hand only: {missing}"
+    root = image.root_mapping
+    if root is None or root.device_name == image.root_device_name:
+        return None
+    return (
+        f"the root device of {image.image_id}, {image.root_device_name}, is that of no mapping: "
+        f"{root.device_name} is taken for it"
+    )
+
+
 def check_storable(image: Image) -> None:
-    """EBS-backed and not paravirtual, as CreateStoreImageTask wants it (EC2 user guide, "Limitations")."""
+    """EBS-backed and not paravirtual, as CreateStoreImageTask wants it (EC2 user guide, "Limitations").
+
+    An unusual root device is logged.
+    """
     if image.virtualization_type == "paravirtual":
         raise InvalidRequestError(
             f"{image.image_id} is paravirtual; only HVM images can be stored", code="UnsupportedOperation"
@@ -248,6 +278,9 @@ def check_storable(image: Image) -> None:
         raise InvalidRequestError(
             f"{image.image_id} is not EBS-backed: it has no snapshot to store", code="UnsupportedOperation"
         )
+    warning = root_warning(image)
+    if warning is not None:
+        _logger.warning("%s", warning)
 
 
 def new_image(

@@ -182,6 +182,28 @@ class Image:
         return tuple(sorted(named))
 
     @property
+    def root_mapping(self) -> BlockDeviceMapping | None:
+        """The mapping of the root device; None where it is not known which one that is.
+
+        AMIs exist whose root device name is no mapping's: ``/dev/sda1`` beside a mapping of
+        ``/dev/sda``. EC2 launches them from that volume (hashicorp/terraform pull request 2271), so
+        where no name is equal, a name that differs by ``/dev/`` or by the number of a partition is
+        the same device, if it is that of one snapshot only. ``/dev/sda1`` and ``/dev/xvda`` are two.
+        """
+        if self.root_device_name is None:
+            return None
+        device = self.root_device_name.removeprefix("/dev/")
+        alike = []
+        for mapping in self.block_device_mappings:
+            if mapping.device_name == self.root_device_name:
+                return mapping
+            other = mapping.device_name.removeprefix("/dev/")
+            same = device in (other, other.rstrip("0123456789")) or device.rstrip("0123456789") == other
+            if same and mapping.ebs is not None and mapping.ebs.snapshot_id is not None:
+                alike.append(mapping)
+        return alike[0] if len(alike) == 1 else None
+
+    @property
     def lost_blocks(self) -> bool:
         """Whether any snapshot of it has lost blocks."""
         return any(snapshot.lost_blocks for snapshot in self.snapshots)
@@ -200,6 +222,14 @@ class Image:
         except ValueError:
             return 0
         return min(max(int(moment.timestamp()), 0), 8**11 - 1)
+
+    def device_names(self, snapshot_id: str) -> tuple[str, ...]:
+        """The devices that a snapshot is mapped as, in the order of the mappings."""
+        return tuple(
+            mapping.device_name
+            for mapping in self.block_device_mappings
+            if mapping.ebs is not None and mapping.ebs.snapshot_id == snapshot_id
+        )
 
     def snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of one of its snapshots; the id alone where nothing more is."""

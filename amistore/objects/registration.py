@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import logging
 
+from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
-from amistore.errors import AlreadyExistsError
+from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
 
-__all__ = ["refuse_taken", "refuse_unregistrable", "register_restored", "warn_of_dropped"]
+__all__ = [
+    "refuse_taken",
+    "refuse_unregistrable",
+    "register_restored",
+    "restorable_image",
+    "warn_of_dropped",
+]
 
 _logger = logging.getLogger("amistore")
 
@@ -41,6 +48,24 @@ def refuse_unregistrable(
         with foreign_errors("register_image"):
             destination.ec2.dry_run_register_image(image, name=name)
     return wanted
+
+
+def restorable_image(stored: ContainerFile) -> Image:
+    """The image of an archive, without the mappings whose snapshots are not in it.
+
+    Raises:
+        InvalidRequestError: the root device's snapshot is one of those.
+    """
+    there = {volume.snapshot_id: volume.snapshot_id for volume in stored.index.volumes}
+    root = stored.image.root_mapping
+    missing = None if root is None or root.ebs is None else root.ebs.snapshot_id
+    if root is not None and missing not in (None, *there):
+        raise InvalidRequestError(
+            f"no image can be made of the archive: it does not have the root device {root.device_name}, "
+            f"{missing}; unpack gives the snapshots that it has",
+            code="InvalidSnapshot.NotFound",
+        )
+    return stored.image.with_snapshots(there)
 
 
 def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:

@@ -28,7 +28,12 @@ from amistore.errors import (
     advising,
 )
 from amistore.model import Image
-from amistore.objects.registration import refuse_unregistrable, register_restored, warn_of_dropped
+from amistore.objects.registration import (
+    refuse_unregistrable,
+    register_restored,
+    restorable_image,
+    warn_of_dropped,
+)
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import HeldLog, ResumeLog, check_log
 from amistore.objects.upload import pack_object
@@ -163,9 +168,9 @@ def restore_image(
     check_backend(destination, "destination")
     check_log(log)
     with foreign_errors("head_object", bucket=bucket, key=key):
-        stored = ContainerFile(ObjectRanges(store, bucket, key)).image
-    refuse_unregistrable(destination, stored, name, log)
-    warn_of_dropped(destination, stored, name)
+        stored = ContainerFile(ObjectRanges(store, bucket, key))
+    refuse_unregistrable(destination, restorable_image(stored), name, log)
+    warn_of_dropped(destination, stored.image, name)
     restored = unpack_object(
         store,
         bucket,

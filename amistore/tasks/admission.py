@@ -17,7 +17,7 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
 from amistore.errors import AlreadyExistsError, NotFoundError
 from amistore.model import Image, Tag
-from amistore.objects.registration import refuse_unregistrable
+from amistore.objects.registration import refuse_unregistrable, restorable_image
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.metadata import REGION_KEY
 from amistore.tasks.quotas import Quotas
@@ -159,8 +159,7 @@ class RestoreRequest:
             backend.s3.head_bucket(bucket)
             metadata = backend.s3.head_object(bucket, object_key).metadata
         stored = open_object(backend, bucket, object_key)
-        there = [volume.snapshot_id for volume in stored.index.volumes]
-        restorable = stored.image.with_snapshots(dict(zip(there, there, strict=True)))
+        restorable = restorable_image(stored)
         size = sum(volume.size // GIB for volume in stored.index.volumes)
         quotas.check_image(stored.image.image_id, size)
         chosen = refuse_unregistrable(backend, restorable, name)

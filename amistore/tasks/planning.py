@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend
+from amistore.backends import Backend, checks
 from amistore.backends.remote import TAIL
 from amistore.container import layout
 from amistore.model import AttributeReport, Fate, Image
@@ -95,6 +95,7 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
     fidelity = _fidelity(backend, image)
     warnings = [
         *_bucket(backend, request.bucket),
+        *_root(image),
         *_encrypted(image, "their blocks are decrypted into the object, which only the bucket may encrypt"),
         *terms.warnings("store", request.size),
         *_dropped(fidelity),
@@ -152,6 +153,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
     lossy = [each.snapshot_id for each in stored.image.snapshots if each.lost_blocks]
     warnings = [
         *_bucket(backend, request.bucket),
+        *_root(stored.image),
         *_encrypted(stored.image, "whether the new ones are is up to the destination's settings"),
         *terms.warnings("restore", request.size),
         *(f"the mapping of {each} is left out: it is not in the archive" for each in left_out),
@@ -210,6 +212,12 @@ def _fidelity(
 def _bucket(backend: Backend, bucket: str) -> tuple[str, ...]:
     with foreign_errors("bucket_warnings", bucket=bucket):
         return backend.s3.bucket_warnings(bucket)
+
+
+def _root(image: Image) -> Iterator[str]:
+    warning = checks.root_warning(image)
+    if warning is not None:
+        yield warning
 
 
 def _encrypted(image: Image, consequence: str) -> Iterator[str]:

@@ -138,6 +138,15 @@ class ImageRegistryContract:
             registry.registry.register_image(_of_snapshot(registry.store.start_snapshot(1)))
         assert registry.registry.describe_images() == []
 
+    def test_an_image_whose_root_device_is_a_partition_of_a_mapped_disk_is_registered(
+        self, registry: RegistryCase
+    ) -> None:
+        image = attrs.evolve(_image(registry), root_device_name="/dev/xvda1")
+        image_id = registry.registry.register_image(image)
+        root = registry.registry.describe_image(image_id).root_mapping
+        assert root is not None
+        assert (root.device_name, root.ebs and root.ebs.snapshot_id) == ("/dev/xvda", image.snapshot_ids[0])
+
     def test_an_image_whose_root_device_has_no_mapping_is_refused(self, registry: RegistryCase) -> None:
         image = attrs.evolve(_image(registry), root_device_name="/dev/other")
         with pytest.raises(AmistoreError):

@@ -207,3 +207,51 @@ def test_a_mapping_may_have_another_size_than_its_snapshot(volume_size):
     )
     assert image.snapshot(A).volume_size == 4
     assert image.block_device_mappings[0].ebs.volume_size == volume_size
+
+
+def mapped(root: str | None, *devices: str) -> amistore.Image:
+    ebs = [amistore.EbsBlockDevice(snapshot_id=f"snap-{number:017x}") for number in range(len(devices))]
+    return amistore.Image(
+        image_id="ami-0123456789abcdef0",
+        root_device_name=root,
+        block_device_mappings=[
+            *(
+                amistore.BlockDeviceMapping(device_name=name, ebs=each)
+                for name, each in zip(devices, ebs, strict=True)
+            ),
+            amistore.BlockDeviceMapping(device_name="/dev/sdz", virtual_name="ephemeral0"),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("root", "devices", "found"),
+    [
+        ("/dev/sda1", ["/dev/sda", "/dev/sda1", "/dev/sdb"], "/dev/sda1"),
+        ("/dev/sda1", ["/dev/sda", "/dev/sdb"], "/dev/sda"),
+        ("/dev/sda", ["/dev/sda1", "/dev/sdb"], "/dev/sda1"),
+        ("/dev/xvda", ["xvda", "xvdb"], "xvda"),
+        ("sda1", ["/dev/sda"], "/dev/sda"),
+        ("/dev/sdz", ["/dev/sda"], "/dev/sdz"),
+    ],
+)
+def test_the_root_device_is_the_mapping_of_that_name_or_of_that_disk(
+    root: str, devices: list[str], found: str
+) -> None:
+    mapping = mapped(root, *devices).root_mapping
+    assert mapping is not None
+    assert mapping.device_name == found
+
+
+@pytest.mark.parametrize(
+    ("root", "devices"),
+    [
+        (None, ["/dev/sda"]),
+        ("/dev/sda1", ["/dev/xvda"]),  # EC2 attaches these as two volumes
+        ("/dev/sda1", ["/dev/sda2"]),  # two partitions of a paravirtual image are two volumes
+        ("/dev/sda1", ["/dev/sda", "sda"]),
+        ("/dev/sdz1", ["/dev/sda"]),  # that is an ephemeral disk
+    ],
+)
+def test_a_root_device_that_is_not_known_is_not_guessed(root: str | None, devices: list[str]) -> None:
+    assert mapped(root, *devices).root_mapping is None

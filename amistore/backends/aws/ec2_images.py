@@ -100,6 +100,7 @@ FATES: Final[Mapping[str, tuple[Fate, str]]] = {
     "platform_details": (Fate.REMAPPED, _BILLING),
     "usage_operation": (Fate.REMAPPED, _BILLING),
     "hypervisor": (Fate.REMAPPED, "EC2 sets it"),
+    "root_device_name": (Fate.REMAPPED, "no mapping has that name; one of the same disk is taken"),
     "root_device_type": (Fate.REMAPPED, "registered images are EBS-backed"),
     "deprecation_time": (
         Fate.DROPPED,
@@ -210,6 +211,8 @@ def registered(
     taken = {each: getattr(image, each) for each in KEPT}
     if name is not None:
         taken["name"] = name
+    if image.root_mapping is not None:
+        taken["root_device_name"] = image.root_mapping.device_name
     if image.virtualization_type is None:
         taken["virtualization_type"] = "hvm"  # RegisterImage would take "paravirtual"
     return Image(
@@ -285,7 +288,7 @@ def register_request(kept: Image) -> dict[str, Any]:
         kept: what `registered` gives.
 
     Raises:
-        InvalidRequestError: the image is paravirtual or not EBS-backed.
+        InvalidRequestError: the image is paravirtual or not EBS-backed, or its root device has no snapshot.
     """
     if kept.virtualization_type != "hvm":
         raise InvalidRequestError(
@@ -293,6 +296,13 @@ def register_request(kept: Image) -> dict[str, Any]:
         )
     if not kept.snapshot_ids:
         raise InvalidRequestError("the image has no EBS snapshot", code="UnsupportedOperation")
+    root = kept.root_mapping
+    if root is None or root.ebs is None or root.ebs.snapshot_id is None:
+        raise InvalidRequestError(
+            f"no snapshot is mapped as the root device ({kept.root_device_name}): name one that is with "
+            "attrs.evolve(image, root_device_name=...)",
+            code="InvalidBlockDeviceMapping",
+        )
     members = to_wire(kept)
     request = {name: members[name] for name in _PARAMETERS if name in members}
     if kept.tags:

@@ -105,6 +105,8 @@ def new_image(cloud: Cloud, values: Mapping[str, Any], caller: Credential) -> Im
     devices = [item["deviceName"] for item in mappings]
     if len(set(devices)) != len(devices):
         raise wrong("A device name is mapped twice.", "InvalidBlockDeviceMapping")
+    # AMIs with the root /dev/sda1 and a mapping of /dev/sda exist (`add_image` makes them), and EC2 launches
+    # them (hashicorp/terraform pull request 2271). Whether RegisterImage takes them is documented nowhere.
     root = required(values, "RootDeviceName")
     if not any(item["deviceName"] == root and item.get("ebs", {}).get("snapshotId") for item in mappings):
         message = f"The root device {root} is not mapped to a snapshot."

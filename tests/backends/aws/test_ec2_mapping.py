@@ -87,7 +87,7 @@ def test_an_answer_that_breaks_the_model_is_the_services_fault() -> None:
 @settings(max_examples=50)
 @given(images(snapshot_ids=[SNAPSHOT]))
 def test_requests_fit_ec2s_model_and_say_what_the_report_calls_kept(image: amistore.Image) -> None:
-    image = attrs.evolve(image, virtualization_type="hvm")
+    image = attrs.evolve(image, virtualization_type="hvm", root_device_name=image.device_names(SNAPSHOT)[0])
     kept = mapping.registered(image, name="web", now=NOW)
     request = mapping.register_request(kept)
     errors = botocore.validate.ParamValidator().validate(
@@ -106,6 +106,27 @@ def test_requests_fit_ec2s_model_and_say_what_the_report_calls_kept(image: amist
     assert {path for path in said if path in own and said[path] != own[path]} <= {
         each.attribute for each in mapping.fidelity(image, kept) if each.fate is not Fate.KEPT
     }
+
+
+def test_the_root_device_of_a_request_is_that_of_a_mapped_snapshot() -> None:
+    ebs = amistore.EbsBlockDevice(snapshot_id=SNAPSHOT)
+    image = amistore.Image(
+        image_id=IDS["ImageId"],
+        name="odd",
+        root_device_name="/dev/sda1",
+        block_device_mappings=(
+            amistore.BlockDeviceMapping(device_name="/dev/sda", ebs=ebs),
+            amistore.BlockDeviceMapping(device_name="/dev/sdb", virtual_name="ephemeral0"),
+        ),
+    )
+    kept = mapping.registered(image, now=NOW)
+    assert mapping.register_request(kept)["RootDeviceName"] == "/dev/sda"
+    (told,) = (each for each in mapping.fidelity(image, kept) if each.attribute == "root_device_name")
+    assert (told.fate, told.value) == (Fate.REMAPPED, "'/dev/sda1'")
+    for name in (None, "/dev/sdb"):
+        other = attrs.evolve(image, root_device_name=name)
+        with pytest.raises(amistore.InvalidRequestError, match="no snapshot is mapped as the root device"):
+            mapping.register_request(mapping.registered(other, now=NOW))
 
 
 # Set at StartSnapshot, by calls after RegisterImage, or by EC2 itself.
