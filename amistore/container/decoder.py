@@ -19,7 +19,7 @@ import attrs
 from amistore.container import layout
 from amistore.container.identity import find_formula
 from amistore.container.index import Index, Ledger, index_limit
-from amistore.container.members import open_manifest, open_prelude
+from amistore.container.members import PreludeReader, open_manifest
 from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment, pad_size
 from amistore.container.preamble import PREAMBLE
 from amistore.container.records import (
@@ -105,7 +105,7 @@ def container_events() -> Reading:
 class _Reader:
     def __init__(self) -> None:
         self._ledger = Ledger()
-        self._volumes: list[PlannedVolume] = []
+        self._volumes: list[VolumeDescriptor] = []
         self._segments = 0
         self._blocks = 0
         self._shard_start = 0
@@ -216,13 +216,19 @@ class _Reader:
             or descriptor.first_segment != self._segments
         ):
             raise CorruptArchiveError("VOLD belongs to another file or another place")
-        frames = yield from self._frames(descriptor.frames, "VOLD")
-        self._offset = at
-        volume = open_prelude(descriptor, b"".join(frames), self._image)
+        prelude = PreludeReader(descriptor, self._image)
+        digest = hashlib.sha256(record)
+        for entry in descriptor.frames:
+            frame = yield from self._take(entry.size, "VOLD")
+            self._offset = at
+            digest.update(frame)
+            prelude.feed(frame)
+            del frame  # up to 8 MiB, while the next one is read
+        volume = prelude.volume()
         if self._volumes and self._volumes[-1].snapshot_id >= volume.snapshot_id:
             raise CorruptArchiveError("volumes are out of order", snapshot_id=volume.snapshot_id)
-        self._volumes.append(volume)
-        self._ledger.add_volume(descriptor, b"".join((record, *frames)))
+        self._volumes.append(descriptor)
+        self._ledger.add_volume(descriptor, self._end - at, digest.digest())
         return volume
 
     def _segment(
@@ -256,7 +262,7 @@ class _Reader:
         head = self._head
         if (self._segments, self._blocks) != (head.segments, head.blocks):
             raise CorruptArchiveError("HEAD's counts are not those of the volumes", record="HEAD")
-        sums = [volume.sums() for volume in self._volumes]
+        sums = [(volume.snapshot_id, volume.size, volume.runs_digest) for volume in self._volumes]
         try:
             bound = find_formula(head.file_id, self._manifest, sums, head.layout, self._image.snapshot_ids)
         except ArchiveError as error:

@@ -133,7 +133,7 @@ class ContainerWriter:
 
     def volume(self, volume: PlannedVolume) -> list[bytes]:
         """VOLD and the frames of the volume's tar headers and sparse map."""
-        content = prelude(self._plan.image, volume)
+        content = b"".join(prelude(self._plan.image, volume))
         frames = self._encoder.encode_all(content)
         descriptor = VolumeDescriptor(
             file_id=self._plan.file_id,
@@ -148,7 +148,7 @@ class ContainerWriter:
             frames=tuple(Frame.of(frame) for frame in frames),
         )
         pieces = [descriptor.encode(), *frames]
-        self._ledger.add_volume(descriptor, b"".join(pieces))
+        self._ledger.add_volume(descriptor, sum(map(len, pieces)), hashlib.sha256(b"".join(pieces)).digest())
         return pieces
 
     def segment(self, encoded: EncodedSegment) -> list[bytes]:

@@ -317,17 +317,12 @@ class Ledger:
         self._front_digest = hashlib.sha256(front).digest()
         self._front_end = self.offset
 
-    def add_volume(self, descriptor: VolumeDescriptor, prelude: bytes) -> None:
-        """A volume's VOLD record and the frames of its prelude, as bytes."""
+    def add_volume(self, descriptor: VolumeDescriptor, length: int, digest: bytes) -> None:
+        """A volume's VOLD, and length and SHA-256 of it and the prelude's frames together."""
         self._volumes.append(
-            _VolumeSums(
-                descriptor=descriptor,
-                offset=self.offset,
-                length=len(prelude),
-                prelude_digest=hashlib.sha256(prelude).digest(),
-            )
+            _VolumeSums(descriptor=descriptor, offset=self.offset, length=length, prelude_digest=digest)
         )
-        self.offset += len(prelude)
+        self.offset += length
 
     def add_segment(self, descriptor: SegmentDescriptor, record: bytes) -> None:
         """A segment's SEGD record, parsed and as bytes."""

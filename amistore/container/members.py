@@ -5,6 +5,8 @@ What is parsed is proved by building it again: a reader accepts only what a writ
 
 from __future__ import annotations
 
+import hashlib
+
 from amistore.container import tar
 from amistore.container.frames import FrameDecoder
 from amistore.container.plan import (
@@ -16,8 +18,9 @@ from amistore.container.plan import (
 from amistore.container.records import Frame, Head, VolumeDescriptor, piece_sizes
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.model import Image, decode_manifest
+from amistore.units import BLOCK_SIZE
 
-__all__ = ["decode_member", "open_manifest", "open_prelude"]
+__all__ = ["PreludeReader", "decode_member", "open_manifest", "open_prelude"]
 
 
 def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:
@@ -67,31 +70,77 @@ def _content(member: bytes) -> bytes:
     return member[512 : 512 + size]
 
 
+class PreludeReader:
+    """The volume whose tar headers and sparse map are in the frames behind its VOLD, one by one.
+
+    They may have 134 MB: of a frame nothing is kept but its runs.
+    """
+
+    def __init__(self, descriptor: VolumeDescriptor, image: Image) -> None:
+        self._descriptor = descriptor
+        self._image = image
+        self._sizes = zip(descriptor.frames, piece_sizes(descriptor.content), strict=True)
+        self._decoder = FrameDecoder()
+        self._map = tar.SparseMap()
+        self._digest = hashlib.sha256()
+
+    def feed(self, frame: bytes) -> None:
+        """The next frame's bytes.
+
+        Raises:
+            CorruptArchiveError: it is not what VOLD says, or holds no part of a map.
+        """
+        entry, size = next(self._sizes)
+        content = self._decoder.decode(frame, size, entry.crc32)
+        self._digest.update(content)
+        self._map.feed(content)
+
+    def volume(self) -> PlannedVolume:
+        """The volume, after the last frame.
+
+        Raises:
+            CorruptArchiveError: the map contradicts VOLD or the manifest.
+        """
+        descriptor, image, runs = self._descriptor, self._image, self._map.runs
+        volume = PlannedVolume(
+            number=descriptor.volume,
+            snapshot_id=descriptor.snapshot_id,
+            size=descriptor.size,
+            runs=runs,
+            first_segment=descriptor.first_segment,
+        )
+        expected = hashlib.sha256()
+        for piece in prelude(image, volume):
+            expected.update(piece)
+        if (
+            (runs.blocks, len(runs), runs.digest())
+            != (descriptor.blocks, descriptor.runs, descriptor.runs_digest)
+            or self._digest.digest() != expected.digest()
+            or runs.end * BLOCK_SIZE > descriptor.size
+        ):
+            raise CorruptArchiveError("tar headers and sparse map contradict VOLD or the manifest")
+        if volume.snapshot_id not in image.snapshot_ids:
+            raise CorruptArchiveError(
+                "no mapping of the image names this volume", snapshot_id=volume.snapshot_id
+            )
+        try:
+            check_lost_blocks(image, volume)
+        except InvalidRequestError as error:
+            raise CorruptArchiveError(error.message) from None
+        return volume
+
+
 def open_prelude(descriptor: VolumeDescriptor, frames: bytes, image: Image) -> PlannedVolume:
-    """The volume whose tar headers and sparse map are in the frames behind its VOLD.
+    """As `PreludeReader`, of all frames.
 
     Raises:
         CorruptArchiveError: they contradict VOLD or the manifest.
     """
-    content = decode_member(frames, descriptor.frames, descriptor.content)
-    runs = tar.parse_map(content, descriptor.size)
-    volume = PlannedVolume(
-        number=descriptor.volume,
-        snapshot_id=descriptor.snapshot_id,
-        size=descriptor.size,
-        runs=runs,
-        first_segment=descriptor.first_segment,
-    )
-    if (runs.blocks, len(runs), runs.digest()) != (
-        descriptor.blocks,
-        descriptor.runs,
-        descriptor.runs_digest,
-    ) or content != prelude(image, volume):
-        raise CorruptArchiveError("tar headers and sparse map contradict VOLD or the manifest")
-    if volume.snapshot_id not in image.snapshot_ids:
-        raise CorruptArchiveError("no mapping of the image names this volume", snapshot_id=volume.snapshot_id)
-    try:
-        check_lost_blocks(image, volume)
-    except InvalidRequestError as error:
-        raise CorruptArchiveError(error.message) from None
-    return volume
+    if sum(frame.size for frame in descriptor.frames) != len(frames):
+        raise CorruptArchiveError("frames are not as long as their table says")
+    reader = PreludeReader(descriptor, image)
+    at = 0
+    for frame in descriptor.frames:
+        reader.feed(frames[at : at + frame.size])
+        at += frame.size
+    return reader.volume()

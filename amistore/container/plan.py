@@ -7,7 +7,7 @@ never an entry per block. Imports the model and the container's lower files.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -192,8 +192,8 @@ def manifest_member(image: Image, manifest: bytes) -> bytes:
     return header + manifest + bytes(padding(len(manifest)))
 
 
-def prelude(image: Image, volume: PlannedVolume) -> bytes:
-    """The tar headers and sparse map that stand before a volume's blocks."""
+def prelude(image: Image, volume: PlannedVolume) -> Iterator[bytes]:
+    """The tar headers and sparse map that stand before a volume's blocks, in pieces."""
     # In the tar view lost blocks look like holes: the name tells.
     ending = "incomplete.raw" if image.snapshot(volume.snapshot_id).lost_blocks else "raw"
     return sparse_header(

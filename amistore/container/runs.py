@@ -1,7 +1,7 @@
 """`Runs`: which blocks of a volume are listed, as runs of consecutive block indexes.
 
-A fully allocated 64 TiB volume is one run. Three arrays of 8-byte integers, so the most
-that a volume may have (2**22 runs) takes 96 MiB. Imports `errors` and `layout` only.
+A fully allocated 64 TiB volume is one run. Three arrays of 4-byte integers, so the most
+that a volume may have (2**22 runs) takes 48 MiB. Imports `errors` and `layout` only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from amistore.container import layout
 from amistore.errors import CorruptArchiveError, InvalidRequestError
 
 __all__ = ["Runs"]
+
+_STEP = 2**16  # runs that are hashed at once
 
 
 class Runs:
@@ -32,12 +34,12 @@ class Runs:
         Raises:
             InvalidRequestError: not ascending, empty, negative, or more than 2**22 runs.
         """
-        self._starts = array("Q")
-        self._lengths = array("Q")
-        self._ordinals = array("Q")
+        self._starts = array("I")
+        self._lengths = array("I")
+        self._ordinals = array("I")
         self.blocks = 0
         for start, count in runs:
-            self._append(start, count)
+            self.append(start, count)
 
     @classmethod
     def of_blocks(cls, indexes: Iterable[int]) -> Runs:
@@ -51,17 +53,18 @@ class Runs:
                 end += 1
                 continue
             if first >= 0:
-                runs._append(first, end - first)
+                runs.append(first, end - first)
             if index < end:
                 raise InvalidRequestError(f"block indexes must ascend: {index} after {end - 1}")
             first, end = index, index + 1
         if first >= 0:
-            runs._append(first, end - first)
+            runs.append(first, end - first)
         return runs
 
-    def _append(self, start: int, count: int) -> None:
+    def append(self, start: int, count: int) -> None:
+        """Add a run, while they are put together; see `__init__`."""
         end = self.end
-        if start < end or count < 1 or start + count > 2**53:
+        if start < end or count < 1 or start + count >= 2**32:
             raise InvalidRequestError(f"run of {count} blocks at {start} does not follow block {end - 1}")
         if self._starts and start == end:
             self._lengths[-1] += count
@@ -115,7 +118,7 @@ class Runs:
         while count and at < len(self._starts):
             skip = ordinal - self._ordinals[at]
             take = min(count, self._lengths[at] - skip)
-            part._append(self._starts[at] + skip, take)
+            part.append(self._starts[at] + skip, take)
             ordinal += take
             count -= take
             at += 1
@@ -142,12 +145,16 @@ class Runs:
 
     def digest(self) -> bytes:
         """SHA-256 over (first block index, count) of each run, as 8-byte little-endian integers."""
-        pairs = array("Q", bytes(16 * len(self)))
-        pairs[::2] = self._starts
-        pairs[1::2] = self._lengths
-        if sys.byteorder == "big":
-            pairs.byteswap()
-        return hashlib.sha256(pairs).digest()
+        digest = hashlib.sha256()
+        for at in range(0, len(self), _STEP):
+            starts = self._starts[at : at + _STEP]
+            pairs = array("Q", bytes(16 * len(starts)))
+            pairs[::2] = array("Q", starts)
+            pairs[1::2] = array("Q", self._lengths[at : at + _STEP])
+            if sys.byteorder == "big":
+                pairs.byteswap()
+            digest.update(pairs)
+        return digest.digest()
 
     def encode(self) -> bytes:
         """(gap to the end of the run before, count) of each run, as varints (LEB128)."""
@@ -175,7 +182,7 @@ class Runs:
             if not count or (runs and not gap):
                 raise CorruptArchiveError("a run of blocks is empty or touches the one before")
             try:
-                runs._append(end + gap, count)
+                runs.append(end + gap, count)
             except (InvalidRequestError, OverflowError):
                 raise CorruptArchiveError("a run of blocks is out of range") from None
             end += gap + count

@@ -8,19 +8,20 @@ and more are base-256 in the ustar header, which GNU tar, bsdtar and Python all 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from itertools import islice
 
 from amistore.container.runs import Runs
 from amistore.errors import CorruptArchiveError, InvalidRequestError
-from amistore.units import BLOCK_SIZE
+from amistore.units import BLOCK_SIZE, KIB
 
-__all__ = ["file_header", "padding", "parse_map", "sparse_header"]
+__all__ = ["SparseMap", "file_header", "padding", "sparse_header"]
 
 RECORD = 512
 _OCTAL_LIMIT = 8**11
-_COUNT = re.compile(rb"(\d{1,8})\n")
-_PAIR = re.compile(rb"(\d{1,20})\n(\d{1,20})\n")
+_MAP_START = 3 * RECORD  # two headers of one record each, and one record of pax body between them
+_LONGEST_NUMBER = 20  # digits of 2**64
+_STEP = 256 * KIB  # of a map's text, taken at once
 
 
 def padding(size: int) -> int:
@@ -46,8 +47,8 @@ def file_header(name: str, size: int, mtime: int, kind: bytes = b"0") -> bytes:
     return bytes(header)
 
 
-def sparse_header(directory: str, file: str, size: int, runs: Runs, mtime: int) -> bytes:
-    """All that stands before the blocks of a sparse member: pax header, ustar header, map.
+def sparse_header(directory: str, file: str, size: int, runs: Runs, mtime: int) -> Iterator[bytes]:
+    """All that stands before the blocks of a sparse member, in pieces: pax header, ustar header, map.
 
     Args:
         directory: directory of the member.
@@ -65,16 +66,14 @@ def sparse_header(directory: str, file: str, size: int, runs: Runs, mtime: int) 
             ("GNU.sparse.realsize", str(size)),
         )
     )
-    sparse_map = _sparse_map(size, runs)
-    stored = len(sparse_map) + runs.blocks * BLOCK_SIZE
-    return b"".join(
-        (
-            file_header(f"{directory}/PaxHeaders.0/{file}", len(pax), mtime, b"x"),
-            pax + bytes(padding(len(pax))),
-            file_header(f"{directory}/GNUSparseFile.0/{file}", stored, mtime),
-            sparse_map,
-        )
-    )
+    # Written twice, since its length stands in front: it may have 134 MB.
+    length = sum(map(len, _sparse_map(size, runs)))
+    stored = length + padding(length) + runs.blocks * BLOCK_SIZE
+    yield file_header(f"{directory}/PaxHeaders.0/{file}", len(pax), mtime, b"x")
+    yield pax + bytes(padding(len(pax)))
+    yield file_header(f"{directory}/GNUSparseFile.0/{file}", stored, mtime)
+    yield from _sparse_map(size, runs)
+    yield bytes(padding(length))
 
 
 def _pax_record(key: str, value: str) -> bytes:
@@ -85,43 +84,61 @@ def _pax_record(key: str, value: str) -> bytes:
     return str(length).encode() + body
 
 
-def _sparse_map(size: int, runs: Runs) -> bytes:
+def _sparse_map(size: int, runs: Runs) -> Iterator[bytes]:
     ends_in_hole = runs.end * BLOCK_SIZE != size
-    document = bytearray(b"%d\n" % (len(runs) + ends_in_hole))
-    for start, count in runs:
-        document += b"%d\n%d\n" % (start * BLOCK_SIZE, count * BLOCK_SIZE)
+    yield b"%d\n" % (len(runs) + ends_in_hole)
+    pairs = iter(runs)
+    while some := list(islice(pairs, 2**13)):
+        yield b"".join([b"%d\n%d\n" % (start * BLOCK_SIZE, count * BLOCK_SIZE) for start, count in some])
     if ends_in_hole:
-        document += b"%d\n0\n" % size  # GNU tar ends a file whose end is a hole so
-    return bytes(document) + bytes(padding(len(document)))
+        yield b"%d\n0\n" % size  # GNU tar ends a file whose end is a hole so
 
 
-def parse_map(prelude: bytes, size: int) -> Runs:
-    """The runs in the map of a `sparse_header` for a file of `size` bytes.
+class SparseMap:
+    """The runs in the map of a `sparse_header` that comes in pieces: what they decode to is not kept.
 
-    The caller proves the rest by building the header again from what this returns.
-
-    Raises:
-        CorruptArchiveError: not a map that `sparse_header` writes.
+    The caller proves the rest by building the header again from them: here nothing is checked
+    but what bounds memory and time.
     """
-    # Two headers of one record each, and one record of pax body between them.
-    count = _COUNT.match(prelude, 3 * RECORD)
-    if count is None:
-        raise CorruptArchiveError("the sparse map is invalid: no number of pairs")
-    try:
-        runs = Runs(_pairs(prelude, count.end(), int(count[1])))
-    except InvalidRequestError as error:
-        raise CorruptArchiveError(f"the sparse map is invalid: {error}") from None
-    if runs.end * BLOCK_SIZE > size:
-        raise CorruptArchiveError("the sparse map reaches beyond the volume")
-    return runs
 
+    def __init__(self) -> None:
+        self._left = _MAP_START  # bytes of headers still to come
+        self._rest = b""  # text behind the last newline
+        self._numbers: list[int] | None = None  # those that are no whole pair yet; None before the first
+        self._ended = False
+        self.runs = Runs()
 
-def _pairs(prelude: bytes, at: int, count: int) -> Iterator[tuple[int, int]]:
-    """First block and number of blocks of each pair of the map, but for one of length 0 at its end."""
-    for number in range(count):
-        pair = _PAIR.match(prelude, at)
-        if pair is None:
-            raise CorruptArchiveError(f"the sparse map is invalid: pair {number} of {count} is none")
-        at = pair.end()
-        if pair[2] != b"0" or number + 1 < count:
-            yield int(pair[1]) // BLOCK_SIZE, int(pair[2]) // BLOCK_SIZE
+    def feed(self, piece: bytes) -> None:
+        """The next bytes.
+
+        Raises:
+            CorruptArchiveError: no map that `sparse_header` writes.
+        """
+        view = memoryview(piece)[self._left :]
+        self._left -= min(self._left, len(piece))
+        try:
+            for at in range(0, len(view), _STEP):
+                self._take(bytes(view[at : at + _STEP]))
+        except (InvalidRequestError, ValueError) as error:
+            raise CorruptArchiveError(f"the sparse map is invalid: {error}") from None
+
+    def _take(self, text: bytes) -> None:
+        lines, newline, self._rest = (self._rest + text).rpartition(b"\n")
+        words = lines.split(b"\n") if newline else []
+        # Zeros up to a whole tar record follow the last number, perhaps in the next piece.
+        if len(self._rest) > RECORD or max(map(len, words), default=0) > _LONGEST_NUMBER:
+            raise CorruptArchiveError("the sparse map is invalid: what stands there is no number")
+        numbers = [int(word) for word in words]
+        if self._numbers is None:
+            if not numbers:
+                return
+            self._numbers = []
+            del numbers[0]  # of the pairs
+        numbers = self._numbers + numbers
+        self._numbers = numbers[len(numbers) & ~1 :]
+        for start, length in zip(numbers[::2], numbers[1::2], strict=False):
+            if self._ended:
+                raise CorruptArchiveError("the sparse map is invalid: a pair of length 0 is not its last")
+            self._ended = not length  # as that of a file that ends in a hole is
+            if length:
+                self.runs.append(start // BLOCK_SIZE, length // BLOCK_SIZE)

@@ -11,11 +11,12 @@ from pathlib import Path
 import attrs
 import images
 import pytest
+import zstandard
 
 import amistore
 from amistore import BLOCK_SIZE
 from amistore.container import Foot, Index, Runs, SegmentDescriptor, VolumeDescriptor, layout
-from amistore.container.frames import FrameEncoder
+from amistore.container.frames import FrameDecoder, FrameEncoder
 from amistore.container.plan import PlannedVolume, prelude
 from amistore.container.records import Frame, Layout, open_envelope
 from amistore.testing import FaultyBackend
@@ -397,11 +398,36 @@ def test_many_records_that_claim_much_are_not_followed_each_to_its_end(spam: byt
     assert content.count < 100 * (len(small) + len(spam) * 5000)
 
 
+def test_small_frames_that_decode_to_much_are_decoded_within_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = images.packed([(1, {0: images.block(1)})], FORM)
+    start = small.index(b"AMISVOLD") - 8
+    size = open_envelope(small[start : start + 20]).size
+    vold = VolumeDescriptor.parse(small[start + 20 : start + size - 4])
+    bomb = zstandard.ZstdCompressor(write_checksum=True).compress(b"1\n" * (4 << 20))
+    lure = attrs.evolve(vold, frames=(Frame.of(bomb),)).encode() + bomb
+    damaged = small[:start] + lure * 60 + small[start + 200 :]
+    assert len(damaged) < 80_000
+    decoded = 0
+    decode = FrameDecoder.decode
+
+    def counted(self: FrameDecoder, frame: bytes, content_size: int, crc32: int) -> bytes:
+        nonlocal decoded
+        decoded += content_size
+        return decode(self, frame, content_size, crc32)
+
+    monkeypatch.setattr(FrameDecoder, "decode", counted)
+    with contextlib.suppress(amistore.CorruptArchiveError):
+        amistore.recover(io.BytesIO(damaged), tmp_path / "new.bin", workers=1)
+    assert decoded < 20 << 20
+
+
 def appended(
     container: bytes, volume: VolumeDescriptor, planned: PlannedVolume, image: amistore.Image
 ) -> bytes:
     """The container without its tail, and a VOLD of another file with a valid prelude behind it."""
-    content = prelude(image, planned)
+    content = b"".join(prelude(image, planned))
     frames = FrameEncoder(3, check=True).encode_all(content)
     forged = attrs.evolve(
         volume,

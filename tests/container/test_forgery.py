@@ -32,7 +32,7 @@ from amistore.container.checksum import crc32c
 from amistore.container.frames import FrameEncoder
 from amistore.container.records import Frame, Layout, open_envelope, seal
 from amistore.container.runs import Runs
-from amistore.container.tar import file_header, padding, parse_map
+from amistore.container.tar import SparseMap, file_header, padding
 from amistore.model import encode_manifest
 from amistore.units import MIB
 
@@ -322,7 +322,9 @@ def test_a_sparse_map_that_is_none_is_refused_at_its_first_pair(filler: bytes) -
     prelude = bytes(1536) + b"4194304\n"
     prelude += (filler * (content // len(filler)))[: content - len(prelude)]
     with pytest.raises(amistore.CorruptArchiveError, match="sparse map is invalid"):
-        parse_map(prelude, 65536 << 30)
+        found = SparseMap()
+        for at in range(0, content, layout.MAX_FRAME_CONTENT):
+            found.feed(prelude[at : at + layout.MAX_FRAME_CONTENT])
 
 
 def test_a_descriptor_that_is_not_the_one_of_the_index_is_refused_when_its_disk_is_read() -> None:
@@ -501,7 +503,7 @@ def test_unknown_records_that_are_not_critical_are_skipped_and_checked() -> None
         images.read_streaming(bytes(damaged))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(1, 2**20)), max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 2**27), st.integers(1, 2**20)), max_size=20))
 def test_run_varints_round_trip(gaps: list[tuple[int, int]]) -> None:
     runs = Runs()
     at = 0

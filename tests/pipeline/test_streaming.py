@@ -8,11 +8,16 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from pathlib import Path
 
 import images
 import pytest
 
 import amistore
+from amistore.container import ContainerWriter, Runs, plan
+from amistore.units import MIB
+
+LONG = bool(os.environ.get("AMISTORE_LONG"))
 
 # A source of 1.5 GiB of blocks that do not compress, made from their index, and a sink that
 # checks them against the same rule; both cheap, so that the pipe is what is tested.
@@ -120,3 +125,38 @@ def test_the_pieces_of_a_container_that_are_kept_take_no_more_memory_than_it_is_
     finally:
         tracemalloc.stop()
     assert taken < sum(map(len, pieces)) + 2 * amistore.MIB  # of an image of 256 MiB
+
+
+UNPACK = textwrap.dedent(
+    """
+    import sys
+    import amistore
+
+    def peak():  # not ru_maxrss, which begins with that of the process that forked this one
+        return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+    before = peak()
+    try:
+        amistore.unpack(open(sys.argv[1], "rb"), amistore.MemoryBackend().ebs, workers=1)
+    except amistore.TruncatedArchiveError as error:
+        assert error.record == "SEGD"  # the prelude has passed
+        print(peak() // 1024, (peak() - before) // 1024)
+    """
+)
+
+
+def test_a_sparse_map_of_very_many_runs_takes_the_memory_of_its_runs_only(tmp_path: Path) -> None:
+    count = 2**22 if LONG else 2**19
+    snapshot_id = "snap-00000000000000001"
+    volumes = [(snapshot_id, 65_536, Runs((2 * at + at // 9, 1) for at in range(count)))]
+    planned = plan(images.image([snapshot_id]), volumes)
+    writer = ContainerWriter(planned, 1)
+    path = tmp_path / "front.bin"
+    path.write_bytes(b"".join([*writer.front(), *writer.volume(planned.volumes[0])]))
+    del writer, planned, volumes
+    done = subprocess.run(
+        [sys.executable, "-c", UNPACK, str(path)], capture_output=True, text=True, check=True
+    )
+    peak, grown = map(int, done.stdout.split())
+    assert peak < 256
+    assert grown < 24 + 12 * count // MIB  # a frame's content and its text; three numbers of 4 bytes a run
