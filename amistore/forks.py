@@ -1,11 +1,13 @@
-"""Forks: what a process lets go of that was forked while its parent worked. Imports only the errors.
+"""Forks: what belongs to the process that made it, and what its children let go of. Imports only the errors.
 
 A forked child has its parent's memory, descriptors and locks, and none of its threads. So each thing
 with a connection, a thread, a file lock or work under way remembers `os.getpid()` of the process that
-made it, and two rules keep it right:
+made it, and these rules keep it right:
 
 - at its doors it compares: it makes its own means anew where that is right, or `check_owner` refuses;
-- what a child must let go of without being asked is said with `register`.
+- what a child must let go of without being asked is said with `register`;
+- who leaves our frames in a child, by an error or by `sys.exit`, undoes nothing: `undoing`. In a thread of
+  ours the child has no caller that it could come back to, and ends: `confined`.
 
 There is one hook for all, and no lock: each change is one step of a dict, which no fork can divide.
 A process id is enough, though the kernel gives them out again: a grandchild could have it only after
@@ -14,23 +16,37 @@ the process that made the thing is gone, and its children have let go of what wa
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import sys
+import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 from amistore.errors import InvalidRequestError
 
-__all__ = ["check_owner", "register"]
+__all__ = ["check_owner", "confined", "register", "undoing"]
 
 T = TypeVar("T")
 
+_Call = Callable[[Any], None]
+
 _numbers = itertools.count()
-_registered: dict[int, tuple[weakref.ref[Any], Callable[[Any], None]]] = {}
+# By number: a thing, and what is called in a child, before a fork, and after it in the parent.
+_registered: dict[int, tuple[weakref.ref[Any], _Call, _Call | None, _Call | None]] = {}
+# By the thread that is forking: what was called before the fork.
+_paused: dict[int, list[tuple[Any, _Call | None]]] = {}
 
 
-def register(thing: T, release: Callable[[T], None]) -> None:
+def register(
+    thing: T,
+    release: Callable[[T], None],
+    *,
+    before: Callable[[T], None] | None = None,
+    after: Callable[[T], None] | None = None,
+) -> None:
     """Have `release(thing)` called in each forked child where the thing still exists.
 
     It is called before other code runs there, with the parent's other threads gone: every lock may be
@@ -41,13 +57,15 @@ def register(thing: T, release: Callable[[T], None]) -> None:
     Args:
         thing: is kept weakly, and by identity.
         release: must not hold the thing, as a bound method does: give ``Class.method``.
+        before: called before each fork, by the thread that forks; it may wait for others of the thing's.
+        after: called after it in the parent, by the same thread.
     """
     number = next(_numbers)
 
     def forget(_: weakref.ref[Any]) -> None:
         _registered.pop(number, None)
 
-    _registered[number] = weakref.ref(thing, forget), release
+    _registered[number] = weakref.ref(thing, forget), release, before, after
 
 
 def check_owner(pid: int, what: str) -> None:
@@ -67,18 +85,97 @@ def check_owner(pid: int, what: str) -> None:
         )
 
 
-def _release_all() -> None:
-    failed: Exception | None = None
-    for reference, release in list(_registered.values()):
+@contextlib.contextmanager
+def undoing(undo: Callable[[BaseException], object]) -> Iterator[None]:
+    """Undo what the block has done where an error or an interrupt leaves it, but not in a child forked in it.
+
+    Args:
+        undo: is called with the error, which goes on then.
+    """
+    pid = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() == pid:
+            undo(error)
+        raise
+
+
+@contextlib.contextmanager
+def confined() -> Iterator[None]:
+    """End a child that was forked in the block where it leaves it: a thread's other work is its parent's."""
+    pid = os.getpid()
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as left:
+        error = left
+        raise
+    finally:
+        if os.getpid() != pid:
+            _end(error)
+
+
+def _end(error: BaseException | None) -> NoReturn:
+    """As the interpreter would for an error that nobody catches, without its clean-up."""
+    code: object = 0
+    if isinstance(error, SystemExit):
+        code = error.code or 0
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    if not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+def _before() -> None:
+    paused = _paused[threading.get_ident()] = []
+    errors = []
+    for reference, _, before, after in list(_registered.values()):
         thing = reference()
-        if thing is None:
-            continue
+        if thing is not None and before is not None:
+            try:
+                before(thing)
+                paused.append((thing, after))
+            except Exception as error:
+                errors.append(error)
+    _raise(errors)
+
+
+def _after_in_parent() -> None:
+    errors = []
+    for thing, after in _paused.pop(threading.get_ident(), ()):
         try:
-            release(thing)
-        except Exception as error:  # the others are let go of all the same
-            failed = failed or error
-    if failed is not None:
-        raise failed  # Python prints it, as it does for every hook of this kind
+            if after is not None:
+                after(thing)
+        except Exception as error:
+            errors.append(error)
+    _raise(errors)
 
 
-os.register_at_fork(after_in_child=_release_all)
+def _after_in_child() -> None:
+    _paused.clear()
+    errors = []
+    for reference, release, *_ in list(_registered.values()):
+        thing = reference()
+        try:
+            if thing is not None:
+                release(thing)
+        except Exception as error:
+            errors.append(error)
+    _raise(errors)
+
+
+def _raise(errors: list[Exception]) -> None:
+    """Once all others were called; Python prints it, as it does for every hook of this kind."""
+    del errors[1:]
+    if errors:
+        raise errors.pop()  # in no frame any more, which it would keep alive together with the things there
+
+
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -7,16 +7,28 @@ import os
 import pickle
 import selectors
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
-__all__ = ["Child", "answers", "forked"]
+__all__ = ["LEFT", "Child", "answers", "fork", "forked", "split"]
+
+R = TypeVar("R")
 
 SECONDS = 60  # a child that answers nothing until then hangs
+LEFT = 3
+"""The exit code of a child that leaves."""
+
+
+def fork() -> int:
+    """As `os.fork`; Python 3.12 warns of threads there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 @attrs.frozen
@@ -51,9 +63,7 @@ class Child:
 def forked(function: Callable[[], Any]) -> Iterator[Child]:
     """A child that runs the function from here on; it is killed at the end, whatever it does."""
     reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads at a fork
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         _run(function, reading, writing)
     os.close(writing)
@@ -94,3 +104,56 @@ def answers(functions: list[Callable[[], Any]], *, at_once: int = 4) -> list[Any
             ]
             found += [child.answer() for child in some]
     return found
+
+
+def split(job: Callable[[Callable[[], None]], R], leave: Callable[[], None] | None = None) -> tuple[R, int]:
+    """Do a job that calls what it is given: there a child is forked, which leaves the job's frames.
+
+    Args:
+        job: what to do; the parent goes on with it when the child has ended.
+        leave: what the child does there; None for ``sys.exit(LEFT)``.
+
+    Returns:
+        What the parent's job gave, and the child's exit code: `LEFT`, 0 where it came to the job's end,
+        1 where an error of ours left it, 2 where another did. It is killed after a minute: -9.
+    """
+    parent = os.getpid()
+    codes: list[int] = []
+    once = threading.Lock()
+
+    def part() -> None:
+        if not once.acquire(blocking=False):
+            return
+        pid = fork()
+        if pid:
+            codes.append(_ended(pid))
+        elif leave is None:
+            raise SystemExit(LEFT)
+        else:
+            leave()
+
+    code = 0
+    try:
+        made = job(part)
+    except BaseException as error:
+        if os.getpid() == parent:
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1 if _is_ours(error) else 2  # type: ignore[assignment]
+    if os.getpid() != parent:
+        os._exit(code)
+    (ended,) = codes
+    return made, ended
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__ == "amistore.errors"
+
+
+def _ended(pid: int) -> int:
+    with selectors.DefaultSelector() as ready:
+        descriptor = os.pidfd_open(pid)
+        ready.register(descriptor, selectors.EVENT_READ)
+        if not ready.select(SECONDS):
+            os.kill(pid, signal.SIGKILL)
+        os.close(descriptor)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 from children import answers, forked
 
 from amistore import InvalidRequestError, forks
+
+
+@contextlib.contextmanager
+def catching_unraisable() -> Iterator[None]:
+    """What a hook raises is printed; pytest would make it an error."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 class Thing:
@@ -79,6 +92,26 @@ def test_children_forked_while_threads_register_let_go_of_all_that_was() -> None
         done.set()
         for thread in threads:
             thread.join()
+
+
+def test_what_waits_for_a_fork_goes_on_after_it_in_the_parent_alone() -> None:
+    told: list[str] = []
+
+    def before(_: Thing) -> None:
+        told.append("before")
+
+    def after(_: Thing) -> None:
+        told.append("after")
+
+    def fail(_: Thing) -> None:
+        raise ValueError("cannot wait")
+
+    failing, thing = Thing(), Thing()
+    forks.register(failing, Thing.release, before=fail, after=after)
+    forks.register(thing, Thing.release, before=before, after=after)
+    with catching_unraisable():
+        assert answers([lambda: (told, thing.released)]) == [(["before"], 1)]
+    assert told == ["before", "after"]
 
 
 def test_what_another_process_made_is_refused_with_the_remedy() -> None:

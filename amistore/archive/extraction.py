@@ -21,6 +21,7 @@ from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import files
 from amistore.backends.directory.disk import data_blocks
+from amistore.backends.locking import FileLock
 from amistore.container import Runs, SegmentDescriptor
 from amistore.errors import (
     AlreadyExistsError,
@@ -93,11 +94,12 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
             _write_map(writing.volume, path)
         return
     part = path.with_name(f"{path.name}.part")
-    with files.open_descriptor(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BackendError(f"{part} is being written by another extraction") from None
+    try:
+        lock = FileLock(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, wait=False)
+    except BlockingIOError:
+        raise BackendError(f"{part} is being written by another extraction") from None
+    with lock:
+        descriptor = lock.descriptor
         status = os.fstat(descriptor)
         if status.st_nlink != 1 or not part.exists() or part.stat().st_ino != status.st_ino:
             raise BackendError(f"{part} was finished by another extraction, or has another name too")

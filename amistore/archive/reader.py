@@ -19,6 +19,7 @@ from itertools import accumulate
 
 import attrs
 
+from amistore import forks
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
 from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
@@ -81,7 +82,8 @@ class ContainerFile:
 
     def __init__(self, ranges: RangeReader) -> None:
         self._ranges = ranges
-        self._lock = threading.Lock()
+        self._renew_lock()
+        forks.register(self, ContainerFile._renew_lock)
         self._located: OrderedDict[int, LocatedSegment] = OrderedDict()
         self.name = ranges.name
         self.size = ranges.size
@@ -104,6 +106,9 @@ class ContainerFile:
             raise error.locate(offset=self.foot.index_offset, record="INDX") from None
         counts = [volume.segments for volume in self.index.volumes]
         self._first_segments: list[int] = list(accumulate(counts, initial=0))
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def _open_foot(self, record: bytes) -> Foot:
         offset = self.size - len(record)

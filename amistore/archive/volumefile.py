@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from amistore import forks
 from amistore.archive.volumereader import Hole, VolumeReader
 from amistore.backends.ranges import RangeFile
 from amistore.container import DecodedFrame
@@ -35,11 +36,18 @@ class VolumeFile(RangeFile):
         if type(cache_size) is not int or cache_size < 0:
             raise InvalidRequestError(f"cache_size must be a whole number from 0 on, not {cache_size!r}")
         self._volume = volume
-        self._cache = _FrameCache(cache_size)
-        self._ahead = _ReadAhead(volume, worker_count(workers))
-        self._place: _Place | None = None
+        self._cache_size = cache_size
+        self._workers = worker_count(workers)
+        self._start()
+        forks.register(self, VolumeFile._start)
         self._lost_starts = [lost.first_block for lost in volume.lost_blocks]
         super().__init__(volume.indexed.size)
+
+    def _start(self) -> None:
+        """Begin with nothing; in a forked child again, where no thread will bring what was asked for."""
+        self._cache = _FrameCache(self._cache_size)
+        self._ahead = _ReadAhead(self._volume, self._workers)
+        self._place: _Place | None = None
 
     def close(self) -> None:
         """End the threads that read ahead."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -31,7 +30,6 @@ from amistore.model.fields import from_wire
 __all__ = [
     "check_target",
     "is_forgotten",
-    "locked",
     "new_file",
     "open_descriptor",
     "open_file",
@@ -102,13 +100,15 @@ def operation(
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A new name beside `path`, removed again if it still exists at the end."""
+    """A new name beside `path`, removed again if it still exists at the end, but not by a forked child."""
+    pid = os.getpid()
     # 50 characters are at most 200 of the 255 bytes that filesystems allow a name.
     name = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         yield name
     finally:
-        name.unlink(missing_ok=True)
+        if os.getpid() == pid:
+            name.unlink(missing_ok=True)
 
 
 def remove_hidden(folder: Path) -> Iterator[Path]:
@@ -216,14 +216,6 @@ def write_at(descriptor: int, content: Buffer, offset: int) -> None:
         written = os.pwrite(descriptor, view, offset)
         view = view[written:]
         offset += written
-
-
-@contextlib.contextmanager
-def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a directory among all threads and processes: alone, or with other sharers."""
-    with open_descriptor(directory) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
 
 
 def sync_directory(directory: Path) -> None:

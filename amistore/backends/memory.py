@@ -1,7 +1,7 @@
 """`MemoryBackend`: the reference implementation, for tests and demonstrations.
 
 It keeps the services' promises: digests verified, block tokens that die when the snapshot
-is listed again, conditional complete. Nothing survives the process.
+is listed again, conditional complete. Nothing survives the process; a forked child has a copy of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends import checks
 from amistore.backends.base import Backend
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
@@ -46,6 +47,10 @@ class _MemoryEBS(BlockStore):
         self._page_size = page_size
         self._snapshots: dict[str, _Snapshot] = {}
         self._tokens: dict[str, str] = {}
+        self._renew_lock()
+        forks.register(self, _MemoryEBS._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> str:
@@ -177,6 +182,10 @@ class _MemoryS3(ObjectStore):
     def __init__(self) -> None:
         self._buckets: dict[str, dict[str, _Object]] = {}
         self._uploads: dict[tuple[str, str, str], _Upload] = {}
+        self._renew_lock()
+        forks.register(self, _MemoryS3._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def create_bucket(self, bucket: str) -> None:
@@ -297,6 +306,10 @@ class _MemoryEC2(ImageRegistry):
     def __init__(self, ebs: _MemoryEBS) -> None:
         self._ebs = ebs
         self._images: dict[str, Image] = {}
+        self._renew_lock()
+        forks.register(self, _MemoryEC2._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def describe_image(self, image_id: str) -> Image:

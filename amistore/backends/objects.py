@@ -17,6 +17,7 @@ from typing import BinaryIO
 import attrs
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends.ranges import RangeReader, RangeStream
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError
 from amistore.units import MIB
@@ -229,10 +230,19 @@ class ObjectStore(abc.ABC):
             )
         pieces = [content] if isinstance(content, (bytes, bytearray, memoryview)) else content
         upload = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
-        try:
+        process = os.getpid()
+
+        def abort(_: BaseException) -> None:
+            try:
+                self.abort_multipart_upload(bucket, key, upload)
+            except Exception as error:  # the first error is the one to tell
+                _logger.error("upload %s of %s/%s is left behind, abort it: %s", upload, bucket, key, error)
+
+        with forks.undoing(abort):
             parts: list[UploadedPart] = []
             pending = bytearray()
             for piece in pieces:
+                forks.check_owner(process, "this upload")
                 pending += piece
                 # Doubled every 1,000 parts, so that 10,000 of them hold the largest object.
                 if len(pending) >= part_size << len(parts) // 1000:
@@ -240,13 +250,8 @@ class ObjectStore(abc.ABC):
                     pending = bytearray()
             if pending or not parts:
                 parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
+            forks.check_owner(process, "this upload")
             return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)
-        except BaseException:
-            try:
-                self.abort_multipart_upload(bucket, key, upload)
-            except Exception as error:  # the first error is the one to tell
-                _logger.error("upload %s of %s/%s is left behind, abort it: %s", upload, bucket, key, error)
-            raise
 
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
         """An object as a seekable binary file, pinned to the ETag it has now."""

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends import files
 from amistore.errors import BackendError, InvalidRequestError, SourceChangedError
 from amistore.units import MIB
@@ -109,11 +110,17 @@ def _change(descriptor: int) -> tuple[int, int]:
 
 
 class StreamRanges(RangeReader):
-    """A seekable binary file that stays its owner's to close."""
+    """A seekable binary file that stays its owner's to close.
+
+    A forked child shares the file's position with its parent: there only what has none is read, a file
+    of the operating system's and one in memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._renew_lock()
+        forks.register(self, StreamRanges._renew_lock)
         self.name = str(getattr(file, "name", type(file).__name__))
         try:
             self.size = file.seek(0, io.SEEK_END)
@@ -125,28 +132,44 @@ class StreamRanges(RangeReader):
                 operation="open",
             ) from error
 
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
     def read(self, offset: int, length: int) -> bytes:
-        pieces = []
         try:
+            if _is_plain(self._file):
+                return files.read_at(self._file.fileno(), length, offset)
+            if type(self._file) is not io.BytesIO:
+                forks.check_owner(self._process, f"the opened file {self.name}")
             with self._lock:
-                self._file.seek(offset)
-                while length:
-                    piece = self._file.read(length)
-                    if not isinstance(piece, bytes) or len(piece) > length:
-                        raise InvalidRequestError(
-                            f"reading {self.name} gave {type(piece).__name__}, not up to {length} bytes: "
-                            "open it in binary mode"
-                        )
-                    if not piece:
-                        break
-                    pieces.append(piece)
-                    length -= len(piece)
+                return self._read(offset, length)
         except InvalidRequestError:
             raise
         except Exception as error:
             message = f"{self.name}: {type(error).__name__}: {error}"
             raise BackendError(message, operation="read") from error
+
+    def _read(self, offset: int, length: int) -> bytes:
+        pieces = []
+        self._file.seek(offset)
+        while length:
+            piece = self._file.read(length)
+            if not isinstance(piece, bytes) or len(piece) > length:
+                raise InvalidRequestError(
+                    f"reading {self.name} gave {type(piece).__name__}, not up to {length} bytes: "
+                    "open it in binary mode"
+                )
+            if not piece:
+                break
+            pieces.append(piece)
+            length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _is_plain(file: BinaryIO) -> bool:
+    """Whether its bytes are those of its descriptor, as of what `open(path, "rb")` gives."""
+    raw = file.raw if type(file) is io.BufferedReader else file
+    return type(raw) is io.FileIO
 
 
 class RangeFile(io.RawIOBase):

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from amistore import forks
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, InvalidValueError, NotFoundError, ThrottledError
 
@@ -98,7 +99,7 @@ class Retrier:
         policy: the limits.
         clock: seconds, never going back.
         sleep: waits for so many seconds.
-        draw: gives a number from 0 to 1 for the jitter.
+        draw: gives a number from 0 to 1 for the jitter; `random` draws others in each forked child.
     """
 
     def __init__(
@@ -113,12 +114,16 @@ class Retrier:
         self._clock = clock
         self._sleep = sleep
         self._draw = draw
-        self._lock = threading.Lock()
+        self._renew_lock()
+        forks.register(self, Retrier._renew_lock)
         self._budget = policy.budget
         self._paces: dict[str, _Pace] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Retrier, (self.policy,)  # another process has a clock and a budget of its own
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def call(self, pace: str, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         """`function` of the arguments, in as many attempts as the policy allows.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from amistore import forks
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
 from amistore.errors import AlreadyExistsError, InvalidRequestError
@@ -96,23 +97,23 @@ def register_restored(
         image_id: one that `reserve_image_id` gave.
     """
     wanted = name or restored.name
-    try:
-        with foreign_errors("register_image"):
-            for found in destination.ec2.find_images(wanted) if log is not None and wanted else ():
-                if found.snapshot_ids == restored.snapshot_ids:
-                    destination.ec2.finish_registration(found.image_id, restored)
-                    registered = found.image_id
-                    break
-            else:
-                registered = destination.ec2.register_image(restored, name=name, image_id=image_id)
-    except BaseException:
+
+    def undo(_: BaseException) -> None:
         if log is None and not _registered(restored, wanted, destination):
             for snapshot_id in restored.snapshot_ids:
                 try:
                     destination.ebs.delete_snapshot(snapshot_id)
                 except Exception as error:
                     _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
-        raise
+
+    with forks.undoing(undo), foreign_errors("register_image"):
+        for found in destination.ec2.find_images(wanted) if log is not None and wanted else ():
+            if found.snapshot_ids == restored.snapshot_ids:
+                destination.ec2.finish_registration(found.image_id, restored)
+                registered = found.image_id
+                break
+        else:
+            registered = destination.ec2.register_image(restored, name=name, image_id=image_id)
     if log is not None:
         log.end()
     return registered

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
+from amistore import forks
 from amistore.archive.reader import ContainerFile, LoadedSegment
 from amistore.archive.verification import Verification, check_content_id
 from amistore.backends import BlockSink, ObjectStore
@@ -114,14 +115,8 @@ def unpack_object(
     }
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
     final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
-    try:
-        with advising():
-            _Restoration(container, sink, restored, journal, progress).run(workers)
-        image = restored.image()
-        # Blocks that the log says were put are not there: the next run would meet this again.
-        final += (ChecksumMismatchError,)
-        restored.complete(container.index.volumes)
-    except BaseException as error:
+
+    def undo(error: BaseException) -> None:
         # What an earlier run has made is not deleted for an archive that is damaged by now: the
         # log stays, and `abandon` deletes it.
         given_up = isinstance(error, final) and (journal.fresh or isinstance(error, ChecksumMismatchError))
@@ -129,7 +124,14 @@ def unpack_object(
             journal.log.clear()
             if not journal.fresh and isinstance(error, ChecksumMismatchError):
                 error.retryable = True  # of blocks that an earlier run put: the next one puts all of them
-        raise
+
+    with forks.undoing(undo):
+        with advising():
+            _Restoration(container, sink, restored, journal, progress).run(workers)
+        image = restored.image()
+        # Blocks that the log says were put are not there: the next run would meet this again.
+        final += (ChecksumMismatchError,)
+        restored.complete(container.index.volumes)
     journal.log.end()
     return image
 

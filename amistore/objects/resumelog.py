@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -19,8 +18,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from amistore import forks
 from amistore.backends import files
 from amistore.backends.checks import check_kind, check_path
+from amistore.backends.locking import FileLock
 from amistore.errors import InvalidRequestError, SourceChangedError
 
 __all__ = [
@@ -156,8 +157,8 @@ class FileResumeLog(ResumeLog):
 
     What a crash left half written at its end is dropped; damage before that is an
     `InvalidRequestError` that tells what to do, and so is a symbolic link, what is no regular
-    file, and a file that others can write. Two runs cannot use it at once. A context manager:
-    leaving it lets go of the file.
+    file, and a file that others can write. Two runs cannot use it at once, and a forked child not
+    while its parent does. A context manager: leaving it lets go of the file.
 
     Args:
         path: of the file; readable by its owner only.
@@ -165,7 +166,10 @@ class FileResumeLog(ResumeLog):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_path(path, "log")
-        self._descriptor: int | None = None
+        self._lock: FileLock | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)  # another process opens the file by itself
 
     def __enter__(self) -> FileResumeLog:
         return self
@@ -175,13 +179,12 @@ class FileResumeLog(ResumeLog):
 
     def close(self) -> None:
         """Let go of the file; the entries stay."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._lock is not None:
+            self._lock.release()
 
     def entries(self) -> list[bytes]:
         with files.operation("resume", path=self.path):
-            if self._descriptor is None and not self.path.exists():
+            if not self._held and not self.path.exists():
                 return []
             return self._read(self._open())[0]
 
@@ -189,76 +192,82 @@ class FileResumeLog(ResumeLog):
         with files.operation("resume", path=self.path):
             descriptor = self._open()
             end = os.fstat(descriptor).st_size
-            try:
-                files.write_at(descriptor, _ENTRY.pack(len(entry), _crc32(entry)) + entry, end)
-                os.fsync(descriptor)
-            except BaseException:
+
+            def cut(_: BaseException) -> None:
                 with contextlib.suppress(OSError):  # half an entry must not stand before whole ones
                     os.ftruncate(descriptor, end)
-                raise
+
+            with forks.undoing(cut):
+                files.write_at(descriptor, _ENTRY.pack(len(entry), _crc32(entry)) + entry, end)
+                os.fsync(descriptor)
 
     def clear(self) -> None:
         with files.operation("resume", path=self.path):
-            if self._descriptor is not None or self.path.exists():
+            if self._held or self.path.exists():
                 if self._named(self._open()):  # else it was removed by hand, and may be another run's now
                     self.path.unlink()
                     files.sync_directory(self.path.parent)
                 self.close()
 
+    @property
+    def _held(self) -> bool:
+        return self._lock is not None and self._lock.held
+
     def _open(self) -> int:
         """The descriptor of the file, which is ours alone and ends with a whole entry."""
-        while self._descriptor is None:
-            descriptor = self._open_file()
+        while self._lock is None or not self._lock.held:
+            lock = self._hold()
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not self._named(descriptor):  # cleared by another run meanwhile
-                    os.close(descriptor)
-                    continue
-                content = os.pread(descriptor, len(_MAGIC), 0)
-                if content != _MAGIC and _MAGIC.startswith(content):  # new, or a crash while it was made
-                    files.write_at(descriptor, _MAGIC, 0)
-                    os.fsync(descriptor)
-                    files.sync_directory(self.path.parent)
-                elif content != _MAGIC:
-                    raise InvalidRequestError(
-                        f"{self.path} is no resume log of amistore, or its head is damaged: give another "
-                        "path (list_multipart_uploads, and pending snapshots, tell what its run has left)"
-                    )
-                end = self._read(descriptor)[1]
-                if end < os.fstat(descriptor).st_size:
-                    os.ftruncate(descriptor, end)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise InvalidRequestError(f"{self.path} is in use by another run") from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            self._descriptor = descriptor
-        return self._descriptor
+                if self._prepare(lock.descriptor):
+                    self._lock = lock
+            finally:
+                if self._lock is not lock:
+                    lock.release()
+        return self._lock.descriptor
 
-    def _open_file(self) -> int:
-        """Open or make it, if it is a file and its owner's."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    def _hold(self) -> FileLock:
+        """Open or make it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            descriptor = os.open(self.path, flags, 0o600)
+            return FileLock(self.path, flags, wait=False)
+        except BlockingIOError:
+            raise InvalidRequestError(f"{self.path} is in use by another run") from None
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise InvalidRequestError(f"{self.path} is a symbolic link: name the file itself") from None
             raise
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise InvalidRequestError(f"{self.path} is no regular file")
-            if mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise InvalidRequestError(
-                    f"others can write {self.path}: if what it says is yours, chmod 600 it, else remove it"
-                )
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
-                os.fchmod(descriptor, 0o600)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+
+    def _prepare(self, descriptor: int) -> bool:
+        """Refuse what is no log, and drop what is torn; whether the file has its name still."""
+        self._check_mode(descriptor)
+        if not self._named(descriptor):  # cleared by another run meanwhile
+            return False
+        content = os.pread(descriptor, len(_MAGIC), 0)
+        if content != _MAGIC and _MAGIC.startswith(content):  # new, or a crash while it was made
+            files.write_at(descriptor, _MAGIC, 0)
+            os.fsync(descriptor)
+            files.sync_directory(self.path.parent)
+        elif content != _MAGIC:
+            raise InvalidRequestError(
+                f"{self.path} is no resume log of amistore, or its head is damaged: give another "
+                "path (list_multipart_uploads, and pending snapshots, tell what its run has left)"
+            )
+        end = self._read(descriptor)[1]
+        if end < os.fstat(descriptor).st_size:
+            os.ftruncate(descriptor, end)
+        return True
+
+    def _check_mode(self, descriptor: int) -> None:
+        """Refuse what is not a file, or not its owner's alone."""
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise InvalidRequestError(f"{self.path} is no regular file")
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise InvalidRequestError(
+                f"others can write {self.path}: if what it says is yours, chmod 600 it, else remove it"
+            )
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            os.fchmod(descriptor, 0o600)
 
     def _read(self, descriptor: int) -> tuple[list[bytes], int]:
         """The whole entries, and the offset behind the last."""

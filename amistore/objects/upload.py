@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import zstandard
 
+from amistore import forks
 from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
@@ -117,7 +118,14 @@ def pack_object(
     run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
     info = done = run.begin(metadata, tags, if_none_match)
-    try:
+
+    def undo(error: BaseException) -> None:
+        if done is None and (log is None or isinstance(error, _FINAL)):
+            run.undo()
+        elif isinstance(error, BackendError) and run.outdated():
+            error.retryable = True
+
+    with forks.undoing(undo):
         if info is None:
             run.send(
                 packed_units(
@@ -134,12 +142,6 @@ def pack_object(
         if log is not None:  # else all of it was sent by this run
             count = run.planned.segments if done else len(run.carried)
             run.prove(info, count, workers, new=not done)
-    except BaseException as error:
-        if done is None and (log is None or isinstance(error, _FINAL)):
-            run.undo()
-        elif isinstance(error, BackendError) and run.outdated():
-            error.retryable = True
-        raise
     run.log.end()
     return info
 
@@ -192,15 +194,12 @@ class _Run:
             self._refuse_existing()
         self.task = secrets.token_hex(16)
         self.log.append(write_entry(kind="pack", task=self.task, **self._identity()))
-        try:
+        with forks.undoing(lambda _: self.undo()):
             with foreign_errors("create_multipart_upload", bucket=self.bucket, key=self.key):
                 self.upload_id = self.store.create_multipart_upload(
                     self.bucket, self.key, metadata={**(metadata or {}), RUN_KEY: self.task}, tags=tags
                 )
             self.log.append(write_entry(upload=self.upload_id))
-        except BaseException:
-            self.undo()
-            raise
         return None
 
     def _identity(self) -> dict[str, Any]:

@@ -6,9 +6,11 @@ Next: `packing.py`, which does it unit by unit, and `unpack.py`, the way back.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Generator, Iterable
 from concurrent.futures import Executor
 
+from amistore import forks
 from amistore.backends import BlockSource
 from amistore.backends.checks import check_kind
 from amistore.container import Layout, Plan, Runs, plan
@@ -69,12 +71,14 @@ def pack(
 
 
 def _pieces(units: Generator[PackedUnit, None, None]) -> Generator[bytes, None, None]:
+    process = os.getpid()
     with contextlib.closing(units):
         for unit in units:
             pieces = unit.pieces
             del unit  # so that a piece is freed as soon as it was taken
             while pieces:
                 yield pieces.pop(0)
+                forks.check_owner(process, "this iterator")
 
 
 def check_packing(

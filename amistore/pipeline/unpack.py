@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import attrs
 
+from amistore import forks
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_kind
 from amistore.container import (
@@ -77,14 +78,11 @@ def unpack(
     check_kind(sink, BlockSink, "sink")
     check_picklable(executor, sink, "sink")
     restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
-    try:
+    with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():
             end = restore.run(workers, executor, progress)
         image = restore.snapshots.image()
         restore.snapshots.complete(end.index.volumes)
-    except BaseException:
-        restore.snapshots.undo()
-        raise
     return image
 
 

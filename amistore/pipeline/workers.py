@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from amistore import forks
 from amistore.errors import InvalidRequestError
 
 __all__ = ["ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
@@ -33,10 +34,12 @@ def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tupl
         yield executor, 2 * count
         return
     pool = ThreadPoolExecutor(count, thread_name_prefix="amistore")
+    process = os.getpid()
     try:
         yield pool, 2 * count
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if os.getpid() == process:  # in a forked child there are no threads to end, and locks that they held
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def worker_count(workers: int | None) -> int:
@@ -70,21 +73,36 @@ def ordered_map(
     """`function` of each item, in the items' order, at most `limit` of them begun and not taken.
 
     Items are taken in the caller's thread. On an error, or when closed, what has not begun
-    is cancelled and what has is waited for: afterwards nothing runs any more.
+    is cancelled and what has is waited for: afterwards nothing runs any more. A forked child neither
+    goes on with it nor ends it.
+
+    Raises:
+        InvalidRequestError: this is such a child.
     """
+    process = os.getpid()
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
-            pending.append(executor.submit(function, item))
+            forks.check_owner(process, "this iterator")
+            pending.append(executor.submit(_confined, function, item))
             del item  # may hold a whole segment
             if len(pending) >= limit:
                 yield _first(pending)
+                forks.check_owner(process, "this iterator")
         while pending:
             yield _first(pending)
+            forks.check_owner(process, "this iterator")
     finally:
-        for future in pending:
-            future.cancel()
-        wait(pending)
+        if os.getpid() == process:
+            for future in pending:
+                future.cancel()
+            wait(pending)
+
+
+def _confined(function: Callable[[T], R], item: T) -> R:
+    """Runs in a worker, whose next tasks are not for a child that a backend of the user's may fork there."""
+    with forks.confined():
+        return function(item)
 
 
 def _first(pending: deque[Future[R]]) -> R:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from amistore import forks
 from amistore.backends import Backend
 from amistore.errors import InvalidRequestError
 from amistore.model import Image, Snapshot
@@ -135,9 +136,6 @@ class TaskDescriptions:
         return request.read(self._journal, self._place, oldest=self._oldest())
 
     def _check_open(self) -> None:
+        forks.check_owner(self._process, "this TaskEngine")
         if self._closed:
             raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
-        if self._process != os.getpid():
-            raise InvalidRequestError(
-                "the engine was made before this process was forked, and is of the other one: make one here"
-            )

@@ -3,7 +3,7 @@
 Each method is one transaction, on the disk once it returns (write-ahead log, synchronous=FULL).
 What a task's owner writes carries its lease: after another has taken the task over, nothing of
 an earlier owner is accepted. Nothing secret is kept. Next: `schema.py` has the columns,
-`ownership.py` tells who is alive, `tasklog.py` is the pipeline's view of it.
+`database.py` the file, `ownership.py` tells who is alive, `tasklog.py` is the pipeline's view of it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import json
 import logging
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
+from amistore import forks
 from amistore.errors import (
     AlreadyExistsError,
     AmistoreError,
@@ -28,12 +27,10 @@ from amistore.errors import (
     JournalError,
 )
 from amistore.objects.resumelog import read_entry
+from amistore.tasks.database import Database
 from amistore.tasks.record import MOST_GIB, Kind, Lease, TaskRecord
-from amistore.tasks.schema import migrate, refuse_foreign
 
 __all__ = ["Journal", "LeaseLostError"]
-
-_BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
 
 _logger = logging.getLogger("amistore")
 
@@ -55,44 +52,12 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self.path = None if path is None else Path(path).absolute()
-        self.name = "in memory" if self.path is None else str(self.path)
-        self._lock = threading.RLock()
-        with self._errors():
-            if self.path is not None:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # SQLite gives its other files the mode of this one. One that is there is not opened: to
-                # close it would drop the locks of this process's other engines (fcntl(2)).
-                with contextlib.suppress(FileExistsError):
-                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            self._database = sqlite3.connect(
-                self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._file = None if self.path is None else self.path.stat()
-                self._database.row_factory = sqlite3.Row
-                # Else one damaged byte would keep all rows of a list from being read.
-                self._database.text_factory = lambda raw: raw.decode(errors="surrogateescape")
-                refuse_foreign(self._database, self.name)
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = FULL")
-                self._database.execute("PRAGMA foreign_keys = ON")
-                migrate(self._database, self.name)
-                self._keep_private()
-            except BaseException:
-                self._database.close()
-                raise
-
-    def _keep_private(self) -> None:
-        """Of a file that is known to be ours only: another, or a folder, may have been named by mistake."""
-        for suffix in ("", "-wal", "-shm") if self.path is not None else ():
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").chmod(0o600)
+        self._database = Database(path)
+        self.name = self._database.name
 
     def close(self) -> None:
         """Let go of the file."""
-        with self._lock:
-            self._database.close()
+        self._database.close()
 
     # What tasks there are.
 
@@ -103,8 +68,8 @@ class Journal:
             InvalidRequestError: there is none of that id.
             JournalError: what the journal has of it is damaged.
         """
-        with self._errors(), self._lock:
-            row = self._database.execute("SELECT * FROM task WHERE task_id = ?", [task_id]).fetchone()
+        with self._database.using() as database:
+            row = database.execute("SELECT * FROM task WHERE task_id = ?", [task_id]).fetchone()
         if row is None:
             raise InvalidRequestError(
                 f"the journal {self.name} has no task {task_id}", code="InvalidParameterValue"
@@ -125,8 +90,8 @@ class Journal:
         sql = (
             f"SELECT coalesce(sum(size), 0) FROM task WHERE {_IN_PROGRESS} AND size BETWEEN 0 AND {MOST_GIB}"
         )
-        with self._errors(), self._lock:
-            return int(self._database.execute(sql, [place, kind]).fetchone()[0])
+        with self._database.using() as database:
+            return int(database.execute(sql, [place, kind]).fetchone()[0])
 
     def page(
         self,
@@ -308,9 +273,9 @@ class Journal:
         Raises:
             JournalError: an entry is damaged.
         """
-        with self._errors(), self._lock:
+        with self._database.using() as database:
             sql = "SELECT CAST(content AS BLOB) FROM entry WHERE task_id = ? ORDER BY number"
-            found = [row[0] for row in self._database.execute(sql, [task_id])]
+            found = [row[0] for row in database.execute(sql, [task_id])]
         try:
             for entry in found:
                 read_entry(entry)
@@ -335,12 +300,14 @@ class Journal:
 
     def _end(self, task_id: str) -> None:
         self._set(task_id, stage="ended", owner=None)
-        self._database.execute("DELETE FROM entry WHERE task_id = ?", [task_id])
+        with self._database.using() as database:
+            database.execute("DELETE FROM entry WHERE task_id = ?", [task_id])
 
     def _set(self, task_id: str, **columns: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in columns)
         sql = f"UPDATE task SET {names} WHERE task_id = ?"
-        self._database.execute(sql, [*columns.values(), task_id])
+        with self._database.using() as database:
+            database.execute(sql, [*columns.values(), task_id])
 
     def _select(
         self, where: str, values: Sequence[object], order: str = "sequence", limit: int | None = None
@@ -349,7 +316,7 @@ class Journal:
         sql = f"SELECT * FROM task WHERE {where} ORDER BY {order}"
         found: list[TaskRecord] = []
         damaged: list[JournalError] = []
-        with self._errors(), self._lock, contextlib.closing(self._database.execute(sql, values)) as rows:
+        with self._database.using() as database, contextlib.closing(database.execute(sql, values)) as rows:
             while len(found) != limit and (row := rows.fetchone()) is not None:
                 try:
                     found.append(self._record(row))
@@ -376,36 +343,19 @@ class Journal:
     @contextlib.contextmanager
     def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction; one of a lease that is another's by now changes nothing."""
-        with self._errors(), self._lock:
-            try:
-                # Taken at once, so that what is read in it is still so when it is written.
-                self._database.execute("BEGIN IMMEDIATE")
-                if lease is not None and self.task(lease.task_id).epoch != lease.epoch:
-                    raise LeaseLostError(f"another process has taken {lease.task_id} over")
-                yield self._database
-                self._check_file()
-                self._database.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a failed BEGIN or COMMIT has left none
-                    self._database.execute("ROLLBACK")
-                raise
 
-    def _check_file(self) -> None:
-        """What is written to a file that has lost its name is durable for nobody."""
-        if self.path is not None and self._file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(self._file, self.path.stat()):
-                    return
-            raise OSError("it was removed or replaced while it was in use: put it back, or open it again")
+        def roll_back(_: BaseException) -> None:
+            with contextlib.suppress(sqlite3.Error):  # a failed BEGIN or COMMIT has left none
+                database.execute("ROLLBACK")
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"{error.object!r:.80} is no text that a journal holds") from None
+        with self._database.using() as database, forks.undoing(roll_back):
+            # Taken at once, so that what is read in it is still so when it is written.
+            database.execute("BEGIN IMMEDIATE")
+            if lease is not None and self.task(lease.task_id).epoch != lease.epoch:
+                raise LeaseLostError(f"another process has taken {lease.task_id} over")
+            yield database
+            self._database.check_file()
+            database.execute("COMMIT")
 
 
 # Said so that SQLite sees that the index of what has not ended holds them all.

@@ -1,18 +1,19 @@
 """`Ownership`: a process's sign that it is alive, which no crash can leave behind.
 
 Each engine holds a lock on a file of its own beside the journal. The kernel lets go of it when
-the process ends in whatever way, so what a killed process owned is free at once; a process
-that was only stopped still holds it, and loses its tasks when their leases run out.
+the process ends in whatever way, so what a killed process owned is free at once, also where a child
+that it has forked lives on; a process that was only stopped still holds it, and loses its tasks when
+their leases run out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from pathlib import Path
 
+from amistore.backends.locking import FileLock
 from amistore.errors import JournalError
 
 __all__ = ["Ownership"]
@@ -35,7 +36,7 @@ class Ownership:
     def __init__(self, folder: Path | None) -> None:
         self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._folder = folder
-        self._descriptor: int | None = None
+        self._lock: FileLock | None = None
         self.hold()
 
     def hold(self) -> None:
@@ -47,15 +48,13 @@ class Ownership:
         if self._folder is None:
             return
         path = self._folder / self.owner
-        if self._descriptor is not None and path.exists():
+        if self._lock is not None and path.exists():
             return
         self._let_go()
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            self._lock = FileLock(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            self._let_go()
             raise JournalError(f"{path}: {error.strerror}", operation="journal") from error
 
     def alive(self, owner: str) -> bool:
@@ -66,28 +65,22 @@ class Ownership:
             return False
         path = self._folder / owner
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with FileLock(path, os.O_RDWR | os.O_NOFOLLOW, wait=False):
+                path.unlink(missing_ok=True)
         except FileNotFoundError:
             return False
-        except OSError:  # too many open files, for one: that proves nothing, and the lease decides
+        except OSError:  # it is held; or too many open files, for one: that proves nothing
             return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except OSError:
-            return True
-        finally:
-            os.close(descriptor)
         return False
 
     def close(self) -> None:
         """Let go: from now on it counts as ended."""
-        if self._descriptor is not None and self._folder is not None:
+        if self._lock is not None and self._folder is not None:
             with contextlib.suppress(OSError):
                 (self._folder / self.owner).unlink(missing_ok=True)
             self._let_go()
 
     def _let_go(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Final
 
+from amistore import forks
 from amistore.backends import Backend, checks
 from amistore.backends.redaction import redact_log
 from amistore.errors import AmistoreError, InvalidRequestError, JournalError
@@ -250,16 +251,18 @@ class TaskRunner:
         return next((record for record in self._queue if read.isdisjoint(record.reads)), None)
 
     def _work_on(self, record: TaskRecord) -> None:
+        run = TaskRun(
+            record,
+            self._backend,
+            self._journal,
+            workers=self._workers,
+            clock=self._clock,
+            check=functools.partial(self._check, record),
+            pause=self._pause,
+        )
         try:
-            TaskRun(
-                record,
-                self._backend,
-                self._journal,
-                workers=self._workers,
-                clock=self._clock,
-                check=functools.partial(self._check, record),
-                pause=self._pause,
-            ).run()
+            with forks.confined():
+                run.run()
         except StoppedError:
             tell(record, "stopped", "to be resumed")
         except LeaseLostError as error:

@@ -26,6 +26,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 import attrs
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends import (
     Backend,
     BlockPage,
@@ -106,12 +107,16 @@ class FaultyBackend(Backend):
         self._inner = inner
         self._attempts: collections.Counter[tuple[object, ...]] = collections.Counter()
         self._faults: list[BackendFault] = []
-        self._lock = threading.Lock()
+        self._renew_lock()
+        forks.register(self, FaultyBackend._renew_lock)
         super().__init__(
             ebs=_FaultyBlockStore(inner.ebs, self._call),
             s3=_FaultyObjectStore(inner.s3, self._call),
             ec2=_FaultyImageRegistry(inner.ec2, self._call),
         )
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def preflight(self, image: Image) -> None:
         self._inner.preflight(image)

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import amistore
-from amistore.backends import files
 from amistore.backends.directory import s3
 from amistore.testing import block, read_snapshot, store_snapshot
 from amistore.testing.snapshots import linear, sha256
@@ -384,7 +383,7 @@ class TestObjects:
         cloud.s3.create_bucket("archive")
         cloud.s3.put_object("archive", "key", [b"old"])
         before = cloud.s3.head_object("archive", "key").etag
-        etag, locked = s3._etag, files.locked
+        etag, lock = s3._etag, s3.FileLock
         come = threading.Event()  # the other object is there, or waits for the one that deletes
 
         def put() -> None:
@@ -399,13 +398,13 @@ class TestObjects:
                 assert come.wait(60)
             return etag(status)
 
-        def locked_and_told(directory, **options):
+        def lock_and_tell(directory):
             if threading.current_thread() is putting:
                 come.set()
-            return locked(directory, **options)
+            return lock(directory)
 
         monkeypatch.setattr(s3, "_etag", etag_and_pause)
-        monkeypatch.setattr(files, "locked", locked_and_told)
+        monkeypatch.setattr(s3, "FileLock", lock_and_tell)
         cloud.s3.delete_object("archive", "key", if_match=before)
         putting.join()
         assert cloud.s3.head_object("archive", "key").metadata == {"whose": "new"}

@@ -45,15 +45,15 @@ def journal(tmp_path: Path):
 
 
 def test_a_task_comes_back_as_it_was_written(journal: Journal) -> None:
-    assert journal.path is not None
-    again = Journal(journal.path)
+    assert journal._database.path is not None
+    again = Journal(journal._database.path)
     assert again.task(RECORD.task_id) == attrs.evolve(RECORD, sequence=1)
     again.close()
 
 
 def test_files_and_folder_are_their_owners_alone(journal: Journal) -> None:
-    assert journal.path is not None
-    folder = journal.path.parent
+    assert journal._database.path is not None
+    folder = journal._database.path.parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {each.name for each in folder.iterdir()} >= {"tasks.db", "tasks.db-wal"}
     for each in folder.iterdir():
@@ -62,7 +62,8 @@ def test_files_and_folder_are_their_owners_alone(journal: Journal) -> None:
 
 def test_what_is_written_is_synchronised_with_the_disk(journal: Journal) -> None:
     def pragma(name: str) -> object:
-        return journal._database.execute(f"PRAGMA {name}").fetchone()[0]
+        with journal._database.using() as database:
+            return database.execute(f"PRAGMA {name}").fetchone()[0]
 
     assert pragma("journal_mode") == "wal"
     assert pragma("synchronous") == 2  # FULL
@@ -117,12 +118,13 @@ class Interrupted:
 
 
 def test_an_interrupted_wait_for_the_journal_leaves_it_to_others(journal: Journal) -> None:
-    database = journal._database
-    journal._database = Interrupted(database)  # type: ignore[assignment]
+    database = journal._database._connection
+    assert database is not None
+    journal._database._connection = Interrupted(database)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         journal.begin(RECORD.lease)
     assert not database.in_transaction
-    journal._database = database
+    journal._database._connection = database
     journal.begin(RECORD.lease)
     assert journal.task(RECORD.task_id).stage == "running"
 
@@ -136,11 +138,13 @@ def test_a_log_is_kept_in_order_and_goes_with_the_end_of_its_task(journal: Journ
 
 
 def test_a_journal_of_a_newer_version_is_refused_and_not_changed(journal: Journal) -> None:
-    assert journal.path is not None
-    journal._database.execute("PRAGMA user_version = 99")
+    assert journal._database.path is not None
+    with journal._database.using() as database:
+        database.execute("PRAGMA user_version = 99")
     with pytest.raises(amistore.InvalidRequestError, match="version 99"):
-        Journal(journal.path)
-    assert journal._database.execute("PRAGMA user_version").fetchone()[0] == 99
+        Journal(journal._database.path)
+    with journal._database.using() as database:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 99
     assert journal.task(RECORD.task_id).size == RECORD.size
 
 

@@ -80,7 +80,7 @@ def test_a_second_engine_of_a_process_does_not_cost_the_first_its_locks(cloud: D
 
 def test_a_forked_process_can_neither_use_nor_close_an_engine_of_its_parent(tmp_path: Path) -> None:
     told, signs, state = elsewhere(FORKED, tmp_path / "tasks.db").splitlines()
-    assert "make one here" in told
+    assert "make another one in this process" in told
     assert len(signs.split()) == 1
     assert state == "Completed"
 

@@ -21,9 +21,11 @@ from pathlib import Path
 import attrs
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.directory import disk
+from amistore.backends.locking import FileLock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError
 from amistore.model import Snapshot, Tag
 from amistore.model.fields import to_wire
@@ -113,7 +115,7 @@ class DirectoryEBS(BlockStore):
             # Made out of sight, so that no id leads to half of a snapshot.
             hidden = folder.with_name(f".{described.snapshot_id}.{secrets.token_hex(4)}.tmp")
             hidden.mkdir()
-            try:
+            with forks.undoing(lambda _: shutil.rmtree(hidden, ignore_errors=True)):
                 (hidden / _DIGESTS["pending"]).touch()
                 with (hidden / "disk.raw").open("wb") as disk_file:
                     disk_file.truncate(volume_size * GIB)
@@ -125,9 +127,6 @@ class DirectoryEBS(BlockStore):
                         raise
                     shutil.rmtree(hidden)  # another call with the token was faster
                 files.sync_directory(self.root)
-            except BaseException:
-                shutil.rmtree(hidden, ignore_errors=True)
-                raise
         self._begun.add(described.snapshot_id)
         return described.snapshot_id
 
@@ -139,7 +138,7 @@ class DirectoryEBS(BlockStore):
                 "put_snapshot_block", path=self.root, snapshot_id=snapshot_id, block_index=block_index
             ),
             # Completing holds the folder alone, so no put is half done then.
-            files.locked(self._folder(snapshot_id), shared=True),
+            FileLock(self._folder(snapshot_id), shared=True),
             self._open(snapshot_id, "pending", os.O_WRONLY) as (disk_file, digests),
         ):
             volume_size = os.fstat(disk_file).st_size // GIB
@@ -150,7 +149,7 @@ class DirectoryEBS(BlockStore):
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with (
             files.operation("complete_snapshot", path=self.root, snapshot_id=snapshot_id),
-            files.locked(folder := self._folder(snapshot_id)),
+            FileLock(folder := self._folder(snapshot_id)),
         ):
             completed_with = {"blocks": changed_blocks_count, "linear": checksum.hex()}
             if _state(folder) == "completed" and files.read_json(folder / "linear.json") == completed_with:

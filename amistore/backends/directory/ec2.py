@@ -9,6 +9,7 @@ import attrs
 from amistore.backends import checks, files
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.images import ImageRegistry
+from amistore.backends.locking import FileLock
 from amistore.errors import BackendError, NotFoundError
 from amistore.model import Image
 from amistore.model.fields import to_wire
@@ -50,7 +51,7 @@ class DirectoryEC2(ImageRegistry):
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         with files.operation("register_image", path=self.root):
             registered = self.prepare_image(image, name=name, image_id=image_id)
-            with files.locked(self.root):
+            with FileLock(self.root):
                 checks.check_untaken(registered, self.describe_images())
                 files.write_json(self._path(registered.image_id), to_wire(registered))
         return registered.image_id

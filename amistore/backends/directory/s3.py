@@ -23,7 +23,9 @@ from typing import Any
 import attrs
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends import checks, files
+from amistore.backends.locking import FileLock
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
@@ -87,7 +89,7 @@ class DirectoryS3(ObjectStore):
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with files.operation("delete_object", bucket=bucket, key=key):
             path = self.path(bucket, key)
-            with files.locked(path.parent):  # no upload is completed between the look and the deed
+            with FileLock(path.parent):  # no upload is completed between the look and the deed
                 if if_match is not None and path.exists() and _etag(path.stat()) != if_match:
                     raise SourceChangedError("the object was replaced")
                 path.unlink(missing_ok=True)
@@ -107,14 +109,11 @@ class DirectoryS3(ObjectStore):
             upload_id = checks.new_id("upload")
             folder = self.path(bucket, key).parent / ".amistore" / "uploads" / upload_id
             folder.mkdir(parents=True)
-            try:
+            with forks.undoing(lambda _: shutil.rmtree(folder, ignore_errors=True)):
                 upload = {"key": key, "metadata": dict(metadata or {}), "tags": dict(tags or {})}
                 if not _carries(upload):
                     raise InvalidRequestError("metadata and tags are strings")
                 files.write_json(folder / "upload.json", upload)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
         return upload_id
 
     def upload_part(
@@ -161,7 +160,7 @@ class DirectoryS3(ObjectStore):
                 info = ObjectInfo(
                     size=name.stat().st_size, etag=_etag(name.stat()), metadata=upload["metadata"]
                 )
-                with files.locked(path.parent):
+                with FileLock(path.parent):
                     self._publish(name, path, info.etag, upload, if_none_match)
             shutil.rmtree(folder, ignore_errors=True)
             return info

@@ -1,0 +1,143 @@
+"""`Database`: the SQLite file of a journal; one connection, for one thread at a time, carried over no fork.
+
+SQLite forbids that ("How To Corrupt An SQLite Database File", 2.7), and a connection that a child opens
+beside an inherited one takes that one's locks for its own, so takes none, or waits for one in vain. So each
+fork waits until no thread of ours is in SQLite, and closes the file; the parent opens it again when it is
+wanted. A child opens it by itself. Next: `journal.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from amistore import forks
+from amistore.errors import InvalidRequestError, JournalError
+from amistore.tasks.schema import migrate, refuse_foreign
+
+__all__ = ["Database"]
+
+_BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
+
+
+class Database:
+    """A journal's file, opened.
+
+    Args:
+        path: of the file, made where it is missing, readable by its owner only; None for one in memory.
+
+    Attributes:
+        path: absolute.
+        name: for messages.
+
+    Raises:
+        JournalError: it cannot be opened, or is no journal.
+        InvalidRequestError: a newer amistore has made it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path).absolute()
+        self.name = "in memory" if self.path is None else str(self.path)
+        self._file: os.stat_result | None = None
+        self._connection: sqlite3.Connection | None = None  # none while it is closed for a fork, too
+        self._closed = False
+        self._uses = 0  # by the thread that has the lock
+        self._process = os.getpid()
+        self._renew_lock()
+        forks.register(self, Database._renew_lock, before=Database._pause, after=Database._go_on)
+        with self.using():
+            pass
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; its errors become ours.
+
+        Raises:
+            InvalidRequestError: it is another process's; what is written is no text that SQLite takes.
+        """
+        forks.check_owner(self._process, f"the open journal {self.name}")
+        with self._errors(), self._lock:
+            self._uses += 1
+            try:
+                if self._connection is None:
+                    self._connection = self._open()
+                yield self._connection
+            finally:
+                self._uses -= 1
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"{error.object!r:.80} is no text that a journal holds") from None
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed:
+            raise OSError("it is closed")
+        if self._file is not None:
+            self.check_file()
+        elif self.path is not None:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # SQLite gives its other files the mode of this one. One that is there is not opened: to
+            # close it would drop the locks of this process's other engines (fcntl(2)).
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(
+            self.path or ":memory:", timeout=_BUSY / 1000, isolation_level=None, check_same_thread=False
+        )
+        with forks.undoing(lambda _: connection.close()):
+            if self.path is not None and self._file is None:
+                self._file = self.path.stat()
+            connection.row_factory = sqlite3.Row
+            # Else one damaged byte would keep all rows of a list from being read.
+            connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+            refuse_foreign(connection, self.name)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            migrate(connection, self.name)
+            self._keep_private()
+        return connection
+
+    def _keep_private(self) -> None:
+        """Of a file that is known to be ours only: another, or a folder, may have been named by mistake."""
+        for suffix in ("", "-wal", "-shm") if self.path is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{suffix}").chmod(0o600)
+
+    def check_file(self) -> None:
+        """Refuse to go on with a file that has lost its name: what is written there is durable for nobody."""
+        if self.path is not None and self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self._file, self.path.stat()):
+                    return
+            raise OSError("it was removed or replaced while it was in use: put it back, or open it again")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    def _pause(self) -> None:
+        self._lock.acquire()
+        # In use now, it is so by the thread that forks, from the handler of a signal: it goes on after that.
+        if self.path is not None and self._connection is not None and not self._uses:
+            self._connection.close()
+            self._connection = None
+
+    def _go_on(self) -> None:
+        self._lock.release()
