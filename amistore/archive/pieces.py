@@ -105,10 +105,10 @@ class _Search:
         self._to_decode = layout.MAX_FRAME_CONTENT + _MOST_DECODED * ranges.size
         self._index = self._find_index()
         self._file_id = self._find_file_id()
-        for newer, error in found.newer:
-            if newer == self._file_id:
-                raise error
         self._head = next((head for _, head in found.heads if head.file_id == self._file_id), None)
+        for newer, error in found.newer:
+            if newer == self._file_id and self._head is None and self._index is None:
+                raise error
         self._vold: dict[int, VolumeDescriptor] = {}
         for _, volume in found.volumes:
             if volume.file_id == self._file_id and volume.volume < layout.MAX_VOLUMES:

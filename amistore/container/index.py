@@ -25,6 +25,7 @@ from amistore.container.records import (
     VolumeDescriptor,
     frame_table,
     open_record,
+    prelude_limit,
     read_frame_table,
     read_snapshot_id,
     seal,
@@ -187,6 +188,8 @@ class Index:
         for volume in self.volumes:
             if volume.offset < before or volume.length < layout.RECORD_OVERHEAD:
                 raise CorruptArchiveError("the volumes' preludes overlap or are out of order")
+            if volume.length > prelude_limit(volume.runs):
+                raise CorruptArchiveError("a volume's prelude is longer than its runs allow")
             before = volume.offset + volume.length
             last = -1
             for _ in range(volume.segments):

@@ -38,6 +38,7 @@ __all__ = [
     "open_envelope",
     "open_record",
     "pad_record",
+    "prelude_limit",
     "refuse_newer",
     "seal",
 ]
@@ -341,6 +342,17 @@ class Head:
         return head
 
 
+def _most_content(runs: int) -> int:
+    """Most bytes of a prelude's content: headers, and two numbers of up to 14 digits for each run."""
+    return 5 * 512 + 32 * (runs + 2)
+
+
+def prelude_limit(runs: int) -> int:
+    """Most bytes of VOLD and the frames of a prelude of so many runs."""
+    frames = piece_sizes(_most_content(min(runs, layout.MAX_RUNS)))
+    return layout.MAX_DESCRIPTOR + len(frames) * layout.MAX_FRAME_SIZE
+
+
 @attrs.frozen(kw_only=True)
 class VolumeDescriptor:
     """VOLD: one volume, and the frames of its tar headers and sparse map that follow it.
@@ -396,8 +408,7 @@ class VolumeDescriptor:
             or not 1 <= size // GIB <= layout.MAX_VOLUME_GIB
             or blocks * BLOCK_SIZE > size
             or not min(blocks, 1) <= runs <= min(blocks, layout.MAX_RUNS)
-            # three records of headers, one or more of map; a run is two numbers of up to 14 digits
-            or not 4 * 512 <= content <= 5 * 512 + 32 * (runs + 2)
+            or not 4 * 512 <= content <= _most_content(runs)  # three records of headers, one or more of map
             or frames != len(piece_sizes(content))
         ):
             raise CorruptArchiveError("VOLD's counts contradict each other or are beyond the limits")

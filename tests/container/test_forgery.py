@@ -611,6 +611,7 @@ def resealed(pieces: Pieces, index: Index) -> bytes:
         {"front_end": 3000},
         {"prelude_digest": bytes(32)},
         {"length": 500},
+        {"length": 2**40},
         {"runs": 2},
         {"linear": bytes(32)},
         {"runs_digest": bytes(32)},
