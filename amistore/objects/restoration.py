@@ -30,6 +30,7 @@ from amistore.errors import (
     advising,
 )
 from amistore.model import Image, Tag
+from amistore.objects.finality import is_final
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
@@ -114,12 +115,14 @@ def unpack_object(
         "snapshots": chosen,
     }
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
-    final: tuple[type[Exception], ...] = (ArchiveError, SourceChangedError)
 
     def undo(error: BaseException) -> None:
+        if isinstance(error, NotFoundError) and restored.has(error.snapshot_id):
+            error.retryable = True  # the next run begins another
         # What an earlier run has made is not deleted for an archive that is damaged by now: the
-        # log stays, and `abandon` deletes it.
-        given_up = isinstance(error, final) and (journal.fresh or isinstance(error, ChecksumMismatchError))
+        # log stays, and `abandon` deletes it. Blocks that the log says were put and that are not there
+        # are the log's fault.
+        given_up = is_final(error) and (journal.fresh or isinstance(error, ChecksumMismatchError))
         if (log is None or given_up) and restored.undo():
             journal.log.clear()
             if not journal.fresh and isinstance(error, ChecksumMismatchError):
@@ -129,8 +132,6 @@ def unpack_object(
         with advising():
             _Restoration(container, sink, restored, journal, progress).run(workers)
         image = restored.image()
-        # Blocks that the log says were put are not there: the next run would meet this again.
-        final += (ChecksumMismatchError,)
         restored.complete(container.index.volumes)
     journal.log.end()
     return image

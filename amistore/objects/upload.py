@@ -34,6 +34,7 @@ from amistore.errors import (
 )
 from amistore.model import Image
 from amistore.objects.carried import carried_part, check_object, part_entries, upload_id_of
+from amistore.objects.finality import is_final
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import (
     MemoryResumeLog,
@@ -120,10 +121,10 @@ def pack_object(
     info = done = run.begin(metadata, tags, if_none_match)
 
     def undo(error: BaseException) -> None:
-        if done is None and (log is None or isinstance(error, _FINAL)):
+        if log is not None and isinstance(error, BackendError) and run.outdated():
+            error.retryable = True  # also of an upload that is gone: the next run begins another
+        if done is None and (log is None or is_final(error)):
             run.undo()
-        elif isinstance(error, BackendError) and run.outdated():
-            error.retryable = True
 
     with forks.undoing(undo):
         if info is None:
@@ -144,10 +145,6 @@ def pack_object(
             run.prove(info, count, workers, new=not done)
     run.log.end()
     return info
-
-
-# Errors that the next run would meet again.
-_FINAL = (AlreadyExistsError, SourceChangedError, ArchiveError)
 
 
 @attrs.define

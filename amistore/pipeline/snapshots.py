@@ -52,6 +52,10 @@ class RestoredSnapshots:
         """The id of the new snapshot; None where it is not begun or not wanted."""
         return self._started.get(stored_id)
 
+    def has(self, snapshot_id: str | None) -> bool:
+        """Whether it is one that was begun here."""
+        return snapshot_id in self._started.values()
+
     def wanted(self, stored_id: str) -> bool:
         """Whether it is to be made."""
         return stored_id in self._wanted

@@ -15,14 +15,9 @@ from typing import Final
 from amistore import forks
 from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets
-from amistore.errors import (
-    AmistoreError,
-    BackendError,
-    CredentialsExpiredError,
-    JournalError,
-    StorageFullError,
-)
+from amistore.errors import BackendError, CredentialsExpiredError, JournalError, StorageFullError
 from amistore.objects import abandon
+from amistore.objects.finality import is_final
 from amistore.objects.resumelog import read_entry
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.journal import Journal, LeaseLostError
@@ -85,11 +80,11 @@ class TaskRun:
         self._done = False  # whether all is made, and the journal alone does not know it
 
     def run(self) -> None:
-        """Do the task, again after errors that may pass; or undo what it has made.
+        """Do the task, again after errors that may pass by themselves; or undo what it has made.
 
         Raises:
-            StoppedError, LeaseLostError, JournalError, StorageFullError, CredentialsExpiredError:
-                another run goes on.
+            StoppedError, LeaseLostError: another owner goes on.
+            Exception: for any other reason that is not final; another run goes on.
         """
         record = self._record
         attempt = 0
@@ -100,7 +95,7 @@ class TaskRun:
                 self._do()
                 return
             except (StoppedError, LeaseLostError, JournalError, StorageFullError, CredentialsExpiredError):
-                raise  # what a run has made is kept for the next one, when there is room, or with a key
+                raise  # nothing can be done here and now, not even asked
             except Exception as error:
                 if not threads_can_begin():
                     raise StoppedError from error
@@ -113,7 +108,7 @@ class TaskRun:
                     if not isinstance(error, CancelledError):
                         self._pause(_PAUSE * 2 ** (attempt - 1))
                     continue
-                if done:
+                if done or not (isinstance(error, CancelledError) or is_final(error)):
                     raise
                 self._fail(error)
                 break
@@ -150,9 +145,6 @@ class TaskRun:
 
     def _fail(self, error: Exception) -> None:
         record = self._record
-        if not isinstance(error, (AmistoreError, CancelledError)):
-            _logger.exception("%s: unexpected", record.task_id)
-            error = AmistoreError(f"{type(error).__name__}: {error}")
         # A file name may hold bytes that are no text; SQLite takes text.
         reason = hide_secrets(str(error)).encode(errors="backslashreplace").decode()
         self._journal.fail(record.lease, reason)

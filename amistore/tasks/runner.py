@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from amistore import forks
 from amistore.backends import Backend, checks
-from amistore.backends.redaction import redact_log
+from amistore.backends.redaction import hide_secrets, redact_log
 from amistore.errors import AmistoreError, InvalidRequestError, JournalError
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.bars import ProgressReport
@@ -48,8 +48,7 @@ class TaskRunner:
     Attributes:
         mine: ids of the tasks that were created or taken here, oldest first.
         changed: is notified when a task came to rest; guards all below.
-        stuck: what ended a task's run without an end of the task: the journal could not be written,
-            there was no room, or the backend could not be asked whether it is done.
+        stuck: what ended a task's run without an end of the task, by its id.
     """
 
     def __init__(
@@ -270,7 +269,10 @@ class TaskRunner:
         except BaseException as error:  # a thread that ended by it would serve no other task
             tell(record, "left unfinished", error, logging.ERROR)
             if not isinstance(error, AmistoreError):
+                _logger.exception("%s: unexpected", record.task_id)
                 error = AmistoreError(f"{type(error).__name__}: {error}")
+            error.message = hide_secrets(error.message)  # as the log does
+            error.args = (error.message,)
             with self.changed:
                 self.stuck[record.task_id] = error
         finally:

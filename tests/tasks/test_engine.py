@@ -142,6 +142,9 @@ def test_a_clean_up_that_failed_is_told_and_tried_again_by_a_sweep() -> None:
         faulty.add_fault("abort_multipart_upload", "refusal", times=3)
         faulty.add_fault("upload_part", "refusal")
         task = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        with pytest.raises(amistore.AccessDeniedError):
+            engine.wait()
+        engine.cancel(task)
         with pytest.raises(amistore.TaskFailedError):
             engine.wait()
         (failed,) = engine.describe_store_image_tasks()
@@ -164,6 +167,9 @@ def test_an_upload_whose_beginning_got_no_answer_is_swept_and_anothers_is_told(
     with TaskEngine(faulty) as engine:
         faulty.add_fault("create_multipart_upload", "lost-reply")
         task = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        with pytest.raises(amistore.BackendError):
+            engine.wait()
+        engine.cancel(task)
         with pytest.raises(amistore.TaskFailedError):
             engine.wait()
         lost = {each.upload_id for each in cloud.s3.list_multipart_uploads(BUCKET)}

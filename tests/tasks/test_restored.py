@@ -144,9 +144,12 @@ def test_a_snapshot_that_a_failed_restore_could_not_delete_yet_is_an_error_all_t
         faulty.add_fault("put_snapshot_block", "refusal")
         faulty.add_fault("delete_snapshot", "refusal", times=9)
         engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-2")
-        with pytest.raises(amistore.TaskFailedError):
+        with pytest.raises(amistore.AccessDeniedError):
             engine.wait()
         (task,) = engine.describe_restore_image_tasks()
+        engine.cancel(task)
+        with pytest.raises(amistore.TaskFailedError):
+            engine.wait()
         left = str(task.snapshots[0].snapshot_id)
         assert cloud.ebs.describe_snapshot(left).state == "pending"
         assert engine.describe_snapshots([left])[0].state == "error"

@@ -98,7 +98,8 @@ class Wire:
         refuse_redirect(answer.status, found)
         if answer.status >= 300:
             code, message, reason = _fault(found, content)
-            raise service_error(code, message, answer.status, operation, reason=reason, **facts)
+            date = found.get("Date", "")
+            raise service_error(code, message, answer.status, operation, reason=reason, date=date, **facts)
         if not whole:
             declared = found.get("Content-Length", "")[:20]
             raise BackendError(

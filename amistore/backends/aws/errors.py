@@ -7,6 +7,8 @@ Sources: EC2 API reference, "Error codes"; EBS user guide, "Error retries"; S3 A
 from __future__ import annotations
 
 import contextlib
+import datetime
+import email.utils
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,7 @@ from amistore.errors import (
     SourceChangedError,
     ThrottledError,
 )
+from amistore.units import counted
 
 __all__ = ["InvalidTokenError", "aws_errors", "member_of", "origin", "service_error"]
 
@@ -70,8 +73,21 @@ _DENIED = frozenset(
 )
 # Of those, where a permission is missing and not a credential wrong.
 _NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
+# RequestExpired is EC2's for a late signature, too ("Error codes").
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
-_RENEW = "; renew the credentials, or mend the clock, and call again: a resume log or a task goes on"
+_RENEW = "; renew the credentials and call again: a resume log or a task goes on"
+# Of a signature that came too late, or too early: S3's codes, and the text of EBS and STS.
+_LATE = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+_LATE_TEXT = re.compile("signature (expired|not yet current)", re.IGNORECASE)
+_MOST_SKEW = 300.0  # seconds; EBS allows so many, S3 and EC2 three times as many
+# What botocore says of a session of AWS SSO, of `aws login` or of a role that has ended; its text is its own.
+_SESSION_ENDED = tuple(
+    getattr(botocore.exceptions, name)
+    for name in ("SSOError", "TokenRetrievalError", "LoginError", "RefreshWithMFAUnsupportedError")
+    if hasattr(botocore.exceptions, name)  # LoginError came with botocore 1.41
+)
+# Providers of botocore's that ask the machine's metadata service, which may be busy.
+_METADATA = frozenset({"iam-role", "container-role"})
 _NOT_FOUND = frozenset(
     {
         "ResourceNotFoundException",
@@ -135,13 +151,22 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
             status,
             operation,
             reason=str(error.response.get("Reason", "")),
+            date=error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""),
             **facts,
         ) from None
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
-    except botocore.exceptions.CredentialRetrievalError as error:
+    except _SESSION_ENDED as error:
+        raise CredentialsExpiredError(f"{error}{_RENEW}", operation=operation, **facts) from None
+    except (
+        botocore.exceptions.CredentialRetrievalError,
+        botocore.exceptions.MetadataRetrievalError,
+    ) as error:
+        # The text of a command's failure may be secret.
         told = f"credentials could not be got: {type(error).__name__}{_RENEW}"
-        raise CredentialsExpiredError(told, operation=operation, **facts) from None
+        asked = error.kwargs.get("provider") in _METADATA
+        busy = asked or isinstance(error, botocore.exceptions.MetadataRetrievalError)
+        raise CredentialsExpiredError(told, retryable=busy, operation=operation, **facts) from None
     except (
         botocore.exceptions.HTTPClientError,
         botocore.exceptions.ConnectionError,
@@ -192,7 +217,7 @@ def member_of(answer: Mapping[str, Any], name: str) -> Any:
 
 
 def service_error(
-    code: str, message: str, status: int, operation: str, *, reason: str = "", **facts: Any
+    code: str, message: str, status: int, operation: str, *, reason: str = "", date: str = "", **facts: Any
 ) -> AmistoreError:
     """The error that stands for a service's answer.
 
@@ -202,6 +227,7 @@ def service_error(
         status: of HTTP.
         operation: our verb, such as ``"get_snapshot_block"``.
         reason: the ``Reason`` that the EBS direct APIs give.
+        date: the answer's header of that name.
         facts: what it was called on.
     """
     text = code or f"HTTP {status}"
@@ -218,12 +244,15 @@ def service_error(
     # Codes before statuses: botocore makes a 500 of an error inside a 200.
     if code in _ARCHIVED:
         return ArchivedObjectError(text, operation=operation, **facts)
-    if code in _EXPIRED:
-        return CredentialsExpiredError(f"{text}{_RENEW}", operation=operation, **facts)
+    late = code in _LATE or (code in _DENIED and _LATE_TEXT.search(message) is not None)
+    if late or code in _EXPIRED:
+        return _expired(text, late, _clock_error(date), operation, **facts)
     if code in _DENIED or status in (401, 403):
-        return AccessDeniedError(
-            f"{text}{_missing(code, operation, message, reason)}", operation=operation, **facts
-        )
+        hint = _missing(code, operation, message, reason)
+        # EC2's AuthFailure and S3's answers to HEAD may mean it, and do not say so.
+        if (clock := _clock_error(date)) and (code not in _NOT_ALLOWED or not message):
+            hint += f"; {clock}"
+        return AccessDeniedError(f"{text}{hint}", operation=operation, **facts)
     if code in _NOT_FOUND or status == 404:
         return NotFoundError(text, operation=operation, **facts)
     if code in _EXISTS:
@@ -237,6 +266,37 @@ def service_error(
     if status >= 500 and status != 501:
         return BackendError(text, retryable=True, operation=operation, **facts)
     return BackendError(text, operation=operation, **facts)
+
+
+def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) -> BackendError:
+    """A signature or credentials that were too old when they came, where a fresh signature may do.
+
+    It does after a machine has slept: credentials that can be renewed are, for the next signature.
+    """
+    if clock:
+        told = f"{text}; {clock}: mend it and call again, a resume log or a task goes on"
+        return CredentialsExpiredError(told, operation=operation, **facts)
+    if late:
+        told = f"{text}; the request came too late, after a sleep or on a slow line"
+        return BackendError(told, retryable=True, operation=operation, **facts)
+    return CredentialsExpiredError(f"{text}{_RENEW}", retryable=True, operation=operation, **facts)
+
+
+def _clock_error(date: str) -> str:
+    """How far this machine's clock is from the one that wrote an answer's date; empty where it is right."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    try:
+        there = email.utils.parsedate_to_datetime(date).astimezone(datetime.timezone.utc)
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    behind = (there - now).total_seconds()
+    if abs(behind) <= _MOST_SKEW:
+        return ""
+    return (
+        f"this machine's clock is {counted(round(abs(behind) / 60), 'minute')} "
+        f"{'behind' if behind > 0 else 'ahead of'} the service's ({now:%Y-%m-%d %H:%M:%S} here, "
+        f"{there:%Y-%m-%d %H:%M:%S} there, UTC)"
+    )
 
 
 def _missing(code: str, operation: str, message: str, reason: str) -> str:

@@ -34,6 +34,8 @@ class Behaviour:
             quotas").
         maximum_clock_skew: seconds between the signing time and the real time ("Signature
             Version 4 signing process").
+        seconds_ahead: by which the services' real time, that of signatures and of the header Date, is
+            ahead of this machine's clock; negative for behind.
     """
 
     default_page_size: int = 1000
@@ -53,3 +55,4 @@ class Behaviour:
     default_kms_key: str | None = None
     pending_snapshots: int = 100
     maximum_clock_skew: float = 900
+    seconds_ahead: float = 0

@@ -19,6 +19,7 @@ FaultKind = Literal[
     "503",
     "throttle",
     "failed-to-read",
+    "late-signature",
     "reset-before-body",
     "reset-before-answer",
     "lost-reply",
@@ -146,7 +147,8 @@ class Faults:
         """Add a rule behind those that there are.
 
         The kinds: ``500``, ``503``, ``throttle`` and ``failed-to-read`` (PutSnapshotBlock's
-        "Failed to read block data") are answers, without any effect; ``500-after`` is one after the
+        "Failed to read block data") and ``late-signature``, as if the request had been signed an hour
+        ago, are answers, without any effect; ``500-after`` is one after the
         effect. ``reset-before-body`` and
         ``reset-before-answer`` reset the connection, without any effect; a Query API's operation
         is only known from its body, which then has been read. ``lost-reply`` resets it after

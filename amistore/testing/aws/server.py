@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import email.utils
 import http
 import os
 import selectors
@@ -20,6 +22,7 @@ from amistore.testing.aws.calls import Answer, Call, CallLog
 from amistore.testing.aws.errors import ServiceError, invalid
 from amistore.testing.aws.faults import FaultRule, Faults
 from amistore.testing.aws.services import Services, identified, with_form
+from amistore.testing.aws.signature import skewed
 from amistore.testing.aws.throttling import throttled
 from amistore.testing.aws.wire import error_answer
 
@@ -212,7 +215,7 @@ class Connection(socketserver.StreamRequestHandler):
             raise GivenUpError(reset=True)
         if kind in ("reset-before-answer", "reset-before-body"):
             raise GivenUpError(reset=True)
-        error = fault_error(call, kind)
+        error = fault_error(call, kind, self._host.services.real_now())
         if error is not None:
             answer = error_answer(call, error)
             return attrs.evolve(answer, status=200) if kind == "error-inside" else answer
@@ -231,7 +234,8 @@ class Connection(socketserver.StreamRequestHandler):
         fault = self._fault
         kind = fault.kind if fault else None
         phrase = http.HTTPStatus(answer.status).phrase
-        lines = [f"HTTP/1.1 {answer.status} {phrase}", f"Content-Length: {len(answer.body)}"]
+        date = email.utils.format_datetime(self._host.services.real_now(), usegmt=True)
+        lines = [f"HTTP/1.1 {answer.status} {phrase}", f"Content-Length: {len(answer.body)}", f"Date: {date}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         if kind == "short-body":
@@ -262,7 +266,7 @@ class Connection(socketserver.StreamRequestHandler):
                 selector.unregister(self.connection)
 
 
-def fault_error(call: Call, kind: str | None) -> ServiceError | None:
+def fault_error(call: Call, kind: str | None, now: datetime.datetime) -> ServiceError | None:
     """The error that a fault answers with, in the words of the call's service."""
     if kind in ("500", "error-inside"):
         return _internal_error(call)
@@ -271,6 +275,8 @@ def fault_error(call: Call, kind: str | None) -> ServiceError | None:
         return ServiceError(code, "The server is overloaded and can't handle the request.", status=503)
     if kind == "throttle":
         return throttled(call)
+    if kind == "late-signature":
+        return skewed(call, now - datetime.timedelta(hours=1), now, 900)
     return invalid("Failed to read block data") if kind == "failed-to-read" else None
 
 

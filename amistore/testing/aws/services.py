@@ -86,6 +86,11 @@ class Services:
         if operation not in known:
             raise ValueError(f"there is no operation {operation!r}, only {', '.join(sorted(known))}")
 
+    def real_now(self) -> datetime.datetime:
+        """The real time, as the services have it."""
+        ahead = datetime.timedelta(seconds=self._cloud.behaviour.seconds_ahead)
+        return datetime.datetime.now(datetime.timezone.utc) + ahead
+
     def answer(self, call: Call) -> Answer:
         """Carry out a call, or say why not."""
         try:
@@ -97,7 +102,7 @@ class Services:
                 self.credentials,
                 region=self._cloud.region,
                 now=self._cloud.clock.now(),
-                real_now=datetime.datetime.now(datetime.timezone.utc),
+                real_now=self.real_now(),
                 maximum_skew=self._cloud.behaviour.maximum_clock_skew,
             )
             throttle = self.throttles.get(call.operation)

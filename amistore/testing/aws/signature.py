@@ -17,7 +17,7 @@ from amistore.testing.aws.calls import Call
 from amistore.testing.aws.errors import ServiceError
 from amistore.testing.aws.records import Credential
 
-__all__ = ["authenticate"]
+__all__ = ["authenticate", "skewed"]
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -108,10 +108,23 @@ def authenticate(
         )
     at = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
     if abs((at - real_now).total_seconds()) > maximum_skew:
-        raise refusal(call, "skewed", f"Signature expired: {stamp} is too far from the time of this service.")
+        raise skewed(call, at, real_now, maximum_skew)
     if credential.expires is not None and now >= credential.expires:
         raise refusal(call, "expired", "The security token included in the request is expired")
     return credential
+
+
+def skewed(call: Call, at: datetime.datetime, now: datetime.datetime, maximum_skew: float) -> ServiceError:
+    """What is said of a signature of `at` that came too late, or too early."""
+    late, limit = at < now, datetime.timedelta(seconds=maximum_skew)
+    edge, signed, there = (
+        f"{each:%Y%m%dT%H%M%SZ}" for each in (now - limit if late else now + limit, at, now)
+    )
+    found = (
+        f"expired: {signed} is now earlier than" if late else f"not yet current: {signed} is still later than"
+    )
+    minutes = f"{'-' if late else '+'} {maximum_skew / 60:.0f} min."
+    return refusal(call, "skewed", f"Signature {found} {edge} ({there} {minutes})")
 
 
 def refusal(call: Call, trouble: str, message: str) -> ServiceError:
