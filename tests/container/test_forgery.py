@@ -611,7 +611,6 @@ def resealed(pieces: Pieces, index: Index) -> bytes:
         {"front_end": 3000},
         {"prelude_digest": bytes(32)},
         {"length": 500},
-        {"length": 2**40},
         {"runs": 2},
         {"linear": bytes(32)},
         {"runs_digest": bytes(32)},
@@ -631,6 +630,15 @@ def test_an_index_that_lies_about_a_volume_or_the_front_is_refused(members: dict
     for read in READERS:
         with pytest.raises(amistore.CorruptArchiveError):
             read(container)
+
+
+def test_an_index_may_not_claim_a_longer_prelude_than_its_runs_allow() -> None:
+    index = Pieces.of(images.packed([(1, {})], FORM)).index
+    (volume,) = index.volumes
+    for length in (2 * 2**23, 2**40):
+        longer = attrs.evolve(index, volumes=(attrs.evolve(volume, length=length),))
+        with pytest.raises(amistore.CorruptArchiveError, match="longer than its runs allow"):
+            Index.parse(longer.encode())
 
 
 def test_extracting_proves_that_the_indexs_sums_are_those_of_the_blocks(tmp_path: Path) -> None:
