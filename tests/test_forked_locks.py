@@ -125,7 +125,7 @@ def memory() -> amistore.MemoryBackend:
 # Things with a lock, and what a child does with them.
 LOCKS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
     "retrier": (lambda: Retrier(amistore.RetryPolicy()), lambda r: r, lambda r: r.call("x", int)),
-    "container": (archive, lambda a: a._container, lambda a: a.verify().ok),
+    "container": (archive, lambda a: a._container, lambda a: a.volumes[0].open().read(1)),
     "file": (archive, lambda a: a._container._ranges, lambda a: a.verify().ok),
     "ebs": (memory, lambda c: c.ebs, lambda c: c.ebs.start_snapshot(1)),
     "s3": (memory, lambda c: c.s3, lambda c: c.s3.put_object(BUCKET, "key", [b"x"])),
@@ -168,6 +168,46 @@ def test_a_child_s_own_engine_works_beside_its_parent_s_on_one_journal(tmp_path:
     with sqlite3.connect(cloud.journal) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def test_what_a_child_s_engine_writes_outlives_its_parent_s_which_is_closed_first(tmp_path: Path) -> None:
+    cloud = DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket(BUCKET)
+    image_id = registered(cloud)
+    engine = TaskEngine(cloud)
+    engine.resume()
+    ready, made = os.pipe()
+    go, went = os.pipe()
+
+    def child() -> str:
+        own = TaskEngine(cloud)
+        own.resume()
+        os.write(made, b"x")
+        os.read(go, 1)
+        task = own.create_store_image_task(image_id=image_id, bucket=BUCKET)
+        return own.wait(task).task_id  # and it ends without closing the journal
+
+    with forked(child) as own:
+        os.read(ready, 1)
+        engine.close()  # and would remove the write-ahead log if nobody else had the file
+        os.write(went, b"x")
+        task_id = own.answer()
+    for each in (ready, made, go, went):
+        os.close(each)
+    with TaskEngine(cloud) as again:
+        assert [task.task_id for task in again.describe_store_image_tasks()] == [task_id]
+
+
+def test_a_child_whose_parent_has_an_engine_forks_in_any_thread(tmp_path: Path) -> None:
+    def child() -> list[object]:
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.extend(answers([lambda: "grandchild"])))
+        thread.start()
+        thread.join()
+        return found
+
+    with TaskEngine(DirectoryBackend(tmp_path)):
+        assert answers([child]) == [["grandchild"]]
 
 
 def test_a_fork_in_the_middle_of_another_thread_s_transaction_waits_for_it(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from amistore import forks
 from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, CredentialsExpiredError, JournalError, StorageFullError
@@ -136,10 +135,7 @@ class TaskRun:
                 reported = time.monotonic(), percent
 
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
-        with forks.confined():  # who fails there is no run of the task
-            outcome = do_task(
-                record, self._backend, self._log, workers=self._workers, progress=progress, now=now
-            )
+        outcome = do_task(record, self._backend, self._log, workers=self._workers, progress=progress, now=now)
         self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
         tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
 
