@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -191,7 +195,7 @@ def threads() -> Iterator[None]:
         yield
 
 
-def _pack_and_read(cloud: DirectoryBackend, image: amistore.Image, number: int) -> bool:
+def _pack_and_read(cloud: amistore.Backend, image: amistore.Image, number: int) -> bool:
     content = b"".join(amistore.pack(image, cloud.ebs, workers=2))
     with amistore.open(io.BytesIO(content)) as archive, archive.volumes[0].open() as disk:
         disk.seek(amistore.BLOCK_SIZE)
@@ -203,7 +207,8 @@ def _pack_and_read(cloud: DirectoryBackend, image: amistore.Image, number: int) 
 def test_pools_of_processes_pack_what_their_parent_has_packed(tmp_path: Path, method: str) -> None:
     context = multiprocessing.get_context(method)
     with Parent(tmp_path) as parent:
-        tasks = [(parent.cloud, parent.images[each % IMAGES], each % IMAGES) for each in range(8)]
+        cloud = amistore.RetryingBackend(parent.cloud)
+        tasks = [(cloud, parent.images[each % IMAGES], each % IMAGES) for each in range(8)]
         with context.Pool(2) as pool:
             assert pool.starmap(_pack_and_read, tasks) == [True] * 8
         with ProcessPoolExecutor(2, mp_context=context) as executor:
@@ -215,3 +220,36 @@ def test_pools_of_processes_pack_what_their_parent_has_packed(tmp_path: Path, me
                 made = amistore.unpack(io.BytesIO(packed), parent.cloud.ebs, executor=executor)
                 assert images.contents(parent.cloud.ebs, made.snapshot_ids[0]) == (1, marked(number))
     assert parent.errors == []
+
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from test_forked_children import Parent
+
+with Parent(Path(sys.argv[1])) as parent:
+    pid = os.fork()
+    if not pid:
+        sys.exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+assert parent.errors == [], parent.errors
+"""
+
+
+def test_a_child_that_ends_as_a_program_does_waits_for_nothing_of_its_parent_s(tmp_path: Path) -> None:
+    """The interpreter's own clean-up at the end: threads, pools, files, connections, generators."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, told = process.communicate(timeout=100)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == 0, told
+    assert "Traceback" not in told

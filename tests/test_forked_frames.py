@@ -16,6 +16,7 @@ from objects.runs import BUCKET, KEY
 
 import amistore
 from amistore import DirectoryBackend
+from amistore.backends.directory.ebs import DirectoryEBS
 
 Part = Callable[[], None]
 
@@ -149,7 +150,25 @@ def recover(cloud: Cloud, part: Part) -> bool:
         return archive.content_id == before.content_id and archive.verify().ok
 
 
+def import_disk(cloud: Cloud, part: Part) -> bool:
+    raw = cloud.root / "disk.raw"
+    raw.write_bytes(b"".join(images.block(number) for number in range(1, 4)))
+    put = DirectoryEBS.put_snapshot_block
+
+    def put_and_part(*arguments: Any) -> None:
+        put(*arguments)
+        part()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DirectoryEBS, "put_snapshot_block", put_and_part)
+        image_id = cloud.destination.import_disk(raw, name="disk")
+    image = cloud.destination.ec2.describe_image(image_id)
+    blocks = {number - 1: images.block(number) for number in range(1, 4)}
+    return runs.disks(cloud.destination.ebs, image) == [(1, blocks)]
+
+
 JOBS = [
+    import_disk,
     unpack,
     unpack_object,
     pack_object,

@@ -122,7 +122,9 @@ class Database:
             raise OSError("it was removed or replaced while it was in use: put it back, or open it again")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; in a forked child nothing, since SQLite forbids that, too."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closed = True
             if self._connection is not None:

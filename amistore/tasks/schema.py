@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
+from amistore import forks
 from amistore.errors import InvalidRequestError
 
 __all__ = ["MIGRATIONS", "migrate", "refuse_foreign"]
@@ -75,7 +76,7 @@ def migrate(database: sqlite3.Connection, path: str) -> None:
     if _version(database) == len(MIGRATIONS):
         return
     database.execute("BEGIN IMMEDIATE")
-    try:
+    with forks.undoing(lambda _: database.execute("ROLLBACK")):
         version = _version(database)  # another process may have been faster
         if version > len(MIGRATIONS):
             raise InvalidRequestError(
@@ -89,9 +90,6 @@ def migrate(database: sqlite3.Connection, path: str) -> None:
                     database.execute(statement)
             database.execute(f"PRAGMA user_version = {number}")
         database.execute("COMMIT")
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
 
 
 def _version(database: sqlite3.Connection) -> int:

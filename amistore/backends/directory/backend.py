@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 
+from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.base import Backend
 from amistore.backends.directory import disk
@@ -98,12 +99,9 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
         )
         self.ec2.prepare_image(image)  # refuse before the disk is read
         snapshot_id = self._import_snapshot(disk_path)
-        try:
+        with forks.undoing(lambda _: self._discard(snapshot_id)):
             root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
             return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))
-        except BaseException:
-            self._discard(snapshot_id)
-            raise
 
     def _import_snapshot(self, path: Path) -> str:
         waiting_for_none = os.O_RDONLY | os.O_NONBLOCK  # as the opening of a FIFO would
@@ -115,7 +113,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             name = os.fsencode(path.name).decode(errors="replace")
             size = disk.disk_size(path, descriptor)
             snapshot_id = self.ebs.start_snapshot(-(-size // GIB), description=f"Imported from {name}")
-            try:
+            with forks.undoing(lambda _: self._discard(snapshot_id)):
                 linear = hashlib.sha256()
                 count = 0
                 for index in disk.data_blocks(descriptor, size):
@@ -125,9 +123,6 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
                     linear.update(digest)
                     count += 1
                 self.ebs.complete_snapshot(snapshot_id, count, linear.digest())
-            except BaseException:
-                self._discard(snapshot_id)
-                raise
         return snapshot_id
 
     def _discard(self, snapshot_id: str) -> None:
