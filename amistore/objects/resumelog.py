@@ -23,6 +23,7 @@ from amistore.backends import files
 from amistore.backends.checks import check_kind, check_path
 from amistore.backends.locking import FileLock
 from amistore.errors import InvalidRequestError, SourceChangedError
+from amistore.units import MIB
 
 __all__ = [
     "FileResumeLog",
@@ -38,7 +39,12 @@ __all__ = [
 _MAGIC = b"amistore resume log 1\n"
 _LENGTH = struct.Struct("<I")  # of the content, in bytes
 _ENTRY = struct.Struct("<II")  # length; CRC-32 (zlib's) of the length and the content
-_MOST_TRIED = 256 << 20  # bytes; the largest entry of ours, torn, costs less than half of that
+_START = b'{"'  # of each entry of ours; see write_entry
+# Bounds, in bytes. A log has the descriptors of an archive: 34 bytes a block, 3.5 GB for the largest object.
+_LONGEST_LOG = 4 << 30
+_LONGEST_TORN = 128 << 20  # that is dropped without a word
+_MOST_TRIED = 256 << 20  # how much behind a torn entry is tried as an entry; each try counts 4 KiB more
+_A_TRY = 4 << 10
 
 
 def write_entry(**facts: Any) -> bytes:
@@ -271,14 +277,14 @@ class FileResumeLog(ResumeLog):
 
     def _read(self, descriptor: int) -> tuple[list[bytes], int]:
         """The whole entries, and the offset behind the last."""
-        content = files.read_at(descriptor, os.fstat(descriptor).st_size, 0)
+        size = os.fstat(descriptor).st_size
         found: list[bytes] = []
         end = len(_MAGIC)
-        while (entry := _entry(content, end)) is not None:
+        while end < _LONGEST_LOG and (entry := _entry_at(descriptor, end, size)) is not None:
             found.append(entry)
             end += _ENTRY.size + len(entry)
         # Each entry is on the disk before the next one is written: a crash leaves none behind a torn one.
-        if _more_than_torn(content, end):
+        if size - end > _LONGEST_TORN or _more_than_torn(files.read_at(descriptor, size - end, end)):
             raise InvalidRequestError(
                 f"the resume log {self.path} is damaged at byte {end}, with more than a torn entry there: "
                 f"`truncate -s {end}` lets the run go on from those before it (what came later is done "
@@ -293,35 +299,40 @@ class FileResumeLog(ResumeLog):
             return False
 
 
-def _entry(content: bytes, offset: int) -> bytes | None:
-    """The entry there, if it is whole."""
-    length = _length(content, offset)
-    if length is None:
+def _entry_at(descriptor: int, offset: int, size: int) -> bytes | None:
+    """The entry there in a file of this size, if it is whole."""
+    header = files.read_at(descriptor, _ENTRY.size, offset)
+    if len(header) < _ENTRY.size:
         return None
+    length, crc32 = _ENTRY.unpack(header)
     begin = offset + _ENTRY.size
-    entry = content[begin : begin + length]
-    return entry if _crc32(entry) == _ENTRY.unpack_from(content, offset)[1] else None
-
-
-def _length(content: bytes, offset: int) -> int | None:
-    """Of the entry there, if that many bytes are there."""
-    left = len(content) - offset - _ENTRY.size
-    if left < 0:
+    end = begin + length
+    if end > size:
         return None
-    length: int = _LENGTH.unpack_from(content, offset)[0]
-    return length if length <= left else None
+    found = zlib.crc32(header[: _LENGTH.size])
+    for at in range(begin, end, MIB):  # proved before it is kept: any length may be claimed
+        found = zlib.crc32(files.read_at(descriptor, min(MIB, end - at), at), found)
+    return files.read_at(descriptor, length, begin) if found == crc32 else None
 
 
-def _more_than_torn(content: bytes, end: int) -> bool:
-    """Whether a whole entry lies behind the end of those in order, or so many may that it is no accident.
+def _more_than_torn(content: bytes) -> bool:
+    """Whether a whole entry of ours stands behind the first byte, or so many may that it is no accident.
 
-    A forged log may say a length at each byte, and to check them all would take hours.
+    Looked for by what each begins with: of 128 MiB of zeros not every byte is tried. A forged log
+    may have a beginning everywhere, and to check them all would take hours.
     """
     tried = 0
-    for offset in range(end + 1, len(content)):
-        tried += _length(content, offset) or 0
-        if tried > _MOST_TRIED or _entry(content, offset) is not None:
+    at = content.find(_START, 1 + _ENTRY.size)
+    while at >= 0:
+        length, crc32 = _ENTRY.unpack_from(content, at - _ENTRY.size)
+        tried += _A_TRY
+        if length <= len(content) - at:
+            tried += length
+            if tried > _MOST_TRIED or _crc32(content[at : at + length]) == crc32:
+                return True
+        if tried > _MOST_TRIED:
             return True
+        at = content.find(_START, at + 1)
     return False
 
 

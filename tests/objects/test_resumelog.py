@@ -125,11 +125,39 @@ def test_a_length_that_is_damaged_swallows_no_entries(path: Path, bytes_of_lengt
     assert reread(path) == [b"after"]
 
 
-def test_a_forged_log_with_a_length_at_each_byte_is_damaged(path: Path) -> None:
+@pytest.mark.parametrize("spam", [struct.pack("<II", 0x010000, 0) + b'{"', b'{"'], ids=["lengths", "none"])
+def test_a_forged_log_full_of_beginnings_of_entries_is_damaged(path: Path, spam: bytes) -> None:
     whole = filled(path)
-    path.write_bytes(whole + b"\xff\xff\xff\xff" + struct.pack("<I", 0x010000) * (1 << 18))
+    path.write_bytes(whole + b"\xff\xff\xff\xff" + spam * (1 << 18))
     with pytest.raises(amistore.InvalidRequestError, match=f"damaged at byte {len(whole)}"):
         reread(path)
+
+
+def cost(path: Path) -> str:
+    """What reading the log says in a process that may use some seconds of CPU and little memory."""
+    code = """if True:
+    import resource, sys
+    import amistore
+    resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+    resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+    try:
+        print(len(amistore.FileResumeLog(sys.argv[1]).entries()))
+    except amistore.InvalidRequestError as error:
+        print(error)
+    """
+    ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("zeros", [64 << 20, 3 << 30], ids=["64 MiB", "3 GiB"])
+@pytest.mark.parametrize("length", [0, (1 << 32) - 1, 1 << 28], ids=["0", "4 GiB", "256 MiB"])
+def test_zeros_however_many_cost_neither_minutes_nor_memory(path: Path, zeros: int, length: int) -> None:
+    whole = filled(path) + struct.pack("<II", length, 1)
+    path.write_bytes(whole)
+    os.truncate(path, len(whole) + zeros)
+    told = cost(path)
+    assert told == f"{len(ENTRIES)}\n" if zeros < 1 << 29 else "more than a torn entry" in told
 
 
 @pytest.mark.parametrize("seed", range(3))
