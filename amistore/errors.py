@@ -27,6 +27,7 @@ __all__ = [
     "JournalError",
     "LostBlocksError",
     "NotFoundError",
+    "ResourcesExhaustedError",
     "SourceChangedError",
     "StorageFullError",
     "TaskFailedError",
@@ -219,6 +220,28 @@ class StorageFullError(BackendError):
 
 class JournalError(BackendError):
     """The journal of tasks cannot be read or written; what is in it stays as it was."""
+
+
+class ResourcesExhaustedError(AmistoreError):
+    """The machine, or a limit of the process, has no memory or no thread left; fewer workers need less."""
+
+
+@contextlib.contextmanager
+def machine_limits() -> Iterator[None]:
+    """Raise a typed error where Python says that memory or threads have run out."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourcesExhaustedError(
+            "there is no memory left for this: take fewer workers (`workers=`), or give it more memory"
+        ) from error
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):  # CPython's words, from 3.10 to 3.14
+            raise
+        raise ResourcesExhaustedError(
+            "the system begins no further thread: take fewer workers (`workers=`), or raise the limit of "
+            "processes or memory (`ulimit -u`, the container's pids.max)"
+        ) from error
 
 
 class InvalidRequestError(AmistoreError):

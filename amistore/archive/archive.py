@@ -20,7 +20,13 @@ from amistore.backends.checks import check_kind, check_path
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
-from amistore.errors import AlreadyExistsError, InvalidRequestError, LostBlocksError, NotFoundError
+from amistore.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    LostBlocksError,
+    NotFoundError,
+    machine_limits,
+)
 from amistore.model import encode_manifest
 from amistore.pipeline.progress import ProgressCallback
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
@@ -59,7 +65,8 @@ def open_archive(
     """
     ranges = open_ranges(what, bucket, key, options)
     try:
-        return Archive(ContainerFile(ranges))
+        with machine_limits():
+            return Archive(ContainerFile(ranges))
     except BaseException:
         ranges.close()
         raise

@@ -29,7 +29,7 @@ from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, Snapsh
 from amistore.backends.ranges import RangeReader
 from amistore.container import DecodedFrame, FrameDecoder, Runs, SegmentDescriptor, decode_frame, layout
 from amistore.container.records import open_record
-from amistore.errors import ArchiveError, InvalidRequestError
+from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -151,7 +151,7 @@ def recover(
         raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
     path = Path(target)
     ranges = open_ranges(damaged, bucket, key, options)
-    with contextlib.closing(ranges), files.operation("recover", path=path):
+    with contextlib.closing(ranges), files.operation("recover", path=path), machine_limits():
         files.check_target(path, overwrite=False)
         pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
         salvage = _Salvage(ranges, pieces, worker_count(workers))

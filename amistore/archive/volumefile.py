@@ -17,7 +17,7 @@ from amistore import forks
 from amistore.archive.volumereader import Hole, VolumeReader
 from amistore.backends.ranges import RangeFile
 from amistore.container import DecodedFrame
-from amistore.errors import AmistoreError, ArchiveError, InvalidRequestError, LostBlocksError
+from amistore.errors import AmistoreError, ArchiveError, InvalidRequestError, LostBlocksError, machine_limits
 from amistore.pipeline.workers import worker_count
 from amistore.units import BLOCK_SIZE, MIB
 
@@ -56,6 +56,7 @@ class VolumeFile(RangeFile):
             self._cache.clear()
         super().close()
 
+    @machine_limits()
     def _fill(self, position: int, view: memoryview) -> int:
         """Read up to the end of the block or hole that the position is in."""
         index, start = divmod(position, BLOCK_SIZE)

@@ -288,7 +288,7 @@ class ObjectRanges(RangeReader):
             return b""
         try:
             content = get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
-        except AmistoreError:
+        except (AmistoreError, MemoryError):
             raise
         except Exception as error:
             message = f"{self.name}: {type(error).__name__}: {error}"

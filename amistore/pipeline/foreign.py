@@ -21,7 +21,7 @@ def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
     except BackendError as error:
         error.locate(operation=operation, **facts)
         raise
-    except AmistoreError:
+    except (AmistoreError, MemoryError):
         raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}"

@@ -26,7 +26,7 @@ from amistore.container import (
     container_events,
     decode_segment,
 )
-from amistore.errors import ArchiveError, InvalidRequestError, advising
+from amistore.errors import ArchiveError, InvalidRequestError, advising, machine_limits
 from amistore.model import Image
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -77,7 +77,8 @@ def unpack(
         raise InvalidRequestError(f"unpack takes an open binary file or stream, not {type(stream).__name__}")
     check_kind(sink, BlockSink, "sink")
     check_picklable(executor, sink, "sink")
-    restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
+    with machine_limits():
+        restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
     with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():
             end = restore.run(workers, executor, progress)

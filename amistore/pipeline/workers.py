@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from amistore import forks
-from amistore.errors import InvalidRequestError
+from amistore.errors import InvalidRequestError, machine_limits
 
 __all__ = ["ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
 
@@ -28,15 +28,20 @@ def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tupl
     Args:
         workers: threads, or what the caller's executor runs at once; None for the CPUs.
         executor: the caller's, or None for threads of our own, ended at exit.
+
+    Raises:
+        ResourcesExhaustedError: in the body or a worker memory or threads ran out.
     """
     count = worker_count(workers)
     if executor is not None:
-        yield executor, 2 * count
+        with machine_limits():
+            yield executor, 2 * count
         return
     pool = ThreadPoolExecutor(count, thread_name_prefix="amistore")
     process = os.getpid()
     try:
-        yield pool, 2 * count
+        with machine_limits():
+            yield pool, 2 * count
     finally:
         if os.getpid() == process:  # in a forked child there are no threads to end, and locks that they held
             pool.shutdown(wait=True, cancel_futures=True)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from amistore import forks
 from amistore.backends import Backend, checks
 from amistore.backends.redaction import hide_secrets, redact_log
-from amistore.errors import AmistoreError, InvalidRequestError, JournalError
+from amistore.errors import AmistoreError, InvalidRequestError, JournalError, machine_limits
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
@@ -197,7 +197,8 @@ class TaskRunner:
                 target = self._serve if self._threads else self._keep_leases
                 # Daemons: a script's end does not wait for its tasks, which another run resumes.
                 thread = threading.Thread(target=target, name="amistore-task", daemon=True)
-                thread.start()
+                with machine_limits():
+                    thread.start()
                 self._threads.append(thread)
             self.changed.notify_all()
 
@@ -214,7 +215,8 @@ class TaskRunner:
             if waiting is None:
                 return
             thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
-            thread.start()
+            with machine_limits():
+                thread.start()
             self._cancelling.append(thread)
             self._queue.remove(waiting)
             self._active[task_id] = waiting
