@@ -7,6 +7,7 @@ does its own reading.)
 
 from __future__ import annotations
 
+import datetime
 import time
 import urllib.parse
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from amistore.units import KIB, MIB
 __all__ = ["Answers", "refuse_redirect"]
 
 _PIECE = 64 * KIB
+_LATE = 300.0  # seconds from signing to an answer; EBS allows so many, S3 and EC2 three times as many
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +56,7 @@ class Answers:
         try:
             _refuse_region(answer.status_code, answer.headers, region_name)
             refuse_redirect(answer.status_code, answer.headers)
+            _refuse_late(answer.status_code, request.headers.get("X-Amz-Date"))
             if operation.has_streaming_output and answer.status_code < 300:
                 answer.raw = _Pieces(answer.raw)
                 return answer
@@ -118,6 +121,20 @@ def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) ->
             f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend of that Region",
             code="InaccessibleStorageLocation",
         )
+
+
+def _refuse_late(status: int, signed: str | bytes | None) -> None:
+    """Tell a refusal of what was signed long before its answer, as before a sleep, from any other.
+
+    S3's to HEAD has no text, and EC2's AuthFailure does not say why.
+    """
+    if status not in (400, 401, 403) or signed is None:
+        return
+    text = signed.decode() if isinstance(signed, bytes) else signed
+    at = datetime.datetime.strptime(text, "%Y%m%dT%H%M%S%z")
+    if (datetime.datetime.now(datetime.timezone.utc) - at).total_seconds() > _LATE:
+        told = f"refused (HTTP {status}), as the request came too late, after a sleep or on a slow line"
+        raise BackendError(told, retryable=True)
 
 
 def _check_root(answer: Any, operation: Any) -> None:

@@ -96,6 +96,8 @@ class Connection:
                 if service == "s3" and not client.meta.endpoint_url.startswith("https:"):
                     client = self._made(service, {})
                 Answers().watch(client)
+                if self.session.get_credentials() is None:
+                    return client  # it would never have any: the next one may, of a machine that is starting
                 self._clients[service] = client
             return self._clients[service]
 

@@ -162,10 +162,11 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         botocore.exceptions.CredentialRetrievalError,
         botocore.exceptions.MetadataRetrievalError,
     ) as error:
-        # The text of a command's failure may be secret.
-        told = f"credentials could not be got: {type(error).__name__}{_RENEW}"
         asked = error.kwargs.get("provider") in _METADATA
         busy = asked or isinstance(error, botocore.exceptions.MetadataRetrievalError)
+        whence = "of the machine's metadata service " if busy else ""
+        # The text of a command's failure may be secret.
+        told = f"credentials {whence}could not be got: {type(error).__name__}{_RENEW}"
         raise CredentialsExpiredError(told, retryable=busy, operation=operation, **facts) from None
     except (
         botocore.exceptions.HTTPClientError,
@@ -277,7 +278,7 @@ def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) ->
         told = f"{text}; {clock}: mend it and call again, a resume log or a task goes on"
         return CredentialsExpiredError(told, operation=operation, **facts)
     if late:
-        told = f"{text}; the request came too late, after a sleep or on a slow line"
+        told = f"{text.rstrip('.')}; the request came too late, after a sleep or on a slow line"
         return BackendError(told, retryable=True, operation=operation, **facts)
     return CredentialsExpiredError(f"{text}{_RENEW}", retryable=True, operation=operation, **facts)
 

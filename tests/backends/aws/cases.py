@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import boto3
+from backends.aws.accounts import QUICK
 
 import amistore
 from amistore.backends.aws.connection import Connection
@@ -60,3 +61,26 @@ class Account:
             "block_device_mappings": (device,),
         }
         return amistore.Image(**{**given, **members})
+
+
+def add_web(aws: FakeAWS, blocks: dict[int, bytes]) -> str:
+    """An AMI of one disk."""
+    snapshot_id = aws.add_snapshot(volume_size=1, blocks=blocks)
+    return aws.add_image(
+        name="web", mappings=[{"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}]
+    )
+
+
+def with_memory(aws: FakeAWS, session: boto3.Session | None = None) -> amistore.Backend:
+    """AMIs of the fake, and objects in memory, in the bucket ``archive``."""
+    options = aws.client_options()
+    url = options.pop("endpoint_url")
+    real = amistore.AWSBackend(
+        session or boto3.Session(**options),
+        region_name=aws.region,
+        endpoint_urls={"ec2": url, "ebs": url},
+        retries=QUICK,
+    )
+    store = amistore.MemoryBackend().s3
+    store.create_bucket("archive")
+    return amistore.Backend(ebs=real.ebs, s3=store, ec2=real.ec2)

@@ -12,11 +12,11 @@ import botocore.exceptions as missing
 import botocore.session
 import images
 import pytest
-from backends.aws.accounts import QUICK
+from backends.aws.cases import add_web, with_memory
 from tasks.accounts import held
 
 import amistore
-from amistore import AWSBackend, Backend, MemoryBackend, TaskEngine
+from amistore import Backend, TaskEngine
 from amistore.backends.aws.errors import aws_errors
 from amistore.testing.aws import FakeAWS
 
@@ -56,10 +56,6 @@ def test_metadata_that_does_not_answer_is_asked_again(error: Exception) -> None:
 @pytest.fixture
 def aws() -> Iterator[FakeAWS]:
     with FakeAWS() as fake:
-        snapshot_id = fake.add_snapshot(volume_size=1, blocks=BLOCKS)
-        fake.image_id = fake.add_image(  # type: ignore[attr-defined]
-            name="web", mappings=[{"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}]
-        )
         yield fake
 
 
@@ -81,20 +77,11 @@ def renewing(aws: FakeAWS, fail: Callable[[], None]) -> tuple[Backend, Callable[
     credentials = made(metadata=renew(), refresh_using=renew, method="sso")
     session = botocore.session.get_session()
     session._credentials = credentials
-    url = aws.endpoint_url
-    real = AWSBackend(
-        boto3.Session(botocore_session=session, region_name=aws.region),
-        region_name=aws.region,
-        endpoint_urls={"ec2": url, "ebs": url},
-        retries=QUICK,
-    )
-    store = MemoryBackend().s3
-    store.create_bucket("archive")
 
     def end() -> None:
         credentials._expiry_time = datetime.datetime.now(datetime.timezone.utc)
 
-    return Backend(ebs=real.ebs, s3=store, ec2=real.ec2), end
+    return with_memory(aws, boto3.Session(botocore_session=session, region_name=aws.region)), end
 
 
 def test_a_task_whose_session_ends_stays_and_goes_on_after_a_login(aws: FakeAWS, tmp_path: Path) -> None:
@@ -107,8 +94,7 @@ def test_a_task_whose_session_ends_stays_and_goes_on_after_a_login(aws: FakeAWS,
     cloud, end = renewing(aws, fail)
     with TaskEngine(cloud, journal=tmp_path / "tasks.db") as engine:
         with held(cloud.s3, "create_multipart_upload") as reached:
-            image_id = str(aws.image_id)  # type: ignore[attr-defined]
-            task = engine.create_store_image_task(image_id=image_id, bucket="archive")
+            task = engine.create_store_image_task(image_id=add_web(aws, BLOCKS), bucket="archive")
             assert reached.wait(60)
             ended.append(missing.UnauthorizedSSOTokenError())
             end()
@@ -130,10 +116,26 @@ def test_a_task_goes_on_when_the_metadata_service_answers_again(aws: FakeAWS, tm
     cloud, end = renewing(aws, fail)
     with TaskEngine(cloud, journal=tmp_path / "tasks.db", workers=1) as engine:
         with held(cloud.s3, "create_multipart_upload") as reached:
-            image_id = str(aws.image_id)  # type: ignore[attr-defined]
-            task = engine.create_store_image_task(image_id=image_id, bucket="archive")
+            task = engine.create_store_image_task(image_id=add_web(aws, BLOCKS), bucket="archive")
             assert reached.wait(60)
             failing += [METADATA, METADATA]
             end()
         assert engine.wait(task).state == "Completed"
     assert not failing
+
+
+def test_a_machine_that_has_no_credentials_yet_is_asked_again_for_them(
+    aws: FakeAWS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one that is starting, whose metadata service does not answer yet."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    cloud, image_id = with_memory(aws, boto3.Session(region_name=aws.region)), add_web(aws, BLOCKS)
+    with pytest.raises(amistore.AccessDeniedError, match="no credentials"):
+        cloud.ec2.describe_image(image_id)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", aws.credential.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", aws.credential.secret_access_key)
+    assert cloud.ec2.describe_image(image_id).image_id == image_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 import pickle
 import time
@@ -9,15 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import boto3
+import botocore.auth
 import images
 import pytest
 from backends.aws.accounts import QUICK
+from backends.aws.cases import add_web, with_memory
+from backends.aws.conftest import connect
+from backends.aws.proxy import Answer, fault_proxy
 from tasks.accounts import held
 
 import amistore
-from amistore import AWSBackend, Backend, MemoryBackend, TaskEngine
+from amistore import TaskEngine
 from amistore.backends.aws.errors import service_error
+from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.testing.aws import FakeAWS
 from amistore.testing.aws.faults import FaultKind
 
@@ -28,25 +33,7 @@ NOW = email.utils.formatdate(usegmt=True)
 @pytest.fixture
 def aws() -> Iterator[FakeAWS]:
     with FakeAWS() as fake:
-        snapshot_id = fake.add_snapshot(volume_size=1, blocks=BLOCKS)
-        fake.image_id = fake.add_image(  # type: ignore[attr-defined]
-            name="web", mappings=[{"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}]
-        )
         yield fake
-
-
-def cloud_of(aws: FakeAWS) -> Backend:
-    given = aws.client_options()
-    url = given.pop("endpoint_url")
-    real = AWSBackend(
-        boto3.Session(**given),
-        region_name=aws.region,
-        endpoint_urls={"ec2": url, "ebs": url},
-        retries=QUICK,
-    )
-    store = MemoryBackend().s3
-    store.create_bucket("archive")
-    return Backend(ebs=real.ebs, s3=store, ec2=real.ec2)
 
 
 def test_one_late_signature_of_each_operation_ends_no_task(aws: FakeAWS, tmp_path: Path) -> None:
@@ -56,7 +43,7 @@ def test_one_late_signature_of_each_operation_ends_no_task(aws: FakeAWS, tmp_pat
         *("StartSnapshot", "PutSnapshotBlock", "CompleteSnapshot", "RegisterImage"),
     )
     rules = [aws.faults.add(each, "late-signature", times=1) for each in operations]
-    cloud, image_id = cloud_of(aws), str(aws.image_id)  # type: ignore[attr-defined]
+    cloud, image_id = with_memory(aws), add_web(aws, BLOCKS)
     with TaskEngine(cloud, journal=tmp_path / "tasks.db") as engine:
         task = engine.wait(engine.create_store_image_task(image_id=image_id, bucket="archive"))
         place: dict[str, Any] = {"bucket": "archive", "object_key": task.object_key, "name": "web-2"}
@@ -70,7 +57,7 @@ def test_one_late_signature_of_each_operation_ends_no_task(aws: FakeAWS, tmp_pat
 def test_a_wrong_clock_is_told_with_both_times_at_once_and_the_task_goes_on_when_it_is_mended(
     aws: FakeAWS, tmp_path: Path, minutes: int, told: str
 ) -> None:
-    cloud, image_id = cloud_of(aws), str(aws.image_id)  # type: ignore[attr-defined]
+    cloud, image_id = with_memory(aws), add_web(aws, BLOCKS)
     with TaskEngine(cloud, journal=tmp_path / "tasks.db") as engine:
         with held(cloud.s3, "create_multipart_upload") as reached:
             task = engine.create_store_image_task(image_id=image_id, bucket="archive")
@@ -90,13 +77,22 @@ def test_a_wrong_clock_is_told_with_both_times_at_once_and_the_task_goes_on_when
         assert engine.wait(task).state == "Completed"
 
 
+def test_a_wrong_clock_is_told_of_a_block_too(aws: FakeAWS) -> None:
+    cloud, image_id = with_memory(aws), add_web(aws, BLOCKS)
+    (snapshot_id,) = cloud.ec2.describe_image(image_id).snapshot_ids
+    token = cloud.ebs.list_snapshot_blocks(snapshot_id).blocks[0].block_token
+    aws.behaviour.seconds_ahead = 1200
+    with pytest.raises(amistore.CredentialsExpiredError, match="clock is 20 minutes behind"):
+        cloud.ebs.get_snapshot_block(snapshot_id, 0, token)
+
+
 @pytest.mark.parametrize("attempts_at", ["EBS", "EC2"])
 def test_signatures_that_are_always_late_leave_the_task_unfinished(
     aws: FakeAWS, tmp_path: Path, attempts_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As parts are on a line so slow that S3 has them a quarter of an hour after they were signed."""
     monkeypatch.setattr("amistore.tasks.run._PAUSE", 0.0)
-    cloud, image_id = cloud_of(aws), str(aws.image_id)  # type: ignore[attr-defined]
+    cloud, image_id = with_memory(aws), add_web(aws, BLOCKS)
     with TaskEngine(cloud, journal=tmp_path / "tasks.db") as engine:
         with held(cloud.s3, "create_multipart_upload") as reached:
             task = engine.create_store_image_task(image_id=image_id, bucket="archive")
@@ -153,3 +149,27 @@ def test_an_answer_without_a_date_says_nothing_of_the_clock(date: str) -> None:
 def test_a_permission_that_is_missing_is_no_matter_of_the_clock() -> None:
     then = email.utils.formatdate(time.time() + 3600, usegmt=True)
     assert "clock" not in str(service_error("AccessDenied", "no such right", 403, "head_object", date=then))
+
+
+def test_a_refusal_of_what_was_signed_long_ago_is_tried_again_also_where_it_has_no_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S3 has no text for HEAD."""
+    now, signed = botocore.auth.get_current_datetime, []
+
+    def late_once(*given: Any, **named: Any) -> datetime.datetime:
+        signed.append(1)
+        return now(*given, **named) - datetime.timedelta(minutes=6 if len(signed) == 1 else 0)
+
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", late_once)
+    with fault_proxy(None) as proxy:
+        store = AWSObjectStore(connect(proxy.url))
+        proxy.fail("head_object", Answer(status=403))
+        proxy.fail("head_object", Answer(headers={"ETag": '"one"'}), nth=2)
+        proxy.fail("head_object", Answer(status=403), nth=3)
+        with pytest.raises(amistore.BackendError, match="came too late") as late:
+            store.head_object("bucket", "key")
+        assert (type(late.value), late.value.retryable) == (amistore.BackendError, True)
+        assert store.head_object("bucket", "key").etag == "one"
+        with pytest.raises(amistore.AccessDeniedError):
+            store.head_object("bucket", "key")
