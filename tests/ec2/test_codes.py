@@ -170,6 +170,7 @@ def test_an_ami_above_the_quota_is_refused_with_ec2s_code(tmp_path: Path) -> Non
         (errors.ChecksumMismatchError("x"), "InternalError", 500),
         (errors.JournalError("x"), "InternalError", 500),
         (errors.StorageFullError("x"), "InternalError", 500),
+        (errors.ResourcesExhaustedError("x"), "InternalError", 500),
         (errors.SourceChangedError("x"), "InternalError", 500),
         (errors.TaskFailedError("x"), "InternalError", 500),
         (errors.AmistoreError("x"), "InternalError", 500),
