@@ -35,7 +35,9 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def reliability(session: nox.Session) -> None:
     """The long form: every bit of a container flipped, every truncation, thousands of kills; an hour."""
-    session.install("-q", "-e", ".[testing,aws]", "pytest-xdist>=3.6", "swift>=2.38")
+    session.install(
+        "-q", "-e", ".[testing,remote,aws]", "pytest-xdist>=3.6", "moto[server]>=5", "swift>=2.38"
+    )
     session.env["AMISTORE_LONG"] = "1"
     places = [
         "tests/container/test_damage.py",
@@ -44,7 +46,7 @@ def reliability(session: nox.Session) -> None:
     ]
     places += [
         f"tests/backends/aws/test_{name}.py"
-        for name in ("bounded_memory", "faults", "kills", "random_faults")
+        for name in ("bounded_memory", "faults", "forks", "kills", "random_faults")
     ]
     places += [
         f"tests/tasks/test_{name}.py"

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import abc
 import logging
+import os
 import re
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sized
-from typing import Any
+from typing import Any, ClassVar
 
+from amistore import forks
+from amistore.backends.connections import let_pools_go
 from amistore.backends.ranges import FileRanges, RangeReader
 from amistore.backends.redaction import URLLIB3_LOGGERS
 from amistore.backends.retries import Retrier, RetryPolicy
@@ -121,6 +124,7 @@ class _HTTPRanges(_RemoteRanges):
     Its size is learnt from the answer to a first request for its last `TAIL` bytes, which a
     presigned URL allows as well (HEAD would need another signature). Later requests are
     pinned to its ETag or, where there is none, its time of change (RFC 9110, 13.1).
+    A forked child reads on through connections of its own.
     """
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
@@ -136,9 +140,17 @@ class _HTTPRanges(_RemoteRanges):
         if not all(isinstance(each, str) for pair in headers.items() for each in pair):
             raise InvalidRequestError("options= of an HTTP URL are headers: strings to strings")
         self._headers = {"Accept-Encoding": "identity", **headers}
-        self._errors = urllib3.exceptions
+        self._urllib3 = urllib3
+        self._pool = self._new_pool()
+        self._pid = os.getpid()
+        forks.register(self, _HTTPRanges._begin_anew)
+        self._pin: dict[str, str | None] = {}
+        self.size = 0
+        self._tail_offset, self._tail = self._retrier.call("remote", self._end)
+
+    def _new_pool(self) -> Any:
         # Redirects are urllib3's, further attempts the retrier's.
-        redirects = urllib3.Retry(
+        redirects = self._urllib3.Retry(
             total=None,
             connect=0,
             read=0,
@@ -147,14 +159,20 @@ class _HTTPRanges(_RemoteRanges):
             redirect=_REDIRECTS,
             respect_retry_after_header=False,  # it may say days
             # To another host go none of the caller's headers.
-            remove_headers_on_redirect=[*urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT, *headers],
+            remove_headers_on_redirect=[
+                *self._urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT,
+                *self._headers,
+            ],
         )
-        self._pool = urllib3.PoolManager(
-            maxsize=16, retries=redirects, timeout=urllib3.Timeout(connect=10.0, read=_TIMEOUT)
+        return self._urllib3.PoolManager(
+            maxsize=16, retries=redirects, timeout=self._urllib3.Timeout(connect=10.0, read=_TIMEOUT)
         )
-        self._pin: dict[str, str | None] = {}
-        self.size = 0
-        self._tail_offset, self._tail = self._retrier.call("remote", self._end)
+
+    def _begin_anew(self) -> None:
+        """In a forked child: without the parent's connections."""
+        let_pools_go(self._pool)
+        self._pool = self._new_pool()
+        self._pid = os.getpid()
 
     def _end(self) -> tuple[int, bytes]:
         """Offset and content of the last `TAIL` bytes."""
@@ -176,6 +194,8 @@ class _HTTPRanges(_RemoteRanges):
 
     def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
         """Offset and content of a range, in one attempt."""
+        if self._pid != os.getpid():  # another library's hook was called before ours
+            self._begin_anew()
         headers = {**self._headers, "Range": wanted, **self._conditions()}
         try:
             answer = self._pool.request("GET", self._url, headers=headers, preload_content=False)
@@ -187,12 +207,12 @@ class _HTTPRanges(_RemoteRanges):
                 raise
             answer.release_conn()
         except (TypeError, ValueError) as error:  # a header or URL that HTTP cannot say; it may be secret
-            if isinstance(error, self._errors.HTTPError):
+            if isinstance(error, self._urllib3.exceptions.HTTPError):
                 raise InvalidRequestError(f"{self.name} is no URL to ask") from None
             raise InvalidRequestError(
                 f"{self.name}: a header, or the address that the server redirects to, cannot be sent"
             ) from None
-        except self._errors.HTTPError as error:
+        except self._urllib3.exceptions.HTTPError as error:
             # MaxRetryError's own message holds the URL, and that the signature; its reason's not.
             reason = getattr(error, "reason", None) or error
             raise BackendError(
@@ -263,7 +283,14 @@ class _HTTPRanges(_RemoteRanges):
 
 
 class _ObstoreRanges(_RemoteRanges):
-    """An object of S3, Google Cloud Storage or Azure, pinned to its ETag and version."""
+    """An object of S3, Google Cloud Storage or Azure, pinned to its ETag and version.
+
+    obstore works in threads, one set for all of a process, which begin at its first request. A forked
+    child has none of them, and there each request would wait for ever (tokio 4301).
+    """
+
+    _working_in: ClassVar[int | None] = None
+    """The process whose threads obstore has."""
 
     def __init__(self, parts: urllib.parse.SplitResult, options: dict[str, Any]) -> None:
         try:
@@ -297,13 +324,26 @@ class _ObstoreRanges(_RemoteRanges):
         if found["version"]:
             self._pin["version"] = found["version"]
 
+    def _work_here(self) -> None:
+        worker = _ObstoreRanges._working_in
+        if worker is None:
+            _ObstoreRanges._working_in = os.getpid()
+        elif worker != os.getpid():
+            raise InvalidRequestError(
+                f"{self.name}: obstore works with threads, which process {worker} had begun when this one "
+                "was forked from it without them: open s3:, gs: and az: URLs after the fork only, or start "
+                'processes by multiprocessing.get_context("spawn") or "forkserver"'
+            )
+
     def _head(self) -> Any:
+        self._work_here()
         try:
             return self._obstore.head(self._store, self._key)
         except Exception as error:
             raise self._typed(error) from None
 
     def _range(self, offset: int, length: int) -> bytes:
+        self._work_here()
         content = bytearray()
         try:
             options: Any = {"range": (offset, offset + length), **self._pin}

@@ -7,6 +7,7 @@ one owner of retries is `amistore.backends.retries`.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import threading
 import urllib.parse
@@ -16,6 +17,8 @@ from typing import Any
 import boto3
 import botocore.config
 
+from amistore import forks
+from amistore.backends.aws import sessions
 from amistore.backends.aws.answers import Answers
 from amistore.backends.aws.redaction import redact_logs
 from amistore.errors import InvalidRequestError, InvalidValueError
@@ -30,7 +33,7 @@ _REGION = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Connection:
-    """A boto3 session in one Region, with clients that make one attempt each.
+    """A boto3 session in one Region, with clients that make one attempt each. Forked children make their own.
 
     Args:
         session: the caller's, or None for botocore's default chain of credentials.
@@ -73,6 +76,8 @@ class Connection:
             check_endpoint(url)
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+        forks.register(self, Connection._begin_anew)
 
     def __repr__(self) -> str:
         return f"Connection(region_name={self.region_name!r})"
@@ -86,8 +91,17 @@ class Connection:
             )
         return Connection, (None, self.region_name, self.endpoint_urls)
 
+    def _begin_anew(self) -> None:
+        """In a forked child: without the parent's clients, and with locks that nobody holds."""
+        sessions.renew([self.session, *self._clients.values()])
+        self._clients = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
     def client(self, service: str) -> Any:
         """The client of a service, with an attempt a call and finite time limits."""
+        if self._pid != os.getpid():  # another library's hook was called before ours
+            self._begin_anew()
         with self._lock:
             if service not in self._clients:
                 # A SHA-256 of each part is most of its cost, and TLS does the same: docs/decisions/0009.

@@ -20,6 +20,7 @@ import attrs
 import botocore.exceptions
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs_connections import TimeLimits
@@ -85,6 +86,15 @@ class AWSBlockStore(BlockStore):
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
     _completing: set[str] = attrs.field(init=False, repr=False, factory=set)
     _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        forks.register(self, AWSBlockStore._renew_locks)
+
+    def _renew_locks(self) -> None:
+        """In a forked child, where nobody releases those that the parent's threads hold."""
+        self._lock = threading.Lock()
+        for tokens in self._tokens.values():
+            tokens.lock = threading.Lock()
 
     @property
     def where(self) -> str:  # type: ignore[override]

@@ -8,6 +8,7 @@ costs more than a block's signature and transfer together (docs/decisions/0012).
 from __future__ import annotations
 
 import io
+import os
 import ssl
 import time
 import urllib.parse
@@ -22,7 +23,9 @@ import urllib3.connection
 import urllib3.util
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT
+from amistore.backends.connections import let_go
 from amistore.errors import InvalidRequestError
 
 __all__ = ["Incoming", "Pool", "TimeLimits"]
@@ -49,6 +52,9 @@ class TimeLimits:
 class Pool:
     """Connections to one endpoint. Any number of threads, each with a connection to itself.
 
+    A block's answer names no block, so a connection that a forked child shared would give it, or its
+    parent, another one's; each process has connections of its own.
+
     Args:
         url: of the endpoint.
         session: of boto3, which knows the certificate bundle that is configured.
@@ -68,8 +74,12 @@ class Pool:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if secure else 80)
         self._limits = limits
+        self._session = session
         self._idle: list[Any] = []
         weakref.finalize(self, _close, self._idle)
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._pid = os.getpid()
+        forks.register(self, Pool._begin_anew)
         proxies = botocore.httpsession.ProxyConfiguration(botocore.utils.get_environ_proxies(url))
         proxy = proxies.proxy_url_for(url)
         self._proxy = urllib3.util.parse_url(proxy) if proxy else None
@@ -82,8 +92,18 @@ class Pool:
         passing = self._proxy is not None and not secure
         self.prefix = url if passing else ""
         self.headers = self._proxy_headers if passing else {}
-        encrypted = secure or (self._proxy is not None and self._proxy.scheme == "https")
-        self._context = _tls(session) if encrypted else None
+        self._encrypted = secure or (self._proxy is not None and self._proxy.scheme == "https")
+        self._context: ssl.SSLContext | None = None
+
+    def _begin_anew(self) -> None:
+        """In a forked child: without the parent's connections, also those that its threads were using."""
+        for connection in list(self._open):
+            let_go(connection)
+        self._idle.clear()
+        self._open = weakref.WeakSet()
+        # OpenSSL's own locks, such as that of the certificates, may be held by a thread of the parent.
+        self._context = None
+        self._pid = os.getpid()
 
     def take(self) -> Any:
         """A connection that nobody else has: one that was kept and is not known to be dead, or a new one.
@@ -91,6 +111,8 @@ class Pool:
         Raises:
             OSError, urllib3.exceptions.HTTPError: it cannot be opened.
         """
+        if self._pid != os.getpid():  # another library's hook was called before ours
+            self._begin_anew()
         while self._idle:
             try:
                 connection = self._idle.pop()
@@ -101,6 +123,7 @@ class Pool:
                 return connection
             connection.close()
         connection = self._new()
+        self._open.add(connection)
         try:
             connection.connect()
         except BaseException:
@@ -120,13 +143,16 @@ class Pool:
         if proxy is not None:
             host, port = proxy.host or "", proxy.port or (443 if proxy.scheme == "https" else 80)
         options: dict[str, Any] = {"timeout": self._limits.connect}
-        if self._context is None:
+        if not self._encrypted:
             return urllib3.connection.HTTPConnection(host, port, **options)
-        options["ssl_context"] = self._context
+        if self._context is None:
+            self._context = _tls(self._session)
+        context = self._context
+        options["ssl_context"] = context
         if not self._tunnels or proxy is None:
             return urllib3.connection.HTTPSConnection(host, port, **options)
         options["proxy"] = proxy
-        options["proxy_config"] = urllib3.connection.ProxyConfig(self._context, False, None, None)
+        options["proxy_config"] = urllib3.connection.ProxyConfig(context, False, None, None)
         connection = urllib3.connection.HTTPSConnection(host, port, **options)
         connection.set_tunnel(self._host, self._port, self._proxy_headers, proxy.scheme or "http")
         return connection
