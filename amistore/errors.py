@@ -1,4 +1,4 @@
-"""The one error tree. Imports nothing of ours.
+"""The one error tree. Imports `text` only.
 
 The class tells whose fault it is: the bytes (`ArchiveError`), the other side
 (`BackendError`) or the caller (`InvalidRequestError`). The facts are attributes, and
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
+
+from amistore.text import printable
 
 __all__ = [
     "AccessDeniedError",
@@ -50,11 +52,12 @@ class AmistoreError(Exception):
 
     def __str__(self) -> str:
         known = [
-            f"{name.replace('_', ' ')} {_cut(value)}"
+            f"{name.replace('_', ' ')} {printable(_cut(value))}"
             for name in self._facts
             if (value := getattr(self, name, None)) is not None
         ]
-        return f"{self.message} ({', '.join(known)})" if known else self.message
+        message = printable(self.message, lines=True)
+        return f"{message} ({', '.join(known)})" if known else message
 
 
 def _cut(fact: object) -> str:

@@ -29,6 +29,7 @@ from amistore.errors import (
 )
 from amistore.model import encode_manifest
 from amistore.pipeline.progress import ProgressCallback
+from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
 __all__ = ["Archive", "open_archive", "open_ranges"]
@@ -181,7 +182,7 @@ class Archive:
     def __repr__(self) -> str:
         volumes = counted(len(self.volumes), "volume")
         blocks = counted(self._container.head.blocks, "block")
-        name = f"{self._container.name}: {self.image.image_id}"
+        name = f"{printable(self._container.name)}: {self.image.image_id}"
         return f"<Archive {name}, {volumes}, {blocks} in {self.size} bytes>"
 
     def _repr_html_(self) -> str:
@@ -198,7 +199,7 @@ class Archive:
         }
         rows = [
             f"<tr><th style='text-align:left'>{name}</th><td colspan=4 style='text-align:left'>"
-            f"{html.escape(value)}</td></tr>"
+            f"{html.escape(printable(value))}</td></tr>"
             for name, value in facts.items()
             if value
         ]
@@ -212,7 +213,9 @@ class Archive:
                 f"{volume.blocks * BLOCK_SIZE / MIB:,.1f} MiB",
                 counted(lost, "block") if lost else "",
             )
-            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+            rows.append(
+                "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in cells) + "</tr>"
+            )
         return f"<table>{''.join(rows)}</table>"
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from amistore.model.fields import to_wire
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted
 
 __all__ = ["AttributeChange", "Difference", "VolumeDifference", "compare", "diff"]
@@ -77,7 +78,8 @@ class VolumeDifference:
         return sum(each.block_count for each in ranges) * BLOCK_SIZE
 
     def __str__(self) -> str:
-        name = f"{', '.join(self.devices) or 'volume'} ({self.before or 'none'} -> {self.after or 'none'})"
+        devices = printable(", ".join(self.devices)) or "volume"
+        name = f"{devices} ({self.before or 'none'} -> {self.after or 'none'})"
         if self.equal:
             return f"{name}: equal"
         parts = [
@@ -113,7 +115,7 @@ class Difference:
         return sum(volume.bytes_changed for volume in self.volumes)
 
     def __str__(self) -> str:
-        lines = [f"{each.name}: {each.before!r} -> {each.after!r}" for each in self.attributes]
+        lines = [printable(f"{each.name}: {each.before!r} -> {each.after!r}") for each in self.attributes]
         return "\n".join([*lines, *map(str, self.volumes)]) or "equal"
 
 

@@ -34,6 +34,7 @@ from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
+from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted
 
 __all__ = ["RecoveryReport", "VolumeRecovery", "recover"]
@@ -106,7 +107,7 @@ class RecoveryReport:
         lines = [f"{self.image.image_id}: {verdict}"]
         for volume in self.volumes:
             lines.append(f"  {' '.join([*self.image.device_names(volume.snapshot_id), str(volume)])}")
-        return "\n".join([*lines, *(f"  - {finding}" for finding in self.findings)])
+        return "\n".join([*lines, *(f"  - {printable(finding)}" for finding in self.findings)])
 
 
 def recover(

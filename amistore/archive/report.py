@@ -7,6 +7,7 @@ import copy
 import attrs
 
 from amistore.errors import REMEDY, ArchiveError, advising
+from amistore.text import printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["VerifyReport"]
@@ -63,8 +64,9 @@ class VerifyReport:
         return self
 
     def __str__(self) -> str:
+        verdict = "intact" if self.ok else "DAMAGED, " + counted(len(self.findings), "finding")
         lines = [
-            f"{self.name}: {'intact' if self.ok else 'DAMAGED, ' + counted(len(self.findings), 'finding')}",
+            f"{printable(self.name)}: {verdict}",
             f"  content id  {self.content_id}",
             f"  checked     {'quickly: records, index, CRCs' if self.quick else 'fully: every block'}",
             f"  holds       {counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, "

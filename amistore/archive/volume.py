@@ -16,6 +16,7 @@ from amistore.archive.volumereader import VolumeReader
 from amistore.errors import advising
 from amistore.model import BlockRange
 from amistore.pipeline.progress import ProgressCallback
+from amistore.text import printable
 from amistore.units import MIB, counted
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Volume:
 
     def __repr__(self) -> str:
         lost = f", {sum(each.block_count for each in self.lost_blocks)} LOST" if self.lost_blocks else ""
-        name = " ".join([*self.device_names, self.snapshot_id])
+        name = printable(" ".join([*self.device_names, self.snapshot_id]))
         return f"<Volume {name}: {self.size >> 30} GiB, {counted(self.blocks, 'block')}{lost}>"
 
     def open(self, *, cache_size: int = 32 * MIB, workers: int | None = None) -> io.RawIOBase:

@@ -26,6 +26,7 @@ from amistore.errors import (
     NotFoundError,
 )
 from amistore.model import Image, Snapshot, fields
+from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
@@ -280,7 +281,7 @@ def check_storable(image: Image) -> None:
         )
     warning = root_warning(image)
     if warning is not None:
-        _logger.warning("%s", warning)
+        _logger.warning("%s", printable(warning))
 
 
 def new_image(

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from amistore.model.image import Image
+from amistore.text import printable
 
 __all__ = ["AttributeReport", "Fate", "Leaf", "leaves", "report"]
 
@@ -46,7 +47,7 @@ class AttributeReport:
 
     def __str__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""
-        return f"{self.attribute} = {self.value} {self.fate.value}{reason}"
+        return printable(f"{self.attribute} = {self.value} {self.fate.value}{reason}")
 
 
 @attrs.frozen

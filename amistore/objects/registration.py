@@ -14,6 +14,7 @@ from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
+from amistore.text import printable
 
 __all__ = [
     "refuse_taken",
@@ -75,7 +76,7 @@ def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> Non
         reports = destination.ec2.fidelity(image, name=name)
     dropped = [str(each) for each in reports if each.fate is Fate.DROPPED]
     if dropped:
-        _logger.warning("%s is restored without %s", image.image_id, "; ".join(dropped))
+        _logger.warning("%s is restored without %s", image.image_id, printable("; ".join(dropped)))
 
 
 def register_restored(

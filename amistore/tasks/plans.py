@@ -17,6 +17,7 @@ import attrs
 from amistore.backends import BlockStore, ImageRegistry, ObjectStore
 from amistore.errors import InvalidValueError
 from amistore.model import AttributeReport, Fate
+from amistore.text import printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["Prices", "RequestRates", "RestorePlan", "StorePlan", "TaskPlan"]
@@ -176,7 +177,8 @@ class TaskPlan(abc.ABC):
             *_listed("dropped", (f"{each.attribute}: {each.reason}" for each in self._of(Fate.DROPPED))),
             *_listed("warnings", self.warnings),
         ]
-        return "\n".join([self._title(), *(f"  {name:<10}  {text}".rstrip() for name, text in lines)])
+        texts = [self._title(), *(f"  {name:<10}  {text}".rstrip() for name, text in lines)]
+        return "\n".join(map(printable, texts))
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -16,6 +16,7 @@ import attrs
 
 from amistore.errors import InvalidValueError
 from amistore.model import Tag
+from amistore.text import printable
 
 __all__ = [
     "RestoreImageTask",
@@ -82,7 +83,7 @@ class Task(abc.ABC):
     def __str__(self) -> str:
         started = self.task_start_time.strftime("%Y-%m-%d %H:%M:%SZ")
         reason = f": {self.failure_reason}" if self.failure_reason else ""
-        return (
+        return printable(
             f"{self.task_id:25}  {started}  {self.progress_percentage:3} %  {self.state:10}  "
             f"{self.purpose}{reason}"
         )
