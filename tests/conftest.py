@@ -1,6 +1,96 @@
-"""Hypothesis without time limits, which a busy machine breaks."""
+"""What holds for every test: its memory, no process left behind, and hypothesis without time limits.
 
+A test takes at most a GiB, and so does each process that it starts; the five that took most are printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reaper
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+MOST = 1024  # MiB that a test may take
+LIMIT = 2048  # MiB of memory of its own that a process gets, which is more than it touches
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Inherited by all that a test starts: too much memory is its MemoryError, not the machine's end.
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT << 20, hard))
+    # Each worker too: what it leaves holds its pipe open, and the run would wait for it.
+    reaper.watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if _STATUS.exists():
+        if _memory("VmRSS") > MOST // 4:
+            _let_go()
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    item.stash[_CHILDREN] = _children()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    yield
+    if not _STATUS.exists():
+        return
+    # What children took is known only where it is more than any before did.
+    children = _children()
+    peak = max(_memory("VmHWM"), children if children > item.stash[_CHILDREN] else 0)
+    item.user_properties.append(("peak MiB", peak))
+    if peak > MOST:
+        pytest.fail(f"took {peak} MiB of memory; a test may take {MOST}", pytrace=False)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """A worker died: another one would run its test again, or wait for ever for its group."""
+    pytest.exit(f"a worker died in {crashitem}", returncode=1)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    peaks = {
+        report.nodeid: dict(report.user_properties).get("peak MiB", 0)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "teardown"
+    }
+    if peaks:
+        terminalreporter.section("most memory")
+    for name in sorted(peaks, key=peaks.__getitem__, reverse=True)[:5]:
+        terminalreporter.line(f"{peaks[name]:5d} MiB  {name}")
+
+
+_CHILDREN = pytest.StashKey[int]()
+_STATUS = Path("/proc/self/status")  # Linux's: elsewhere memory is not watched
+
+
+def _children() -> int:
+    """The most MiB that a child that has ended took."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+
+
+def _memory(member: str) -> int:
+    """MiB of this process: VmRSS of now, VmHWM the most since the test began."""
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[member].split()[0]) >> 10
+
+
+def _let_go() -> None:
+    """Of what earlier tests took: garbage, and what malloc keeps for each thread that there was."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not of glibc
+        ctypes.CDLL(None).malloc_trim(0)
