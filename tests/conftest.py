@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Inherited by all that a test starts: too much memory is its MemoryError, not the machine's end.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT << 20, hard))
+    config.stash[_KEPT] = 0
     # Each worker too: what it leaves holds its pipe open, and the run would wait for it.
     reaper.watch()
 
@@ -35,8 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if _STATUS.exists():
-        if _memory("VmRSS") > MOST // 4:
+        if _memory("VmRSS") > item.config.stash[_KEPT] + MOST // 4:
             _let_go()
+            item.config.stash[_KEPT] = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     item.stash[_CHILDREN] = _children()
     return (yield)
@@ -75,6 +77,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 _CHILDREN = pytest.StashKey[int]()
+_KEPT = pytest.StashKey[int]()  # MiB after all that could be let go of was
 _STATUS = Path("/proc/self/status")  # Linux's: elsewhere memory is not watched
 
 

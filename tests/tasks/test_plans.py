@@ -39,8 +39,9 @@ from amistore.testing.strategies import images as any_images
 BUCKET = "archive"
 AT_MOST = {"upload_part", "get_object_range"}  # of a store
 SMALL: list[dict[int, bytes]] = [{0: images.block(1), 7: images.block(0), 900: images.block(2)}, {}]
-TEXT: list[dict[int, bytes]] = [{number: images.block(number) for number in range(150)}]
-NOISE: list[dict[int, bytes]] = [{number: images.noise(number) for number in range(128)}]
+TEXT: list[dict[int, bytes]] = [{number: images.block(number % 10) for number in range(150)}]
+_NOISES = [images.noise(number) for number in range(16)]  # equal ones are never in one frame
+NOISE: list[dict[int, bytes]] = [{number: _NOISES[number % 16] for number in range(128)}]
 
 
 def registered(cloud: Backend, disks: list[dict[int, bytes]] = SMALL, **members: object) -> str:
