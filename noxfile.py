@@ -43,6 +43,7 @@ def reliability(session: nox.Session) -> None:
     session.env["AMISTORE_LONG"] = "1"
     places = [
         "tests/container/test_damage.py",
+        "tests/container/test_hostile.py",
         "tests/container/test_newer.py",
         "tests/objects/test_killed_runs.py",
     ]
