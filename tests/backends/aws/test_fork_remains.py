@@ -22,7 +22,7 @@ import attrs
 import boto3
 import pytest
 from archive.servers import Resource, serving
-from backends.aws.test_forks import Account, account, container, scheme, wrong  # noqa: F401 - fixtures
+from backends.aws.test_forked_clients import Account, account, container, scheme, wrong  # noqa: F401 - fixtures
 from botocore.credentials import RefreshableCredentials
 from children import answers
 
@@ -246,7 +246,7 @@ sys.path[:0] = {path!r}
 import amistore
 from archive.servers import Resource, serving
 from children import answers
-from backends.aws.test_forks import container, wrong
+from backends.aws.test_forked_clients import container, wrong
 
 def opened():
     options = {{"endpoint": url.rpartition("/")[0], "access_key_id": "a", "secret_access_key": "b"}}

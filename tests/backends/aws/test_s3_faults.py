@@ -9,7 +9,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-from backends.aws.certificate import make_certificate
 from backends.aws.conftest import bucket_of, connect, require
 from backends.aws.proxy import Fault, FaultProxy, fault_proxy
 
@@ -23,6 +22,7 @@ from amistore.errors import (
     ThrottledError,
 )
 from amistore.testing import BucketCase
+from amistore.testing.aws.certificate import make_certificate
 
 pytestmark = pytest.mark.xdist_group("swift")
 
