@@ -78,6 +78,8 @@ from amistore.model import (
 from amistore.objects import (
     FileResumeLog,
     ResumeLog,
+    StoredArchive,
+    TransferredImage,
     abandon,
     copy_object,
     pack_object,
@@ -85,7 +87,7 @@ from amistore.objects import (
     transfer,
     unpack_object,
 )
-from amistore.pipeline import Phase, Progress, pack, unpack
+from amistore.pipeline import ArchiveBytes, Phase, Progress, pack, unpack
 from amistore.tasks import (
     Prices,
     Quotas,
@@ -119,6 +121,7 @@ __all__ = [
     "AlreadyExistsError",
     "AmistoreError",
     "Archive",
+    "ArchiveBytes",
     "ArchiveError",
     "ArchivedObjectError",
     "AttributeChange",
@@ -171,6 +174,7 @@ __all__ = [
     "StorageFullError",
     "StoreImageTask",
     "StorePlan",
+    "StoredArchive",
     "SweepReport",
     "Tag",
     "TagSpecification",
@@ -180,6 +184,7 @@ __all__ = [
     "TaskPage",
     "TaskPlan",
     "ThrottledError",
+    "TransferredImage",
     "TruncatedArchiveError",
     "UnsupportedArchiveError",
     "UploadedPart",

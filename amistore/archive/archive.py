@@ -20,6 +20,7 @@ from amistore.backends.checks import check_kind, check_path
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -41,6 +42,7 @@ def open_archive(
     bucket: str | None = None,
     key: str | None = None,
     options: dict[str, Any] | None = None,
+    expected_content_id: str | None = None,
 ) -> Archive:
     """Open an archive to look into it, verify it, compare it, or take disks out.
 
@@ -55,19 +57,24 @@ def open_archive(
         key: of the object, for an object store.
         options: for ``http(s):`` URLs headers, such as ``Authorization``; for ``s3:``, ``gs:`` and
             ``az:`` what `obstore.store.from_url` takes, such as ``region`` or ``client_options``.
+        expected_content_id: refuse an archive that claims another, 64 hexadecimal digits. It is only the
+            claim in its index that is compared: `verify`, `extract`, `unpack` and the like prove it.
 
     Raises:
         NotFoundError: no such file or object.
         AccessDeniedError: it may not be read.
-        CorruptArchiveError: its end or index is damaged, or it is no archive.
+        CorruptArchiveError: its end or index is damaged, or it is no archive, or another one.
         UnsupportedArchiveError: a newer format.
         InvalidRequestError: arguments that do not go together; a path of a folder or a pipe.
         ImportError: the extra that a URL needs is not installed.
     """
+    expected = parse_content_id(expected_content_id)
     ranges = open_ranges(what, bucket, key, options)
     try:
         with machine_limits():
-            return Archive(ContainerFile(ranges))
+            container = ContainerFile(ranges)
+            check_content_id(container.index.content_id, expected)
+            return Archive(container)
     except BaseException:
         ranges.close()
         raise
@@ -115,7 +122,8 @@ class Archive:
     Attributes:
         image: the stored image.
         volumes: one `Volume` per distinct snapshot: the root device's, then in the order of the mappings.
-        content_id: what the archive holds, in hexadecimal: equal for equal images and data.
+        content_id: what the archive claims to hold, in hexadecimal: equal for equal images and data. `verify`
+            and all that restores or extracts prove it.
         size: of the container, in bytes.
     """
 
@@ -234,9 +242,9 @@ class Archive:
 
         Args:
             quick: check records, index, the CRC-32 of each frame and that both views agree, but
-                decompress and hash no block.
-            expected_content_id: from a place of yours: only with it is an archive proved that an
-                attacker may have written.
+                decompress and hash no block. So it goes with no `expected_content_id`.
+            expected_content_id: from a place of yours, 64 hexadecimal digits: only with it is an archive
+                proved that an attacker may have written.
             workers: threads; None for the number of CPUs.
             progress: called with a `Progress` after each segment.
 
@@ -244,6 +252,7 @@ class Archive:
             What was checked and found. Damage does not raise here.
 
         Raises:
+            InvalidRequestError: `expected_content_id` is none, or with `quick`.
             BackendError: the archive could not be read.
         """
         return verify(
@@ -261,6 +270,7 @@ class Archive:
         overwrite: bool = False,
         resume: bool = False,
         allow_lost: bool = False,
+        expected_content_id: str | None = None,
         workers: int | None = None,
         progress: ProgressCallback = None,
     ) -> list[Path]:
@@ -274,13 +284,17 @@ class Archive:
             overwrite: replace files that exist.
             resume: go on from what an interrupted call left; files that are there are proved.
             allow_lost: also volumes with lost blocks.
+            expected_content_id: refuse another archive, before anything is written; 64 hexadecimal digits.
+                Each volume is proved before it appears.
             workers: threads; None for the number of CPUs.
             progress: called with a `Progress` after each segment.
 
         Returns:
             The paths of the disks, in the order of `volumes`.
         """
+        expected = parse_content_id(expected_content_id)
         root = check_path(folder, "folder")
+        check_content_id(self._container.index.content_id, expected)
         manifest = root / "ami.json"
         paths = [root / _disk_name(volume) for volume in self.volumes]
         lost = [volume.snapshot_id for volume in self.volumes if volume.lost_blocks]
@@ -308,6 +322,7 @@ class Archive:
                         overwrite=overwrite,
                         resume=resume,
                         allow_lost=allow_lost,
+                        expected_content_id=expected_content_id,
                         workers=workers,
                         progress=progress,
                     )

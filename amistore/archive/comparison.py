@@ -15,6 +15,7 @@ from amistore.archive.archive import Archive, open_archive
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
 from amistore.backends.checks import check_kind
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
@@ -149,6 +150,7 @@ def compare(
     source: BlockSource,
     *,
     snapshots: Mapping[str, str] | Image | None = None,
+    expected_content_id: str | None = None,
     workers: int | None = None,
     progress: ProgressCallback = None,
 ) -> Difference:
@@ -159,16 +161,21 @@ def compare(
         source: where the snapshots are: the side after. Each listed block is read.
         snapshots: the live snapshot's id for an archived one's, or an image that was restored from
             the archive, by the archive's devices; None for the same ids.
+        expected_content_id: refuse another archive; 64 hexadecimal digits. What is compared of it is
+            proved: its blocks' digests are those that the id stands for.
         workers: threads; None for the number of CPUs.
         progress: called with a `Progress` now and then.
 
     Raises:
         NotFoundError: a snapshot does not exist.
+        CorruptArchiveError: the archive is another, or what is needed of it is damaged.
         InvalidRequestError: `snapshots` names one that is not the archive's, or the image has not
             all of the archive's devices.
     """
+    expected = parse_content_id(expected_content_id)
     check_kind(source, BlockSource, "source")
     with _opened(archive) as opened:
+        check_content_id(bytes.fromhex(opened.content_id), expected)
         names = [volume.snapshot_id for volume in opened.volumes]
         if isinstance(snapshots, Image):
             live = _by_device(opened.image, snapshots)

@@ -18,15 +18,15 @@ from typing import BinaryIO
 import attrs
 
 from amistore.archive.volumefile import VolumeFile
-from amistore.archive.volumereader import VolumeReader
+from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
 from amistore.backends.directory.disk import data_blocks
 from amistore.backends.locking import FileLock
 from amistore.container import Runs, SegmentDescriptor
+from amistore.container.identity import check_content_id
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
-    CorruptArchiveError,
     InvalidRequestError,
     LostBlocksError,
 )
@@ -51,10 +51,12 @@ def extract(
     overwrite: bool,
     resume: bool,
     allow_lost: bool,
+    expected: bytes | None,
     workers: int | None,
     progress: ProgressCallback,
 ) -> None:
     """See `Volume.extract`."""
+    check_content_id(volume.container.index.content_id, expected)
     if volume.lost_blocks and not allow_lost:
         raise LostBlocksError(
             f"{sum(lost.block_count for lost in volume.lost_blocks)} blocks of this volume were lost before "
@@ -67,6 +69,9 @@ def extract(
             raise InvalidRequestError(
                 f"extract writes to a path or a binary file open for writing, not to {type(target).__name__}"
             )
+        if expected is not None:  # what was written cannot be taken back: each block is proved by these
+            for _ in volume.descriptors(workers):
+                pass
         _to_stream(volume, target, workers, progress)
         return
     path = Path(os.path.realpath(target))  # a link stays, what it leads to is written
@@ -197,9 +202,7 @@ class _Writing:
     def write(self, descriptor: int) -> None:
         """Write all blocks, and prove that they are the volume's."""
         self.lost = Runs((lost.first_block, lost.block_count) for lost in self.volume.lost_blocks)
-        linear = hashlib.sha256()
-        found: list[tuple[int, int]] = []
-        done = 0
+        sums = VolumeSums()
 
         def write(sequence: int) -> SegmentDescriptor:
             return self._segment(descriptor, sequence)
@@ -209,23 +212,10 @@ class _Writing:
             contextlib.closing(ordered_map(pool, write, self.volume.segments, limit)) as segments,
         ):
             for segment in segments:
-                linear.update(b"".join(segment.digests))
-                found.extend(segment.runs)
-                done += segment.runs.blocks
-                self._report(done)
+                sums.add(segment)
+                self._report(sums.blocks)
         indexed = self.volume.indexed
-        self.runs = Runs(found)
-        # Each segment is proved by the index; this proves that the index's sums are theirs.
-        if (done, linear.digest(), self.runs.digest()) != (
-            indexed.blocks,
-            indexed.linear,
-            indexed.runs_digest,
-        ):
-            raise CorruptArchiveError(
-                "the volume's blocks are not those that its content id stands for",
-                record="INDX",
-                snapshot_id=indexed.snapshot_id,
-            )
+        self.runs = sums.check(indexed)
         if self.zero_holes:
             _zero(descriptor, self.runs.end * BLOCK_SIZE, indexed.size)
         for index in self.lost.indexes():

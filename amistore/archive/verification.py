@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,7 +26,7 @@ from amistore.container import (
     layout,
 )
 from amistore.container.frames import check_frame
-from amistore.container.identity import linear
+from amistore.container.identity import check_content_id, linear, parse_content_id
 from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
 from amistore.container.records import check_others, open_envelope, open_record, pad_record
@@ -37,12 +36,6 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = ["Checked", "Task", "Verification", "verify"]
-
-
-def check_content_id(expected: object) -> None:
-    """Refuse what no archive can have."""
-    if expected is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(expected)):
-        raise InvalidRequestError(f"a content id is 64 hexadecimal digits, not {expected!r:.80}")
 
 
 def verify(
@@ -55,18 +48,22 @@ def verify(
 ) -> VerifyReport:
     """See `Archive.verify`."""
     start = time.perf_counter()
-    verification = Verification(container, quick=quick, progress=progress)
-    content_id = container.index.content_id.hex()
-    check_content_id(expected_content_id)
-    if expected_content_id is not None and expected_content_id.lower() != content_id:
-        verification.findings.append(
-            CorruptArchiveError(f"the content id is {content_id}, not the expected {expected_content_id}")
+    expected = parse_content_id(expected_content_id)
+    if quick and expected is not None:
+        raise InvalidRequestError(
+            "a quick check reads no block, so it cannot prove a content id: leave out quick=True, or compare "
+            "what the archive claims with open(…, expected_content_id=…)"
         )
+    verification = Verification(container, quick=quick, progress=progress)
+    try:
+        check_content_id(container.index.content_id, expected)
+    except CorruptArchiveError as error:
+        verification.findings.append(error)
     verification.run(workers)
     return VerifyReport(
         name=container.name,
         quick=quick,
-        content_id=content_id,
+        content_id=container.index.content_id.hex(),
         size=container.size,
         volumes=len(container.index.volumes),
         segments=len(container.index.offsets),

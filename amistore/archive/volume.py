@@ -13,6 +13,7 @@ from amistore.archive.extraction import extract, prove
 from amistore.archive.reader import ContainerFile
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
+from amistore.container.identity import parse_content_id
 from amistore.errors import advising
 from amistore.model import BlockRange
 from amistore.pipeline.progress import ProgressCallback
@@ -73,6 +74,7 @@ class Volume:
         overwrite: bool = False,
         resume: bool = False,
         allow_lost: bool = False,
+        expected_content_id: str | None = None,
         workers: int | None = None,
         progress: ProgressCallback = None,
     ) -> None:
@@ -88,6 +90,9 @@ class Volume:
                 beside the file, and go on from there, after proving it, when called again.
             allow_lost: also where `lost_blocks` is not empty. They are filled with a text
                 that says so, and beside a file ``<target>.map`` (ddrescue's map file) lists them.
+            expected_content_id: of the archive: refuse another, before anything is written; 64 hexadecimal
+                digits. The volume's blocks are proved to be those that it stands for before the file
+                appears, and before a stream gets its first byte; a device has them by then.
             workers: threads; None for the number of CPUs.
             progress: called with a `Progress` after each segment.
 
@@ -107,6 +112,7 @@ class Volume:
                 overwrite=overwrite,
                 resume=resume,
                 allow_lost=allow_lost,
+                expected=parse_content_id(expected_content_id),
                 workers=workers,
                 progress=progress,
             )

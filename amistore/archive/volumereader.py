@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
 
@@ -13,16 +14,18 @@ from amistore.container import (
     DecodedBlock,
     DecodedFrame,
     FrameDecoder,
+    IndexedVolume,
+    Runs,
     SegmentDescriptor,
     decode_frame,
     decode_segment,
 )
-from amistore.errors import ArchiveError
+from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import BlockRange
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["Hole", "VolumeReader"]
+__all__ = ["Hole", "VolumeReader", "VolumeSums"]
 
 
 @attrs.frozen
@@ -30,6 +33,43 @@ class Hole:
     """Blocks that are not listed, from the one asked for up to `end`."""
 
     end: int
+
+
+class VolumeSums:
+    """What a volume's content id is made of, collected from its segments in order.
+
+    Each segment is proved by the index. This proves that the index's sums are theirs.
+
+    Attributes:
+        blocks: so far.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self._linear = hashlib.sha256()
+        self._runs: list[tuple[int, int]] = []
+
+    def add(self, segment: SegmentDescriptor) -> None:
+        """The next segment."""
+        self.blocks += segment.runs.blocks
+        self._linear.update(b"".join(segment.digests))
+        self._runs.extend(segment.runs)
+
+    def check(self, indexed: IndexedVolume) -> Runs:
+        """The listed blocks, if all is as the index has it.
+
+        Raises:
+            CorruptArchiveError: it is not.
+        """
+        runs = Runs(self._runs)
+        found = self.blocks, self._linear.digest(), runs.digest()
+        if found != (indexed.blocks, indexed.linear, indexed.runs_digest):
+            raise CorruptArchiveError(
+                "the volume's blocks are not those that its content id stands for",
+                record="INDX",
+                snapshot_id=indexed.snapshot_id,
+            )
+        return runs
 
 
 class VolumeReader:
@@ -72,7 +112,12 @@ class VolumeReader:
         return Hole(self.indexed.size // BLOCK_SIZE)
 
     def descriptors(self, workers: int | None) -> Generator[SegmentDescriptor, None, None]:
-        """Each segment's descriptor, in order, read in parallel."""
+        """Each segment's descriptor, in order, read in parallel.
+
+        Raises:
+            CorruptArchiveError: at the end: they are not what the volume's content id stands for.
+        """
+        sums = VolumeSums()
 
         def read(sequence: int) -> SegmentDescriptor:
             return self.container.segment(sequence).descriptor
@@ -81,7 +126,10 @@ class VolumeReader:
             worker_pool(workers, None) as (pool, limit),
             contextlib.closing(ordered_map(pool, read, self.segments, limit)) as descriptors,
         ):
-            yield from descriptors
+            for descriptor in descriptors:
+                sums.add(descriptor)
+                yield descriptor
+        sums.check(self.indexed)
 
     def read_frames(self, sequence: int, first: int, count: int) -> list[DecodedFrame]:
         """Consecutive frames of a segment, in one read after that of its descriptor."""

@@ -259,35 +259,42 @@ class ObjectStore(abc.ABC):
 
 
 class ObjectRanges(RangeReader):
-    """An object of an `ObjectStore`, pinned to the ETag that it has when it is opened.
+    """An object of an `ObjectStore`, pinned to an ETag.
+
+    Args:
+        store: where it is.
+        bucket: it is in.
+        key: of the object.
+        info: what its completion said of it; None for what it is now.
 
     Attributes:
+        store, bucket, key: as given.
         etag: of the object.
         metadata: the user's.
     """
 
-    def __init__(self, store: ObjectStore, bucket: str, key: str) -> None:
+    def __init__(self, store: ObjectStore, bucket: str, key: str, info: ObjectInfo | None = None) -> None:
         self.name = f"{bucket}/{key}"
-        self._store = store
-        self._bucket = bucket
-        self._key = key
-        info = store.head_object(bucket, key)
+        self.store = store
+        self.bucket = bucket
+        self.key = key
+        info = info or store.head_object(bucket, key)
         self.etag = info.etag
         self.size = info.size
         self.metadata = info.metadata
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._read(self._store.get_object_range, offset, length)
+        return self._read(self.store.get_object_range, offset, length)
 
     def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
-        return self._read(self._store.get_intact_range, offset, length, intact)
+        return self._read(self.store.get_intact_range, offset, length, intact)
 
     def _read(self, get: Callable[..., bytes], offset: int, length: int, *checks: object) -> bytes:
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
         try:
-            content = get(self._bucket, self._key, offset, length, *checks, if_match=self.etag)
+            content = get(self.bucket, self.key, offset, length, *checks, if_match=self.etag)
         except (AmistoreError, MemoryError):
             raise
         except Exception as error:
@@ -295,6 +302,6 @@ class ObjectRanges(RangeReader):
             raise BackendError(message, operation="get_object_range") from error
         if not isinstance(content, bytes):
             raise InvalidRequestError(
-                f"{type(self._store).__name__}.get_object_range must give bytes, not {type(content).__name__}"
+                f"{type(self.store).__name__}.get_object_range must give bytes, not {type(content).__name__}"
             )
         return content

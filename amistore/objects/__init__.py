@@ -7,13 +7,15 @@ joins two backends. Imports `archive`, `pipeline` and `backends`.
 from amistore.objects.abandonment import abandon
 from amistore.objects.restoration import unpack_object
 from amistore.objects.resumelog import FileResumeLog, ResumeLog
-from amistore.objects.transfer import copy_object, restore_image, transfer
-from amistore.objects.upload import RUN_KEY, pack_object
+from amistore.objects.transfer import TransferredImage, copy_object, restore_image, transfer
+from amistore.objects.upload import RUN_KEY, StoredArchive, pack_object
 
 __all__ = [
     "RUN_KEY",
     "FileResumeLog",
     "ResumeLog",
+    "StoredArchive",
+    "TransferredImage",
     "abandon",
     "copy_object",
     "pack_object",

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import contextlib
 
-from amistore.archive.reader import ContainerFile, has_digest
+from amistore.archive.reader import ContainerFile, has_digest, is_exactly
 from amistore.backends import UploadedPart
 from amistore.backends.ranges import RangeReader
 from amistore.container import EncodedSegment, Plan, SegmentDescriptor, layout
 from amistore.container.records import open_envelope, open_record
 from amistore.container.segments import check_segment
-from amistore.errors import ArchiveError, InvalidRequestError
+from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.objects.resumelog import read_entry
+from amistore.pipeline.packing import WrittenArchive
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = ["carried_part", "check_object", "part_entries", "upload_id_of"]
+
+
+def check_end(ranges: RangeReader, written: WrittenArchive) -> None:
+    """Find at an object's end what was written there: FOOT, which binds the index and so all digests.
+
+    Raises:
+        CorruptArchiveError: something else is there.
+    """
+    offset = written.size - len(written.foot)
+    found = ranges.read_intact(offset, len(written.foot), is_exactly(written.foot))
+    if (ranges.size, found) != (written.size, written.foot):
+        raise CorruptArchiveError(
+            "the object does not end as what was packed does", record="FOOT", offset=offset
+        )
 
 
 def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 
 from amistore import forks
 from amistore.archive.reader import ContainerFile, LoadedSegment
-from amistore.archive.verification import Verification, check_content_id
+from amistore.archive.verification import Verification
 from amistore.backends import BlockSink, ObjectStore
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
 from amistore.container import DecodedBlock
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
     ArchiveError,
     ChecksumMismatchError,
-    CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
     SourceChangedError,
@@ -43,7 +43,7 @@ from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
 
-__all__ = ["client_token", "unpack_object"]
+__all__ = ["client_token", "restore_snapshots", "unpack_object"]
 
 _logger = logging.getLogger("amistore")
 
@@ -96,22 +96,48 @@ def unpack_object(
     check_kind(store, ObjectStore, "store")
     check_kind(sink, BlockSink, "sink")
     check_log(log)
-    check_content_id(expected_content_id)
+    expected = parse_content_id(expected_content_id)
     with foreign_errors("head_object", bucket=bucket, key=key):
         ranges = ObjectRanges(store, bucket, key)
         container = ContainerFile(ranges)
-    found = container.index.content_id.hex()
-    if expected_content_id is not None and found != expected_content_id.lower():
-        raise CorruptArchiveError(f"the content id is {found}, not the expected {expected_content_id}")
+    return restore_snapshots(
+        ranges,
+        container,
+        sink,
+        log=log,
+        expected=expected,
+        snapshots=snapshots,
+        tags=tags,
+        allow_lost=allow_lost,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def restore_snapshots(
+    ranges: ObjectRanges,
+    container: ContainerFile,
+    sink: BlockSink,
+    *,
+    log: ResumeLog | None,
+    expected: bytes | None,
+    snapshots: Iterable[str] | None = None,
+    tags: Iterable[Tag] = (),
+    allow_lost: bool,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> Image:
+    """`unpack_object` of an object that is opened: all of it is read from what `ranges` are pinned to."""
+    check_content_id(container.index.content_id, expected)  # what is restored is proved to be of this id
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
     restored = RestoredSnapshots(container.image.with_tags(snapshot_tags=tags), sink, chosen, allow_lost)
     identity = {
-        "store": store.where,
+        "store": ranges.store.where,
         "sink": sink.where,
-        "bucket": bucket,
-        "key": key,
+        "bucket": ranges.bucket,
+        "key": ranges.key,
         "etag": ranges.etag,
-        "content": found,
+        "content": container.index.content_id.hex(),
         "snapshots": chosen,
     }
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)

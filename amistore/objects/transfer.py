@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, cast
 
+import attrs
 from typing_extensions import Buffer
 
 from amistore.archive.reader import ContainerFile
@@ -18,8 +19,9 @@ from amistore.backends import Backend, ObjectInfo, ObjectStore
 from amistore.backends.base import check_backend
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import ContainerEnd, StoredSegment, container_events
+from amistore.container import ContainerEnd, StoredSegment, container_events, decode_segment
 from amistore.container.frames import check_frame
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
     AlreadyExistsError,
     CorruptArchiveError,
@@ -34,9 +36,9 @@ from amistore.objects.registration import (
     restorable_image,
     warn_of_dropped,
 )
-from amistore.objects.restoration import unpack_object
+from amistore.objects.restoration import restore_snapshots
 from amistore.objects.resumelog import HeldLog, ResumeLog, check_log
-from amistore.objects.upload import pack_object
+from amistore.objects.upload import StoredArchive, pack_object
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback
@@ -44,10 +46,26 @@ from amistore.pipeline.unpack import unpack
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
-__all__ = ["copy_object", "restore_image", "transfer"]
+__all__ = ["TransferredImage", "copy_object", "restore_image", "transfer"]
 
 _LEVEL = 1  # of zstd, where nobody keeps the bytes
 _RANGE = 8 * MIB  # bytes of a read
+
+
+@attrs.frozen(kw_only=True)
+class TransferredImage:
+    """An AMI that was made of one of another backend.
+
+    Attributes:
+        image_id: of the new one.
+        content_id: of the archive that it was on the way, computed while that was made: 64
+            hexadecimal digits.
+        kept: that archive, where it was to be kept.
+    """
+
+    image_id: str
+    content_id: str
+    kept: StoredArchive | None = None
 
 
 def transfer(
@@ -58,9 +76,10 @@ def transfer(
     name: str | None = None,
     keep: tuple[str, str] | None = None,
     logs: tuple[ResumeLog, ResumeLog] | None = None,
+    expected_content_id: str | None = None,
     workers: int | None = None,
     progress: ProgressCallback = None,
-) -> str:
+) -> TransferredImage:
     """Make an AMI of one backend an AMI of another: between Regions, accounts or partitions.
 
     Attributes that the new image will not have are logged (WARNING) before the work.
@@ -74,14 +93,19 @@ def transfer(
             it stays, whatever comes after it.
         logs: with `keep`, for storing and for restoring: what an earlier call with them has
             done is not done again.
+        expected_content_id: of an earlier archive of the image, 64 hexadecimal digits: refuse the image
+            if it is another by now, before a snapshot is completed.
         workers: segments worked on at once, on each side; None for the number of CPUs.
         progress: called with a `Progress`.
 
     Returns:
-        The id of the new image.
+        The new image, and what was kept. What is restored is proved block by block to be what was
+        packed, also where the kept object is replaced meanwhile.
 
     Raises:
         NotFoundError: no such image.
+        SourceChangedError: the object to keep was replaced as soon as it was made.
+        CorruptArchiveError: the image's content id is not the expected one.
         InvalidRequestError: the image cannot be read, or not registered so.
         AlreadyExistsError: the name, or the object to keep, is taken.
         AccessDeniedError: registering would be refused in the end, told before anything is read or made.
@@ -93,6 +117,7 @@ def transfer(
         )
     if logs is not None and (keep is None or not isinstance(logs, tuple) or len(logs) != 2):
         raise InvalidRequestError("logs= are two, of storing and of restoring, and go with keep=")
+    expected = parse_content_id(expected_content_id)
     packing, restoring = logs or (None, None)
     for each in (packing, restoring):
         check_log(each)
@@ -104,23 +129,37 @@ def transfer(
         # Held until the image is there: it proves that the object is of these runs.
         held = None if packing is None else HeldLog(packing)
         try:
-            pack_object(
+            kept = pack_object(
                 image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress
             )
         except AlreadyExistsError as error:
             error.message += "; if it is this image's archive, amistore.restore_image goes on from it"
             raise
-        image_id = restore_image(
-            destination.s3, *keep, destination, name=name, log=restoring, workers=workers, progress=progress
+        computed = bytes.fromhex(kept.content_id)
+        check_content_id(computed, expected)
+        new_id = _restore(
+            ObjectRanges(destination.s3, *keep, ObjectInfo(size=kept.size, etag=kept.etag)),
+            destination,
+            name=name,
+            log=restoring,
+            expected=computed,
+            workers=workers,
+            progress=progress,
         )
         if packing is not None:
             packing.end()
-        return image_id
+        return TransferredImage(image_id=new_id, content_id=kept.content_id, kept=kept)
     warn_of_dropped(destination, image, name)
-    pieces = pack(image, source.ebs, level=_LEVEL, workers=workers)
-    with _PieceReader(pieces) as stream:
-        restored = unpack(cast(BinaryIO, stream), destination.ebs, workers=workers, progress=progress)
-    return register_restored(restored, name, destination)
+    with pack(image, source.ebs, level=_LEVEL, workers=workers) as pieces:
+        restored = unpack(
+            cast(BinaryIO, _PieceReader(pieces)),
+            destination.ebs,
+            expected_content_id=expected_content_id,
+            workers=workers,
+            progress=progress,
+        )
+    new_id = register_restored(restored, name, destination)
+    return TransferredImage(image_id=new_id, content_id=pieces.content_id)
 
 
 def restore_image(
@@ -148,7 +187,8 @@ def restore_image(
         name: of the image; None for the stored one's.
         log: from which an earlier call that ended in a crash or an error is continued, also one
             that ended between restoring and registering; cleared once the image is registered.
-        expected_content_id: refuse another archive; 64 hexadecimal digits.
+        expected_content_id: refuse another archive; 64 hexadecimal digits. Every block that is
+            restored is proved to be one that it stands for.
         allow_lost: restore snapshots with lost blocks, too; see `unpack`.
         workers: segments worked on at once; None for the number of CPUs.
         progress: called with a `Progress`.
@@ -167,17 +207,44 @@ def restore_image(
     check_kind(store, ObjectStore, "store")
     check_backend(destination, "destination")
     check_log(log)
+    expected = parse_content_id(expected_content_id)
     with foreign_errors("head_object", bucket=bucket, key=key):
-        stored = ContainerFile(ObjectRanges(store, bucket, key))
+        ranges = ObjectRanges(store, bucket, key)
+    return _restore(
+        ranges,
+        destination,
+        name=name,
+        log=log,
+        expected=expected,
+        allow_lost=allow_lost,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def _restore(
+    ranges: ObjectRanges,
+    destination: Backend,
+    *,
+    name: str | None,
+    log: ResumeLog | None,
+    expected: bytes | None,
+    allow_lost: bool = False,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> str:
+    """`restore_image` of what `ranges` are pinned to."""
+    with foreign_errors("get_object_range", bucket=ranges.bucket, key=ranges.key):
+        stored = ContainerFile(ranges)
+    check_content_id(stored.index.content_id, expected)
     refuse_unregistrable(destination, restorable_image(stored), name, log)
     warn_of_dropped(destination, stored.image, name)
-    restored = unpack_object(
-        store,
-        bucket,
-        key,
+    restored = restore_snapshots(
+        ranges,
+        stored,
         destination.ebs,
         log=None if log is None else HeldLog(log),
-        expected_content_id=expected_content_id,
+        expected=expected,
         allow_lost=allow_lost,
         workers=workers,
         progress=progress,
@@ -203,7 +270,8 @@ def copy_object(
 ) -> ObjectInfo:
     """Copy an archive between stores, verified on the way: the copy appears only if all of it is right.
 
-    Every record, the index, the tail and each frame's CRC are checked; nothing is decompressed.
+    Every record, the index, the tail and each frame's CRC are checked. Nothing is decompressed but with
+    an expected content id: to prove that, each block is decoded and hashed.
 
     Args:
         source: where it is.
@@ -219,6 +287,7 @@ def copy_object(
         CorruptArchiveError: the archive is damaged; no copy is left.
         SourceChangedError: the archive was replaced meanwhile.
     """
+    expected = parse_content_id(expected_content_id)
     for store, role in ((source, "source"), (destination, "destination")):
         check_kind(store, ObjectStore, role)
     for each in (place, to):
@@ -246,15 +315,15 @@ def copy_object(
     ):
         return destination.put_object(
             *to,
-            _verified(_PieceReader(pieces), expected_content_id),
+            _verified(_PieceReader(pieces), expected),
             metadata=ranges.metadata,
             if_none_match=True,
             part_size=max(16 * MIB, -(-ranges.size // 9_000)),
         )
 
 
-def _verified(stream: _PieceReader, expected_content_id: str | None) -> Iterator[bytes]:
-    """The bytes of a container as they come, checked no later than at its end."""
+def _verified(stream: _PieceReader, expected: bytes | None) -> Iterator[bytes]:
+    """The bytes of a container as they come, checked no later than at its end; with an expected id proved."""
     events = container_events()
     step = next(events)
     while True:
@@ -264,21 +333,28 @@ def _verified(stream: _PieceReader, expected_content_id: str | None) -> Iterator
             step = events.send(content)
             continue
         if isinstance(step, StoredSegment):
-            contents = step.segment.frame_contents
-            offset = step.payload
-            for frame, content_size, entry in zip(step.frames, contents, step.descriptor.frames, strict=True):
-                try:
-                    check_frame(frame, content_size, entry.crc32)
-                except CorruptArchiveError as error:
-                    error.locate(record="frame", offset=offset, segment=step.descriptor.sequence)
-                    raise
-                offset += entry.size
+            if expected is None:
+                _check_frames(step)
+            else:
+                contents = step.segment.frame_contents
+                for _ in decode_segment(step.descriptor, step.frames, contents, step.payload):
+                    pass
         elif isinstance(step, ContainerEnd):
-            found = step.index.content_id.hex()
-            if expected_content_id not in (None, found):
-                raise CorruptArchiveError(f"the content id is {found}, not {expected_content_id}")
+            check_content_id(step.index.content_id, expected)
             return
         step = next(events)
+
+
+def _check_frames(stored: StoredSegment) -> None:
+    contents = stored.segment.frame_contents
+    offset = stored.payload
+    for frame, content_size, entry in zip(stored.frames, contents, stored.descriptor.frames, strict=True):
+        try:
+            check_frame(frame, content_size, entry.crc32)
+        except CorruptArchiveError as error:
+            error.locate(record="frame", offset=offset, segment=stored.descriptor.sequence)
+            raise
+        offset += entry.size
 
 
 def _exactly(stream: _PieceReader, size: int) -> Iterator[bytes]:
@@ -292,9 +368,9 @@ def _exactly(stream: _PieceReader, size: int) -> Iterator[bytes]:
 
 
 class _PieceReader(io.RawIOBase):
-    """The pieces of an iterator as a file; closing it closes the iterator."""
+    """The pieces of an iterator, which stays its owner's to close, as a file."""
 
-    def __init__(self, pieces: Generator[bytes, None, None]) -> None:
+    def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._left = memoryview(b"")
 
@@ -312,7 +388,3 @@ class _PieceReader(io.RawIOBase):
         view[:count] = self._left[:count]
         self._left = self._left[count:]
         return count
-
-    def close(self) -> None:
-        self._pieces.close()
-        super().close()

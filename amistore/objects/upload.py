@@ -3,6 +3,9 @@
 The log says of each part which segments it holds, and keeps their descriptors: what the
 index at the container's end needs of them. A run that goes on plans anew, and takes from the
 log what the plan, the upload's own list of parts and, in the end, the object confirm.
+
+What was stored is told by what was computed here. The store is asked only whether it has that: by the
+ETag of the object's completion, and by its last bytes, which bind all others.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.model import Image
-from amistore.objects.carried import carried_part, check_object, part_entries, upload_id_of
+from amistore.objects.carried import carried_part, check_end, check_object, part_entries, upload_id_of
 from amistore.objects.finality import is_final
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.resumelog import (
@@ -45,17 +48,37 @@ from amistore.objects.resumelog import (
 )
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import check_packing, plan_pack
-from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
+from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import counted
 
-__all__ = ["RUN_KEY", "pack_object"]
+__all__ = ["RUN_KEY", "StoredArchive", "pack_object"]
 
 RUN_KEY = "amistore-run"
 """Of an object's metadata: which run made it."""
 
 _logger = logging.getLogger("amistore")
+
+
+@attrs.frozen(kw_only=True)
+class StoredArchive:
+    """An archive that was stored as an object.
+
+    Attributes:
+        bucket: it is in.
+        key: of the object.
+        size: in bytes.
+        etag: of the object, as its completion gave it.
+        content_id: computed while it was made, never read back: 64 hexadecimal digits. Keep it where
+            nobody who can write the bucket can: `expected_content_id` proves later that it is this archive.
+    """
+
+    bucket: str
+    key: str
+    size: int
+    etag: str
+    content_id: str
 
 
 def pack_object(
@@ -76,7 +99,7 @@ def pack_object(
     progress: ProgressCallback = None,
     check_frames: bool = True,
     layout: Layout | None = None,
-) -> ObjectInfo:
+) -> StoredArchive:
     """Pack an image with its snapshots into one object, which appears when it is complete.
 
     Parts above 32 MiB, of images above some 300 GiB or of data that cannot be compressed, are kept
@@ -103,12 +126,13 @@ def pack_object(
         layout: how to cut the container; None for what fits its size.
 
     Returns:
-        Size, ETag and metadata of the object. Its content id is in its index, at its end:
-        ``amistore.open(store, bucket=bucket, key=key).content_id``.
+        Where and what it is, with the content id that was computed.
 
     Raises:
         AlreadyExistsError: the object exists, with `if_none_match`.
-        SourceChangedError: the image or a snapshot is not what it was in the run that is continued.
+        SourceChangedError: the image or a snapshot is not what it was in the run that is continued; or
+            the object was replaced as soon as it was made.
+        CorruptArchiveError: the store has not what was sent to it.
         InvalidRequestError: the log is of something else.
         BackendError: source or store failed; with a log the next run goes on from here.
     """
@@ -119,6 +143,9 @@ def pack_object(
     run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
     encode = SegmentEncode(source, level, check_frames)
     info = done = run.begin(metadata, tags, if_none_match)
+    units = packed_units(
+        planned, encode, carried=run.carried, workers=workers, executor=executor, progress=progress
+    )
 
     def undo(error: BaseException) -> None:
         if log is not None and isinstance(error, BackendError) and run.outdated():
@@ -128,23 +155,19 @@ def pack_object(
 
     with forks.undoing(undo):
         if info is None:
-            run.send(
-                packed_units(
-                    planned,
-                    encode,
-                    carried=run.carried,
-                    workers=workers,
-                    executor=executor,
-                    progress=progress,
-                ),
-                workers,
-            )
+            run.send(units, workers)
             info = run.complete(if_none_match)
-        if log is not None:  # else all of it was sent by this run
-            count = run.planned.segments if done else len(run.carried)
-            run.prove(info, count, workers, new=not done)
+        else:
+            run.make_end(units)
+        run.prove(info, workers, new=not done)
     run.log.end()
-    return info
+    return StoredArchive(
+        bucket=bucket,
+        key=key,
+        size=info.size,
+        etag=info.etag,
+        content_id=run.written.content_id.hex(),
+    )
 
 
 @attrs.define
@@ -161,6 +184,7 @@ class _Run:
     task: str = ""
     parts: list[UploadedPart] = attrs.field(factory=list)
     carried: list[EncodedSegment] = attrs.field(factory=list)
+    written: WrittenArchive = attrs.field(init=False)
 
     def begin(
         self, metadata: Mapping[str, str] | None, tags: Mapping[str, str] | None, if_none_match: bool
@@ -180,6 +204,7 @@ class _Run:
                 info = self._made()
                 if info is not None:
                     self._abort()
+                    self._carry(part_entries(entries[2:]), None)
                     return info
                 if self._continue(part_entries(entries[2:])):
                     place = f"{self.bucket}/{self.key}"
@@ -218,14 +243,17 @@ class _Run:
                 listed = self.store.list_parts(self.bucket, self.key, self.upload_id)
         except NotFoundError:
             return False
-        there = {part.part_number: part for part in listed}
+        self._carry(entries, {part.part_number: part for part in listed})
+        return True
+
+    def _carry(self, entries: list[bytes], there: Mapping[int, UploadedPart] | None) -> None:
+        """Take over the log's parts, up to the first that is not there; all of an object that is."""
         for number, entry in enumerate(entries, 1):
             part, segments = carried_part(number, entry, self.planned, len(self.carried))
-            if there.get(number) != part:
+            if there is not None and there.get(number) != part:
                 break
             self.parts.append(part)
             self.carried += segments
-        return True
 
     def _made(self) -> ObjectInfo | None:
         """The object, if it is this run's."""
@@ -253,7 +281,9 @@ class _Run:
             contextlib.closing(units),
             worker_pool(workers, None) as (pool, limit),
             _closing_parts() as begun,
-            contextlib.closing(ordered_map(pool, self._send, self._cut(units, begun), limit // 2)) as sent,
+            contextlib.closing(
+                ordered_map(pool, self._send, self._cut(self._noted(units), begun), limit // 2)
+            ) as sent,
         ):
             for part, records in sent:
                 begun.popleft()
@@ -261,6 +291,19 @@ class _Run:
                 if records:
                     entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
                     self.log.append(entry + b"\n" + b"".join(records))
+
+    def make_end(self, units: Generator[PackedUnit, None, None]) -> None:
+        """Make again what the log has nothing of, the last part: what the object must end with."""
+        with contextlib.closing(units):
+            for unit in self._noted(units):
+                unit.pieces.clear()
+
+    def _noted(self, units: Iterator[PackedUnit]) -> Iterator[PackedUnit]:
+        """The units, of which the last one tells what the whole is."""
+        for unit in units:
+            if unit.written is not None:
+                self.written = unit.written
+            yield unit
 
     def _cut(self, units: Iterator[PackedUnit], begun: deque[Part]) -> Iterator[Part]:
         """The parts that were not carried over."""
@@ -308,19 +351,23 @@ class _Run:
             return isinstance(error, NotFoundError)
         return any(there.get(part.part_number) != part for part in self.parts)
 
-    def prove(self, info: ObjectInfo, count: int, workers: int | None, *, new: bool) -> None:
-        """Refuse an object whose `count` first segments are not what was packed.
+    def prove(self, info: ObjectInfo, workers: int | None, *, new: bool) -> None:
+        """Refuse an object that is not what was packed, by its last bytes and what came from the log.
 
         One that this run has made is deleted; one that was there, or is another's, is not.
         """
+        ranges = ObjectRanges(self.store, self.bucket, self.key, info)
+        count = len(self.carried) if new else self.planned.segments  # what this run has sent needs no more
         try:
-            check_object(ObjectRanges(self.store, self.bucket, self.key), self.planned, count, workers)
-        except ArchiveError as error:
+            with foreign_errors("get_object_range", bucket=self.bucket, key=self.key):
+                if count:
+                    check_object(ranges, self.planned, count, workers)
+                check_end(ranges, self.written)
+        except (ArchiveError, SourceChangedError) as error:
             replaced = SourceChangedError(
                 "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
             )
-            ours = self._made()
-            if ours is None:
+            if isinstance(error, SourceChangedError) or self._made() is None:
                 raise replaced from None
             if not new:
                 raise CorruptArchiveError(
@@ -330,7 +377,7 @@ class _Run:
             try:
                 with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
                     # Another's that has taken its place stays: an archive lost is worse than one left.
-                    self.store.delete_object(self.bucket, self.key, if_match=ours.etag)
+                    self.store.delete_object(self.bucket, self.key, if_match=info.etag)
             except SourceChangedError as refusal:
                 if self._made() is None:
                     raise replaced from None

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
+from types import TracebackType
+
+from typing_extensions import Self
 
 from amistore import forks
 from amistore.backends import BlockSource
@@ -22,7 +25,71 @@ from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import worker_count
 
-__all__ = ["check_packing", "choose_snapshots", "pack", "plan_pack"]
+__all__ = ["ArchiveBytes", "check_packing", "choose_snapshots", "pack", "plan_pack"]
+
+
+class ArchiveBytes(Iterator[bytes]):
+    """The bytes of one archive, in pieces of up to 8 MiB and some: what `pack` gives.
+
+    Closing or dropping it ends its threads. A context manager that closes it.
+    """
+
+    def __init__(self, units: Generator[PackedUnit, None, None]) -> None:
+        self._pieces = _pieces(units)
+        self._content_id: bytes | None = None
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._content_id = self._content_id or end.value
+            raise
+
+    @property
+    def content_id(self) -> str:
+        """What the archive holds, computed while it was made: 64 hexadecimal digits.
+
+        Keep it where nobody who can write the archive can: later it proves that it is this one.
+
+        Raises:
+            InvalidRequestError: the iterator has not come to its end.
+        """
+        if self._content_id is None:
+            raise InvalidRequestError(
+                "the content id is known at the archive's end: take all bytes, until the iterator stops"
+            )
+        return self._content_id.hex()
+
+    def close(self) -> None:
+        """End its threads; no more bytes come."""
+        self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _pieces(units: Generator[PackedUnit, None, None]) -> Generator[bytes, None, bytes]:
+    """All bytes, and at the end the content id."""
+    process = os.getpid()
+    content_id = b""
+    with contextlib.closing(units):
+        for unit in units:
+            pieces = unit.pieces
+            if unit.written is not None:
+                content_id = unit.written.content_id
+            del unit  # so that a piece is freed as soon as it was taken
+            while pieces:
+                yield pieces.pop(0)
+                forks.check_owner(process, "this iterator")
+    return content_id
 
 
 def pack(
@@ -36,7 +103,7 @@ def pack(
     progress: ProgressCallback = None,
     check_frames: bool = True,
     layout: Layout | None = None,
-) -> Generator[bytes, None, None]:
+) -> ArchiveBytes:
     """Pack an image with its snapshots into one container.
 
     The snapshots are listed and the container is planned before this returns; blocks are
@@ -55,7 +122,8 @@ def pack(
         layout: how to cut the container; None for what fits its size.
 
     Returns:
-        An iterator of the container's bytes, in pieces of up to 8 MiB and some.
+        An iterator of the container's bytes, in pieces of up to 8 MiB and some, that knows the
+        archive's `content_id` at its end.
 
     Raises:
         NotFoundError: a snapshot does not exist.
@@ -67,18 +135,7 @@ def pack(
     check_packing(image, source, level, workers, executor)  # refused here, not at the first piece
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
     encode = SegmentEncode(source, level, check_frames)
-    return _pieces(packed_units(planned, encode, workers=workers, executor=executor, progress=progress))
-
-
-def _pieces(units: Generator[PackedUnit, None, None]) -> Generator[bytes, None, None]:
-    process = os.getpid()
-    with contextlib.closing(units):
-        for unit in units:
-            pieces = unit.pieces
-            del unit  # so that a piece is freed as soon as it was taken
-            while pieces:
-                yield pieces.pop(0)
-                forks.check_owner(process, "this iterator")
+    return ArchiveBytes(packed_units(planned, encode, workers=workers, executor=executor, progress=progress))
 
 
 def check_packing(

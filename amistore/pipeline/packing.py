@@ -30,7 +30,22 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["PackedUnit", "SegmentEncode", "packed_units"]
+__all__ = ["PackedUnit", "SegmentEncode", "WrittenArchive", "packed_units"]
+
+
+@attrs.frozen
+class WrittenArchive:
+    """What is known of an archive once its last byte is made.
+
+    Attributes:
+        size: in bytes.
+        content_id: computed from what was written.
+        foot: its last bytes, which bind its index.
+    """
+
+    size: int
+    content_id: bytes
+    foot: bytes
 
 
 @attrs.frozen
@@ -42,12 +57,14 @@ class PackedUnit:
         start: the file offset of the first of them.
         end: the file offset behind the last.
         segment: the SEGD record, where it is a segment (with its PAD): a part may end behind it.
+        written: the whole archive, where these are its last bytes.
     """
 
     pieces: list[bytes]
     start: int
     end: int
     segment: bytes | None = None
+    written: WrittenArchive | None = None
 
 
 def packed_units(
@@ -91,7 +108,8 @@ def packed_units(
             next(made, None)  # the second listing's end is checked after the last segment
     start = writer.offset
     tail = writer.tail()
-    yield PackedUnit(tail, start, start + sum(map(len, tail)))
+    end = start + sum(map(len, tail))
+    yield PackedUnit(tail, start, end, written=WrittenArchive(end, writer.content_id, tail[-1]))
 
 
 def _segments(planned: Plan, volume: PlannedVolume) -> range:

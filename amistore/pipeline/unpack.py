@@ -26,6 +26,7 @@ from amistore.container import (
     container_events,
     decode_segment,
 )
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import ArchiveError, InvalidRequestError, advising, machine_limits
 from amistore.model import Image
 from amistore.pipeline.foreign import check_picklable, foreign_errors
@@ -41,6 +42,7 @@ def unpack(
     stream: BinaryIO,
     sink: BlockSink,
     *,
+    expected_content_id: str | None = None,
     snapshots: Iterable[str] | None = None,
     allow_lost: bool = False,
     workers: int | None = None,
@@ -55,6 +57,8 @@ def unpack(
     Args:
         stream: the container, read once from where it stands to its end; a pipe will do.
         sink: where new snapshots are made.
+        expected_content_id: refuse another archive, at its end, before a snapshot is completed; 64
+            hexadecimal digits.
         snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
         allow_lost: restore snapshots with lost blocks, of an archive that `recover` wrote, too.
             What was lost is not put; `Snapshot.lost_blocks` of the returned image lists it.
@@ -67,7 +71,8 @@ def unpack(
         snapshot was not restored are left out, and logged.
 
     Raises:
-        CorruptArchiveError: damaged bytes, with the place; no snapshot was completed.
+        CorruptArchiveError: damaged bytes, with the place, or another content id than the expected one;
+            no snapshot was completed.
         UnsupportedArchiveError: a newer format.
         LostBlocksError: blocks of a snapshot were lost, without `allow_lost`.
         BackendError: the sink failed.
@@ -76,12 +81,14 @@ def unpack(
     if not hasattr(stream, "read"):
         raise InvalidRequestError(f"unpack takes an open binary file or stream, not {type(stream).__name__}")
     check_kind(sink, BlockSink, "sink")
+    expected = parse_content_id(expected_content_id)
     check_picklable(executor, sink, "sink")
     with machine_limits():
         restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
     with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():
             end = restore.run(workers, executor, progress)
+        check_content_id(end.index.content_id, expected)
         image = restore.snapshots.image()
         restore.snapshots.complete(end.index.volumes)
     return image

@@ -15,6 +15,8 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
+from amistore.backends.objects import ObjectRanges
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError, NotFoundError
 from amistore.model import Image, Tag
 from amistore.objects.registration import refuse_unregistrable, restorable_image
@@ -25,7 +27,6 @@ from amistore.tasks.record import VolumeRecord
 from amistore.tasks.requests import check_image_id, needed, object_place, object_tags, split_tags
 from amistore.tasks.restored import described_later
 from amistore.tasks.task import TagSpecification
-from amistore.tasks.work import open_object
 from amistore.units import GIB
 
 __all__ = ["RestoreRequest", "StoreRequest"]
@@ -150,15 +151,19 @@ class RestoreRequest:
         name: str | None,
         tag_specifications: Iterable[TagSpecification],
         allow_lost: bool,
+        expected_content_id: str | None,
     ) -> RestoreRequest:
         """Check what was asked for; see `TaskEngine.create_restore_image_task`."""
+        expected = parse_content_id(expected_content_id)
         needed(bucket, "a bucket's name")
         needed(object_key, "an object's key")
         image_tags, snapshot_tags = split_tags(tag_specifications)
         with foreign_errors("head_object", bucket=bucket, key=object_key):
             backend.s3.head_bucket(bucket)
-            metadata = backend.s3.head_object(bucket, object_key).metadata
-        stored = open_object(backend, bucket, object_key)
+            ranges = ObjectRanges(backend.s3, bucket, object_key)
+            stored = ContainerFile(ranges)
+        # A claim so far: the task's run proves that what it restores is of this id.
+        check_content_id(stored.index.content_id, expected)
         restorable = restorable_image(stored)
         size = sum(volume.size // GIB for volume in stored.index.volumes)
         quotas.check_image(stored.image.image_id, size)
@@ -166,7 +171,7 @@ class RestoreRequest:
         return cls(
             stored=stored,
             restorable=restorable,
-            region=metadata.get(REGION_KEY),
+            region=ranges.metadata.get(REGION_KEY),
             bucket=bucket,
             object_key=object_key,
             name=chosen,

@@ -164,6 +164,7 @@ class TaskEngine(TaskDescriptions):
         name: str | None = None,
         tag_specifications: Iterable[TagSpecification] = (),
         allow_lost: bool = False,
+        expected_content_id: str | None = None,
         dry_run: bool = False,
     ) -> RestoreImageTask:
         """Make an AMI of an object: CreateRestoreImageTask.
@@ -176,6 +177,8 @@ class TaskEngine(TaskDescriptions):
             name: of the new AMI, unique; None for that of the stored one.
             tag_specifications: tags of the AMI and of its snapshots, over those that were stored.
             allow_lost: restore snapshots with lost blocks too; see `unpack`.
+            expected_content_id: refuse another archive; 64 hexadecimal digits. Without one the task is bound
+                to the archive that is there now. Every block that it restores is proved.
             dry_run: check everything, do nothing, and raise ``DryRunOperation``.
 
         Returns:
@@ -199,6 +202,7 @@ class TaskEngine(TaskDescriptions):
             name=name,
             tag_specifications=tag_specifications,
             allow_lost=allow_lost,
+            expected_content_id=expected_content_id,
         )
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
@@ -246,6 +250,7 @@ class TaskEngine(TaskDescriptions):
         name: str | None = None,
         tag_specifications: Iterable[TagSpecification] = (),
         allow_lost: bool = False,
+        expected_content_id: str | None = None,
         prices: Prices | None = None,
         rates: RequestRates | None = None,
     ) -> RestorePlan:
@@ -257,6 +262,7 @@ class TaskEngine(TaskDescriptions):
             name: see there.
             tag_specifications: see there.
             allow_lost: see there.
+            expected_content_id: see there; here what the archive claims is compared.
             prices: what requests and storage cost; None for a plan without costs.
             rates: of requests; None for AWS's quotas.
 
@@ -272,6 +278,7 @@ class TaskEngine(TaskDescriptions):
             name=name,
             tag_specifications=tag_specifications,
             allow_lost=allow_lost,
+            expected_content_id=expected_content_id,
         )
         return plan_restore(self.backend, request, self._terms(request.columns(), prices, rates))
 

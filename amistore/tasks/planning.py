@@ -84,9 +84,8 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
         "list_snapshot_blocks": unsized + 2 * pages,
         "get_snapshot_block": planned.blocks,
         "head_bucket": 1,
-        "head_object": 4,
-        # Opened twice, to be proved and for its content id; the index may need a read of its own.
-        "get_object_range": 2 * 2 + 1 + len(planned.volumes),
+        "head_object": 2,
+        "get_object_range": 1,  # its last bytes
         "create_multipart_upload": 1,
         "upload_part": bounds.parts,
         "complete_multipart_upload": 1,
@@ -135,7 +134,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         "complete_snapshot": volumes,
         "describe_snapshot": volumes,
         "head_bucket": 1,
-        "head_object": 3,
+        "head_object": 2,
         # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
         "get_object_range": 2 * opening + 6 + volumes + len(index.offsets) + _pads(stored),
         "find_images": 3,

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
-from amistore.backends.objects import ObjectRanges
 from amistore.errors import NotFoundError
 from amistore.model import Image, Tag
 from amistore.objects import pack_object, unpack_object
@@ -25,7 +23,7 @@ from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.metadata import object_metadata
 from amistore.tasks.record import TaskRecord
 
-__all__ = ["Outcome", "do_task", "is_done", "open_object", "restored_image"]
+__all__ = ["Outcome", "do_task", "is_done", "restored_image"]
 
 Percent = Callable[[int], None]
 
@@ -73,12 +71,6 @@ def _percentage(progress: Progress) -> int:
     return 99 * progress.blocks // progress.total_blocks
 
 
-def open_object(backend: Backend, bucket: str, key: str) -> ContainerFile:
-    """The archive in an object, its end checked."""
-    with foreign_errors("head_object", bucket=bucket, key=key):
-        return ContainerFile(ObjectRanges(backend.s3, bucket, key))
-
-
 def _store(
     record: TaskRecord,
     backend: Backend,
@@ -91,7 +83,7 @@ def _store(
     with foreign_errors("describe_image", image_id=image_id):
         image = backend.ec2.describe_image(image_id)
         backend.preflight(image)
-    pack_object(
+    stored = pack_object(
         image,
         backend.ebs,
         backend.s3,
@@ -103,8 +95,7 @@ def _store(
         workers=workers,
         progress=progress,
     )
-    stored = open_object(backend, record.bucket, record.object_key)
-    return Outcome(image_id, stored.index.content_id.hex())
+    return Outcome(image_id, stored.content_id)
 
 
 def _restore(

@@ -49,10 +49,17 @@ def cloud() -> amistore.MemoryBackend:
 
 def pack_object(
     given: amistore.BlockSource, store: amistore.ObjectStore, **options: Any
-) -> amistore.ObjectInfo:
+) -> amistore.StoredArchive:
     return amistore.pack_object(
         IMAGE, given, store, BUCKET, KEY, **{"layout": LAYOUT, "workers": 2, **options}
     )
+
+
+def is_there(told: amistore.StoredArchive, store: amistore.ObjectStore) -> bool:
+    """Whether what is told of an object is so."""
+    found = store.head_object(told.bucket, told.key)
+    with amistore.open(store, bucket=told.bucket, key=told.key) as archive:
+        return (told.size, told.etag, told.content_id) == (found.size, found.etag, archive.content_id)
 
 
 def stored(store: amistore.ObjectStore, key: str = KEY) -> bytes | None:

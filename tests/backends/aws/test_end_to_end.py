@@ -12,6 +12,7 @@ import images
 import pytest
 from backends.aws.accounts import account, disks, new_bucket
 from backends.aws.proxy import fault_proxy
+from objects.swaps import Swap
 
 import amistore
 from amistore import BLOCK_SIZE, GIB, Fate, Tag
@@ -150,13 +151,13 @@ def test_transfer_moves_an_ami_with_one_get_a_block_and_few_connections(commerci
     place = (new_bucket(swift), "kept.bin") if keep else None
     with fault_proxy(swift) as s3:
         source, destination = account(commercial, s3.url), account(government, s3.url)
-        image_id = amistore.transfer(
+        told = amistore.transfer(
             commercial.image_id, source=source, destination=destination, name="moved", keep=place, workers=2
         )
         # What is not kept goes by no object store.
         assert bool(s3.requests) == keep
     image = source.ec2.describe_image(commercial.image_id)
-    moved = destination.ec2.describe_image(image_id)
+    moved = destination.ec2.describe_image(told.image_id)
     assert moved.name == "moved"
     assert disks(government, moved) == disks(commercial, image)
     blocks = sum(len(each) for each in disks(commercial, image).values())
@@ -249,11 +250,30 @@ def test_a_transfer_with_logs_goes_on_where_it_ended(commercial, government, swi
     government.faults.clear()
     puts = government.log.counts["PutSnapshotBlock"]
     snapshots = set(government.snapshots)
-    image_id = move(destination)
+    image_id = move(destination).image_id
     assert government.log.counts["PutSnapshotBlock"] == puts
     assert set(government.snapshots) == snapshots
     assert set(government.images) == {image_id}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_of_a_server_that_is_swapped_is_neither_restored_nor_told(commercial, swift):
+    bucket = new_bucket(swift)
+    image_id = commercial.image_id
+    image = account(commercial, swift).ec2.describe_image(image_id)
+    other = images.Volumes([])
+    other.volumes = {each: (8, {0: images.noise(9)}) for each in image.snapshot_ids}
+    evil = b"".join(amistore.pack(attrs.evolve(image, snapshots=()), other))
+    there = set(commercial.images), set(commercial.snapshots)
+    for at, copied in ((0, False), (2, True)):  # tests/objects/test_swapped_objects.py has every call
+        cloud = account(commercial, swift)
+        key = f"{at}.bin"
+        swap = Swap(cloud.s3.inner, evil, at, copied, key, bucket=bucket)
+        with pytest.raises(amistore.SourceChangedError):
+            amistore.transfer(image_id, source=cloud, destination=cloud, name=key, keep=(bucket, key))
+        assert swap.calls is not None
+        assert swap.calls >= at
+        assert (set(commercial.images), set(commercial.snapshots)) == there
 
 
 def test_an_archive_is_copied_between_stores_only_if_it_is_whole(commercial, swift):
