@@ -49,7 +49,7 @@ def reliability(session: nox.Session) -> None:
     ]
     places += [
         f"tests/backends/aws/test_{name}.py"
-        for name in ("bounded_memory", "faults", "forks", "kills", "random_faults")
+        for name in ("bounded_memory", "faults", "forked_clients", "kills", "random_faults")
     ]
     places += [
         f"tests/tasks/test_{name}.py"

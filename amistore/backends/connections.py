@@ -6,12 +6,58 @@ answers, or break its TLS. urllib3 leaves this to its callers (urllib3 850).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
-__all__ = ["let_go", "let_pools_go"]
+from amistore import forks
+
+__all__ = ["let_go", "let_pools_go", "no_fork"]
+
+_PATIENCE: Final = 2.0  # seconds; a fork is not to wait for who does not answer
+
+
+class _Handshakes:
+    """Handshakes of TLS that are under way, which a fork waits for, and that begin after it.
+
+    OpenSSL has locks for all of a process (of its "ex data", for one), which it takes in a handshake
+    while other threads run. One that is held at a fork is held in the child for ever, and no TLS
+    works there.
+    """
+
+    def __init__(self) -> None:
+        self._begin_anew()
+        forks.register(self, _Handshakes._begin_anew, before=_Handshakes._pause, after=_Handshakes._go_on)
+
+    def _begin_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._under_way = 0
+
+    def _pause(self) -> None:
+        self._changed.acquire()
+        self._changed.wait_for(lambda: not self._under_way, _PATIENCE)
+
+    def _go_on(self) -> None:
+        self._changed.release()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        changed = self._changed
+        with changed:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with changed:
+                self._under_way -= 1
+                changed.notify_all()
+
+
+no_fork: Final = _Handshakes().one
+"""A block in which no other thread forks; for handshakes of TLS."""
 
 
 def let_go(connection: Any) -> None:

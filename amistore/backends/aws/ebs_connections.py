@@ -7,6 +7,7 @@ costs more than a block's signature and transfer together (docs/decisions/0012).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import ssl
@@ -25,7 +26,7 @@ from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT
-from amistore.backends.connections import let_go
+from amistore.backends.connections import let_go, no_fork
 from amistore.errors import InvalidRequestError
 
 __all__ = ["Incoming", "Pool", "TimeLimits"]
@@ -125,7 +126,8 @@ class Pool:
         connection = self._new()
         self._open.add(connection)
         try:
-            connection.connect()
+            with no_fork() if self._encrypted else contextlib.nullcontext():
+                connection.connect()
         except BaseException:
             connection.close()
             raise

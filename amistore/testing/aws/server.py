@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from amistore import forks
+from amistore.backends.connections import no_fork
 from amistore.testing.aws.calls import Answer, Call, CallLog
 from amistore.testing.aws.errors import ServiceError, invalid
 from amistore.testing.aws.faults import FaultRule, Faults
@@ -81,7 +82,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def get_request(self) -> tuple[Any, Any]:
         request, client_address = super().get_request()
         if self._tls is not None:
-            # The first read shakes hands: here it would keep others from being accepted.
+            # Its thread shakes hands: here that would keep others from being accepted.
             request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         return request, client_address
 
@@ -94,6 +95,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def _connected(self, request: Any, client_address: Any) -> None:
         try:
+            if self._tls is not None:
+                with contextlib.suppress(OSError), no_fork():  # what fails here fails again at the first read
+                    request.do_handshake()
             self.process_request_thread(request, client_address)
         finally:
             with self._lock:

@@ -27,8 +27,11 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
+
+from amistore.backends.connections import no_fork
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
 
@@ -229,6 +232,12 @@ class Server(http.server.ThreadingHTTPServer):
         """A client that hung up is none of a test's business."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        if isinstance(request, ssl.SSLSocket):
+            with contextlib.suppress(OSError), no_fork():
+                request.do_handshake()
+        super().process_request_thread(request, client_address)
 
     def shutdown_request(self, request: socket.socket) -> None:
         # Without shutdown(), which would send FIN where a reset is wanted.

@@ -22,7 +22,13 @@ import attrs
 import boto3
 import pytest
 from archive.servers import Resource, serving
-from backends.aws.test_forked_clients import Account, account, container, scheme, wrong  # noqa: F401 - fixtures
+from backends.aws.test_forked_clients import (
+    Account,
+    account,  # noqa: F401 - a fixture, as the next one
+    container,
+    scheme,  # noqa: F401
+    wrong,
+)
 from botocore.credentials import RefreshableCredentials
 from children import answers
 
