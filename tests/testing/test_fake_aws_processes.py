@@ -51,7 +51,7 @@ def test_a_silent_call_ends_when_its_client_gives_up(aws: FakeAWS, capfd: pytest
     snapshot_id = aws.add_snapshot(volume_size=1, blocks={3: block(1)})
     rule = aws.faults.add("ListSnapshotBlocks", "silence")
     with (
-        contextlib.closing(client(aws, "ebs", read_timeout=0.01)) as ebs,
+        contextlib.closing(client(aws, "ebs", read_timeout=0.5)) as ebs,
         pytest.raises(botocore.exceptions.ReadTimeoutError),
     ):
         ebs.list_snapshot_blocks(SnapshotId=snapshot_id)
