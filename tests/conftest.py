@@ -40,6 +40,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             _let_go()
             item.config.stash[_KEPT] = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        item.stash[_BEFORE] = _memory("VmRSS")
     item.stash[_CHILDREN] = _children()
     return (yield)
 
@@ -51,7 +52,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         return
     # What children took is known only where it is more than any before did.
     children = _children()
-    peak = max(_memory("VmHWM"), children if children > item.stash[_CHILDREN] else 0)
+    peak = max(_memory("VmHWM") - item.stash[_BEFORE], children if children > item.stash[_CHILDREN] else 0)
     item.user_properties.append(("peak MiB", peak))
     if peak > MOST:
         pytest.fail(f"took {peak} MiB of memory; a test may take {MOST}", pytrace=False)
@@ -77,6 +78,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 _CHILDREN = pytest.StashKey[int]()
+_BEFORE = pytest.StashKey[int]()  # MiB that the worker holds, which is not this test's
 _KEPT = pytest.StashKey[int]()  # MiB after all that could be let go of was
 _STATUS = Path("/proc/self/status")  # Linux's: elsewhere memory is not watched
 
