@@ -47,6 +47,8 @@ class Swap:
         at: behind the completion, or before this call after it.
         key, bucket: of the object.
         copied: whether it takes the object's metadata, too, as who can read it can.
+        etag: that the completion gave.
+        pins: ETags that later reads asked for.
         calls: so many came after the completion; None before it.
     """
 
@@ -57,6 +59,8 @@ class Swap:
     key: str = KEY
     bucket: str = BUCKET
     calls: int | None = None
+    etag: str = ""
+    pins: set[str | None] = attrs.field(factory=set)
     _busy: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -72,9 +76,12 @@ class Swap:
                 self.calls += 1
                 if self.calls == self.at:
                     self.replace()
+                if verb == "get_object_range":
+                    self.pins.add(options.get("if_match"))
             answer = call(*arguments, **options)
             if verb == "complete_multipart_upload" and self.calls is None:
                 self.calls = 0
+                self.etag = answer.etag
                 if not self.at:
                     self.replace()
             return answer

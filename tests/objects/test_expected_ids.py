@@ -11,10 +11,13 @@ from typing import Any
 import attrs
 import images
 import pytest
-from container.test_forgery import FORM, Pieces
+import zstandard
+from container.test_forgery import FORM, Pieces, descriptor_of
 from objects.runs import Calls
 
 import amistore
+from amistore.container import layout
+from amistore.container.records import Frame
 
 BUCKET, KEY = "archive", "web.bin"
 BLOCKS = {index: images.block(index + 1) for index in range(4)}
@@ -36,6 +39,20 @@ def forged() -> bytes:
     )
     pieces.index = attrs.evolve(pieces.index, volumes=(volume,), content_id=index.content_id)
     return pieces.build(rebuild_index=False)
+
+
+@functools.cache
+def replaced() -> bytes:
+    """A frame with other blocks, its CRC made right, under the honest digests of the blocks."""
+    pieces = Pieces.of(honest())
+    at = pieces.segments()[0]
+    _, descriptor = descriptor_of(pieces.body[at][1])
+    size = descriptor.runs.blocks * amistore.BLOCK_SIZE // len(descriptor.frames)
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(b"EVIL" * (size // 4))
+    frames = [Frame.of(frame)] * len(descriptor.frames)
+    made = attrs.evolve(descriptor, frames=tuple(frames))
+    pieces.body[at] = (layout.SEGD, made.encode() + frame * len(frames))
+    return pieces.build(rebuild_index=True)
 
 
 @functools.cache
@@ -192,6 +209,17 @@ def test_a_right_claim_over_other_blocks_is_refused(
     with pytest.raises((amistore.CorruptArchiveError, amistore.TaskFailedError)):
         use(cloud, tmp_path, claimed)
     assert left(cloud, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [name for name in PROVING if name != "compare"])  # which reads no frame
+def test_a_frame_of_other_blocks_under_right_digests_is_refused(name: str, tmp_path: Path) -> None:
+    cloud = given(replaced())
+    claimed = opened(cloud).content_id
+    assert claimed == amistore.open(io.BytesIO(honest())).content_id
+    assert opened(cloud).verify(quick=True).ok
+    with pytest.raises((amistore.CorruptArchiveError, amistore.TaskFailedError)):
+        PROVING[name](cloud, tmp_path, claimed)
+    assert left(cloud, tmp_path / "none") == []
 
 
 def test_a_transfer_of_an_image_that_is_another_by_now_is_refused() -> None:
