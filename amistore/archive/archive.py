@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Self
 
+from amistore.archive.extraction import extract, prove
 from amistore.archive.reader import ContainerFile
 from amistore.archive.report import VerifyReport
 from amistore.archive.verification import verify
@@ -26,6 +27,7 @@ from amistore.errors import (
     InvalidRequestError,
     LostBlocksError,
     NotFoundError,
+    advising,
     machine_limits,
 )
 from amistore.model import encode_manifest
@@ -277,10 +279,10 @@ class Archive:
         """Write ``ami.json`` and each volume, as ``<snapshot id>.raw``, into a folder.
 
         A volume with lost blocks becomes ``<snapshot id>.incomplete.raw``. See `Volume.extract`
-        for the arguments and errors.
+        for the arguments and errors. No link in the place of one of these files is followed.
 
         Args:
-            folder: made where it is missing.
+            folder: made where it is missing; may be a link.
             overwrite: replace files that exist.
             resume: go on from what an interrupted call left; files that are there are proved.
             allow_lost: also volumes with lost blocks.
@@ -304,8 +306,10 @@ class Archive:
                 "writes the rest",
                 snapshot_id=lost[0],
             )
-        with files.operation("extract"):
+        with advising(), files.operation("extract"):
             root.mkdir(parents=True, exist_ok=True)
+            for path in (manifest, *paths):  # names that the archive chose: no link there is followed
+                files.check_target(path, overwrite=True)
             done = [path for path in (manifest, *paths) if path.exists()]
             if done and not (overwrite or resume):
                 raise AlreadyExistsError(
@@ -315,24 +319,30 @@ class Archive:
                 manifest.unlink(missing_ok=True)
             for volume, path in zip(self.volumes, paths, strict=True):
                 if path in done and not overwrite:
-                    volume._prove(path, workers)
+                    prove(volume._reader, path, workers)
                 else:
-                    volume.extract(
+                    extract(
+                        volume._reader,
                         path,
                         overwrite=overwrite,
                         resume=resume,
                         allow_lost=allow_lost,
-                        expected_content_id=expected_content_id,
+                        expected=expected,
                         workers=workers,
                         progress=progress,
                     )
             if manifest in done and not overwrite:
-                if manifest.read_bytes() != encode_manifest(self.image):
+                if not _holds(manifest, encode_manifest(self.image)):
                     raise AlreadyExistsError(f"{manifest} exists, and is not this archive's")
             else:
                 with files.new_file(manifest, overwrite=overwrite) as descriptor:
                     files.write_at(descriptor, encode_manifest(self.image), 0)
         return paths
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    with files.open_file(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
+        return files.read_at(descriptor, len(content) + 1, 0) == content
 
 
 def _disk_name(volume: Volume) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import attrs
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
-from amistore.backends.directory.disk import data_blocks
+from amistore.backends.directory.disk import blocks_of, extents
 from amistore.backends.locking import FileLock
 from amistore.container import Runs, SegmentDescriptor
 from amistore.container.identity import check_content_id
@@ -55,7 +56,7 @@ def extract(
     workers: int | None,
     progress: ProgressCallback,
 ) -> None:
-    """See `Volume.extract`."""
+    """See `Volume.extract`; a link in the target's place is refused."""
     check_content_id(volume.container.index.content_id, expected)
     if volume.lost_blocks and not allow_lost:
         raise LostBlocksError(
@@ -74,10 +75,10 @@ def extract(
                 pass
         _to_stream(volume, target, workers, progress)
         return
-    path = Path(os.path.realpath(target))  # a link stays, what it leads to is written
+    path = Path(target)
     with files.operation("extract", path=path):
         writing = _Writing(volume, workers, progress, resume)
-        if path.is_block_device():
+        if os.path.lexists(path) and stat.S_ISBLK(path.lstat().st_mode):
             if not overwrite:
                 raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces what is on it")
             _to_device(writing, path)
@@ -106,6 +107,8 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
     with lock:
         descriptor = lock.descriptor
         status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BackendError(f"{part} is no regular file: move it away")
         if status.st_nlink != 1 or not part.exists() or part.stat().st_ino != status.st_ino:
             raise BackendError(f"{part} was finished by another extraction, or has another name too")
         os.truncate(descriptor, writing.volume.indexed.size)
@@ -122,7 +125,7 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
 
 def _foreign_block(descriptor: int, size: int, runs: Runs, lost: Runs) -> int | None:
     """The first block that is not the volume's and holds anything but zeros."""
-    for index in data_blocks(descriptor, size):
+    for index in blocks_of(extents(descriptor, size)):
         if runs.ordinal(index) is None and lost.ordinal(index) is None:
             content = files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE)
             if content.count(0) != len(content):
@@ -132,7 +135,7 @@ def _foreign_block(descriptor: int, size: int, runs: Runs, lost: Runs) -> int | 
 
 def _to_device(writing: _Writing, path: Path) -> None:
     # O_EXCL on a block device: refuse one that is mounted (open(2)).
-    with files.open_descriptor(path, os.O_RDWR | os.O_EXCL) as descriptor:
+    with files.open_descriptor(path, os.O_RDWR | os.O_EXCL | os.O_NOFOLLOW) as descriptor:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size < writing.volume.indexed.size:
             raise InvalidRequestError(
@@ -277,7 +280,7 @@ def prove(volume: VolumeReader, path: Path, workers: int | None) -> None:
         AlreadyExistsError: it holds something else.
     """
     lost = Runs((each.first_block, each.block_count) for each in volume.lost_blocks)
-    with files.operation("extract"), files.open_descriptor(path) as descriptor:
+    with files.operation("extract"), files.open_file(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
         found: list[tuple[int, int]] = []
         right = os.fstat(descriptor).st_size == volume.indexed.size
         for segment in volume.descriptors(workers) if right else ():

@@ -6,10 +6,9 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from amistore.archive.extraction import extract, prove
+from amistore.archive.extraction import extract
 from amistore.archive.reader import ContainerFile
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
@@ -84,7 +83,7 @@ class Volume:
         the disk. On a device holes are written as zeros. A stream gets every byte in order.
 
         Args:
-            target: a path, or a binary file that stays yours to close.
+            target: a path, of which links are followed, or a binary file that stays yours to close.
             overwrite: replace a file that exists; needed for a block device.
             resume: keep what is there when it fails or is interrupted, in ``<name>.part``
                 beside the file, and go on from there, after proving it, when called again.
@@ -105,6 +104,8 @@ class Volume:
             LostBlocksError: blocks were lost, without `allow_lost`.
             StorageFullError: no room, or the filesystem has no files of this size.
         """
+        if isinstance(target, (str, os.PathLike)):
+            target = os.path.realpath(target)  # a link stays, what it leads to is written
         with advising():
             extract(
                 self._reader,
@@ -116,9 +117,6 @@ class Volume:
                 workers=workers,
                 progress=progress,
             )
-
-    def _prove(self, path: Path, workers: int | None) -> None:
-        prove(self._reader, path, workers)
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:
         """The listed blocks, ascending, as ranges that end where segments end at the latest."""

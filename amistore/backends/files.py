@@ -26,6 +26,7 @@ from amistore.errors import (
     StorageFullError,
 )
 from amistore.model.fields import from_wire
+from amistore.units import MIB
 
 __all__ = [
     "check_target",
@@ -33,12 +34,15 @@ __all__ = [
     "new_file",
     "open_descriptor",
     "open_file",
+    "open_regular",
     "operation",
     "publish",
     "read_at",
     "read_json",
     "read_value",
+    "remove",
     "remove_hidden",
+    "rename_to_new",
     "sync_directory",
     "temporary",
     "write_at",
@@ -48,6 +52,10 @@ __all__ = [
 V = TypeVar("V")
 
 _FORGOTTEN = 3600  # seconds
+
+# Bytes of a JSON file. An image's is as long as its manifest, which has 4 MiB at most; Python's objects
+# for JSON take up to 25 times its size.
+_MOST_JSON = 8 * MIB
 
 # No room, quota, or a file larger than the filesystem or RLIMIT_FSIZE allows.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -119,8 +127,19 @@ def remove_hidden(folder: Path) -> Iterator[Path]:
     for path in folder.glob(".*"):
         if path.suffix in (".tmp", ".deleted") and is_forgotten(path):
             with contextlib.suppress(FileNotFoundError):  # another process does the same
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
                 yield path
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; a link, and not what it leads to.
+
+    `shutil.rmtree` would wait for one who writes to a FIFO in the folder's place.
+    """
+    if stat.S_ISDIR(path.lstat().st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_forgotten(path: Path) -> bool:
@@ -141,17 +160,32 @@ def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def open_file(path: Path) -> Iterator[int]:
-    """The descriptor of a regular file to read; a FIFO would be waited for without end.
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Open a file that must be a regular one; a FIFO would be waited for without end, a device obeyed.
 
     Raises:
         BackendError: it is none.
     """
-    with open_descriptor(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BackendError(f"{path} is no regular file: move it away")
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a socket, or a FIFO to write to that nobody reads
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise BackendError(f"{os.fspath(path)} is no regular file: move it away")
+
+
+@contextlib.contextmanager
+def open_file(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """As `open_regular`; closed at the end."""
+    descriptor = open_regular(path, flags)
+    try:
         yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -160,14 +194,18 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     Raises:
         AlreadyExistsError: the name is taken, and not to `overwrite`.
         NotFoundError: its folder does not exist.
-        InvalidRequestError: the name is that of a folder, a FIFO or a device.
+        InvalidRequestError: the name is that of a folder, a link, a FIFO or a device.
+        OSError: the folder cannot be written to.
     """
     if not path.parent.is_dir():
         raise NotFoundError(f"no such folder: {path.parent}")
-    if path.exists() and not path.is_file():
-        raise InvalidRequestError(f"{path} is there, and is no file that can be replaced")
-    if path.exists() and not overwrite:
-        raise AlreadyExistsError(f"{path} exists: give another name, or remove it first")
+    if os.path.lexists(path):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise InvalidRequestError(f"{path} is there, and is no file that can be replaced")
+        if not overwrite:
+            raise AlreadyExistsError(f"{path} exists: give another name, or remove it first")
+    with temporary(path) as name:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 @contextlib.contextmanager
@@ -193,9 +231,32 @@ def publish(finished: Path, path: Path, *, overwrite: bool) -> None:
     if overwrite:
         finished.replace(path)
     else:
-        os.link(finished, path)
-        finished.unlink()
+        rename_to_new(finished, path)
     sync_directory(path.parent)
+
+
+def rename_to_new(finished: Path, path: Path) -> None:
+    """Rename a file, and replace none.
+
+    Without hard links (FAT, exFAT, many filesystems of FUSE) the name is taken first: a crash between
+    the two calls leaves an empty file there.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        os.link(finished, path)
+    except FileExistsError:
+        raise
+    except OSError:  # each filesystem has an errno of its own for it; what else is wrong is met again
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            finished.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+    else:
+        finished.unlink()
 
 
 def read_at(descriptor: int, length: int, offset: int) -> bytes:
@@ -220,15 +281,24 @@ def write_at(descriptor: int, content: Buffer, offset: int) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Make renames in a directory durable."""
-    with open_descriptor(directory) as descriptor:
+    with open_descriptor(directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         os.fsync(descriptor)
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Replace a file by a JSON document, whole or not at all."""
+    """Replace a file by a JSON document, whole or not at all.
+
+    Raises:
+        InvalidRequestError: it is larger than `read_json` reads.
+    """
+    content = json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode()
+    if len(content) > _MOST_JSON:
+        raise InvalidRequestError(
+            f"{path.name} would have {len(content)} bytes, and {_MOST_JSON} are the most"
+        )
     with temporary(path) as name:
-        with name.open("w", encoding="utf-8") as file:
-            json.dump(document, file, ensure_ascii=False, indent=2, sort_keys=True)
+        with name.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         name.replace(path)
@@ -243,7 +313,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         with open_file(path) as descriptor:
-            document = json.loads(read_at(descriptor, os.fstat(descriptor).st_size, 0))
+            content = read_at(descriptor, _MOST_JSON + 1, 0)
+        if len(content) > _MOST_JSON:
+            raise BackendError(f"{path} is damaged: it has more than {_MOST_JSON} bytes")
+        document = json.loads(content)
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -15,19 +14,10 @@ from pathlib import Path
 import images
 import pytest
 import zstandard
+from mounts import require
 
 import amistore
-from amistore.backends.directory.disk import data_blocks
-
-
-def require(tool: str) -> str:
-    """The tool's path; CI sets AMISTORE_REQUIRE_TOOLS, so that there it may not be missing."""
-    path = shutil.which(tool)
-    if path is None:
-        if os.environ.get("AMISTORE_REQUIRE_TOOLS"):
-            pytest.fail(f"{tool} is not installed")
-        pytest.skip(f"{tool} is not installed")
-    return path
+from amistore.backends.directory.disk import blocks_of, extents
 
 
 def gnu_tar(container: Path, target: Path) -> list[str]:
@@ -69,7 +59,7 @@ def same_disk(path: Path, size: int, blocks: dict[int, bytes]) -> None:
     assert path.stat().st_size == size
     zeros = images.block(0)
     with path.open("rb") as file:
-        for index in sorted({*blocks, *data_blocks(file.fileno(), size)}):
+        for index in sorted({*blocks, *blocks_of(extents(file.fileno(), size))}):
             file.seek(index * amistore.BLOCK_SIZE)
             assert file.read(amistore.BLOCK_SIZE) == blocks.get(index, zeros), index
 

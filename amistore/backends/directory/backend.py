@@ -15,24 +15,27 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
 from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.base import Backend
-from amistore.backends.directory import disk
+from amistore.backends.directory.disk import SourceDisk, open_disk
+from amistore.backends.directory.diskformats import SECTOR, refuse_foreign
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
-from amistore.errors import BackendError
+from amistore.errors import BackendError, InvalidRequestError
 from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image
-from amistore.units import GIB
+from amistore.units import BLOCK_SIZE, GIB, sized
 
 __all__ = ["DirectoryBackend"]
 
 _logger = logging.getLogger("amistore")
+
+_ZEROS = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
 
 
 class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
@@ -61,15 +64,32 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             found = [*files.remove_hidden(self.path / "ec2"), *files.remove_hidden(self.path / "ebs")]
             return tuple(str(path.relative_to(self.path)) for path in (*found, *self.s3.sweep()))
 
-    def import_disk(self, path: str | os.PathLike[str], *, name: str, **attributes: Any) -> str:
-        """Make an AMI of a raw disk.
+    def import_disk(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str,
+        format: Literal["raw"] | None = None,
+        zeros: Literal["listed", "unlisted"] = "listed",
+        **attributes: Any,
+    ) -> str:
+        """Make an AMI of a raw disk that nobody writes to meanwhile.
 
         The volume has the disk's size rounded up to whole GiB and reads as zeros behind the
-        disk's end, as EBS does. Holes of the file stay unlisted blocks.
+        disk's end, as EBS does. Holes of the file stay unlisted blocks. Parts that were allocated
+        and never written to (``fallocate``) are listed as written zeros are, where the filesystem
+        tells of them (FIEMAP: ext4, XFS, btrfs and others; not tmpfs, NFS); a block device has no holes.
+
+        A write to the disk is noticed by its size and times of change. One through mmap is not on
+        tmpfs, and one by another machine may not be on a network filesystem.
 
         Args:
-            path: a raw disk image or a block device.
+            path: a raw disk image, or a block device that is not in use.
             name: the image's name, unique in this backend.
+            format: ``"raw"`` takes the bytes as they are also of a file that looks like a qcow2, VMDK,
+                VHD, VHDX or VDI image, a compressed file or an archive.
+            zeros: ``"unlisted"`` leaves out every block that holds only zeros. On an encrypted EBS volume
+                a block that is not listed reads as noise.
             **attributes: further fields of `Image`, such as ``architecture="arm64"``; mappings
                 are added to that of the disk.
 
@@ -78,11 +98,17 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
 
         Raises:
             InvalidValueError: the name or an attribute breaks a rule.
-            InvalidRequestError: an empty disk, or one that no volume can hold.
+            InvalidRequestError: an empty disk, one that no volume can hold, a device that is in use, or
+                a file that is no raw disk.
+            SourceChangedError: the disk was written to; nothing is left behind.
             AlreadyExistsError: the name is taken.
             BackendError: the disk cannot be read or the folder not written; nothing is left behind.
         """
         disk_path = checks.check_path(path, "disk")
+        if format not in (None, "raw"):
+            raise InvalidRequestError(f'format is "raw" or None, not {format!r}')
+        if zeros not in ("listed", "unlisted"):
+            raise InvalidRequestError(f'zeros is "listed" or "unlisted", not {zeros!r}')
         members = {
             "architecture": "x86_64",
             "virtualization_type": "hvm",
@@ -98,31 +124,35 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             image_id=checks.new_id("ami"), name=name, block_device_mappings=(*others, root), **members
         )
         self.ec2.prepare_image(image)  # refuse before the disk is read
-        snapshot_id = self._import_snapshot(disk_path)
+        with files.operation("import_disk", path=disk_path), open_disk(disk_path) as disk:
+            if format is None:
+                refuse_foreign(disk_path, *disk.ends(SECTOR))
+            snapshot_id = self._import_snapshot(disk, disk_path.name, zeros == "listed")
         with forks.undoing(lambda _: self._discard(snapshot_id)):
             root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
             return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))
 
-    def _import_snapshot(self, path: Path) -> str:
-        waiting_for_none = os.O_RDONLY | os.O_NONBLOCK  # as the opening of a FIFO would
-        with (
-            files.operation("import_disk", path=path),
-            files.open_descriptor(path, waiting_for_none) as descriptor,
-        ):
-            # A file's name may hold bytes that are no UTF-8.
-            name = os.fsencode(path.name).decode(errors="replace")
-            size = disk.disk_size(path, descriptor)
-            snapshot_id = self.ebs.start_snapshot(-(-size // GIB), description=f"Imported from {name}")
-            with forks.undoing(lambda _: self._discard(snapshot_id)):
-                linear = hashlib.sha256()
-                count = 0
-                for index in disk.data_blocks(descriptor, size):
-                    content = disk.read_block(descriptor, index)
-                    digest = hashlib.sha256(content).digest()
-                    self.ebs.put_snapshot_block(snapshot_id, index, content, digest)
-                    linear.update(digest)
-                    count += 1
-                self.ebs.complete_snapshot(snapshot_id, count, linear.digest())
+    def _import_snapshot(self, disk: SourceDisk, name: str, listing_zeros: bool) -> str:
+        # A file's name may hold bytes that are no UTF-8.
+        description = f"Imported from {os.fsencode(name).decode(errors='replace')}"
+        snapshot_id = self.ebs.start_snapshot(-(-disk.size // GIB), description=description)
+        with forks.undoing(lambda _: self._discard(snapshot_id)):
+            linear = hashlib.sha256()
+            listed = zeros = 0
+            for index in disk.blocks():
+                content = disk.read(index)
+                digest = hashlib.sha256(content).digest()
+                zeros += digest == _ZEROS
+                if digest == _ZEROS and not listing_zeros:
+                    continue
+                self.ebs.put_snapshot_block(snapshot_id, index, content, digest)
+                linear.update(digest)
+                listed += 1
+            disk.check()
+            self.ebs.complete_snapshot(snapshot_id, listed, linear.digest())
+        if zeros:
+            done = 'are listed; zeros="unlisted" leaves them out' if listing_zeros else "are left out"
+            _logger.info("%s: %s of zeros %s", description, sized(zeros * BLOCK_SIZE), done)
         return snapshot_id
 
     def _discard(self, snapshot_id: str) -> None:

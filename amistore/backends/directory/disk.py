@@ -1,22 +1,31 @@
-"""Reading a raw disk file: which parts exist, and what they hold."""
+"""A raw disk: which parts exist, what they hold, and that nobody writes to it while it is read."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from amistore.backends import files
-from amistore.errors import InvalidRequestError
+from amistore.backends.directory.fiemap import mapped, mapping_is_known
+from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["data_blocks", "disk_size", "extents", "read_block"]
+__all__ = ["SourceDisk", "blocks_of", "extents", "open_disk"]
+
+# A change within this time of the one before may have the same time. Kernels stamp with a clock that
+# ticks at 100 Hz at least, and a busy host steals some ticks; exFAT keeps 10 ms. FAT keeps two seconds
+# and ext3 one: their times have no fraction.
+_GRAIN = 50_000_000  # nanoseconds
+_COARSE_GRAIN = 2_000_000_000
 
 
 def extents(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """The allocated parts of a file between two offsets, as offsets from and to, ascending.
+    """The parts of a file that hold data, between two offsets, as offsets from and to, ascending.
 
     Holes are found with SEEK_DATA and SEEK_HOLE; where the filesystem does not know them
     all is one part.
@@ -36,26 +45,136 @@ def extents(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, i
         start = end
 
 
-def data_blocks(descriptor: int, size: int) -> Iterator[int]:
-    """Indexes of the blocks that hold any allocated byte, ascending."""
+def blocks_of(parts: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """Indexes of the blocks that have any byte in ascending parts of a disk, ascending."""
     done = 0
-    for start, end in extents(descriptor, size):
+    for start, end in parts:
         after = -(-end // BLOCK_SIZE)
         yield from range(max(done, start // BLOCK_SIZE), after)
         done = after
 
 
-def read_block(descriptor: int, index: int) -> bytes:
-    """A block of the disk, filled up with zeros behind the file's end."""
-    return files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE).ljust(BLOCK_SIZE, b"\0")
+class SourceDisk:
+    """A raw disk that is read, and refused once it changes.
+
+    Each read is followed by a look at the file's size and times of change, of a device at its size and
+    its node's time of change. So no write is missed that the kernel stamps, also not through mmap: on a
+    filesystem with a disk, what was stored before is written out at the beginning, and the next store
+    into such a page is stamped. tmpfs stamps no store through mmap, and a network filesystem may tell
+    of another machine's writes late.
+
+    Args:
+        path: for messages.
+        descriptor: stays its owner's to close.
+
+    Attributes:
+        size: in bytes, at least 1.
+
+    Raises:
+        InvalidRequestError: it is empty, or neither a file nor a block device.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise InvalidRequestError(f"{path} is neither a file nor a block device")
+        self._state = self._look()
+        self.size = self._state[0]
+        if not self.size:
+            raise InvalidRequestError(f"{path} is empty")
+        _wait_for_another_time(self._state[-1])
+        # In this order: what is stored through mmap from now on is stamped, with another time.
+        with _unless_unsupported():
+            os.fsync(descriptor)
+
+    def blocks(self) -> Iterator[int]:
+        """Indexes of the blocks that are no holes, ascending.
+
+        Where the filesystem has no FIEMAP, parts that are allocated and were never written to count as
+        holes, and where it knows no holes there are none.
+        """
+        known = mapping_is_known(self._descriptor)
+        return blocks_of((mapped if known else extents)(self._descriptor, self.size))
+
+    def read(self, index: int) -> bytes:
+        """A block, filled up with zeros behind the disk's end.
+
+        Raises:
+            SourceChangedError: the disk is not the one that was opened.
+        """
+        start = index * BLOCK_SIZE
+        return self.read_at(start, min(BLOCK_SIZE, self.size - start)).ljust(BLOCK_SIZE, b"\0")
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """`length` bytes from an offset; errors as of `read`."""
+        content = files.read_at(self._descriptor, length, offset)
+        self.check()
+        if len(content) < length:
+            raise SourceChangedError(
+                f"{self._path} ends at byte {offset + len(content)}, of {self.size} when it was opened"
+            )
+        return content
+
+    def ends(self, length: int) -> tuple[bytes, bytes]:
+        """The first and the last `length` bytes, or all of a smaller disk."""
+        length = min(length, self.size)
+        return self.read_at(0, length), self.read_at(self.size - length, length)
+
+    def check(self) -> None:
+        """See that the disk is the one that was opened; errors as of `read`."""
+        if self._look() != self._state:
+            raise SourceChangedError(
+                f"{self._path} changed while it was read: stop what writes to it, or read a snapshot of it"
+            )
+
+    def _look(self) -> tuple[int, ...]:
+        """Size and times of change, the last one set by the kernel alone."""
+        status = os.fstat(self._descriptor)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        # Udev gives a node its mode and owner again, which sets its ctime.
+        return os.lseek(self._descriptor, 0, os.SEEK_END), status.st_mtime_ns
 
 
-def disk_size(path: Path, descriptor: int) -> int:
-    """Size in bytes of a file or a block device."""
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise InvalidRequestError(f"{path} is neither a file nor a block device")
-    size = os.lseek(descriptor, 0, os.SEEK_END)
-    if not size:
-        raise InvalidRequestError(f"{path} is empty")
-    return size
+@contextlib.contextmanager
+def open_disk(path: Path) -> Iterator[SourceDisk]:
+    """Open a raw disk to read; a block device for nobody else who asks for it alone, as mount does.
+
+    Raises:
+        InvalidRequestError: it is no disk, or a device that is in use.
+        OSError: it cannot be opened.
+    """
+    # Without O_NONBLOCK the opening of a FIFO would wait for one who writes to it.
+    alone = os.O_EXCL if path.is_block_device() else 0
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | alone)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise InvalidRequestError(
+            f"{path} is mounted or otherwise in use, so it may change while it is read: unmount it, or "
+            "import a snapshot of it, such as one of LVM"
+        ) from None
+    try:
+        yield SourceDisk(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_another_time(stamp: int) -> None:
+    """Wait until a change would have another time than this one, in nanoseconds."""
+    grain = _GRAIN if stamp % 1_000_000_000 else _COARSE_GRAIN
+    left = stamp + grain - time.time_ns()
+    if 0 < left <= grain:  # more: it is of the future, and no change has it soon
+        time.sleep(left / 1_000_000_000)
+
+
+@contextlib.contextmanager
+def _unless_unsupported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):
+            raise

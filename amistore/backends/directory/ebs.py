@@ -24,7 +24,7 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.backends.directory import disk
+from amistore.backends.directory.disk import extents
 from amistore.backends.locking import FileLock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError
 from amistore.model import Snapshot, Tag
@@ -171,7 +171,7 @@ class DirectoryEBS(BlockStore):
             # First out of sight, so that a crash leaves no half snapshot under a valid id.
             hidden = folder.with_name(f".{snapshot_id}.deleted")
             folder.rename(hidden)
-            shutil.rmtree(hidden)
+            files.remove(hidden)
             files.sync_directory(self.root)
 
     def _folder(self, snapshot_id: str) -> Path:
@@ -185,13 +185,13 @@ class DirectoryEBS(BlockStore):
         # Plain strings and calls: this is done for every block.
         folder = f"{self._folder(snapshot_id)}"
         try:
-            digests = os.open(f"{folder}/{_DIGESTS[state]}", flags)
+            digests = files.open_regular(f"{folder}/{_DIGESTS[state]}", flags)
         except FileNotFoundError:
             if not Path(folder).exists():
                 raise NotFoundError("no such snapshot") from None
             raise BackendError(f"the snapshot is {_state(Path(folder))}, not {state}") from None
         try:
-            disk_file = os.open(f"{folder}/disk.raw", flags)
+            disk_file = files.open_regular(f"{folder}/disk.raw", flags)
             try:
                 yield disk_file, digests
             finally:
@@ -239,7 +239,7 @@ def _index(token: str) -> int:
 def _written(digests: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
     """Index and digest of each block that exists, from an index on, ascending."""
     size = os.fstat(digests).st_size
-    for start, end in disk.extents(digests, size, first * _DIGEST_SIZE):
+    for start, end in extents(digests, size, first * _DIGEST_SIZE):
         for position in range(start, end, 1 * MIB):
             content = os.pread(digests, min(1 * MIB, end - position), position)
             if len(content) < min(1 * MIB, end - position):

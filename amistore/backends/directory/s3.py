@@ -9,6 +9,7 @@ stamp with may stand still for milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -82,9 +83,11 @@ class DirectoryS3(ObjectStore):
             files.operation("get_object_range", bucket=bucket, key=key),
             files.open_file(self.path(bucket, key)) as descriptor,
         ):
+            content = files.read_at(descriptor, length, start)
+            # After the reading: a file that is written to by hand may change in the middle of it.
             if if_match not in (None, _etag(os.fstat(descriptor))):
                 raise SourceChangedError("the object was replaced")
-            return files.read_at(descriptor, length, start)
+            return content
 
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with files.operation("delete_object", bucket=bucket, key=key):
@@ -152,7 +155,7 @@ class DirectoryS3(ObjectStore):
             path = self.path(bucket, key)
             folder, upload = self._upload(bucket, key, upload_id)
             checks.check_parts(bucket, key, parts, self.list_parts(bucket, key, upload_id))
-            # An early answer; the link below is the one that counts.
+            # An early answer; the renaming below is the one that counts.
             if if_none_match and path.exists():
                 raise AlreadyExistsError("the object exists")
             with files.temporary(folder / "object") as name:
@@ -177,7 +180,7 @@ class DirectoryS3(ObjectStore):
         before = None
         try:
             if if_none_match:
-                os.link(finished, path)  # fails if it exists, whoever made it
+                files.rename_to_new(finished, path)  # fails if it exists, whoever made it
             else:
                 before = _etag(path.stat()) if path.exists() else None
                 finished.replace(path)
@@ -199,7 +202,7 @@ class DirectoryS3(ObjectStore):
             # First out of sight, so that a crash leaves no half upload under a valid id.
             hidden = folder.with_name(f".{upload_id}.deleted")
             folder.rename(hidden)
-            shutil.rmtree(hidden)
+            files.remove(hidden)
 
     def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
         with files.operation("get_object_tagging", bucket=bucket, key=key):
@@ -224,8 +227,9 @@ class DirectoryS3(ObjectStore):
             yield from files.remove_hidden(own / "uploads")
             for folder in (own / "uploads").glob("upload-*"):
                 if files.is_forgotten(folder) and not (folder / "upload.json").exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-                    yield folder
+                    with contextlib.suppress(OSError):  # another process does the same
+                        files.remove(folder)
+                        yield folder
                 yield from files.remove_hidden(folder)
 
     def _bucket(self, bucket: str) -> Path:
@@ -317,7 +321,7 @@ def _part(path: Path) -> UploadedPart:
 def _concatenate(target: Path, sources: Sequence[Path]) -> None:
     with target.open("wb") as file:
         for source in sources:
-            with source.open("rb") as part:
+            with files.open_file(source) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as part:
                 shutil.copyfileobj(part, file, 1 * MIB)
         file.flush()
         _stamp(file.fileno())

@@ -1,0 +1,76 @@
+"""Files that hold a disk in a form of their own, known by their signatures: none of them is a raw disk.
+
+A signature has 32 bits at least, so that no raw disk has one by accident: the first sector of a disk is
+boot code, a filesystem's or zeros.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import struct
+from pathlib import Path
+
+from amistore.errors import InvalidRequestError
+
+__all__ = ["SECTOR", "refuse_foreign"]
+
+SECTOR = 512
+"""Bytes of the beginning and of the end of a file that tell its form."""
+
+_QEMU = "qemu-img convert -f {} -O raw {{path}} {{path}}.raw".format
+
+# What it is, how it begins, and the command that makes a raw disk of it.
+_BEGINNINGS = [
+    # An archive of ours begins with a zstd frame of 10 bytes before this name (docs/format.md, "Preamble").
+    ("an amistore archive", rb".{10}README-amistore\.txt\0", "amistore.open(path).extract(folder)"),
+    ("a qcow image", rb"QFI\xfb\0\0\0\x01", _QEMU("qcow")),  # qemu, docs/interop/qcow2.txt
+    ("a qcow2 image", rb"QFI\xfb", _QEMU("qcow2")),
+    # VMware's Virtual Disk Format 5.0: sparse extents, those of ESX, a file that names others.
+    ("a VMDK image", rb"KDMV|COWD|# Disk DescriptorFile", _QEMU("vmdk")),
+    ("a VHDX image", rb"vhdxfile", _QEMU("vhdx")),  # MS-VHDX, 2.2.1
+    ("a dynamic VHD image", rb"conectix", _QEMU("vpc")),  # Virtual Hard Disk Image Format Specification
+    ("a VDI image", rb".{64}\x7f\x10\xda\xbe", _QEMU("vdi")),  # VirtualBox, VDICore.h: VDI_IMAGE_SIGNATURE
+    # RFC 1952: method, no reserved flags, time, how hard it was tried, the system.
+    ("compressed", rb"\x1f\x8b\x08[\0-\x1f].{4}[\0\x02\x04][\0-\x0d\xff]", "gzip -dc {path} > {path}.raw"),
+    ("compressed", rb"BZh[1-9]1AY&SY", "bzip2 -dc {path} > {path}.raw"),
+    ("compressed", rb"\xfd7zXZ\0", "xz -dc {path} > {path}.raw"),
+    ("compressed", rb"\x28\xb5\x2f\xfd", "zstd -dc {path} > {path}.raw"),  # RFC 8878, 3.1.1
+]
+_BEGINNING = re.compile(b"|".join(b"(%b)" % beginning for _, beginning, _ in _BEGINNINGS), re.DOTALL)
+_FOOTER = b"conectix"
+_FOOTER_SUM = struct.Struct(">64xI")  # the footer's checksum; the specification, "Hard Disk Footer Format"
+
+
+def refuse_foreign(path: Path, first: bytes, last: bytes) -> None:
+    """Refuse a file that is no raw disk.
+
+    Args:
+        path: for the message.
+        first: its first `SECTOR` bytes, or all.
+        last: its last ones.
+
+    Raises:
+        InvalidRequestError: it is none; the text has the command that makes one of it.
+    """
+    found = _BEGINNING.match(first)
+    if found is not None and found.lastindex is not None:
+        what, _, command = _BEGINNINGS[found.lastindex - 1]
+        raise _foreign(path, what, command)
+    if _is_footer(last):
+        raise _foreign(path, "a fixed VHD image", _QEMU("vpc"))
+
+
+def _is_footer(sector: bytes) -> bool:
+    """Whether it ends a fixed VHD; its checksum tells it from what is left of one on a larger disk."""
+    if len(sector) < SECTOR or not sector.startswith(_FOOTER):
+        return False
+    found: int = _FOOTER_SUM.unpack_from(sector)[0]
+    return found == ~(sum(sector) - sum(sector[64:68])) & 0xFFFFFFFF
+
+
+def _foreign(path: Path, what: str, command: str) -> InvalidRequestError:
+    making = command.format(path=shlex.quote(str(path)))
+    return InvalidRequestError(
+        f'{path} is {what}, no raw disk: `{making}` makes one of it; format="raw" takes its bytes as they are'
+    )
