@@ -46,10 +46,19 @@ def reliability(session: nox.Session) -> None:
         "tests/container/test_hostile.py",
         "tests/container/test_newer.py",
         "tests/objects/test_killed_runs.py",
+        "tests/objects/test_killed_filling.py",
+        "tests/objects/test_filled_memory.py",
     ]
     places += [
         f"tests/backends/aws/test_{name}.py"
-        for name in ("bounded_memory", "faults", "forked_clients", "kills", "random_faults")
+        for name in (
+            "bounded_memory",
+            "encrypted_holes",
+            "faults",
+            "forked_clients",
+            "kills",
+            "random_faults",
+        )
     ]
     places += [
         f"tests/tasks/test_{name}.py"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import SegmentDescriptor
+from amistore.container.identity import ZERO_DIGEST
 from amistore.units import BLOCK_SIZE, GIB, MIB
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ _HOLE, _ZERO, _DATA, _LOST = range(4)
 _NAMES = ("hole", "zeros", "data", "lost")
 # Okabe and Ito's palette, told apart by colour-blind readers too; holes in a light grey.
 _COLOURS = ("#eeeeee", "#56b4e9", "#0072b2", "#d55e00")
-_ZERO_BLOCK = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
 
 _COLUMNS = 128
 _ROWS = 48
@@ -111,7 +110,7 @@ class _Cells:
     def add(self, segment: SegmentDescriptor) -> None:
         """Blocks of a segment; what weighs most in a cell gives it its colour: lost, data, zeros."""
         for at, (index, digest) in enumerate(zip(segment.runs.indexes(), segment.digests, strict=True)):
-            kind = _ZERO if digest == _ZERO_BLOCK else _DATA
+            kind = _ZERO if digest == ZERO_DIGEST else _DATA
             self._counts[kind] += 1
             cell = index // self.per_cell
             self._cells[cell] = max(self._cells[cell], kind)

@@ -15,7 +15,7 @@ from amistore.archive.archive import Archive, open_archive
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
 from amistore.backends.checks import check_kind
-from amistore.container.identity import check_content_id, parse_content_id
+from amistore.container.identity import ZERO_DIGEST, check_content_id, parse_content_id
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
@@ -43,7 +43,7 @@ class AttributeChange:
 class VolumeDifference:
     """A volume of either side, or a pair of them.
 
-    A listed block of zeros and a hole differ here, though both read as zeros.
+    A listed block of zeros and a hole differ here: a hole reads as noise on an encrypted volume.
 
     Attributes:
         devices: that the volume is mapped as.
@@ -52,7 +52,8 @@ class VolumeDifference:
         size_before: in bytes; 0 where it has none.
         size_after: the same of the second.
         changed: blocks listed on both sides, with other content.
-        added: blocks listed on the second only.
+        added: blocks listed on the second only, but for those of zeros.
+        filled: blocks of zeros listed on the second only, as a restore with `fill_holes` makes them.
         removed: blocks listed on the first only.
         unknown: blocks that were lost on either side, in a recovered archive.
     """
@@ -64,17 +65,19 @@ class VolumeDifference:
     size_after: int
     changed: tuple[BlockRange, ...] = ()
     added: tuple[BlockRange, ...] = ()
+    filled: tuple[BlockRange, ...] = ()
     removed: tuple[BlockRange, ...] = ()
     unknown: tuple[BlockRange, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether both sides are known to hold the same at the same places."""
-        return self.size_before == self.size_after and not self.bytes_changed and not self.unknown
+        """Whether both sides are known to hold the same at the same places, filled holes included."""
+        same_size = self.size_before == self.size_after
+        return same_size and not (self.bytes_changed or self.filled or self.unknown)
 
     @property
     def bytes_changed(self) -> int:
-        """Bytes of all blocks that differ."""
+        """Bytes of all blocks that differ, but for filled ones."""
         ranges = (*self.changed, *self.added, *self.removed)
         return sum(each.block_count for each in ranges) * BLOCK_SIZE
 
@@ -88,6 +91,7 @@ class VolumeDifference:
             for what, ranges in (
                 ("changed", self.changed),
                 ("added", self.added),
+                ("filled", self.filled),
                 ("removed", self.removed),
                 ("unknown", self.unknown),
             )
@@ -112,7 +116,7 @@ class Difference:
 
     @property
     def bytes_changed(self) -> int:
-        """Bytes of all blocks that differ, in all volumes."""
+        """Bytes of all blocks that differ, but for filled ones, in all volumes."""
         return sum(volume.bytes_changed for volume in self.volumes)
 
     def __str__(self) -> str:
@@ -371,7 +375,12 @@ class _Ranges:
     def __init__(self, unknown: Sequence[BlockRange]) -> None:
         self._unknown = tuple(unknown)
         self._starts = [each.first_block for each in unknown]
-        self._found: dict[str, list[list[int]]] = {"changed": [], "added": [], "removed": []}
+        self._found: dict[str, list[list[int]]] = {
+            "changed": [],
+            "added": [],
+            "filled": [],
+            "removed": [],
+        }
 
     def add(self, kind: str, index: int) -> None:
         at = bisect_right(self._starts, index) - 1
@@ -403,7 +412,7 @@ def _merged(before: Iterable[_Digest], after: Iterable[_Digest], ranges: _Ranges
         if index < two[0]:
             ranges.add("removed", index)
         elif index < one[0]:
-            ranges.add("added", index)
+            ranges.add("filled" if two[1] == ZERO_DIGEST else "added", index)
         elif one[1] != two[1]:
             ranges.add("changed", index)
         yield index if one[0] == index else None

@@ -26,7 +26,7 @@ from amistore.container import (
     layout,
 )
 from amistore.container.frames import check_frame
-from amistore.container.identity import check_content_id, linear, parse_content_id
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
 from amistore.container.records import check_others, open_envelope, open_record, pad_record
@@ -123,14 +123,14 @@ class Verification:
 
     def _tasks(self, volumes: list[PlannedVolume | None]) -> Iterator[Task]:
         for number, volume in enumerate(volumes):
-            self._begin(number)
+            self._begin(number, volume)
             for sequence in VolumeReader(self._container, number).segments:
                 yield number, volume, sequence
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int, volume: PlannedVolume | None) -> None:
         """Called before the first segment of a volume is worked on."""
 
-    def _done(self, sequence: int) -> None:
+    def _done(self, sequence: int, descriptor: SegmentDescriptor | None) -> None:
         """Called when a segment was worked on, and all before it."""
 
     def _note(self, findings: Iterable[ArchiveError]) -> None:
@@ -257,21 +257,24 @@ class Verification:
         following = container.index.offsets[segments.start] if segments else container.volume_end(number)
         with self._noting(snapshot_id=indexed.snapshot_id):
             self._gap(indexed.offset + indexed.length, following)
-        digests: list[bytes] | None = []
+        blocks = 0
+        digests = hashlib.sha256()  # LINEAR, without keeping the digest of each block
+        all_found = True
         for sequence in segments:
             found = next(checked)
             self._note(found.findings)
             if found.descriptor is None:
-                digests = self._shard_start = None  # where it ends is not known
+                all_found = False
+                self._shard_start = None  # where it ends is not known
             else:
-                if digests is not None:
-                    digests += found.descriptor.digests
+                blocks += len(found.descriptor.digests)
+                digests.update(b"".join(found.descriptor.digests))
                 with self._noting(segment=sequence, snapshot_id=indexed.snapshot_id):
                     self._behind(sequence, found.end)
-            self._done(sequence)
+            self._done(sequence, found.descriptor)
             self._blocks += container.segment_blocks(sequence)
             self._report(found.end)
-        if digests is not None and (len(digests), linear(digests)) != (indexed.blocks, indexed.linear):
+        if all_found and (blocks, digests.digest()) != (indexed.blocks, indexed.linear):
             self._note(
                 [
                     CorruptArchiveError(

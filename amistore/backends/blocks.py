@@ -185,10 +185,18 @@ class BlockSink(abc.ABC):
     def delete_snapshot(self, snapshot_id: str) -> None:
         """Remove a snapshot, pending or completed."""
 
+    def encrypts_snapshots(self) -> bool | None:
+        """Whether snapshots that are started here become encrypted; None where only starting one tells.
+
+        Override it where it can be known.
+        """
+        return None
+
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot: `state` is ``pending``, ``completed`` or ``error``.
 
-        Override it where completing takes time, or where a restore shall be resumed.
+        Override it where completing takes time, where a restore shall be resumed, or where
+        snapshots may be encrypted: a restore that leaves holes asks for `encrypted` after starting one.
 
         Raises:
             NotFoundError: no such snapshot.

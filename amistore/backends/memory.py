@@ -56,6 +56,9 @@ class _MemoryEBS(BlockStore):
     def __reduce__(self) -> str:
         raise InvalidRequestError("a MemoryBackend lives in one process and cannot be sent to another")
 
+    def encrypts_snapshots(self) -> bool:
+        return False
+
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         return self._find(snapshot_id, "describe_snapshot").description
 

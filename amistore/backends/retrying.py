@@ -105,6 +105,9 @@ class _RetryingBlockStore(BlockStore):
     def delete_snapshot(self, snapshot_id: str) -> None:
         self.retrier.call("ec2", _Removal(self.inner.delete_snapshot), snapshot_id)
 
+    def encrypts_snapshots(self) -> bool | None:
+        return self.retrier.call("ec2", self.inner.encrypts_snapshots)
+
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         return self.retrier.call("ec2", self.inner.describe_snapshot, snapshot_id)
 

@@ -11,30 +11,37 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from amistore.container import layout
 from amistore.container.records import Layout
 from amistore.errors import CorruptArchiveError, InvalidRequestError
+from amistore.units import BLOCK_SIZE
 
 __all__ = [
+    "ZERO_DIGEST",
     "archive_content_id",
     "check_content_id",
     "file_id",
     "find_formula",
     "id_formulas",
-    "linear",
     "parse_content_id",
     "volume_content_id",
 ]
 
-
-def linear(digests: Iterable[bytes]) -> bytes:
-    """The EBS aggregate: SHA-256 over the blocks' raw digests in index order (CompleteSnapshot, LINEAR)."""
-    return hashlib.sha256(b"".join(digests)).digest()
+ZERO_DIGEST: Final = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
+"""Of a block of zeros."""
 
 
 def volume_content_id(size: int, blocks: int, linear_digest: bytes, runs_digest: bytes) -> bytes:
-    """What a volume holds and where; a restored copy has the same. `size` in bytes."""
+    """What a volume holds and where; a restored copy has the same, unless holes were filled.
+
+    Args:
+        size: in bytes.
+        blocks: number of listed blocks.
+        linear_digest: LINEAR, as CompleteSnapshot has it: SHA-256 over their raw digests in index order.
+        runs_digest: of the runs of listed blocks.
+    """
     numbers = struct.pack("<QQ", size, blocks)
     return hashlib.sha256(layout.DOMAIN_VOLUME + numbers + linear_digest + runs_digest).digest()
 

@@ -15,6 +15,7 @@ from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
 from amistore.text import printable
+from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
     "refuse_taken",
@@ -22,6 +23,7 @@ __all__ = [
     "register_restored",
     "restorable_image",
     "warn_of_dropped",
+    "warn_of_holes",
 ]
 
 _logger = logging.getLogger("amistore")
@@ -68,6 +70,34 @@ def restorable_image(stored: ContainerFile) -> Image:
             code="InvalidSnapshot.NotFound",
         )
     return stored.image.with_snapshots(there)
+
+
+def warn_of_holes(image: Image, source: Backend, destination: Backend) -> bool:
+    """Log that holes will read as noise, where that can be known before the work; whether it was told."""
+    with foreign_errors("encrypts_snapshots"):
+        if not destination.ebs.encrypts_snapshots():
+            return False
+    for snapshot_id in image.snapshot_ids:
+        if _has_hole(snapshot_id, source):
+            _logger.warning(
+                "%s gets encrypted snapshots, and blocks that %s does not list read as noise on an encrypted "
+                "volume: fill_holes=True puts zeros there (and in the others of this image)",
+                image.image_id,
+                snapshot_id,
+            )
+            return True
+    return False
+
+
+def _has_hole(snapshot_id: str, source: Backend) -> bool:
+    expected = size = 0
+    with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+        for page in source.ebs.pages(snapshot_id):
+            size = page.volume_size * GIB
+            expected += len(page.blocks)
+            if page.blocks and page.blocks[-1].block_index >= expected:
+                return True
+    return expected * BLOCK_SIZE < size
 
 
 def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:

@@ -6,12 +6,13 @@ is checked before anything is started; nothing is completed before all has been 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import operator
 import secrets
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from amistore import forks
 from amistore.archive.reader import ContainerFile, LoadedSegment
@@ -19,7 +20,7 @@ from amistore.archive.verification import Verification
 from amistore.backends import BlockSink, ObjectStore
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import DecodedBlock
+from amistore.container import DecodedBlock, PlannedVolume, SegmentDescriptor
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
     ArchiveError,
@@ -40,8 +41,10 @@ from amistore.objects.resumelog import (
     write_entry,
 )
 from amistore.pipeline.foreign import foreign_errors
-from amistore.pipeline.progress import Phase, ProgressCallback
+from amistore.pipeline.holes import HolePolicy
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
+from amistore.pipeline.workers import worker_pool
 
 __all__ = ["client_token", "restore_snapshots", "unpack_object"]
 
@@ -58,6 +61,7 @@ def unpack_object(
     expected_content_id: str | None = None,
     snapshots: Iterable[str] | None = None,
     tags: Iterable[Tag] = (),
+    fill_holes: bool = False,
     allow_lost: bool = False,
     workers: int | None = None,
     progress: ProgressCallback = None,
@@ -78,6 +82,8 @@ def unpack_object(
         expected_content_id: refuse another archive; 64 hexadecimal digits.
         snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
         tags: set on every new snapshot, over those that were stored.
+        fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
+            A run that is continued must have the same.
         allow_lost: restore snapshots with lost blocks, too; see `unpack`.
         workers: segments worked on at once; None for the number of CPUs.
         progress: called with a `Progress` after each segment.
@@ -104,6 +110,7 @@ def unpack_object(
         ranges,
         container,
         sink,
+        HolePolicy(fill_holes),
         log=log,
         expected=expected,
         snapshots=snapshots,
@@ -118,6 +125,7 @@ def restore_snapshots(
     ranges: ObjectRanges,
     container: ContainerFile,
     sink: BlockSink,
+    holes: HolePolicy,
     *,
     log: ResumeLog | None,
     expected: bytes | None,
@@ -130,7 +138,8 @@ def restore_snapshots(
     """`unpack_object` of an object that is opened: all of it is read from what `ranges` are pinned to."""
     check_content_id(container.index.content_id, expected)  # what is restored is proved to be of this id
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
-    restored = RestoredSnapshots(container.image.with_tags(snapshot_tags=tags), sink, chosen, allow_lost)
+    image = container.image.with_tags(snapshot_tags=tags)
+    restored = RestoredSnapshots(image, sink, chosen, allow_lost, holes)
     identity = {
         "store": ranges.store.where,
         "sink": sink.where,
@@ -139,6 +148,7 @@ def restore_snapshots(
         "etag": ranges.etag,
         "content": container.index.content_id.hex(),
         "snapshots": chosen,
+        "fill_holes": holes.fill,
     }
     journal = _Journal(MemoryResumeLog() if log is None else log, identity)
 
@@ -173,9 +183,11 @@ class _Journal:
 
     def __init__(self, log: ResumeLog, identity: dict[str, Any]) -> None:
         self.log = log
-        # By the stored id: generation and id of the new snapshot; which segments it has: those before.
+        # By the stored id: generation and id of the new snapshot; which segments it has: those before; and
+        # the block index before which its holes are filled.
         self._snapshots: dict[str, tuple[int, str]] = {}
         self._put: dict[str, int] = {}
+        self._filled: dict[str, int] = {}
         entries = log.entries()
         self.fresh = not entries
         if not entries:
@@ -193,12 +205,15 @@ class _Journal:
             for entry in map(read_entry, entries[1:]):
                 if "put" in entry:
                     self._put[entry["volume"]] = operator.index(entry["put"])
+                elif "filled" in entry:
+                    self._filled[entry["volume"]] = operator.index(entry["filled"])
                 elif "snapshot" in entry:
                     self._snapshots[entry["volume"]] = (
                         operator.index(entry["generation"]),
                         entry["snapshot"],
                     )
                     self._put.pop(entry["volume"], None)
+                    self._filled.pop(entry["volume"], None)
         except (KeyError, TypeError):
             raise InvalidRequestError("the resume log is damaged") from None
 
@@ -221,6 +236,13 @@ class _Journal:
     def note_put(self, stored_id: str, end: int) -> None:
         self._put[stored_id] = end
         self.log.append(write_entry(volume=stored_id, put=end))
+
+    def filled(self, stored_id: str) -> int:
+        """The block index before which all holes were filled for sure."""
+        return self._filled.get(stored_id, 0)
+
+    def note_filled(self, stored_id: str, end: int) -> None:
+        self.log.append(write_entry(volume=stored_id, filled=end))
 
 
 class _Restoration(Verification):
@@ -247,9 +269,36 @@ class _Restoration(Verification):
         for finding in findings:
             raise finding
 
-    def _begin(self, number: int) -> None:
+    def run(self, workers: int | None) -> None:
+        """Put every block, and fill holes once the whole container has verified."""
+        super().run(workers)
+        most = self._container.head.layout.blocks_per_segment
+        done = sum(
+            holes.before(self._journal.filled(stored_id)) for stored_id, holes in self._restored.holes.items()
+        )
+        with (
+            worker_pool(workers, None) as (pool, limit),
+            contextlib.closing(self._restored.fill(pool, limit, most, self._journal.filled)) as pieces,
+        ):
+            for piece in pieces:
+                self._journal.note_filled(piece.stored_id, piece.end)
+                done += piece.blocks
+                self._report_filled(done)
+
+    def _report_filled(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(
+                Progress(
+                    phase=Phase.FILL,
+                    blocks=done,
+                    total_blocks=self._restored.hole_blocks,
+                    stored_bytes=self._container.size,
+                )
+            )
+
+    def _begin(self, number: int, volume: PlannedVolume | None) -> None:
         """Start a volume's snapshot, or go on with the one that an earlier run began."""
-        volume = self._container.index.volumes[number]
+        volume = cast(PlannedVolume, volume)  # where it is damaged, that was raised
         generation, before = self._journal.begun(volume.snapshot_id)
         # Asked first: a sink may give the token of a snapshot that was deleted to a new, empty one.
         if before is not None and not self._usable(before):
@@ -260,12 +309,13 @@ class _Restoration(Verification):
         token = client_token(self._journal.task, volume.snapshot_id, generation)
         if before is None and self._restored.wanted(volume.snapshot_id):
             self._journal.note_beginning(volume.snapshot_id, generation, volume.size)
-        snapshot_id = self._restored.begin(volume.snapshot_id, volume.size, client_token=token)
+        snapshot_id = self._restored.begin(volume, client_token=token)
         if snapshot_id is not None and snapshot_id == before:
             first = self._first[number] = self._journal.put(volume.snapshot_id)
             _logger.info("snapshot %s is gone on with, from segment %d on", snapshot_id, first)
         elif snapshot_id is not None:
             self._journal.note_begun(volume.snapshot_id, generation, snapshot_id, volume.size)
+            self._restored.warn_of_holes(volume)
 
     def _usable(self, snapshot_id: str) -> bool:
         with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
@@ -283,10 +333,11 @@ class _Restoration(Verification):
     def _was_put(self, sequence: int) -> bool:
         return sequence < self._first.get(self._container.volume_of(sequence), 0)
 
-    def _done(self, sequence: int) -> None:
+    def _done(self, sequence: int, descriptor: SegmentDescriptor | None) -> None:
         volume = self._container.index.volumes[self._container.volume_of(sequence)]
         if self._restored.get(volume.snapshot_id) is not None and not self._was_put(sequence):
             self._journal.note_put(volume.snapshot_id, sequence + 1)
+        self._restored.add(volume.snapshot_id, cast(SegmentDescriptor, descriptor))
 
     def _block(self, snapshot_id: str, block: DecodedBlock) -> None:
         target = self._restored.get(snapshot_id)

@@ -35,14 +35,16 @@ from amistore.objects.registration import (
     register_restored,
     restorable_image,
     warn_of_dropped,
+    warn_of_holes,
 )
 from amistore.objects.restoration import restore_snapshots
 from amistore.objects.resumelog import HeldLog, ResumeLog, check_log
 from amistore.objects.upload import StoredArchive, pack_object
 from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback
-from amistore.pipeline.unpack import unpack
+from amistore.pipeline.unpack import restore_stream
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
@@ -77,12 +79,15 @@ def transfer(
     keep: tuple[str, str] | None = None,
     logs: tuple[ResumeLog, ResumeLog] | None = None,
     expected_content_id: str | None = None,
+    fill_holes: bool = False,
     workers: int | None = None,
     progress: ProgressCallback = None,
 ) -> TransferredImage:
     """Make an AMI of one backend an AMI of another: between Regions, accounts or partitions.
 
-    Attributes that the new image will not have are logged (WARNING) before the work.
+    Attributes that the new image will not have are logged (WARNING) before the work. So is, without
+    `fill_holes`, that the destination encrypts new snapshots and blocks that were never written will read as
+    noise; where only starting a snapshot tells, then.
 
     Args:
         image_id: in `source`.
@@ -95,6 +100,7 @@ def transfer(
             done is not done again.
         expected_content_id: of an earlier archive of the image, 64 hexadecimal digits: refuse the image
             if it is another by now, before a snapshot is completed.
+        fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
         workers: segments worked on at once, on each side; None for the number of CPUs.
         progress: called with a `Progress`.
 
@@ -125,6 +131,11 @@ def transfer(
     check_backend(destination, "destination")
     image = _describe(image_id, source)
     refuse_unregistrable(destination, image, name, restoring)
+    told = not fill_holes and (
+        any(log is not None and log.entries() for log in (packing, restoring))  # by the run that began
+        or warn_of_holes(image, source, destination)
+    )
+    holes = HolePolicy(fill_holes, told)
     if keep is not None:
         # Held until the image is there: it proves that the object is of these runs.
         held = None if packing is None else HeldLog(packing)
@@ -140,6 +151,7 @@ def transfer(
         new_id = _restore(
             ObjectRanges(destination.s3, *keep, ObjectInfo(size=kept.size, etag=kept.etag)),
             destination,
+            holes,
             name=name,
             log=restoring,
             expected=computed,
@@ -151,9 +163,10 @@ def transfer(
         return TransferredImage(image_id=new_id, content_id=kept.content_id, kept=kept)
     warn_of_dropped(destination, image, name)
     with pack(image, source.ebs, level=_LEVEL, workers=workers) as pieces:
-        restored = unpack(
+        restored = restore_stream(
             cast(BinaryIO, _PieceReader(pieces)),
             destination.ebs,
+            holes,
             expected_content_id=expected_content_id,
             workers=workers,
             progress=progress,
@@ -171,6 +184,7 @@ def restore_image(
     name: str | None = None,
     log: ResumeLog | None = None,
     expected_content_id: str | None = None,
+    fill_holes: bool = False,
     allow_lost: bool = False,
     workers: int | None = None,
     progress: ProgressCallback = None,
@@ -189,6 +203,8 @@ def restore_image(
             that ended between restoring and registering; cleared once the image is registered.
         expected_content_id: refuse another archive; 64 hexadecimal digits. Every block that is
             restored is proved to be one that it stands for.
+        fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
+            A run that is continued must have the same.
         allow_lost: restore snapshots with lost blocks, too; see `unpack`.
         workers: segments worked on at once; None for the number of CPUs.
         progress: called with a `Progress`.
@@ -213,6 +229,7 @@ def restore_image(
     return _restore(
         ranges,
         destination,
+        HolePolicy(fill_holes),
         name=name,
         log=log,
         expected=expected,
@@ -225,6 +242,7 @@ def restore_image(
 def _restore(
     ranges: ObjectRanges,
     destination: Backend,
+    holes: HolePolicy,
     *,
     name: str | None,
     log: ResumeLog | None,
@@ -243,6 +261,7 @@ def _restore(
         ranges,
         stored,
         destination.ebs,
+        holes,
         log=None if log is None else HeldLog(log),
         expected=expected,
         allow_lost=allow_lost,

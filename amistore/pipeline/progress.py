@@ -17,6 +17,7 @@ class Phase(enum.Enum):
     LIST = "list"
     PACK = "pack"
     UNPACK = "unpack"
+    FILL = "fill"
     VERIFY = "verify"
     EXTRACT = "extract"
     COMPARE = "compare"
@@ -29,7 +30,7 @@ class Progress:
 
     Attributes:
         phase: what is being done.
-        blocks: listed blocks done so far, of 524,288 bytes each.
+        blocks: listed blocks done so far, of 524,288 bytes each; while filling, blocks of holes.
         total_blocks: of how many; None while listing.
         stored_bytes: compressed bytes of the container written or read so far.
     """

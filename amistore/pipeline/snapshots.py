@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor
 
 from amistore.backends import BlockSink
-from amistore.container import IndexedVolume
+from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
 from amistore.model import Image, Snapshot
 from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.holes import FilledSum, Filling, HolePiece, HolePolicy, Holes
 from amistore.pipeline.pack import choose_snapshots
-from amistore.units import GIB
+from amistore.pipeline.workers import ordered_map
+from amistore.units import BLOCK_SIZE, GIB, sized
 
 __all__ = ["RestoredSnapshots"]
 
@@ -26,13 +29,22 @@ class RestoredSnapshots:
         sink: where they are made.
         snapshots: ids, as stored, of those to make; None for all.
         allow_lost: make those with lost blocks too.
+        holes: what is done with blocks that they do not list.
+
+    Attributes:
+        holes: that are to be filled, of what was begun, by the stored id.
 
     Raises:
         LostBlocksError: blocks of one were lost, without `allow_lost`.
     """
 
     def __init__(
-        self, image: Image, sink: BlockSink, snapshots: Iterable[str] | None, allow_lost: bool
+        self,
+        image: Image,
+        sink: BlockSink,
+        snapshots: Iterable[str] | None,
+        allow_lost: bool,
+        holes: HolePolicy,
     ) -> None:
         self._image = image
         self._sink = sink
@@ -47,6 +59,10 @@ class RestoredSnapshots:
                 snapshot_id=lossy[0],
             )
         self._started: dict[str, str] = {}
+        self._policy = holes
+        self._told = holes.fill or holes.told
+        self.holes: dict[str, Holes] = {}
+        self._sums: dict[str, FilledSum] = {}
 
     def get(self, stored_id: str) -> str | None:
         """The id of the new snapshot; None where it is not begun or not wanted."""
@@ -60,14 +76,18 @@ class RestoredSnapshots:
         """Whether it is to be made."""
         return stored_id in self._wanted
 
-    def begin(self, stored_id: str, size: int, *, client_token: str | None = None) -> str | None:
-        """Start the new snapshot of a volume of `size` bytes, if it is wanted."""
+    def begin(self, volume: PlannedVolume, *, client_token: str | None = None) -> str | None:
+        """Start the new snapshot of a volume, if it is wanted."""
+        stored_id = volume.snapshot_id
         if stored_id not in self._wanted:
             return None
         known = self._image.snapshot(stored_id)
         with foreign_errors("start_snapshot"):
             started = self._sink.start_snapshot(
-                size // GIB, description=known.description or "", tags=known.tags, client_token=client_token
+                volume.size // GIB,
+                description=known.description or "",
+                tags=known.tags,
+                client_token=client_token,
             )
         again = started in self._started.values()
         self._started[stored_id] = started
@@ -77,7 +97,56 @@ class RestoredSnapshots:
             raise BackendError(f"the sink gave no snapshot id: {error}", operation="start_snapshot") from None
         if again:
             raise BackendError(f"the sink gave {started} twice", operation="start_snapshot")
+        if self._policy.fill:
+            holes = self.holes[stored_id] = Holes.of(volume, known.lost_blocks)
+            self._sums[stored_id] = FilledSum(holes)
         return started
+
+    def warn_of_holes(self, volume: PlannedVolume) -> None:
+        """Log once that holes will read as noise, where the new snapshot of a volume is encrypted."""
+        snapshot_id = self._started.get(volume.snapshot_id)
+        blocks = Holes.of(volume, self._image.snapshot(volume.snapshot_id).lost_blocks).blocks
+        if self._told or snapshot_id is None or not blocks:
+            return
+        # What StartSnapshot has made of it: an account may encrypt whatever was asked for.
+        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
+            self._told = self._sink.describe_snapshot(snapshot_id).encrypted is True
+        if self._told:
+            _logger.warning(
+                "%s is restored encrypted as %s, and %s of it are holes, which read as noise on an encrypted "
+                "volume: fill_holes=True puts zeros there (and in the others of this restore)",
+                volume.snapshot_id,
+                snapshot_id,
+                sized(blocks * BLOCK_SIZE),
+            )
+
+    def add(self, stored_id: str, segment: SegmentDescriptor) -> None:
+        """Count a segment's blocks among those of its new snapshot; of each volume in order."""
+        if stored_id in self._sums:
+            self._sums[stored_id].add(segment.runs, segment.digests)
+
+    @property
+    def hole_blocks(self) -> int:
+        """How many blocks `fill` puts, in all that was begun."""
+        return sum(holes.blocks for holes in self.holes.values())
+
+    def fill(
+        self, pool: Executor, limit: int, most: int, filled: Callable[[str], int] = lambda stored_id: 0
+    ) -> Generator[HolePiece, None, None]:
+        """Put zeros into the holes of what was begun, if that is wanted; gives the pieces, in order.
+
+        Args:
+            pool: where to work.
+            limit: pieces begun at once.
+            most: blocks of a piece.
+            filled: gives the block index, by the stored id, before which all holes are filled.
+        """
+        pieces = (
+            HolePiece(stored_id, self._started[stored_id], ranges)
+            for stored_id, holes in self.holes.items()
+            for ranges in holes.pieces(filled(stored_id), most)
+        )
+        yield from ordered_map(pool, Filling(self._sink), pieces, limit)
 
     def complete(self, volumes: Iterable[IndexedVolume]) -> None:
         """Complete what was begun, after the whole container has verified; wait until it is."""
@@ -85,8 +154,11 @@ class RestoredSnapshots:
         for volume in volumes:
             snapshot_id = self._started.get(volume.snapshot_id)
             if snapshot_id is not None:
+                blocks, linear = volume.blocks, volume.linear
+                if volume.snapshot_id in self._sums:
+                    blocks, linear = self._sums[volume.snapshot_id].end()
                 with foreign_errors("complete_snapshot", snapshot_id=snapshot_id):
-                    self._sink.complete_snapshot(snapshot_id, volume.blocks, volume.linear)
+                    self._sink.complete_snapshot(snapshot_id, blocks, linear)
                 waiting.append(snapshot_id)
         for snapshot_id in waiting:
             with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):

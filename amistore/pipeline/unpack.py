@@ -30,12 +30,13 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import ArchiveError, InvalidRequestError, advising, machine_limits
 from amistore.model import Image
 from amistore.pipeline.foreign import check_picklable, foreign_errors
+from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.snapshots import RestoredSnapshots
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
-__all__ = ["unpack"]
+__all__ = ["restore_stream", "unpack"]
 
 
 def unpack(
@@ -44,6 +45,7 @@ def unpack(
     *,
     expected_content_id: str | None = None,
     snapshots: Iterable[str] | None = None,
+    fill_holes: bool = False,
     allow_lost: bool = False,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -54,14 +56,19 @@ def unpack(
     Everything is checked before success is reported: each record and frame, each block's
     SHA-256, LINEAR per volume, index, tail and content ids, and that nothing follows.
 
+    Blocks that a snapshot does not list stay unlisted. On an encrypted volume these read as noise, not
+    as zeros: without `fill_holes` that is logged (WARNING), once, where the new snapshots are encrypted.
+
     Args:
         stream: the container, read once from where it stands to its end; a pipe will do.
         sink: where new snapshots are made.
         expected_content_id: refuse another archive, at its end, before a snapshot is completed; 64
             hexadecimal digits.
         snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
+        fill_holes: put a block of zeros for each block that a snapshot does not list, after all was
+            verified; the new snapshots then list every block, 2,048 per GiB.
         allow_lost: restore snapshots with lost blocks, of an archive that `recover` wrote, too.
-            What was lost is not put; `Snapshot.lost_blocks` of the returned image lists it.
+            What was lost is not put, nor filled; `Snapshot.lost_blocks` of the returned image lists it.
         workers: segments worked on at once; None for the number of CPUs.
         executor: where to work; None for threads. For processes `sink` must be picklable.
         progress: called with a `Progress` after each segment.
@@ -78,17 +85,42 @@ def unpack(
         BackendError: the sink failed.
         InvalidRequestError: `snapshots` names one that is not in the archive.
     """
+    return restore_stream(
+        stream,
+        sink,
+        HolePolicy(fill_holes),
+        expected_content_id=expected_content_id,
+        snapshots=snapshots,
+        allow_lost=allow_lost,
+        workers=workers,
+        executor=executor,
+        progress=progress,
+    )
+
+
+def restore_stream(
+    stream: BinaryIO,
+    sink: BlockSink,
+    holes: HolePolicy,
+    *,
+    expected_content_id: str | None = None,
+    snapshots: Iterable[str] | None = None,
+    allow_lost: bool = False,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: ProgressCallback = None,
+) -> Image:
+    """`unpack`, for a caller that may have told of holes already."""
     if not hasattr(stream, "read"):
         raise InvalidRequestError(f"unpack takes an open binary file or stream, not {type(stream).__name__}")
     check_kind(sink, BlockSink, "sink")
     expected = parse_content_id(expected_content_id)
     check_picklable(executor, sink, "sink")
     with machine_limits():
-        restore = _Restore(sink, read_events(stream), snapshots, allow_lost)
+        restore = _Restore(sink, read_events(stream), snapshots, allow_lost, holes, expected)
     with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():
             end = restore.run(workers, executor, progress)
-        check_content_id(end.index.content_id, expected)
         image = restore.snapshots.image()
         restore.snapshots.complete(end.index.volumes)
     return image
@@ -163,6 +195,8 @@ class _Restore:
         events: Iterator[Event],
         snapshots: Iterable[str] | None,
         allow_lost: bool,
+        holes: HolePolicy,
+        expected: bytes | None,
     ) -> None:
         self._sink = sink
         self._events = events
@@ -170,28 +204,31 @@ class _Restore:
         if not isinstance(start, ContainerStart):  # pragma: no cover (the reader's first event)
             raise TypeError(start)
         self._total = start.head.blocks
-        self.snapshots = RestoredSnapshots(start.image, sink, snapshots, allow_lost)
+        self._per_piece = start.head.layout.blocks_per_segment
+        self.snapshots = RestoredSnapshots(start.image, sink, snapshots, allow_lost, holes)
         self._stored_bytes = 0
+        self._expected = expected
         self._end: ContainerEnd | None = None
 
     def run(self, workers: int | None, executor: Executor | None, progress: ProgressCallback) -> ContainerEnd:
-        """Put every block; returns once the whole container has verified."""
-        done = 0
-        with (
-            worker_pool(workers, executor) as (pool, limit),
-            contextlib.closing(ordered_map(pool, _Put(self._sink), self._items(), limit)) as segments,
-        ):
-            for blocks in segments:
-                done += blocks
-                if progress is not None:
-                    progress(
-                        Progress(
-                            phase=Phase.UNPACK,
-                            blocks=done,
-                            total_blocks=self._total,
-                            stored_bytes=self._stored_bytes,
-                        )
-                    )
+        """Put every block, and fill holes once the whole container has verified."""
+
+        def report(phase: Phase, done: int, total: int) -> None:
+            if progress is not None:
+                stored = self._stored_bytes
+                progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
+
+        with worker_pool(workers, executor) as (pool, limit):
+            done = 0
+            with contextlib.closing(ordered_map(pool, _Put(self._sink), self._items(), limit)) as segments:
+                for blocks in segments:
+                    done += blocks
+                    report(Phase.UNPACK, done, self._total)
+            done = 0
+            with contextlib.closing(self.snapshots.fill(pool, limit, self._per_piece)) as pieces:
+                for piece in pieces:
+                    done += piece.blocks
+                    report(Phase.FILL, done, self.snapshots.hole_blocks)
         if self._end is None:  # pragma: no cover (the reader ends with it or raises)
             raise TypeError("no end")
         return self._end
@@ -200,10 +237,13 @@ class _Restore:
         """Read on, starting snapshots as their volumes come."""
         for event in self._events:
             if isinstance(event, VolumeStart):
-                self.snapshots.begin(event.volume.snapshot_id, event.volume.size)
+                self.snapshots.begin(event.volume)
+                self.snapshots.warn_of_holes(event.volume)
             elif isinstance(event, StoredSegment):
                 self._stored_bytes = event.offset
+                self.snapshots.add(event.snapshot_id, event.descriptor)
                 yield event, self.snapshots.get(event.snapshot_id)
             elif isinstance(event, ContainerEnd):
+                check_content_id(event.index.content_id, self._expected)
                 self._end = event
             del event  # up to 32 MiB, while the next one is read

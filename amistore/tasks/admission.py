@@ -27,7 +27,7 @@ from amistore.tasks.record import VolumeRecord
 from amistore.tasks.requests import check_image_id, needed, object_place, object_tags, split_tags
 from amistore.tasks.restored import described_later
 from amistore.tasks.task import TagSpecification
-from amistore.units import GIB
+from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["RestoreRequest", "StoreRequest"]
 
@@ -126,6 +126,7 @@ class RestoreRequest:
         size: GiB of its snapshots.
         image_tags: of the new AMI, over those that were stored.
         snapshot_tags: of each of its snapshots, likewise.
+        fill_holes: put zeros for blocks that they do not list.
         allow_lost: restore snapshots with lost blocks too.
     """
 
@@ -138,6 +139,7 @@ class RestoreRequest:
     size: int
     image_tags: tuple[Tag, ...]
     snapshot_tags: tuple[Tag, ...]
+    fill_holes: bool
     allow_lost: bool
 
     @classmethod
@@ -150,6 +152,7 @@ class RestoreRequest:
         object_key: str,
         name: str | None,
         tag_specifications: Iterable[TagSpecification],
+        fill_holes: bool,
         allow_lost: bool,
         expected_content_id: str | None,
     ) -> RestoreRequest:
@@ -178,11 +181,24 @@ class RestoreRequest:
             size=size,
             image_tags=image_tags,
             snapshot_tags=snapshot_tags,
+            fill_holes=fill_holes,
             allow_lost=allow_lost,
         )
 
+    @property
+    def holes(self) -> dict[str, int]:
+        """Blocks that are neither listed nor lost, by the stored snapshots' ids."""
+        image = self.stored.image
+        return {
+            volume.snapshot_id: volume.size // BLOCK_SIZE
+            - volume.blocks
+            - sum(lost.block_count for lost in image.snapshot(volume.snapshot_id).lost_blocks)
+            for volume in self.stored.index.volumes
+        }
+
     def columns(self) -> dict[str, Any]:
         """What it says of a `TaskRecord`."""
+        holes = self.holes
         return {
             "kind": "restore",
             "image_id": None,
@@ -194,12 +210,18 @@ class RestoreRequest:
             "request": {
                 "image_tags": {tag.key: tag.value for tag in self.image_tags},
                 "snapshot_tags": {tag.key: tag.value for tag in self.snapshot_tags},
+                "fill_holes": self.fill_holes,
                 "allow_lost": self.allow_lost,
                 "region": self.region,
                 "image": described_later(self.stored.image),
             },
             "volumes": tuple(
-                VolumeRecord(stored_id=volume.snapshot_id, size=volume.size // GIB, blocks=volume.blocks)
+                VolumeRecord(
+                    stored_id=volume.snapshot_id,
+                    size=volume.size // GIB,
+                    blocks=volume.blocks,
+                    filled=holes[volume.snapshot_id] if self.fill_holes else 0,
+                )
                 for volume in self.stored.index.volumes
             ),
             "content_id": self.stored.index.content_id.hex(),

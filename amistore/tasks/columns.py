@@ -86,6 +86,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, Callable[[Any], bool]]]] = {
     "restore": {
         "image_tags": _are_tags,
         "snapshot_tags": _are_tags,
+        "fill_holes": lambda value: isinstance(value, bool),
         "allow_lost": lambda value: isinstance(value, bool),
         "region": lambda value: value is None or _is_text(value),
         "image": lambda value: isinstance(from_wire(Image, value), Image),  # or its error, which tells more

@@ -163,19 +163,22 @@ class TaskEngine(TaskDescriptions):
         object_key: str,
         name: str | None = None,
         tag_specifications: Iterable[TagSpecification] = (),
+        fill_holes: bool = False,
         allow_lost: bool = False,
         expected_content_id: str | None = None,
         dry_run: bool = False,
     ) -> RestoreImageTask:
         """Make an AMI of an object: CreateRestoreImageTask.
 
-        Attributes that the new AMI will not have are logged (WARNING); `plan_restore` tells all.
+        Attributes that the new AMI will not have are logged (WARNING); `plan_restore` tells all. So is,
+        once its snapshots are begun, that they are encrypted and have holes that are not filled.
 
         Args:
             bucket: that holds the object.
             object_key: of the object.
             name: of the new AMI, unique; None for that of the stored one.
             tag_specifications: tags of the AMI and of its snapshots, over those that were stored.
+            fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
             allow_lost: restore snapshots with lost blocks too; see `unpack`.
             expected_content_id: refuse another archive; 64 hexadecimal digits. Without one the task is bound
                 to the archive that is there now. Every block that it restores is proved.
@@ -201,6 +204,7 @@ class TaskEngine(TaskDescriptions):
             object_key=object_key,
             name=name,
             tag_specifications=tag_specifications,
+            fill_holes=fill_holes,
             allow_lost=allow_lost,
             expected_content_id=expected_content_id,
         )
@@ -249,6 +253,7 @@ class TaskEngine(TaskDescriptions):
         object_key: str,
         name: str | None = None,
         tag_specifications: Iterable[TagSpecification] = (),
+        fill_holes: bool = False,
         allow_lost: bool = False,
         expected_content_id: str | None = None,
         prices: Prices | None = None,
@@ -261,6 +266,7 @@ class TaskEngine(TaskDescriptions):
             object_key: see there.
             name: see there.
             tag_specifications: see there.
+            fill_holes: see there.
             allow_lost: see there.
             expected_content_id: see there; here what the archive claims is compared.
             prices: what requests and storage cost; None for a plan without costs.
@@ -277,6 +283,7 @@ class TaskEngine(TaskDescriptions):
             object_key=object_key,
             name=name,
             tag_specifications=tag_specifications,
+            fill_holes=fill_holes,
             allow_lost=allow_lost,
             expected_content_id=expected_content_id,
         )

@@ -24,7 +24,7 @@ from amistore.pipeline.pack import plan_pack
 from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.work import restored_image
-from amistore.units import BLOCK_SIZE, GIB
+from amistore.units import BLOCK_SIZE, GIB, sized
 
 __all__ = ["Terms", "plan_restore", "plan_store"]
 
@@ -57,6 +57,10 @@ class Terms:
             "estimated_seconds": self.rates.seconds(requests),
             "request_cost": None if self.prices is None else self.prices.of_requests(requests),
         }
+
+    def snapshot_storage(self, blocks: int) -> float | None:
+        """What blocks of snapshots cost a month."""
+        return None if self.prices is None else blocks * BLOCK_SIZE / GIB * self.prices.snapshot_storage
 
     def warnings(self, kind: str, size: int) -> Iterator[str]:
         """What they may lead to."""
@@ -127,20 +131,13 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
     stored = request.stored
     index = stored.index
     volumes = len(index.volumes)
-    opening = 1 if stored.size - stored.foot.index_offset <= TAIL else 2
-    requests = {
-        "start_snapshot": volumes,
-        "put_snapshot_block": stored.head.blocks,
-        "complete_snapshot": volumes,
-        "describe_snapshot": volumes,
-        "head_bucket": 1,
-        "head_object": 2,
-        # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
-        "get_object_range": 2 * opening + 6 + volumes + len(index.offsets) + _pads(stored),
-        "find_images": 3,
-        "dry_run_register_image": 1,
-        "register_image": 1,
-    }
+    holes = {snapshot_id: count for snapshot_id, count in request.holes.items() if count}
+    filling = {"put_snapshot_block": sum(holes.values())}
+    blocks = stored.head.blocks + (filling["put_snapshot_block"] if request.fill_holes else 0)
+    with foreign_errors("encrypts_snapshots"):
+        encrypts = backend.ebs.encrypts_snapshots()
+    looked_at = 0 if request.fill_holes else min(1, len(holes)) if encrypts else len(holes)
+    requests = _restore_requests(stored, blocks, looked_at)
     restored = restored_image(
         request.restorable.with_tags(snapshot_tags=request.snapshot_tags),
         tags=request.image_tags,
@@ -159,7 +156,9 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         *_lost(lossy, request.allow_lost),
         *_dropped(fidelity),
     ]
-    data = stored.head.blocks * BLOCK_SIZE
+    if not request.fill_holes:
+        warnings += _noise(sum(holes.values()), encrypts)
+        fidelity += _noisy(holes, encrypts)
     return RestorePlan(
         image_id=stored.image.image_id,
         bucket=request.bucket,
@@ -170,11 +169,43 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         name=request.name,
         object_bytes=stored.size,
         content_id=index.content_id.hex(),
-        monthly_cost=None if terms.prices is None else data / GIB * terms.prices.snapshot_storage,
+        monthly_cost=terms.snapshot_storage(blocks),
+        holes=filling["put_snapshot_block"],
+        fill_holes=request.fill_holes,
+        encrypts=encrypts,
+        fill_seconds=terms.rates.seconds(filling),
+        fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),
+        fill_monthly_cost=terms.snapshot_storage(filling["put_snapshot_block"]),
         warnings=tuple(warnings),
         fidelity=fidelity,
         **terms.members(request.size, requests),
     )
+
+
+def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dict[str, int]:
+    """The calls of a restore that puts so many blocks.
+
+    Args:
+        stored: the archive.
+        blocks: that are put.
+        looked_at: snapshots with holes of which is asked whether they are encrypted, to the first that is.
+    """
+    volumes = len(stored.index.volumes)
+    opening = 1 if stored.size - stored.foot.index_offset <= TAIL else 2
+    return {
+        "start_snapshot": volumes,
+        "put_snapshot_block": blocks,
+        "complete_snapshot": volumes,
+        # Each is waited for.
+        "describe_snapshot": volumes + looked_at,
+        "head_bucket": 1,
+        "head_object": 2,
+        # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
+        "get_object_range": 2 * opening + 6 + volumes + len(stored.index.offsets) + _pads(stored),
+        "find_images": 3,
+        "dry_run_register_image": 1,
+        "register_image": 1,
+    }
 
 
 def _pads(stored: ContainerFile) -> int:
@@ -234,6 +265,26 @@ def _lost(snapshots: list[str], allowed: bool) -> Iterator[str]:
     if snapshots:
         consequence = "restored without them" if allowed else "it will fail without allow_lost=True"
         yield f"blocks of {', '.join(snapshots)} were lost before they were stored: {consequence}"
+
+
+def _noise(holes: int, encrypts: bool | None) -> Iterator[str]:
+    if holes and encrypts is not False:
+        where = "the new snapshots are encrypted" if encrypts else "if the new snapshots are encrypted"
+        yield f"{where}, {sized(holes * BLOCK_SIZE)} of holes read as noise: fill_holes=True puts zeros there"
+
+
+def _noisy(holes: Mapping[str, int], encrypts: bool | None) -> tuple[AttributeReport, ...]:
+    """Lines of the fidelity report for holes, by their snapshots."""
+    return tuple(
+        AttributeReport(
+            attribute=f"snapshots[{snapshot_id}].holes",
+            fate=Fate.DROPPED,
+            value=sized(blocks * BLOCK_SIZE),
+            reason="they read as noise on an encrypted volume; fill_holes=True puts zeros there",
+        )
+        for snapshot_id, blocks in holes.items()
+        if encrypts
+    )
 
 
 def _dropped(fidelity: Iterable[AttributeReport]) -> Iterator[str]:

@@ -132,7 +132,7 @@ class TaskPlan(abc.ABC):
         monthly_cost: of what the task makes, for a month; None without prices.
         warnings: what may be unwise, or become an error.
         fidelity: each attribute of the AMI once: kept, dropped or remapped, and why, by a restore
-            in this place.
+            in this place; of a restore also holes that will read as noise, as dropped.
     """
 
     image_id: str
@@ -228,11 +228,24 @@ class RestorePlan(TaskPlan):
         name: of the new AMI.
         object_bytes: of the object.
         content_id: of the archive, 64 hexadecimal digits.
+        holes: blocks that the snapshots neither list nor have lost; on an encrypted volume they read as
+            noise, unless they are filled.
+        fill_holes: whether they are: then what that takes is in all other numbers.
+        encrypts: whether the new snapshots become encrypted; None where that is not known before.
+        fill_seconds: that filling takes at the rates that were given, a PutSnapshotBlock for each block.
+        fill_request_cost: of these requests, once; None without prices.
+        fill_monthly_cost: of these blocks in the snapshots, for a month; None without prices.
     """
 
     name: str
     object_bytes: int
     content_id: str
+    holes: int
+    fill_holes: bool
+    encrypts: bool | None
+    fill_seconds: float
+    fill_request_cost: float | None
+    fill_monthly_cost: float | None
 
     def _title(self) -> str:
         return f"restore {self.bucket}/{self.object_key} as {self.name!r}"
@@ -240,6 +253,16 @@ class RestorePlan(TaskPlan):
     def _archive(self) -> Iterator[tuple[str, str]]:
         yield "object", f"{sized(self.object_bytes)}; {counted(self.segments, 'segment')}, of {self.image_id}"
         yield "content id", self.content_id
+        if self.holes:
+            yield from self._holes()
+
+    def _holes(self) -> Iterator[tuple[str, str]]:
+        size, time = sized(self.holes * BLOCK_SIZE), _duration(self.fill_seconds)
+        yield "holes", f"{size}, {'filled' if self.fill_holes else 'not filled; fill_holes=True takes'}:"
+        told = f"{self.holes:,} put_snapshot_block, {time}"
+        if self.fill_request_cost is not None and self.fill_monthly_cost is not None:
+            told += f", {self.fill_request_cost:,.4f} for requests, {self.fill_monthly_cost:,.4f} a month"
+        yield "", told
 
 
 def _requests(requests: Mapping[str, int]) -> Iterator[tuple[str, str]]:

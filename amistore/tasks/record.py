@@ -46,13 +46,15 @@ class Lease:
 class VolumeRecord:
     """A snapshot that is stored, or stored and to be restored: its id and size in GiB.
 
-    Of a restore also the new snapshot's id, once it is known, and the number of listed blocks.
+    Of a restore also the new snapshot's id, once it is known, and the numbers of listed blocks and of those
+    that fill holes.
     """
 
     stored_id: str = attrs.field(validator=_SNAPSHOT_ID)
     snapshot_id: str | None = attrs.field(default=None, validator=optional(_SNAPSHOT_ID))
     size: int = attrs.field(validator=_SIZE)
     blocks: int = attrs.field(default=0, validator=whole(most=2**53))
+    filled: int = attrs.field(default=0, validator=whole(most=2**53))
 
 
 @attrs.frozen(kw_only=True)
@@ -170,14 +172,17 @@ class TaskRecord:
         )
 
     def snapshots(self) -> tuple[SnapshotProgress, ...]:
-        """Those of a restore: one after the other is restored, so the task's progress tells that of each."""
-        total = sum(volume.blocks for volume in self.volumes)
+        """Those of a restore, told by the task's progress: all are restored one by one, then all filled."""
+        total = sum(volume.blocks + volume.filled for volume in self.volumes)
         done = total * self.progress // 100
+        listed = sum(volume.blocks for volume in self.volumes)
+        restored, filled = min(done, listed), max(0, done - listed)
         found = []
         for volume in self.volumes:
-            part = min(done, volume.blocks)
-            done -= part
-            percent = 100 * part // volume.blocks if volume.blocks else self.progress
+            part, fill = min(restored, volume.blocks), min(filled, volume.filled)
+            restored, filled = restored - part, filled - fill
+            blocks = volume.blocks + volume.filled
+            percent = 100 * (part + fill) // blocks if blocks else self.progress
             found.append(
                 SnapshotProgress(
                     stored_id=volume.stored_id,

@@ -57,18 +57,23 @@ def do_task(
     """
 
     def report(event: Progress) -> None:
-        progress(_percentage(event))
+        progress(_percentage(record, event))
 
     if record.kind == "store":
         return _store(record, backend, log, workers, report, now)
     return _restore(record, backend, log, workers, report)
 
 
-def _percentage(progress: Progress) -> int:
+def _percentage(record: TaskRecord, progress: Progress) -> int:
     """An estimate, 99 at most: all of it is done when the task is completed."""
     if progress.phase is Phase.LIST or not progress.total_blocks:
         return 0
-    return 99 * progress.blocks // progress.total_blocks
+    holes = sum(volume.filled for volume in record.volumes)
+    done, total = progress.blocks, progress.total_blocks + holes
+    if progress.phase is Phase.FILL:  # after all that is listed
+        listed = sum(volume.blocks for volume in record.volumes)
+        done, total = listed + progress.blocks, listed + progress.total_blocks
+    return 99 * done // total
 
 
 def _store(
@@ -116,6 +121,7 @@ def _restore(
         log=log,
         expected_content_id=record.content_id,
         tags=_tags(record.request["snapshot_tags"]),
+        fill_holes=record.request["fill_holes"],
         allow_lost=record.request["allow_lost"],
         workers=workers,
         progress=progress,

@@ -162,6 +162,12 @@ class BlockStoreContract:
         store.wait_snapshot(snapshot_id)
         assert store.describe_snapshot(snapshot_id).state == "completed"
 
+    def test_what_is_said_of_encryption_beforehand_is_what_a_started_snapshot_has(
+        self, store: BlockStore
+    ) -> None:
+        said = store.encrypts_snapshots()
+        assert said in (None, bool(store.describe_snapshot(store.start_snapshot(1)).encrypted))
+
     def test_the_same_client_token_gives_the_same_snapshot(self, store: BlockStore) -> None:
         first = store.start_snapshot(1, client_token="token-one")
         store.put_snapshot_block(first, 0, block(1), sha256(block(1)))

@@ -51,7 +51,13 @@ _CONTENT = ("get_snapshot_block", "get_object_range")
 _VERBS = frozenset(
     {name for kind in (BlockStore, ObjectStore, ImageRegistry) for name in kind.__abstractmethods__}
     | {"describe_snapshot", "head_bucket", "bucket_warnings", "get_object_tagging", "list_multipart_uploads"}
-    | {"reserve_image_id", "find_images", "finish_registration", "dry_run_register_image"}
+    | {
+        "encrypts_snapshots",
+        "reserve_image_id",
+        "find_images",
+        "finish_registration",
+        "dry_run_register_image",
+    }
 )
 
 
@@ -263,6 +269,9 @@ class _FaultyBlockStore(BlockStore):
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         self.call("delete_snapshot", (snapshot_id,), (), lambda: self.inner.delete_snapshot(snapshot_id))
+
+    def encrypts_snapshots(self) -> bool | None:
+        return self.call("encrypts_snapshots", (), (), self.inner.encrypts_snapshots)
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         return self.call(

@@ -40,18 +40,19 @@ def test_equal_archives_do_not_differ() -> None:
 
 def test_changed_added_and_removed_blocks_are_told_apart() -> None:
     after = {index: content for index, content in BLOCKS.items() if index not in (3, 4)}
-    after |= {7: images.block(70), 8: images.block(80), 100: images.block(0), 2047: images.block(5)}
+    after |= {7: images.block(70), 8: images.block(80), 100: images.block(0), 101: images.block(9)}
+    after[2047] = images.block(5)
     found = amistore.diff(packed(BLOCKS), packed(after))
     (volume,) = found.volumes
     assert indexes(volume.changed) == [7, 8, 2047]
     assert volume.changed[0] == BlockRange(first_block=7, block_count=2)
-    assert indexes(volume.added) == [100]
+    assert (indexes(volume.added), indexes(volume.filled)) == ([101], [100])
     assert indexes(volume.removed) == [3, 4]
     assert found.bytes_changed == volume.bytes_changed == 6 * BLOCK_SIZE
     assert not found.equal
     assert str(found) == (
         f"/dev/sda ({volume.before} -> {volume.after}): "
-        "3 blocks changed, 1 block added, 2 blocks removed; 3.0 MiB"
+        "3 blocks changed, 1 block added, 1 block filled, 2 blocks removed; 3.0 MiB"
     )
 
 
@@ -68,7 +69,9 @@ def test_any_two_volumes(before: dict[int, int], after: dict[int, int]) -> None:
     (volume,) = found.volumes
     both = sorted(before.keys() & after.keys())
     assert indexes(volume.changed) == [index for index in both if before[index] != after[index]]
-    assert indexes(volume.added) == sorted(after.keys() - before.keys())
+    new = sorted(after.keys() - before.keys())
+    assert indexes(volume.added) == [index for index in new if after[index]]
+    assert indexes(volume.filled) == [index for index in new if not after[index]]
     assert indexes(volume.removed) == sorted(before.keys() - after.keys())
 
 
@@ -162,6 +165,22 @@ def test_a_restored_image_is_compared_device_by_device() -> None:
     less = attrs.evolve(restored, block_device_mappings=restored.block_device_mappings[1:])
     with pytest.raises(amistore.InvalidRequestError, match="has no snapshot for"):
         amistore.compare(io.BytesIO(container), cloud.ebs, snapshots=less)
+
+
+def test_a_filled_copy_has_filled_blocks_and_no_others_that_differ() -> None:
+    cloud = amistore.MemoryBackend()
+    container = packed(BLOCKS)
+    image = amistore.unpack(io.BytesIO(container.getvalue()), cloud.ebs, fill_holes=True)
+    found = amistore.compare(container, cloud.ebs, snapshots=image)
+    (volume,) = found.volumes
+    assert indexes(volume.filled) == sorted(set(range(2048)) - set(BLOCKS))
+    assert (volume.changed, volume.added, volume.removed, found.bytes_changed) == ((), (), (), 0)
+    assert not found.equal  # a filled copy's content id is another
+    assert "2,035 blocks filled; 0.0 MiB" in str(found)
+    # The other way round zeros are missing, which is no filling: under encryption noise stands there.
+    kept = io.BytesIO(b"".join(amistore.pack(image, cloud.ebs)))
+    (back,) = amistore.diff(kept, container).volumes
+    assert (indexes(back.removed), back.filled) == (indexes(volume.filled), ())
 
 
 def test_a_live_snapshot_that_differs_is_told_block_by_block() -> None:

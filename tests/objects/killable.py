@@ -12,13 +12,15 @@ from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.s3 import DirectoryS3
 
 
-def run(what: str, root: str) -> None:
+def run(what: str, root: str, *_: str) -> None:
     cloud = amistore.DirectoryBackend(root)
     with amistore.FileResumeLog(Path(root) / "run.log") as log:
         if what == "pack":
             runs.pack_object(runs.source(), cloud.s3, log=log)
         else:
-            amistore.unpack_object(cloud.s3, runs.BUCKET, runs.KEY, cloud.ebs, log=log, workers=2)
+            fill_holes = what == "fill"
+            place = (cloud.s3, runs.BUCKET, runs.KEY, cloud.ebs)
+            amistore.unpack_object(*place, log=log, workers=2, fill_holes=fill_holes)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,10 @@ def go_on(what: str, root: str, image_id: str, lease: float | None = None) -> No
     if lease is not None:
         runner.LEASE = lease  # type: ignore[misc]
     cloud = amistore.DirectoryBackend(root)
-    kind, _, cancelled = what.partition("-")
+    kind, _, manner = what.partition("-")
     workers = 2 if lease is None else 1
     with amistore.TaskEngine(cloud, workers=workers, concurrency=1) as engine:
-        if cancelled:
+        if manner == "cancelled":
             verb = (DirectoryS3, "upload_part") if kind == "store" else (DirectoryEBS, "put_snapshot_block")
             cancel_at(engine, *verb)
         describe = getattr(engine, f"describe_{kind}_image_tasks")
@@ -81,7 +81,8 @@ def go_on(what: str, root: str, image_id: str, lease: float | None = None) -> No
         elif kind == "store":
             engine.create_store_image_task(image_id=image_id, bucket=runs.BUCKET)
         else:
-            engine.create_restore_image_task(bucket=runs.BUCKET, object_key=runs.KEY, name=NAME)
+            place = {"bucket": runs.BUCKET, "object_key": runs.KEY}
+            engine.create_restore_image_task(**place, name=NAME, fill_holes=manner == "filled")
         if lease is None:
             engine.wait()
         with engine._runner.changed:

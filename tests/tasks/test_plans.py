@@ -180,7 +180,8 @@ def test_planning_reads_no_block_leaves_nothing_and_says_the_same_again(tmp_path
         assert restore == engine.plan_restore(bucket=BUCKET, object_key=key, name="web-2")
         assert {hash(store), hash(restore)} == {hash(attrs.evolve(store)), hash(attrs.evolve(restore))}
         reads = {"list_snapshot_blocks", "head_bucket", "head_object", "get_object_range", "describe_image"}
-        assert set(made(cloud)) == reads | {"find_images", "dry_run_register_image", "bucket_warnings"}
+        asked = {"find_images", "dry_run_register_image", "bucket_warnings", "encrypts_snapshots"}
+        assert set(made(cloud)) == reads | asked
         assert files(tmp_path) == before
         assert len(engine.describe_store_image_tasks()) == 1
         assert len(engine.describe_restore_image_tasks()) == 0

@@ -30,6 +30,7 @@ from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_o
 from amistore.backends.aws.settings import SnapshotSettings
 from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.errors import (
+    AccessDeniedError,
     BackendError,
     ChecksumMismatchError,
     NotFoundError,
@@ -306,7 +307,7 @@ class AWSBlockStore(BlockStore):
             self.connection.client("ec2").delete_snapshot(SnapshotId=snapshot_id)
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
-        with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
+        with self._appearing(snapshot_id), aws_errors("describe_snapshot", snapshot_id=snapshot_id):
             checks.check_snapshot_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
             for found in member_of(answer, "Snapshots"):
@@ -334,6 +335,15 @@ class AWSBlockStore(BlockStore):
             if not client.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
                 return None
             return str(client.get_ebs_default_kms_key_id()["KmsKeyId"])
+
+    def encrypts_snapshots(self) -> bool | None:
+        """By these settings or, whatever they say, by the account's encryption by default."""
+        if self.settings.encrypted or self.settings.kms_key_arn is not None:
+            return True
+        try:
+            return self.encryption_by_default() is not None
+        except AccessDeniedError:  # a permission that a restore does without
+            return None
 
     # What both need.
 

@@ -54,6 +54,9 @@ class DirectoryEBS(BlockStore):
     # What this process began. A power cut may have taken blocks of the others, and left their digests.
     _begun: set[str] = attrs.field(factory=set, init=False, eq=False, repr=False)
 
+    def encrypts_snapshots(self) -> bool:
+        return False
+
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         """What is known of a snapshot."""
         with files.operation("describe_snapshot", snapshot_id=snapshot_id):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["Content", "GeneratedBlocks", "Overlay", "Pool", "StoredBlocks", "given_content", "position"]
+__all__ = [
+    "Content",
+    "GeneratedBlocks",
+    "Overlay",
+    "Pool",
+    "StoredBlocks",
+    "given_content",
+    "position",
+    "volume_blocks",
+]
 
 
 class Content(Protocol):
@@ -131,3 +141,17 @@ def given_content(
             raise ValueError(f"block {index} has {len(data)} bytes, not {BLOCK_SIZE}")
         own.put(index, hashlib.sha256(data).digest(), bytes(data))
     return own
+
+
+def volume_blocks(content: Content, count: int, key: str | None) -> Iterator[bytes]:
+    """The blocks of a volume of so many: those that there are, and noise that the key makes, or zeros."""
+    listed = frozenset(content.indexes)
+
+    def block(index: int) -> bytes:
+        if index in listed:
+            return content.block(index)[0]
+        if key is None:
+            return bytes(BLOCK_SIZE)
+        return random.Random(f"{key} {index}").randbytes(BLOCK_SIZE)  # noqa: S311 - noise, no secret
+
+    return map(block, range(count))

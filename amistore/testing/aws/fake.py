@@ -6,7 +6,7 @@ import datetime
 import os
 import secrets
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,7 +17,7 @@ from amistore.testing.aws.calls import CallLog
 from amistore.testing.aws.certificate import Certificate
 from amistore.testing.aws.clock import Clock
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.content import StoredBlocks, given_content
+from amistore.testing.aws.content import StoredBlocks, given_content, volume_blocks
 from amistore.testing.aws.faults import Faults
 from amistore.testing.aws.records import Credential, Image, Snapshot
 from amistore.testing.aws.registering import given_mapping
@@ -256,6 +256,28 @@ class FakeAWS:
         with cloud.lock:
             content = cloud.snapshots[snapshot_id].content
             return {index: content.block(index)[0] for index in content.indexes}
+
+    def read_volume(self, snapshot_id: str, *, encrypted: bool | None = None) -> Iterator[bytes]:
+        """The blocks of a volume that is made of a snapshot, in order.
+
+        EBS decrypts what was never written like the rest: blocks that the snapshot does not list are
+        noise on an encrypted volume, the same in each reading, and zeros on another.
+
+        Args:
+            snapshot_id: of the snapshot.
+            encrypted: whether the volume is; None is as the snapshot is, whose volumes always are if it is.
+
+        Raises:
+            KeyError: there is no such snapshot.
+        """
+        cloud = self._own.cloud
+        with cloud.lock:
+            snapshot = cloud.snapshots[snapshot_id]
+            return volume_blocks(
+                snapshot.content,
+                snapshot.volume_size * GIB // BLOCK_SIZE,
+                snapshot_id if snapshot.encrypted or encrypted else None,
+            )
 
     def add_snapshot(
         self,

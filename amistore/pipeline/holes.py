@@ -1,0 +1,176 @@
+"""Holes of a volume: blocks that its snapshot does not list, and what filling them with zeros makes of it.
+
+A hole reads as zeros on an unencrypted EBS volume, and as noise on an encrypted one: what was never
+written is decrypted like the rest. Everything here holds runs only, never an entry per block.
+Next: `snapshots.py` fills them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import attrs
+from typing_extensions import Self
+
+from amistore.backends import BlockSink
+from amistore.container import PlannedVolume, Runs
+from amistore.container.identity import ZERO_DIGEST
+from amistore.model import BlockRange
+from amistore.pipeline.foreign import foreign_errors
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["FilledSum", "Filling", "HolePiece", "HolePolicy", "Holes"]
+
+Range = tuple[int, int]  # first block index, count
+
+_ZEROS: Final = bytes(BLOCK_SIZE)
+_DIGESTS: Final = ZERO_DIGEST * 4096  # hashed at once, where a hole has so many blocks
+
+
+@attrs.frozen
+class HolePolicy:
+    """What a restore does with holes.
+
+    Attributes:
+        fill: put a block of zeros for each block of them.
+        told: whether the caller was warned already that encrypted volumes read as noise there.
+    """
+
+    fill: bool
+    told: bool = False
+
+
+@attrs.frozen
+class HolePiece:
+    """Some blocks of a volume's holes: a worker's task.
+
+    Attributes:
+        stored_id: of the snapshot in the archive.
+        snapshot_id: of the new one.
+        ranges: of the blocks, ascending.
+    """
+
+    stored_id: str
+    snapshot_id: str
+    ranges: tuple[Range, ...]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return sum(count for _, count in self.ranges)
+
+    @property
+    def end(self) -> int:
+        """One past its last block."""
+        return sum(self.ranges[-1])
+
+
+@attrs.frozen
+class Holes:
+    """The blocks of a volume that are neither listed nor lost. What was lost is never filled.
+
+    Attributes:
+        size: of the volume in bytes.
+        runs: of its listed blocks.
+        lost: blocks that could not be recovered, ascending.
+    """
+
+    size: int
+    runs: Runs = attrs.field(repr=False)
+    lost: Sequence[BlockRange]
+
+    @classmethod
+    def of(cls, volume: PlannedVolume, lost: Sequence[BlockRange]) -> Self:
+        """Those of a volume of a container."""
+        return cls(volume.size, volume.runs, lost)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks they have."""
+        return self.size // BLOCK_SIZE - self.runs.blocks - sum(each.block_count for each in self.lost)
+
+    def __iter__(self) -> Iterator[Range]:
+        """Each range of them, ascending."""
+        at = 0
+        lost = ((each.first_block, each.block_count) for each in self.lost)
+        for start, count in heapq.merge(self.runs, lost, ((self.size // BLOCK_SIZE, 0),)):
+            if start > at:
+                yield at, start - at
+            at = start + count
+
+    def before(self, index: int) -> int:
+        """How many of their blocks stand before a block index."""
+        return sum(min(count, index - start) for start, count in self if start < index)
+
+    def pieces(self, first: int, most: int) -> Iterator[tuple[Range, ...]]:
+        """Their blocks from the block index `first` on, so many at a time."""
+        piece: list[Range] = []
+        left = most
+        for start, count in self:
+            end = start + count
+            start = max(start, first)
+            while start < end:
+                taken = min(end - start, left)
+                piece.append((start, taken))
+                start += taken
+                left -= taken
+                if not left:
+                    yield tuple(piece)
+                    piece, left = [], most
+        if piece:
+            yield tuple(piece)
+
+
+class FilledSum:
+    """Number and LINEAR of a volume's blocks, holes filled, which CompleteSnapshot is given.
+
+    It is told the listed blocks in order and takes the digests of filled ones between them, so
+    that it needs no memory for any of them.
+    """
+
+    def __init__(self, holes: Holes) -> None:
+        self._holes = iter(holes)
+        self._hole = next(self._holes, None)
+        self._linear = hashlib.sha256()
+        self._blocks = 0
+
+    def add(self, runs: Runs, digests: Sequence[bytes]) -> None:
+        """The next listed blocks."""
+        at = 0
+        for start, count in runs:
+            self._fill(start)
+            self._linear.update(b"".join(digests[at : at + count]))
+            at += count
+        self._blocks += at
+
+    def end(self) -> tuple[int, bytes]:
+        """What it comes to, all listed blocks told."""
+        self._fill(2**64)
+        return self._blocks, self._linear.digest()
+
+    def _fill(self, end: int) -> None:
+        while self._hole is not None and self._hole[0] < end:
+            left = self._hole[1]
+            self._blocks += left
+            while left:
+                taken = min(left, len(_DIGESTS) // len(ZERO_DIGEST))
+                self._linear.update(_DIGESTS[: taken * len(ZERO_DIGEST)])
+                left -= taken
+            self._hole = next(self._holes, None)
+
+
+@attrs.frozen
+class Filling:
+    """A worker's task: put a block of zeros for each of a piece. Gives the piece."""
+
+    sink: BlockSink
+
+    def __call__(self, piece: HolePiece) -> HolePiece:
+        for start, count in piece.ranges:
+            for index in range(start, start + count):
+                with foreign_errors("put_snapshot_block", snapshot_id=piece.snapshot_id, block_index=index):
+                    self.sink.put_snapshot_block(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
+        return piece
