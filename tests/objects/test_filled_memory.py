@@ -22,17 +22,19 @@ SCRIPT = textwrap.dedent(
     import pathlib
     import resource
     import sys
+    import threading
     import amistore
     from amistore.backends.directory.s3 import DirectoryS3
 
     class Counting(amistore.BlockSink):
-        blocks = 0
+        blocks, lock = 0, threading.Lock()
         def start_snapshot(self, volume_size, **options):
             return "snap-0123456789abcdef0"
         def put_snapshot_block(self, snapshot_id, block_index, content, checksum):
-            self.blocks += 1
+            with self.lock:
+                self.blocks += 1
         def complete_snapshot(self, snapshot_id, changed_blocks_count, checksum):
-            print(changed_blocks_count, checksum.hex())
+            print(changed_blocks_count, self.blocks)
         def delete_snapshot(self, snapshot_id):
             pass
 
@@ -45,10 +47,11 @@ SCRIPT = textwrap.dedent(
 
 
 def peak(root: Path, fill: str) -> tuple[int, int]:
-    """Blocks that the snapshot is completed with, and the process's peak in bytes."""
+    """Blocks that were put, as the snapshot is completed with them, and the process's peak in bytes."""
     told = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(root), fill], capture_output=True, text=True, check=True
     ).stdout.split()
+    assert told[0] == told[1]
     return int(told[0]), int(told[2]) * 1024
 
 
