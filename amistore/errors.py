@@ -127,9 +127,14 @@ def advising() -> Iterator[None]:
     try:
         yield
     except CorruptArchiveError as error:
-        if "amistore.recover" not in error.message:
+        if is_unadvised(error):
             error.message += f": {REMEDY}"
         raise
+
+
+def is_unadvised(error: ArchiveError) -> bool:
+    """Whether an error's text leaves open what to do: some have a remedy of their own."""
+    return "amistore.recover" not in error.message
 
 
 class TruncatedArchiveError(CorruptArchiveError):

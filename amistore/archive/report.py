@@ -6,7 +6,7 @@ import copy
 
 import attrs
 
-from amistore.errors import REMEDY, ArchiveError, advising
+from amistore.errors import REMEDY, ArchiveError, advising, is_unadvised
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
@@ -78,4 +78,4 @@ class VerifyReport:
             lost = f"{counted(self.lost_blocks, 'block')} ({sized(self.lost_blocks * BLOCK_SIZE)})"
             lines.append(f"  LOST        {lost}, when it was recovered; restoring wants allow_lost=True")
         lines += [f"  - {finding}" for finding in self.findings]
-        return "\n".join([*lines, *([f"  {REMEDY}"] if self.findings else [])])
+        return "\n".join([*lines, *([f"  {REMEDY}"] if any(map(is_unadvised, self.findings)) else [])])

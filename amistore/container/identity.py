@@ -141,5 +141,7 @@ def check_content_id(found: bytes, expected: bytes | None) -> None:
     """
     if expected not in (None, found):
         raise CorruptArchiveError(
-            f"the content id is {found.hex()}, not the expected {expected.hex()}: it is another archive"
+            f"the content id is {found.hex()}, not the expected {expected.hex()}: it is another archive, and "
+            "need not be damaged; take the archive of that id, or look for the right id "
+            "(amistore.recover cannot help)"
         )

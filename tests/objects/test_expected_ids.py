@@ -173,9 +173,19 @@ def test_the_right_id_is_taken_in_upper_case_and_another_refused(
     use(cloud, tmp_path, right.upper())
     cloud = given(honest())
     monkeypatch.setattr(Sink, "refuses", True)
-    with pytest.raises(amistore.CorruptArchiveError, match=f"the content id is {right}, not the expected"):
+    with pytest.raises(
+        amistore.CorruptArchiveError, match=f"the content id is {right}, not the expected"
+    ) as caught:
         use(cloud, folder, "0" * 64)
+    assert "amistore.recover cannot help" in str(caught.value)
+    assert "amistore.recover saves" not in str(caught.value)
     assert left(cloud, folder) == []
+
+
+def test_a_report_on_another_archive_does_not_advise_to_recover_it() -> None:
+    report = opened(given(honest())).verify(expected_content_id="0" * 64)
+    assert not report.ok
+    assert "amistore.recover saves" not in str(report)
 
 
 @pytest.mark.parametrize("use", {**PROVING, **CLAIMED}.values(), ids={**PROVING, **CLAIMED}.keys())
