@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import ssl
 import time
 import urllib.parse
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from typing_extensions import Buffer
 from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs_connections import Incoming, Pool, TimeLimits
-from amistore.backends.aws.errors import origin, service_error
+from amistore.backends.aws.errors import certificate_trouble, origin, service_error
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.units import MIB
 
@@ -184,10 +183,10 @@ def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
 def _failed(error: Exception, url: str, operation: str, **facts: Any) -> BackendError:
     """Of a connection's error only what it is, since its text may hold a URL; a proxy's refusal is plain."""
     refusal = f": {error}" if type(error) is OSError and not error.errno else ""
+    distrust = certificate_trouble(error)
     return BackendError(
-        f"the connection to {origin(url)} failed: {type(error).__name__}{refusal}",
-        # A certificate does not become right by asking again.
-        retryable=not isinstance(error, ssl.SSLCertVerificationError),
+        f"the connection to {origin(url)} failed: {type(error).__name__}{refusal}{distrust}",
+        retryable=not distrust,
         operation=operation,
         **facts,
     )

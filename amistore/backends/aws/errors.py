@@ -10,12 +10,14 @@ import contextlib
 import datetime
 import email.utils
 import re
+import ssl
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import botocore.exceptions
 import botocore.parsers
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
 from amistore.errors import (
@@ -33,7 +35,14 @@ from amistore.errors import (
 )
 from amistore.units import counted
 
-__all__ = ["InvalidTokenError", "aws_errors", "member_of", "origin", "service_error"]
+__all__ = [
+    "InvalidTokenError",
+    "aws_errors",
+    "certificate_trouble",
+    "member_of",
+    "origin",
+    "service_error",
+]
 
 
 class InvalidTokenError(BackendError):
@@ -155,7 +164,8 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
             **facts,
         ) from None
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
-        raise AccessDeniedError(f"no credentials: {error}", operation=operation, **facts) from None
+        told = f"no credentials: {error}; give a session=, set AWS_PROFILE, or log in (aws sso login)"
+        raise AccessDeniedError(told, operation=operation, **facts) from None
     except _SESSION_ENDED as error:
         raise CredentialsExpiredError(f"{error}{_RENEW}", operation=operation, **facts) from None
     except (
@@ -176,9 +186,10 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         # The message of a connection's error holds the URL, and a presigned one's holds a signature.
         url = error.kwargs.get("endpoint_url")
         to = f" to {origin(url)}" if url else ""
+        distrust = certificate_trouble(error)
         raise BackendError(
-            f"the connection{to} failed: {type(error).__name__}",
-            retryable=True,
+            f"the connection{to} failed: {type(error).__name__}{distrust}",
+            retryable=not distrust,
             operation=operation,
             **facts,
         ) from None
@@ -195,6 +206,23 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(
             f"the answer cannot be read: {type(error).__name__}", retryable=True, operation=operation, **facts
         ) from error
+
+
+def certificate_trouble(error: BaseException) -> str:
+    """Why a server's certificate cannot be trusted, and what to do; empty for all other errors.
+
+    Such an error does not pass by asking again.
+    """
+    cause: object = error
+    if isinstance(error, botocore.exceptions.SSLError):
+        cause = next(iter(error.kwargs["error"].args), None)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f": {cause.verify_message}; AWS_CA_BUNDLE names the PEM file of another authority to trust"
+    if isinstance(cause, CertificateError):  # urllib3's, of another host
+        return f": {cause}"
+    if isinstance(cause, FileNotFoundError):
+        return ": the PEM file that AWS_CA_BUNDLE, or the profile's ca_bundle, names is not there"
+    return ""
 
 
 def origin(url: str) -> str:

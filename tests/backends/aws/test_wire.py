@@ -311,9 +311,12 @@ def test_a_certificate_that_proves_nothing_is_refused_for_good(aws, clean, certi
         clean.setenv("AWS_CA_BUNDLE", str(certificate))
     with fault_proxy(aws.endpoint_url, certificate=certificate) as server:
         store = open_store(server.url.replace("127.0.0.1", name))
-        with pytest.raises(BackendError, match="SSLCertVerificationError") as caught:
+        why = "AWS_CA_BUNDLE names" if name == "127.0.0.1" else "'localhost'"
+        with pytest.raises(BackendError, match=rf"SSLCertVerificationError: .*{why}") as lean:
             store.get_snapshot_block(SNAPSHOT, 0, "1:token")
-    assert not caught.value.retryable
+        with pytest.raises(BackendError, match=rf"SSLError: .*{why}") as botocores:
+            store.list_snapshot_blocks(SNAPSHOT)
+    assert not lean.value.retryable and not botocores.value.retryable
     assert not aws.log.counts
 
 
@@ -321,6 +324,16 @@ def test_a_bundle_that_is_not_there_is_told(clean, tmp_path) -> None:
     clean.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
     with pytest.raises(InvalidRequestError, match=r"none\.pem"):
         open_store("https://127.0.0.1:1").get_snapshot_block(SNAPSHOT, 0, "1:token")
+
+
+def test_botocore_tells_of_a_bundle_that_is_not_there(aws, clean, certificate, tmp_path) -> None:
+    clean.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with (
+        fault_proxy(aws.endpoint_url, certificate=certificate) as server,
+        pytest.raises(BackendError, match="the PEM file that AWS_CA_BUNDLE") as caught,
+    ):
+        open_store(server.url).list_snapshot_blocks(SNAPSHOT)
+    assert not caught.value.retryable
 
 
 def test_a_store_that_went_to_another_process_keeps_its_limits(aws, clean) -> None:
