@@ -143,7 +143,7 @@ class StreamRanges(RangeReader):
                 forks.check_owner(self._process, f"the opened file {self.name}")
             with self._lock:
                 return self._read(offset, length)
-        except (InvalidRequestError, MemoryError):
+        except (BackendError, InvalidRequestError, MemoryError):
             raise
         except Exception as error:
             message = f"{self.name}: {type(error).__name__}: {error}"

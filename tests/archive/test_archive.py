@@ -131,3 +131,13 @@ def test_a_root_volume_that_is_not_known_or_not_there_is_not_found(tmp_path: Pat
     told = "no volume '/dev/sda' in the archive"
     with amistore.open(absent) as archive, pytest.raises(amistore.NotFoundError, match=told):
         archive.root_volume  # noqa: B018
+
+
+def test_an_error_of_the_callers_file_that_is_of_ours_is_told_as_it_is() -> None:
+    store = amistore.MemoryBackend().s3
+    store.create_bucket("archive")
+    store.put_object("archive", "ami.bin", images.packed([(1, {0: images.block(1)})]))
+    with amistore.open(store.open_object("archive", "ami.bin")) as archive:
+        store.put_object("archive", "ami.bin", images.packed([(1, {0: images.block(2)})]))
+        with pytest.raises(amistore.SourceChangedError):
+            archive.verify()
