@@ -199,7 +199,10 @@ class AccessDeniedError(BackendError):
 
 
 class CredentialsExpiredError(AccessDeniedError):
-    """The credentials have ended, or could not be renewed: with others, a log or a task goes on."""
+    """The credentials have ended, or could not be renewed; or this machine's clock is wrong.
+
+    With others, or the clock set, a log or a task goes on.
+    """
 
 
 class AlreadyExistsError(BackendError):

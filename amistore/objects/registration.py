@@ -81,7 +81,7 @@ def warn_of_holes(image: Image, source: Backend, destination: Backend) -> bool:
         if _has_hole(snapshot_id, source):
             _logger.warning(
                 "%s gets encrypted snapshots, and blocks that %s does not list read as noise on an encrypted "
-                "volume: fill_holes=True puts zeros there (and in the others of this image)",
+                "volume: fill_holes=True puts zeros into all holes of this image",
                 image.image_id,
                 snapshot_id,
             )

@@ -87,7 +87,9 @@ def read_task(
     header = read_entry(entry)
     task = header.get("task")
     if header.get("kind") != kind or not isinstance(task, str) or not re.fullmatch("[0-9a-f]{32}", task):
-        raise InvalidRequestError(f"the resume log is not one of {_KINDS[kind]}")
+        raise InvalidRequestError(
+            f"the resume log is not one of {_KINDS[kind]}: give another one; amistore.abandon ends its run"
+        )
     for name, value in identity.items():
         if header.get(name) != value:
             raise changed.get(name) or InvalidRequestError(

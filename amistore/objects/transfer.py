@@ -300,6 +300,9 @@ def copy_object(
         expected_content_id: refuse another archive; 64 hexadecimal digits.
         workers: ranges read at once; None for the number of CPUs.
 
+    Returns:
+        What the store tells of the copy: size, ETag, metadata.
+
     Raises:
         NotFoundError: no such object.
         AlreadyExistsError: the copy's name is taken.

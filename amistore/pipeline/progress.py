@@ -12,7 +12,18 @@ __all__ = ["Phase", "Progress", "ProgressCallback"]
 
 
 class Phase(enum.Enum):
-    """What is being done."""
+    """What is being done.
+
+    Attributes:
+        LIST: snapshots are listed, before they are packed.
+        PACK: their blocks are read and compressed.
+        UNPACK: an archive's blocks are put into new snapshots.
+        FILL: holes of these are filled with zeros.
+        VERIFY: an archive is verified.
+        EXTRACT: disks are written out of one.
+        COMPARE: its blocks are compared with live snapshots'.
+        RECOVER: a damaged one is searched for what is left.
+    """
 
     LIST = "list"
     PACK = "pack"

@@ -114,7 +114,7 @@ class RestoredSnapshots:
         if self._told:
             _logger.warning(
                 "%s is restored encrypted as %s, and %s of it are holes, which read as noise on an encrypted "
-                "volume: fill_holes=True puts zeros there (and in the others of this restore)",
+                "volume: fill_holes=True puts zeros into all holes of this restore",
                 volume.snapshot_id,
                 snapshot_id,
                 sized(blocks * BLOCK_SIZE),

@@ -311,9 +311,10 @@ class TaskEngine(TaskDescriptions):
 
         Raises:
             TaskFailedError: it, or one of all, has failed.
+            CredentialsExpiredError: the task stays; with others, in another engine, `resume` goes on.
             JournalError: the journal could not be written; `resume` goes on.
-            StorageFullError: there is no room for what a task makes; `resume` goes on, `cancel` gives it up.
-            CredentialsExpiredError: with others, in another engine, `resume` goes on.
+            AmistoreError: any other that may pass, such as `AccessDeniedError`, `StorageFullError`
+                or `BackendError`: the task stays as it is, `resume` goes on, `cancel` gives it up.
         """
         self._check_open()
         if task is None:
@@ -356,8 +357,9 @@ class TaskEngine(TaskDescriptions):
     def resume(self) -> tuple[Task, ...]:
         """Go on with the tasks of this backend that no running engine has; gives them, oldest first.
 
-        Such are tasks of engines that were closed, whose process has ended, or that gave no sign of
-        life for a minute; and failed tasks whose clean-up is not finished.
+        Such are tasks that an error left unfinished, also in this engine; those of engines that were closed,
+        whose process has ended, or that gave no sign of life for a minute; and failed tasks whose clean-up is
+        not finished.
         """
         self._check_open()
         return self._take(self._journal.unfinished(self._place))
