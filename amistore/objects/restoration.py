@@ -208,12 +208,7 @@ class _Journal:
                 elif "filled" in entry:
                     self._filled[entry["volume"]] = operator.index(entry["filled"])
                 elif "snapshot" in entry:
-                    self._snapshots[entry["volume"]] = (
-                        operator.index(entry["generation"]),
-                        entry["snapshot"],
-                    )
-                    self._put.pop(entry["volume"], None)
-                    self._filled.pop(entry["volume"], None)
+                    self._begin(entry["volume"], operator.index(entry["generation"]), entry["snapshot"])
         except (KeyError, TypeError):
             raise InvalidRequestError("the resume log is damaged") from None
 
@@ -226,8 +221,14 @@ class _Journal:
         self.log.append(write_entry(volume=stored_id, generation=generation, size=size))
 
     def note_begun(self, stored_id: str, generation: int, snapshot_id: str, size: int) -> None:
-        self._snapshots[stored_id] = generation, snapshot_id
+        self._begin(stored_id, generation, snapshot_id)
         self.log.append(write_entry(volume=stored_id, generation=generation, snapshot=snapshot_id, size=size))
+
+    def _begin(self, stored_id: str, generation: int, snapshot_id: str) -> None:
+        """What was put into the snapshot before is not in this one."""
+        self._snapshots[stored_id] = generation, snapshot_id
+        self._put.pop(stored_id, None)
+        self._filled.pop(stored_id, None)
 
     def put(self, stored_id: str) -> int:
         """The sequence number of the first segment that was not put for sure."""

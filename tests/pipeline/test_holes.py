@@ -134,6 +134,19 @@ def test_a_run_that_goes_on_puts_again_what_was_in_flight_and_no_more(block: int
     assert log.entries() == []
 
 
+def test_a_snapshot_that_was_lost_while_it_was_filled_is_filled_anew() -> None:
+    """What the log says of its holes is not said of the one that takes its place."""
+    backend, log = amistore.MemoryBackend(), Log()
+    Calls(backend.ebs).fail("put_snapshot_block", 1000, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        restored("object", backend, images.packed(VOLUMES), fill_holes=True, log=log)
+    assert b"filled" in b"".join(log.entries())
+    for snapshot_id in images.leftovers(backend):
+        backend.ebs.delete_snapshot(snapshot_id)
+    image = amistore.unpack_object(backend.s3, BUCKET, KEY, backend.ebs, log=log, fill_holes=True, workers=2)
+    assert runs.disks(backend.ebs, image) == FILLED
+
+
 @pytest.mark.parametrize("fill_holes", [False, True])
 def test_a_run_is_not_gone_on_with_in_the_other_manner(fill_holes: bool) -> None:
     backend, log = amistore.MemoryBackend(), Log()
