@@ -14,7 +14,6 @@ from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.foreign import foreign_errors
-from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
@@ -106,7 +105,7 @@ def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> Non
         reports = destination.ec2.fidelity(image, name=name)
     dropped = [str(each) for each in reports if each.fate is Fate.DROPPED]
     if dropped:
-        _logger.warning("%s is restored without %s", image.image_id, printable("; ".join(dropped)))
+        _logger.warning("%s is restored without %s", image.image_id, "; ".join(dropped))
 
 
 def register_restored(

@@ -16,7 +16,13 @@ from typing import Any, Final
 from amistore import forks
 from amistore.backends import Backend, checks
 from amistore.backends.redaction import hide_secrets, redact_log
-from amistore.errors import AmistoreError, InvalidRequestError, JournalError, machine_limits
+from amistore.errors import (
+    AmistoreError,
+    InvalidRequestError,
+    JournalError,
+    ResourcesExhaustedError,
+    machine_limits,
+)
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
@@ -86,12 +92,16 @@ class TaskRunner:
         return time.monotonic() + LEASE
 
     def create(self, columns: dict[str, Any], limit: int | None, *, dry_run: bool) -> TaskRecord:
-        """Add a new task to the journal, and work on it; errors as in `Journal.add`.
+        """Add a new task to the journal, and work on it.
 
         Args:
             columns: of the record, but for those that are the same of all new tasks.
             limit: as in `Journal.add`.
             dry_run: find out whether it would be admitted, only.
+
+        Raises:
+            ResourcesExhaustedError: no thread can be begun; then there is no task.
+            others: as in `Journal.add`.
         """
         record = TaskRecord(
             task_id=checks.new_id(columns["kind"]),
@@ -102,6 +112,8 @@ class TaskRunner:
             **columns,
         )
         with self._taking:
+            if not dry_run:
+                self._begin_threads()
             self._journal.add(record, limit, dry_run=dry_run)
             if not dry_run:
                 tell(record, "queued", record.task().purpose)
@@ -113,7 +125,10 @@ class TaskRunner:
         """Work on those of the journal's tasks that nobody works on; gives them."""
         owner, until = self._ownership.owner, self.until()
         with self._taking:
-            found = [self._journal.take(each.task_id, owner, until, self.is_free) for each in records]
+            wanted = list(records)
+            if wanted:
+                self._begin_threads()
+            found = [self._journal.take(each.task_id, owner, until, self.is_free) for each in wanted]
             taken = [record for record in found if record is not None]
             self.mine += [record.task_id for record in taken if record.task_id not in self.mine]
             for record in taken:
@@ -193,6 +208,15 @@ class TaskRunner:
                 if record.cancelled:
                     self._cancelled.add(record.task_id)
                 self._queue.append(record)
+            self.changed.notify_all()
+
+    def _begin_threads(self) -> None:
+        """Begin those that are missing, before there is a task that would wait for them for ever.
+
+        Raises:
+            ResourcesExhaustedError: no thread can be begun.
+        """
+        with self.changed:
             while len(self._threads) < self._concurrency + 1:
                 target = self._serve if self._threads else self._keep_leases
                 # Daemons: a script's end does not wait for its tasks, which another run resumes.
@@ -200,7 +224,6 @@ class TaskRunner:
                 with machine_limits():
                     thread.start()
                 self._threads.append(thread)
-            self.changed.notify_all()
 
     def has(self, task_id: str) -> bool:
         """Whether it waits or is worked on here."""
@@ -208,15 +231,18 @@ class TaskRunner:
             return task_id in self._active or any(each.task_id == task_id for each in self._queue)
 
     def cancel(self, task_id: str) -> None:
-        """Give a task up: one that waits now, one that is worked on when it stops next."""
+        """Give a task up: one that waits now (without a thread in its turn), any other where it stops next."""
         with self.changed:
             self._cancelled.add(task_id)
             waiting = next((each for each in self._queue if each.task_id == task_id), None)
             if waiting is None:
                 return
             thread = threading.Thread(target=self._work_on, args=(waiting,), daemon=True)
-            with machine_limits():
-                thread.start()
+            try:
+                with machine_limits():
+                    thread.start()
+            except ResourcesExhaustedError:
+                return  # when its turn comes
             self._cancelling.append(thread)
             self._queue.remove(waiting)
             self._active[task_id] = waiting
