@@ -231,7 +231,7 @@ class TaskRunner:
             return task_id in self._active or any(each.task_id == task_id for each in self._queue)
 
     def cancel(self, task_id: str) -> None:
-        """Give a task up: one that waits now (without a thread in its turn), any other where it stops next."""
+        """Give a task up: one that waits now (in its turn without a thread), others where they stop next."""
         with self.changed:
             self._cancelled.add(task_id)
             waiting = next((each for each in self._queue if each.task_id == task_id), None)
