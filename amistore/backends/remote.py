@@ -10,6 +10,7 @@ import abc
 import logging
 import os
 import re
+import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sized
@@ -215,9 +216,11 @@ class _HTTPRanges(_RemoteRanges):
         except self._urllib3.exceptions.HTTPError as error:
             # MaxRetryError's own message holds the URL, and that the signature; its reason's not.
             reason = getattr(error, "reason", None) or error
+            distrusted = isinstance(next(iter(reason.args), None), ssl.SSLCertVerificationError)
+            hint = "; SSL_CERT_FILE names the PEM file of another authority to trust" if distrusted else ""
             raise BackendError(
-                f"{self.name}: {type(reason).__name__}: {_first_line(reason)}",
-                retryable=True,
+                f"{self.name}: {type(reason).__name__}: {_first_line(reason)}{hint}",
+                retryable=not distrusted,  # it does not pass by asking again
                 operation="read",
             ) from None
         return first, content

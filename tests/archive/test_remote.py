@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import email.utils
 import hashlib
 import hmac
@@ -23,9 +24,12 @@ from typing import Any
 import images
 import pytest
 from archive.servers import Resource, free_port, running, serving
+from backends.aws.conftest import require
+from backends.aws.proxy import fault_proxy
 
 import amistore
 from amistore.container.records import Layout
+from amistore.testing.aws.certificate import make_certificate
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
 BLOCKS = {i: images.noise(i) for i in range(8)}
@@ -50,6 +54,22 @@ def test_an_archive_is_opened_over_http_in_one_request_and_read_by_ranges() -> N
         assert len(resource.requests) == 3
         read(archive)
         assert url in repr(archive)
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_the_remedy_and_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("openssl", shutil.which("openssl"))
+    certificate = make_certificate(tmp_path)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with contextlib.ExitStack() as stack:
+        origin, _, path = stack.enter_context(serving(Resource(CONTAINER))).rpartition("/")
+        url = f"{stack.enter_context(fault_proxy(origin, certificate=certificate)).url}/{path}"
+        with pytest.raises(amistore.BackendError, match="SSL_CERT_FILE names the PEM file") as caught:
+            amistore.open(url)
+        assert caught.value.attempts == 1
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        read(stack.enter_context(amistore.open(url)))
 
 
 @pytest.mark.parametrize(
