@@ -68,19 +68,19 @@ def register(
     _registered[number] = weakref.ref(thing, forget), release, before, after
 
 
-def check_owner(pid: int, what: str) -> None:
+def check_owner(process: int, what: str) -> None:
     """Refuse to use in a forked child what only works in the process that made it.
 
     Args:
-        pid: `os.getpid()` when it was made.
+        process: `os.getpid()` when it was made.
         what: a noun phrase, such as ``"this TaskEngine"``.
 
     Raises:
         InvalidRequestError: this is another process.
     """
-    if pid != os.getpid():
+    if process != os.getpid():
         raise InvalidRequestError(
-            f"{what} was made in process {pid} and works only there; this is process {os.getpid()}, "
+            f"{what} was made in process {process} and works only there; this is process {os.getpid()}, "
             "forked from it: make another one in this process"
         )
 
@@ -92,11 +92,11 @@ def undoing(undo: Callable[[BaseException], object]) -> Iterator[None]:
     Args:
         undo: is called with the error, which goes on then.
     """
-    pid = os.getpid()
+    process = os.getpid()
     try:
         yield
     except BaseException as error:
-        if os.getpid() == pid:
+        if os.getpid() == process:
             undo(error)
         raise
 
@@ -104,7 +104,7 @@ def undoing(undo: Callable[[BaseException], object]) -> Iterator[None]:
 @contextlib.contextmanager
 def confined() -> Iterator[None]:
     """End a child that was forked in the block where it leaves it: a thread's other work is its parent's."""
-    pid = os.getpid()
+    process = os.getpid()
     error: BaseException | None = None
     try:
         yield
@@ -112,7 +112,7 @@ def confined() -> Iterator[None]:
         error = left
         raise
     finally:
-        if os.getpid() != pid:
+        if os.getpid() != process:
             _end(error)
 
 

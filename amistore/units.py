@@ -1,8 +1,10 @@
-"""Sizes shared by every layer, and how they are told. Imports nothing of ours."""
+"""The block, and sizes and how they are told, shared by every layer. Imports nothing of ours."""
 
 from __future__ import annotations
 
-__all__ = ["BLOCK_SIZE", "GIB", "KIB", "MIB", "TIB", "counted", "sized"]
+import hashlib
+
+__all__ = ["BLOCK_SIZE", "GIB", "KIB", "MIB", "TIB", "ZERO_DIGEST", "counted", "sized"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -11,6 +13,9 @@ TIB = 1024 * GIB
 
 BLOCK_SIZE = 512 * KIB
 """Bytes in a block, the unit of the EBS direct APIs (EBS user guide, "Snapshot blocks")."""
+
+ZERO_DIGEST = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
+"""SHA-256 of a block of zeros."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amistore.archive.volumereader import VolumeReader
 from amistore.container import SegmentDescriptor
-from amistore.container.identity import ZERO_DIGEST
-from amistore.units import BLOCK_SIZE, GIB, MIB
+from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from amistore.archive.archive import Archive, open_archive
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
 from amistore.backends.checks import check_kind
-from amistore.container.identity import ZERO_DIGEST, check_content_id, parse_content_id
+from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
@@ -23,7 +23,7 @@ from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.text import printable
-from amistore.units import BLOCK_SIZE, GIB, MIB, counted
+from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted
 
 __all__ = ["AttributeChange", "Difference", "VolumeDifference", "compare", "diff"]
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import Buffer
 
+from amistore import forks
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -109,13 +110,13 @@ def operation(
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
     """A new name beside `path`, removed again if it still exists at the end, but not by a forked child."""
-    pid = os.getpid()
+    process = os.getpid()
     # 50 characters are at most 200 of the 255 bytes that filesystems allow a name.
     name = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         yield name
     finally:
-        if os.getpid() == pid:
+        if os.getpid() == process:
             name.unlink(missing_ok=True)
 
 
@@ -250,11 +251,8 @@ def rename_to_new(finished: Path, path: Path) -> None:
         raise
     except OSError:  # each filesystem has an errno of its own for it; what else is wrong is met again
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        try:
+        with forks.undoing(lambda _: path.unlink()):
             finished.replace(path)
-        except BaseException:
-            path.unlink()
-            raise
     else:
         finished.unlink()
 

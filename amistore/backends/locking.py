@@ -35,7 +35,7 @@ class FileLock:
         self._descriptor: int | None = None
         forks.register(self, FileLock._close)  # before there is anything to let go of
         # Without O_NONBLOCK the opening of a FIFO in its place would wait; nothing can be done with one.
-        self._descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        self._descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with forks.undoing(lambda _: self._close()):
             fcntl.flock(self._descriptor, kind if wait else kind | fcntl.LOCK_NB)

@@ -143,7 +143,7 @@ class _HTTPRanges(_RemoteRanges):
         self._headers = {"Accept-Encoding": "identity", **headers}
         self._urllib3 = urllib3
         self._pool = self._new_pool()
-        self._pid = os.getpid()
+        self._process = os.getpid()
         forks.register(self, _HTTPRanges._begin_anew)
         self._pin: dict[str, str | None] = {}
         self.size = 0
@@ -173,7 +173,7 @@ class _HTTPRanges(_RemoteRanges):
         """In a forked child: without the parent's connections."""
         let_pools_go(self._pool)
         self._pool = self._new_pool()
-        self._pid = os.getpid()
+        self._process = os.getpid()
 
     def _end(self) -> tuple[int, bytes]:
         """Offset and content of the last `TAIL` bytes."""
@@ -195,7 +195,7 @@ class _HTTPRanges(_RemoteRanges):
 
     def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
         """Offset and content of a range, in one attempt."""
-        if self._pid != os.getpid():  # another library's hook was called before ours
+        if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
         headers = {**self._headers, "Range": wanted, **self._conditions()}
         try:

@@ -11,15 +11,12 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 from amistore.container import layout
 from amistore.container.records import Layout
 from amistore.errors import CorruptArchiveError, InvalidRequestError
-from amistore.units import BLOCK_SIZE
 
 __all__ = [
-    "ZERO_DIGEST",
     "archive_content_id",
     "check_content_id",
     "file_id",
@@ -28,9 +25,6 @@ __all__ = [
     "parse_content_id",
     "volume_content_id",
 ]
-
-ZERO_DIGEST: Final = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
-"""Of a block of zeros."""
 
 
 def volume_content_id(size: int, blocks: int, linear_digest: bytes, runs_digest: bytes) -> bytes:

@@ -235,7 +235,7 @@ class FileResumeLog(ResumeLog):
 
     def _hold(self) -> FileLock:
         """Open or make it."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         try:
             return FileLock(self.path, flags, wait=False)
         except BlockingIOError:

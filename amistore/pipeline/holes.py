@@ -17,10 +17,9 @@ from typing_extensions import Self
 
 from amistore.backends import BlockSink
 from amistore.container import PlannedVolume, Runs
-from amistore.container.identity import ZERO_DIGEST
 from amistore.model import BlockRange
 from amistore.pipeline.foreign import foreign_errors
-from amistore.units import BLOCK_SIZE
+from amistore.units import BLOCK_SIZE, ZERO_DIGEST
 
 __all__ = ["FilledSum", "Filling", "HolePiece", "HolePolicy", "Holes"]
 

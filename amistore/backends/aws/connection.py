@@ -76,7 +76,7 @@ class Connection:
             check_endpoint(url)
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._process = os.getpid()
         forks.register(self, Connection._begin_anew)
 
     def __repr__(self) -> str:
@@ -96,11 +96,11 @@ class Connection:
         sessions.renew([self.session, *self._clients.values()])
         self._clients = {}
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._process = os.getpid()
 
     def client(self, service: str) -> Any:
         """The client of a service, with an attempt a call and finite time limits."""
-        if self._pid != os.getpid():  # another library's hook was called before ours
+        if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
         with self._lock:
             if service not in self._clients:

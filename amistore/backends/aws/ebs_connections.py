@@ -79,7 +79,7 @@ class Pool:
         self._idle: list[Any] = []
         weakref.finalize(self, _close, self._idle)
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._pid = os.getpid()
+        self._process = os.getpid()
         forks.register(self, Pool._begin_anew)
         proxies = botocore.httpsession.ProxyConfiguration(botocore.utils.get_environ_proxies(url))
         proxy = proxies.proxy_url_for(url)
@@ -104,7 +104,7 @@ class Pool:
         self._open = weakref.WeakSet()
         # OpenSSL's own locks, such as that of the certificates, may be held by a thread of the parent.
         self._context = None
-        self._pid = os.getpid()
+        self._process = os.getpid()
 
     def take(self) -> Any:
         """A connection that nobody else has: one that was kept and is not known to be dead, or a new one.
@@ -112,7 +112,7 @@ class Pool:
         Raises:
             OSError, urllib3.exceptions.HTTPError: it cannot be opened.
         """
-        if self._pid != os.getpid():  # another library's hook was called before ours
+        if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
         while self._idle:
             try:

@@ -29,13 +29,11 @@ from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image
-from amistore.units import BLOCK_SIZE, GIB, sized
+from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
 __all__ = ["DirectoryBackend"]
 
 _logger = logging.getLogger("amistore")
-
-_ZEROS = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
 
 
 class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
@@ -142,8 +140,8 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             for index in disk.blocks():
                 content = disk.read(index)
                 digest = hashlib.sha256(content).digest()
-                zeros += digest == _ZEROS
-                if digest == _ZEROS and not listing_zeros:
+                zeros += digest == ZERO_DIGEST
+                if digest == ZERO_DIGEST and not listing_zeros:
                     continue
                 self.ebs.put_snapshot_block(snapshot_id, index, content, digest)
                 linear.update(digest)

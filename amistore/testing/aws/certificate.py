@@ -56,6 +56,6 @@ def make_certificate(folder: Path) -> Path:
     return file
 
 
-def _remove(folder: Path, pid: int) -> None:
-    if pid == os.getpid():  # a forked child that ends by sys.exit finalizes its parent's objects, too
+def _remove(folder: Path, process: int) -> None:
+    if process == os.getpid():  # a forked child that ends by sys.exit finalizes its parent's objects, too
         shutil.rmtree(folder, ignore_errors=True)

@@ -75,7 +75,7 @@ class FakeAWS:
         cloud = Cloud(region=region, account_id=account_id, partition=partition, clock=clock, seed=seed)
         services = Services(cloud)
         self._state = _State(clock, cloud, services, Faults(services.check_operation), CallLog())
-        self._pid = os.getpid()
+        self._process = os.getpid()
         self._tls = tls
         self._certificate: Certificate | None = None
         self._server: Server | None = None
@@ -96,7 +96,7 @@ class FakeAWS:
     def close(self) -> None:
         """Stop serving; what is held is let go. What the account holds can still be read."""
         server, self._server = self._server, None
-        if self._pid != os.getpid():  # what serves is the parent's
+        if self._process != os.getpid():  # what serves is the parent's
             return
         self.faults.clear()
         if server is not None:
@@ -106,7 +106,7 @@ class FakeAWS:
     @property
     def _own(self) -> _State:
         """What the services share with this object, in the process that they serve in."""
-        forks.check_owner(self._pid, "this FakeAWS")
+        forks.check_owner(self._process, "this FakeAWS")
         return self._state
 
     @property
