@@ -10,6 +10,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from amistore import forks
 __all__ = ["let_go", "let_pools_go", "no_fork"]
 
 _PATIENCE: Final = 2.0  # seconds; a fork is not to wait for who does not answer
+_ENDING: Final = 0.5  # seconds; a thread of another library's does not end
 
 
 class _Handshakes:
@@ -25,7 +27,8 @@ class _Handshakes:
 
     OpenSSL has locks for all of a process (of its "ex data", for one), which it takes in a handshake
     while other threads run. One that is held at a fork is held in the child for ever, and no TLS
-    works there.
+    works there. A thread that has used OpenSSL takes one in its very end, which Python's `join` does not
+    wait for: so a fork waits for that, too.
     """
 
     def __init__(self) -> None:
@@ -35,10 +38,15 @@ class _Handshakes:
     def _begin_anew(self) -> None:
         self._changed = threading.Condition()
         self._under_way = 0
+        self._foreign: set[int] = set()
 
     def _pause(self) -> None:
         self._changed.acquire()
         self._changed.wait_for(lambda: not self._under_way, _PATIENCE)
+        end = time.monotonic() + _ENDING
+        while (unknown := _unknown_threads()) - self._foreign and time.monotonic() < end:
+            time.sleep(0.001)
+        self._foreign = unknown
 
     def _go_on(self) -> None:
         self._changed.release()
@@ -54,6 +62,15 @@ class _Handshakes:
             with changed:
                 self._under_way -= 1
                 changed.notify_all()
+
+
+def _unknown_threads() -> set[int]:
+    """Threads that Python does not know: that have not quite ended or begun, and other libraries'."""
+    try:
+        running = {int(name) for name in os.listdir("/proc/self/task")}
+    except OSError:  # not on macOS
+        return set()
+    return running - {thread.native_id for thread in threading.enumerate()}
 
 
 no_fork: Final = _Handshakes().one
