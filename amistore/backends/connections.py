@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from amistore import forks
@@ -67,7 +68,7 @@ class _Handshakes:
 def _unknown_threads() -> set[int]:
     """Threads that Python does not know: that have not quite ended or begun, and other libraries'."""
     try:
-        running = {int(name) for name in os.listdir("/proc/self/task")}
+        running = {int(task.name) for task in Path("/proc/self/task").iterdir()}
     except OSError:  # not on macOS
         return set()
     return running - {thread.native_id for thread in threading.enumerate()}

@@ -1,4 +1,4 @@
-"""A fork waits for threads that Python has joined and that have not quite ended: OpenSSL takes a lock there."""
+"""A fork waits for threads that are joined and have not quite ended: OpenSSL takes a lock there."""
 
 from __future__ import annotations
 
