@@ -68,12 +68,13 @@ def register(
     _registered[number] = weakref.ref(thing, forget), release, before, after
 
 
-def check_owner(process: int, what: str) -> None:
+def check_owner(process: int, what: str, remedy: str = "make another one in this process") -> None:
     """Refuse to use in a forked child what only works in the process that made it.
 
     Args:
         process: `os.getpid()` when it was made.
         what: a noun phrase, such as ``"this TaskEngine"``.
+        remedy: what to do instead.
 
     Raises:
         InvalidRequestError: this is another process.
@@ -81,7 +82,7 @@ def check_owner(process: int, what: str) -> None:
     if process != os.getpid():
         raise InvalidRequestError(
             f"{what} was made in process {process} and works only there; this is process {os.getpid()}, "
-            "forked from it: make another one in this process"
+            f"forked from it: {remedy}"
         )
 
 

@@ -78,7 +78,35 @@ WRONG: dict[str, tuple[Call, str]] = {
     "what is opened": (lambda c, _: amistore.open(c, bucket="bucket", key="key"), "give its .s3"),
     "a content id": (lambda *_: opened().verify(expected_content_id=5), "64 hexadecimal digits, not 5"),
     "where it is extracted": (lambda *_: opened().extract(None), "the folder must be a path"),
+    "whose tasks": (
+        lambda c, _: amistore.TaskEngine(c.ebs),
+        "the backend must be a Backend, not DirectoryEBS",
+    ),
+    "what a task stores": (lambda c, _: store(c, IMAGE), "Image(image_id='ami-"),
+    "whether holes are filled": (lambda c, _: unpack(c, fill_holes="no"), "fill_holes must be True or False"),
+    "whether blocks may be lost": (lambda c, _: unpack(c, allow_lost=0), "allow_lost must be True or False"),
+    "whether a task fills holes": (
+        lambda c, _: restore(c, fill_holes="no"),
+        "fill_holes must be True or False",
+    ),
+    "whether a task's may be lost": (
+        lambda c, _: restore(c, allow_lost=0),
+        "allow_lost must be True or False",
+    ),
 }
+
+
+def unpack(cloud: amistore.DirectoryBackend, **flags: Any) -> object:
+    return amistore.unpack(io.BytesIO(images.packed([(1, {})])), cloud.ebs, **flags)
+
+
+def store(cloud: amistore.DirectoryBackend, image_id: Any) -> object:
+    return amistore.TaskEngine(cloud).create_store_image_task(image_id=image_id, bucket="bucket")
+
+
+def restore(cloud: amistore.DirectoryBackend, **flags: Any) -> object:
+    engine = amistore.TaskEngine(cloud)
+    return engine.create_restore_image_task(bucket="bucket", object_key="key", **flags)
 
 
 def opened() -> amistore.Archive:
@@ -89,8 +117,9 @@ def opened() -> amistore.Archive:
 def test_what_is_of_the_wrong_kind_is_refused_with_what_to_give(
     cloud: amistore.DirectoryBackend, tmp_path: Path, call: Call, message: str
 ) -> None:
-    with pytest.raises(amistore.InvalidRequestError, match=re.escape(message)):
+    with pytest.raises(amistore.InvalidRequestError, match=re.escape(message)) as caught:
         call(cloud, tmp_path)
+    assert len(str(caught.value)) < 250
     assert cloud.s3.list_multipart_uploads("bucket") == []
 
 

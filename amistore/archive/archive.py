@@ -172,7 +172,7 @@ class Archive:
             if name in (volume.snapshot_id, *volume.device_names):
                 return volume
         raise NotFoundError(
-            f"no volume {name!r} in the archive, there are {self._devices()}", operation="volume"
+            f"no volume {name!r:.80} in the archive: it has {self._devices()}", operation="volume"
         )
 
     def _devices(self) -> str:

@@ -97,6 +97,12 @@ def check_kind(given: object, kind: type, role: str, remedy: str = "") -> None:
     )
 
 
+def check_flag(given: object, name: str) -> None:
+    """True or False: the text "no" is true to Python, and decides what a restore does to a disk."""
+    if not isinstance(given, bool):
+        raise InvalidRequestError(f"{name} must be True or False, not {given!r:.80}")
+
+
 def check_path(given: object, role: str) -> Path:
     """The path that a caller gave, if it is one."""
     if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):

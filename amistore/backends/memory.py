@@ -54,7 +54,9 @@ class _MemoryEBS(BlockStore):
         self._lock = threading.Lock()
 
     def __reduce__(self) -> str:
-        raise InvalidRequestError("a MemoryBackend lives in one process and cannot be sent to another")
+        raise InvalidRequestError(
+            "a MemoryBackend lives in one process and cannot be sent to another: take a DirectoryBackend"
+        )
 
     def encrypts_snapshots(self) -> bool:
         return False

@@ -16,6 +16,7 @@ import attrs
 from typing_extensions import Self
 
 from amistore.backends import BlockSink
+from amistore.backends.checks import check_flag
 from amistore.container import PlannedVolume, Runs
 from amistore.model import BlockRange
 from amistore.pipeline.foreign import foreign_errors
@@ -40,6 +41,9 @@ class HolePolicy:
 
     fill: bool
     told: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        check_flag(self.fill, "fill_holes")
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor
 
 from amistore.backends import BlockSink
+from amistore.backends.checks import check_flag
 from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
 from amistore.model import Image, Snapshot
@@ -46,6 +47,7 @@ class RestoredSnapshots:
         allow_lost: bool,
         holes: HolePolicy,
     ) -> None:
+        check_flag(allow_lost, "allow_lost")
         self._image = image
         self._sink = sink
         self._by_name = snapshots is not None

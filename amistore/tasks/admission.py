@@ -15,6 +15,7 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
+from amistore.backends.checks import check_flag
 from amistore.backends.objects import ObjectRanges
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError, NotFoundError
@@ -158,6 +159,8 @@ class RestoreRequest:
     ) -> RestoreRequest:
         """Check what was asked for; see `TaskEngine.create_restore_image_task`."""
         expected = parse_content_id(expected_content_id)
+        check_flag(fill_holes, "fill_holes")
+        check_flag(allow_lost, "allow_lost")
         needed(bucket, "a bucket's name")
         needed(object_key, "an object's key")
         image_tags, snapshot_tags = split_tags(tag_specifications)

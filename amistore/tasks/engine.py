@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast, overload
 
 from amistore.backends import Backend
+from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
@@ -42,7 +43,7 @@ class TaskEngine(TaskDescriptions):
     A task is durable when the call that creates it returns; it is worked on in the background.
     A context manager: leaving it stops at the next part, and what is unfinished stays to be
     resumed, by this process or another. Safe for several threads, and for several processes on
-    one journal.
+    one journal, each with an engine of its own: a forked child cannot use its parent's.
 
     Args:
         backend: where images, snapshots and objects are.
@@ -70,8 +71,7 @@ class TaskEngine(TaskDescriptions):
         concurrency: int = 2,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not isinstance(backend, Backend):
-            raise InvalidRequestError(f"the backend must be a Backend, not {type(backend).__name__}")
+        check_backend(backend, "backend")
         if quotas is not None and not isinstance(quotas, Quotas):
             raise InvalidRequestError(f"quotas must be amistore.Quotas, not {type(quotas).__name__}")
         if type(concurrency) is not int or concurrency < 1:

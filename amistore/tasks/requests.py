@@ -37,14 +37,16 @@ _LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
 def check_image_id(image_id: object) -> str:
     """``ami-`` and 8 or 17 hexadecimal digits."""
     if not is_image_id(image_id):
-        raise InvalidRequestError(f"{image_id!r} is no AMI's id", code="InvalidAMIID.Malformed")
+        raise InvalidRequestError(f"{image_id!r:.80} is no AMI's id", code="InvalidAMIID.Malformed")
     return str(image_id)
 
 
 def check_snapshot_id(snapshot_id: object) -> str:
     """``snap-`` and 8 or 17 hexadecimal digits."""
     if not is_snapshot_id(snapshot_id):
-        raise InvalidRequestError(f"{snapshot_id!r} is no snapshot's id", code="InvalidSnapshotID.Malformed")
+        raise InvalidRequestError(
+            f"{snapshot_id!r:.80} is no snapshot's id", code="InvalidSnapshotID.Malformed"
+        )
     return str(snapshot_id)
 
 

@@ -106,7 +106,7 @@ class FakeAWS:
     @property
     def _own(self) -> _State:
         """What the services share with this object, in the process that they serve in."""
-        forks.check_owner(self._process, "this FakeAWS")
+        forks.check_owner(self._process, "this FakeAWS", "do that there, and be a client here")
         return self._state
 
     @property
