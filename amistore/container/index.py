@@ -76,6 +76,17 @@ class IndexedVolume:
         values: tuple[Any, ...] = (read_snapshot_id(fields[0]), *fields[1:])
         return cls(**dict(zip(names, values, strict=True)))
 
+    def check(self) -> None:
+        """What it says agrees with itself."""
+        if self.length > prelude_limit(self.runs):
+            raise CorruptArchiveError("a volume's prelude is longer than its runs allow")
+        if self.size % GIB or not 1 <= self.size // GIB <= layout.MAX_VOLUME_GIB:
+            raise CorruptArchiveError("a volume's size is no whole number of GiB, or beyond the limit")
+        if self.content_id != identity.volume_content_id(
+            self.size, self.blocks, self.linear, self.runs_digest
+        ):
+            raise CorruptArchiveError("a volume's content id is not that of its sums")
+
 
 @attrs.frozen(kw_only=True)
 class Index:
@@ -186,10 +197,9 @@ class Index:
         before = self.front_end
         sequence = 0
         for volume in self.volumes:
+            volume.check()
             if volume.offset < before or volume.length < layout.RECORD_OVERHEAD:
                 raise CorruptArchiveError("the volumes' preludes overlap or are out of order")
-            if volume.length > prelude_limit(volume.runs):
-                raise CorruptArchiveError("a volume's prelude is longer than its runs allow")
             before = volume.offset + volume.length
             last = -1
             for _ in range(volume.segments):
@@ -199,15 +209,8 @@ class Index:
                 before = self.offsets[sequence] + least
                 last = self.lasts[sequence]
                 sequence += 1
-            if volume.size % GIB or not 1 <= volume.size // GIB <= layout.MAX_VOLUME_GIB:
-                raise CorruptArchiveError("a volume's size is no whole number of GiB, or beyond the limit")
             if (last + 1) * BLOCK_SIZE > volume.size:
                 raise CorruptArchiveError("a block lies beyond its volume", segment=sequence - 1)
-        for volume in self.volumes:
-            if volume.content_id != identity.volume_content_id(
-                volume.size, volume.blocks, volume.linear, volume.runs_digest
-            ):
-                raise CorruptArchiveError("a volume's content id is not that of its sums")
 
     def parse_head(self) -> Head:
         """The copy of HEAD."""

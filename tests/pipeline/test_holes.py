@@ -233,7 +233,7 @@ def test_pieces_and_sum_are_those_of_the_blocks_one_by_one(
 ) -> None:
     listed = Runs.of_blocks(sorted(volume.listed))
     holes = Holes(volume.size * BLOCK_SIZE, listed, lost_ranges(sorted(volume.lost)))
-    expected = [index for index in range(volume.size) if index not in volume.listed | volume.lost]
+    expected = sorted({*range(volume.size)} - volume.listed - volume.lost)
     assert holes.blocks == len(expected)
     first = data.draw(st.integers(0, volume.size))
     found = [

@@ -95,6 +95,13 @@ _SESSION_ENDED = tuple(
     for name in ("SSOError", "TokenRetrievalError", "LoginError", "RefreshWithMFAUnsupportedError")
     if hasattr(botocore.exceptions, name)  # LoginError came with botocore 1.41
 )
+_NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
+_CREDENTIALS = (
+    *_NO_CREDENTIALS,
+    *_SESSION_ENDED,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.MetadataRetrievalError,
+)
 # Providers of botocore's that ask the machine's metadata service, which may be busy.
 _METADATA = frozenset({"iam-role", "container-role"})
 _NOT_FOUND = frozenset(
@@ -152,32 +159,9 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
     except AmistoreError:
         raise
     except botocore.exceptions.ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        described = error.response.get("Error", {})
-        raise service_error(
-            str(described.get("Code", "")),
-            str(described.get("Message", "")),
-            status,
-            operation,
-            reason=str(error.response.get("Reason", "")),
-            date=error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""),
-            **facts,
-        ) from None
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
-        told = f"no credentials: {error}; give a session=, set AWS_PROFILE, or log in (aws sso login)"
-        raise AccessDeniedError(told, operation=operation, **facts) from None
-    except _SESSION_ENDED as error:
-        raise CredentialsExpiredError(f"{error}{_RENEW}", operation=operation, **facts) from None
-    except (
-        botocore.exceptions.CredentialRetrievalError,
-        botocore.exceptions.MetadataRetrievalError,
-    ) as error:
-        asked = error.kwargs.get("provider") in _METADATA
-        busy = asked or isinstance(error, botocore.exceptions.MetadataRetrievalError)
-        whence = "of the machine's metadata service " if busy else ""
-        # The text of a command's failure may be secret.
-        told = f"credentials {whence}could not be got: {type(error).__name__}{_RENEW}"
-        raise CredentialsExpiredError(told, retryable=busy, operation=operation, **facts) from None
+        raise _answered(error, operation, **facts) from None
+    except _CREDENTIALS as error:
+        raise _credentials_error(error, operation, **facts) from None
     except (
         botocore.exceptions.HTTPClientError,
         botocore.exceptions.ConnectionError,
@@ -206,6 +190,36 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise BackendError(
             f"the answer cannot be read: {type(error).__name__}", retryable=True, operation=operation, **facts
         ) from error
+
+
+def _answered(error: Any, operation: str, **facts: Any) -> AmistoreError:
+    """The error that stands for botocore's of a service's answer."""
+    about = error.response.get("ResponseMetadata", {})
+    described = error.response.get("Error", {})
+    return service_error(
+        str(described.get("Code", "")),
+        str(described.get("Message", "")),
+        about.get("HTTPStatusCode", 0),
+        operation,
+        reason=str(error.response.get("Reason", "")),
+        date=about.get("HTTPHeaders", {}).get("date", ""),
+        **facts,
+    )
+
+
+def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDeniedError:
+    """The error that stands for botocore's where there are no credentials, or they have ended."""
+    if isinstance(error, _NO_CREDENTIALS):
+        told = f"no credentials: {error}; give a session=, set AWS_PROFILE, or log in (aws sso login)"
+        return AccessDeniedError(told, operation=operation, **facts)
+    if isinstance(error, _SESSION_ENDED):
+        return CredentialsExpiredError(f"{error}{_RENEW}", operation=operation, **facts)
+    asked = error.kwargs.get("provider") in _METADATA
+    busy = asked or isinstance(error, botocore.exceptions.MetadataRetrievalError)
+    whence = "of the machine's metadata service " if busy else ""
+    # The text of a command's failure may be secret.
+    told = f"credentials {whence}could not be got: {type(error).__name__}{_RENEW}"
+    return CredentialsExpiredError(told, retryable=busy, operation=operation, **facts)
 
 
 def certificate_trouble(error: BaseException) -> str:
@@ -264,37 +278,39 @@ def service_error(
         text += f" ({reason})"
     if message:
         text += f": {message}"
-    if reason in _TOKENS:
-        return InvalidTokenError(text, retryable=True, operation=operation, **facts)
-    if reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message):
-        return NotFoundError(text, operation=operation, **facts)
-    if code in _THROTTLED or status == 429:
-        return ThrottledError(text, retryable=True, operation=operation, **facts)
-    # Codes before statuses: botocore makes a 500 of an error inside a 200.
-    if code in _ARCHIVED:
-        return ArchivedObjectError(text, operation=operation, **facts)
     late = code in _LATE or (code in _DENIED and _LATE_TEXT.search(message) is not None)
-    if late or code in _EXPIRED:
+    kind, retryable = _kind(code, message, status, reason, late=late)
+    if kind is CredentialsExpiredError:
         return _expired(text, late, _clock_error(date), operation, **facts)
-    if code in _DENIED or status in (401, 403):
-        hint = _missing(code, operation, message, reason)
+    if kind is AccessDeniedError:
+        text += _missing(code, operation, message, reason)
         # EC2's AuthFailure and S3's answers to HEAD may mean it, and do not say so.
         if (clock := _clock_error(date)) and (code not in _NOT_ALLOWED or not message):
-            hint += f"; {clock}"
-        return AccessDeniedError(f"{text}{hint}", operation=operation, **facts)
-    if code in _NOT_FOUND or status == 404:
-        return NotFoundError(text, operation=operation, **facts)
-    if code in _EXISTS:
-        return AlreadyExistsError(text, operation=operation, **facts)
-    if code in _CHANGED or status == 412:
-        return SourceChangedError(text, operation=operation, **facts)
-    if code in _CHECKSUM or reason == "INVALID_BLOCK":
-        return ChecksumMismatchError(text, retryable=True, operation=operation, **facts)
-    if reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE:
-        return BackendError(text, retryable=True, operation=operation, **facts)
-    if status >= 500 and status != 501:
-        return BackendError(text, retryable=True, operation=operation, **facts)
-    return BackendError(text, operation=operation, **facts)
+            text += f"; {clock}"
+    return kind(text, retryable=retryable, operation=operation, **facts)
+
+
+def _kind(
+    code: str, message: str, status: int, reason: str, *, late: bool
+) -> tuple[type[BackendError], bool]:
+    """The class of an answer's error, and whether it is retryable: of the first line that holds."""
+    absent = reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message)
+    passing = reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE
+    lines: tuple[tuple[bool, type[BackendError], bool], ...] = (
+        (reason in _TOKENS, InvalidTokenError, True),
+        (absent, NotFoundError, False),
+        (code in _THROTTLED or status == 429, ThrottledError, True),
+        # Codes before statuses: botocore makes a 500 of an error inside a 200.
+        (code in _ARCHIVED, ArchivedObjectError, False),
+        (late or code in _EXPIRED, CredentialsExpiredError, True),
+        (code in _DENIED or status in (401, 403), AccessDeniedError, False),
+        (code in _NOT_FOUND or status == 404, NotFoundError, False),
+        (code in _EXISTS, AlreadyExistsError, False),
+        (code in _CHANGED or status == 412, SourceChangedError, False),
+        (code in _CHECKSUM or reason == "INVALID_BLOCK", ChecksumMismatchError, True),
+        (passing or (status >= 500 and status != 501), BackendError, True),
+    )
+    return next(((kind, retryable) for holds, kind, retryable in lines if holds), (BackendError, False))
 
 
 def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) -> BackendError:

@@ -64,22 +64,26 @@ def renew(roots: Iterable[Any]) -> None:
         if id(thing) in seen or type(thing) in weakref.ProxyTypes:
             continue
         seen[id(thing)] = thing
-        if isinstance(thing, botocore.httpsession.URLLib3Session):
-            for manager in (thing._manager, *thing._proxy_managers.values()):
-                let_pools_go(manager)
-        elif isinstance(thing, (list, tuple, set, dict)):
-            if len(thing) <= _MANY:
-                rest += thing.values() if isinstance(thing, dict) else thing
-        elif isinstance(thing, (types.MethodType, types.FunctionType, functools.partial)):
-            for held in _held(thing):
-                rest.append(held)
-                if not isinstance(held, _WIDE):
-                    rest += gc.get_referents(held)
-        elif any(kind.__module__ in _MODULES for kind in type(thing).__mro__):
-            for name, value in getattr(thing, "__dict__", {}).items():
-                if type(value) is _LOCK:
-                    setattr(thing, name, threading.Lock())
-                rest.append(value)
+        rest += _renewed(thing)
+
+
+def _renewed(thing: Any) -> Iterator[Any]:
+    """Give a thing new locks, and empty its pools; gives where to look next."""
+    if isinstance(thing, botocore.httpsession.URLLib3Session):
+        for manager in (thing._manager, *thing._proxy_managers.values()):
+            let_pools_go(manager)
+    elif isinstance(thing, (list, tuple, set, dict)) and len(thing) <= _MANY:
+        yield from thing.values() if isinstance(thing, dict) else thing
+    elif isinstance(thing, (types.MethodType, types.FunctionType, functools.partial)):
+        for held in _held(thing):
+            yield held
+            if not isinstance(held, _WIDE):
+                yield from gc.get_referents(held)
+    elif any(kind.__module__ in _MODULES for kind in type(thing).__mro__):
+        for name, value in getattr(thing, "__dict__", {}).items():
+            if type(value) is _LOCK:
+                setattr(thing, name, threading.Lock())
+            yield value
 
 
 def _held(function: Any) -> Iterator[Any]:
