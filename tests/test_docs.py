@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/ runs, and every relative link leads somewhere."""
+"""Every Python block of README.md and docs/ runs, and every relative link leads somewhere, its heading too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PLACE = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -50,3 +51,16 @@ def test_a_with_can_be_pasted_into_pythons_prompt_which_ends_it_at_a_blank_line(
 def test_relative_links_lead_somewhere(page: Path) -> None:
     links = [link for link in LINK.findall(page.read_text()) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_into_a_page_lead_to_a_heading(page: Path) -> None:
+    links = [link for link in PLACE.findall(page.read_text()) if "://" not in link[0]]
+    lost = [(to, place) for to, place in links if place not in places(page.parent / to if to else page)]
+    assert lost == []
+
+
+def places(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
