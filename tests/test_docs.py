@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/ runs, and every relative link leads somewhere, its heading too."""
+"""Python blocks of README.md and docs/ run, and relative links lead somewhere, those to headings too."""
 
 from __future__ import annotations
 
