@@ -36,8 +36,9 @@ _Call = Callable[[Any], None]
 _numbers = itertools.count()
 # By number: a thing, and what is called in a child, before a fork, and after it in the parent.
 _registered: dict[int, tuple[weakref.ref[Any], _Call, _Call | None, _Call | None]] = {}
-# By the thread that is forking: what was called before the fork.
-_paused: dict[int, list[tuple[Any, _Call | None]]] = {}
+# By the thread that is forking, of each of its forks: what was called before it. A signal's handler may fork
+# while another fork waits.
+_paused: dict[int, list[list[tuple[Any, _Call | None]]]] = {}
 
 
 def register(
@@ -58,7 +59,8 @@ def register(
         thing: is kept weakly, and by identity.
         release: must not hold the thing, as a bound method does: give ``Class.method``.
         before: called before each fork, by the thread that forks; it may wait for others of the thing's.
-        after: called after it in the parent, by the same thread.
+            Where it raises, it has undone what it did: an interrupt ends a wait, and not the fork.
+        after: called after it in the parent, by the same thread, where `before` has returned.
     """
     number = next(_numbers)
 
@@ -135,44 +137,49 @@ def _end(error: BaseException | None) -> NoReturn:
 
 
 def _before() -> None:
-    paused = _paused[threading.get_ident()] = []
-    errors = []
+    paused: list[tuple[Any, _Call | None]] = []
+    _paused.setdefault(threading.get_ident(), []).append(paused)
+    errors: list[BaseException] = []
     for reference, _, before, after in list(_registered.values()):
         thing = reference()
         if thing is not None and before is not None:
             try:
                 before(thing)
                 paused.append((thing, after))
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C while it waits: the fork comes, and the others still wait
                 errors.append(error)
     _raise(errors)
 
 
 def _after_in_parent() -> None:
-    errors = []
-    for thing, after in _paused.pop(threading.get_ident(), ()):
+    errors: list[BaseException] = []
+    thread = threading.get_ident()
+    paused = _paused.get(thread)  # none in a child that was forked while this fork waited
+    for thing, after in paused.pop() if paused else ():
         try:
             if after is not None:
                 after(thing)
-        except Exception as error:
+        except BaseException as error:
             errors.append(error)
+    if not paused:
+        _paused.pop(thread, None)
     _raise(errors)
 
 
 def _after_in_child() -> None:
     _paused.clear()
-    errors = []
+    errors: list[BaseException] = []
     for reference, release, *_ in list(_registered.values()):
         thing = reference()
         try:
             if thing is not None:
                 release(thing)
-        except Exception as error:
+        except BaseException as error:
             errors.append(error)
     _raise(errors)
 
 
-def _raise(errors: list[Exception]) -> None:
+def _raise(errors: list[BaseException]) -> None:
     """Once all others were called; Python prints it, as it does for every hook of this kind."""
     del errors[1:]
     if errors:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 from children import answers, forked
 
 from amistore import InvalidRequestError, forks
+from amistore.backends.connections import no_fork
 
 
 @contextlib.contextmanager
@@ -94,7 +97,8 @@ def test_children_forked_while_threads_register_let_go_of_all_that_was() -> None
             thread.join()
 
 
-def test_what_waits_for_a_fork_goes_on_after_it_in_the_parent_alone() -> None:
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_waits_for_a_fork_goes_on_after_it_in_the_parent_alone(error: type[BaseException]) -> None:
     told: list[str] = []
 
     def before(_: Thing) -> None:
@@ -104,7 +108,7 @@ def test_what_waits_for_a_fork_goes_on_after_it_in_the_parent_alone() -> None:
         told.append("after")
 
     def fail(_: Thing) -> None:
-        raise ValueError("cannot wait")
+        raise error("cannot wait")
 
     failing, thing = Thing(), Thing()
     forks.register(failing, Thing.release, before=fail, after=after)
@@ -112,6 +116,63 @@ def test_what_waits_for_a_fork_goes_on_after_it_in_the_parent_alone() -> None:
     with catching_unraisable():
         assert answers([lambda: (told, thing.released)]) == [(["before"], 1)]
     assert told == ["before", "after"]
+
+
+def test_a_fork_while_another_fork_waits_takes_nothing_from_it() -> None:
+    """As the handler of a signal does."""
+    told: list[str] = []
+    nested: list[object] = []
+
+    def before(_: Thing) -> None:
+        told.append("before")
+        if not nested:
+            nested.append(None)
+            nested[0] = answers([lambda: "nested"])
+
+    def after(_: Thing) -> None:
+        told.append("after")
+
+    thing = Thing()
+    forks.register(thing, Thing.release, before=before, after=after)
+    assert answers([lambda: "outer"]) == ["outer"]
+    assert nested == [["nested"]]
+    assert told == ["before", "before", "after", "after"]
+    assert not forks._paused
+
+
+def test_an_interrupt_while_a_fork_waits_for_a_handshake_holds_up_no_other() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def shake() -> None:
+        with no_fork():
+            begun.set()
+            over.wait(60)
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code is threading.Condition.wait_for.__code__:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    slow = threading.Thread(target=shake)
+    slow.start()
+    begun.wait()
+    kept = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        with catching_unraisable():
+            assert answers([lambda: "child"]) == ["child"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+        over.set()
+    slow.join(60)
+    next_one = threading.Thread(target=shake, daemon=True)
+    next_one.start()
+    next_one.join(60)
+    assert not slow.is_alive()
+    assert not next_one.is_alive()
 
 
 def test_what_another_process_made_is_refused_with_the_remedy() -> None:

@@ -43,11 +43,12 @@ class _Handshakes:
 
     def _pause(self) -> None:
         self._changed.acquire()
-        self._changed.wait_for(lambda: not self._under_way, _PATIENCE)
-        end = time.monotonic() + _ENDING
-        while (unknown := _unknown_threads()) - self._foreign and time.monotonic() < end:
-            time.sleep(0.001)
-        self._foreign = unknown
+        with forks.undoing(lambda _: self._go_on()):
+            self._changed.wait_for(lambda: not self._under_way, _PATIENCE)
+            end = time.monotonic() + _ENDING
+            while (unknown := _unknown_threads()) - self._foreign and time.monotonic() < end:
+                time.sleep(0.001)
+            self._foreign = unknown
 
     def _go_on(self) -> None:
         self._changed.release()

@@ -138,8 +138,9 @@ class Database:
         self._lock.acquire()
         # In use now, it is so by the thread that forks, from the handler of a signal: it goes on after that.
         if self.path is not None and self._connection is not None and not self._uses:
-            self._connection.close()
-            self._connection = None
+            with forks.undoing(lambda _: self._go_on()):
+                self._connection.close()
+                self._connection = None
 
     def _go_on(self) -> None:
         self._lock.release()
