@@ -251,7 +251,12 @@ def rename_to_new(finished: Path, path: Path) -> None:
         raise
     except OSError:  # each filesystem has an errno of its own for it; what else is wrong is met again
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        with forks.undoing(lambda _: path.unlink()):
+
+        def undo(_: BaseException) -> None:
+            if finished.exists():  # else an interrupt came behind the renaming
+                path.unlink()
+
+        with forks.undoing(undo):
             finished.replace(path)
     else:
         finished.unlink()

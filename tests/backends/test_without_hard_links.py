@@ -82,6 +82,23 @@ def test_a_renaming_that_fails_leaves_no_empty_file(
     assert os.listdir(linkless_folder) == []
 
 
+def test_an_interrupt_behind_the_renaming_does_not_remove_what_was_made(
+    linkless_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    path = linkless_folder / "file"
+    with pytest.raises(KeyboardInterrupt), files.new_file(path) as descriptor:
+        files.write_at(descriptor, b"of hours of work", 0)
+    assert path.read_bytes() == b"of hours of work"
+    assert os.listdir(linkless_folder) == ["file"]
+
+
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_work() -> None:
     folder = Path("/proc")  # root may write to all others
     with pytest.raises(amistore.BackendError, match=r"/proc/\.new"):
