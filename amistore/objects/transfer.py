@@ -1,4 +1,4 @@
-"""`transfer`: an AMI from one backend to another, and `copy_object`: an archive between stores.
+"""`transfer`: an AMI from one backend to another; `restore_image`: an archive becomes an AMI.
 
 Two sets of credentials, no local disk: what is read from one side goes to the other through
 bounded memory. On the way it is a container, so every block is verified as in any restore.
@@ -6,30 +6,22 @@ bounded memory. On the way it is a container, so every block is verified as in a
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 import attrs
-from typing_extensions import Buffer
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, ObjectInfo, ObjectStore
 from amistore.backends.base import check_backend
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import ContainerEnd, StoredSegment, container_events, decode_segment
-from amistore.container.frames import check_frame
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
     AlreadyExistsError,
-    CorruptArchiveError,
     InvalidRequestError,
-    NotFoundError,
-    advising,
 )
 from amistore.model import Image
+from amistore.objects.piecereader import PieceReader
 from amistore.objects.registration import (
     refuse_unregistrable,
     register_restored,
@@ -45,13 +37,10 @@ from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.unpack import restore_stream
-from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import MIB
 
-__all__ = ["TransferredImage", "copy_object", "restore_image", "transfer"]
+__all__ = ["TransferredImage", "restore_image", "transfer"]
 
 _LEVEL = 1  # of zstd, where nobody keeps the bytes
-_RANGE = 8 * MIB  # bytes of a read
 
 
 @attrs.frozen(kw_only=True)
@@ -117,16 +106,8 @@ def transfer(
         AccessDeniedError: registering would be refused in the end, told before anything is read or made.
         BackendError: either side failed. What was begun is deleted, but for what `logs` go on from.
     """
-    if keep is not None and not (isinstance(keep, tuple) and len(keep) == 2):
-        raise InvalidRequestError(
-            f"keep= is a bucket and a key, such as ('archive', 'web.bin'), not {keep!r}"
-        )
-    if logs is not None and (keep is None or not isinstance(logs, tuple) or len(logs) != 2):
-        raise InvalidRequestError("logs= are two, of storing and of restoring, and go with keep=")
+    packing, restoring = _check_keep(keep, logs)
     expected = parse_content_id(expected_content_id)
-    packing, restoring = logs or (None, None)
-    for each in (packing, restoring):
-        check_log(each)
     check_backend(source, "source")
     check_backend(destination, "destination")
     image = _describe(image_id, source)
@@ -137,34 +118,22 @@ def transfer(
     )
     holes = HolePolicy(fill_holes, told)
     if keep is not None:
-        # Held until the image is there: it proves that the object is of these runs.
-        held = None if packing is None else HeldLog(packing)
-        try:
-            kept = pack_object(
-                image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress
-            )
-        except AlreadyExistsError as error:
-            error.message += "; if it is this image's archive, amistore.restore_image goes on from it"
-            raise
-        computed = bytes.fromhex(kept.content_id)
-        check_content_id(computed, expected)
-        new_id = _restore(
-            ObjectRanges(destination.s3, *keep, ObjectInfo(size=kept.size, etag=kept.etag)),
+        return _transfer_kept(
+            image,
+            source,
             destination,
             holes,
+            keep,
             name=name,
-            log=restoring,
-            expected=computed,
+            logs=(packing, restoring),
+            expected=expected,
             workers=workers,
             progress=progress,
         )
-        if packing is not None:
-            packing.end()
-        return TransferredImage(image_id=new_id, content_id=kept.content_id, kept=kept)
     warn_of_dropped(destination, image, name)
     with pack(image, source.ebs, level=_LEVEL, workers=workers) as pieces:
         restored = restore_stream(
-            cast(BinaryIO, _PieceReader(pieces)),
+            cast(BinaryIO, PieceReader(pieces)),
             destination.ebs,
             holes,
             expected_content_id=expected_content_id,
@@ -173,6 +142,62 @@ def transfer(
         )
     new_id = register_restored(restored, name, destination)
     return TransferredImage(image_id=new_id, content_id=pieces.content_id)
+
+
+def _check_keep(
+    keep: tuple[str, str] | None, logs: tuple[ResumeLog, ResumeLog] | None
+) -> tuple[ResumeLog | None, ResumeLog | None]:
+    """The logs of storing and of restoring, if they and what is kept can be that."""
+    if keep is not None and not (isinstance(keep, tuple) and len(keep) == 2):
+        raise InvalidRequestError(
+            f"keep= is a bucket and a key, such as ('archive', 'web.bin'), not {keep!r}"
+        )
+    if logs is not None and (keep is None or not isinstance(logs, tuple) or len(logs) != 2):
+        raise InvalidRequestError("logs= are two, of storing and of restoring, and go with keep=")
+    for each in logs or ():
+        check_log(each)
+    return logs or (None, None)
+
+
+def _transfer_kept(
+    image: Image,
+    source: Backend,
+    destination: Backend,
+    holes: HolePolicy,
+    keep: tuple[str, str],
+    *,
+    name: str | None,
+    logs: tuple[ResumeLog | None, ResumeLog | None],
+    expected: bytes | None,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> TransferredImage:
+    """`transfer` by an archive that is kept: what is restored is bound to what was packed, not to a name."""
+    packing, restoring = logs
+    # Held until the image is there: it proves that the object is of these runs.
+    held = None if packing is None else HeldLog(packing)
+    try:
+        kept = pack_object(
+            image, source.ebs, destination.s3, *keep, log=held, workers=workers, progress=progress
+        )
+    except AlreadyExistsError as error:
+        error.message += "; if it is this image's archive, amistore.restore_image goes on from it"
+        raise
+    computed = bytes.fromhex(kept.content_id)
+    check_content_id(computed, expected)
+    new_id = _restore(
+        ObjectRanges(destination.s3, *keep, ObjectInfo(size=kept.size, etag=kept.etag)),
+        destination,
+        holes,
+        name=name,
+        log=restoring,
+        expected=computed,
+        workers=workers,
+        progress=progress,
+    )
+    if packing is not None:
+        packing.end()
+    return TransferredImage(image_id=new_id, content_id=kept.content_id, kept=kept)
 
 
 def restore_image(
@@ -276,137 +301,3 @@ def _describe(image_id: str, source: Backend) -> Image:
         image = source.ec2.describe_image(image_id)
         source.preflight(image)
         return image
-
-
-def copy_object(
-    source: ObjectStore,
-    destination: ObjectStore,
-    place: tuple[str, str],
-    to: tuple[str, str],
-    *,
-    expected_content_id: str | None = None,
-    workers: int | None = None,
-) -> ObjectInfo:
-    """Copy an archive between stores, verified on the way: the copy appears only if all of it is right.
-
-    Every record, the index, the tail and each frame's CRC are checked. Nothing is decompressed but with
-    an expected content id: to prove that, each block is decoded and hashed.
-
-    Args:
-        source: where it is.
-        destination: where it goes; another store, or the same.
-        place: bucket and key of the archive.
-        to: bucket and key of the copy, which must not exist.
-        expected_content_id: refuse another archive; 64 hexadecimal digits.
-        workers: ranges read at once; None for the number of CPUs.
-
-    Returns:
-        What the store tells of the copy: size, ETag, metadata.
-
-    Raises:
-        NotFoundError: no such object.
-        AlreadyExistsError: the copy's name is taken.
-        CorruptArchiveError: the archive is damaged; no copy is left.
-        SourceChangedError: the archive was replaced meanwhile.
-    """
-    expected = parse_content_id(expected_content_id)
-    for store, role in ((source, "source"), (destination, "destination")):
-        check_kind(store, ObjectStore, role)
-    for each in (place, to):
-        if not isinstance(each, tuple) or len(each) != 2:
-            raise InvalidRequestError(
-                f"a place is a bucket and a key, such as ('archive', 'web.bin'), not {each!r}"
-            )
-    with foreign_errors("head_object", bucket=place[0], key=place[1]):
-        ranges = ObjectRanges(source, *place)
-    with contextlib.suppress(NotFoundError), foreign_errors("head_object", bucket=to[0], key=to[1]):
-        destination.head_object(*to)
-        raise AlreadyExistsError(
-            "the object exists: give another key, or delete it first", bucket=to[0], key=to[1]
-        )
-
-    def read(offset: int) -> bytes:
-        with foreign_errors("get_object_range", bucket=place[0], key=place[1]):
-            return ranges.read(offset, _RANGE)
-
-    with (
-        worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, read, range(0, ranges.size, _RANGE), limit)) as pieces,
-        foreign_errors("put_object", bucket=to[0], key=to[1]),
-        advising(),
-    ):
-        return destination.put_object(
-            *to,
-            _verified(_PieceReader(pieces), expected),
-            metadata=ranges.metadata,
-            if_none_match=True,
-            part_size=max(16 * MIB, -(-ranges.size // 9_000)),
-        )
-
-
-def _verified(stream: _PieceReader, expected: bytes | None) -> Iterator[bytes]:
-    """The bytes of a container as they come, checked no later than at its end; with an expected id proved."""
-    events = container_events()
-    step = next(events)
-    while True:
-        if isinstance(step, int):
-            content = b"".join(_exactly(stream, step))
-            yield content
-            step = events.send(content)
-            continue
-        if isinstance(step, StoredSegment):
-            if expected is None:
-                _check_frames(step)
-            else:
-                contents = step.segment.frame_contents
-                for _ in decode_segment(step.descriptor, step.frames, contents, step.payload):
-                    pass
-        elif isinstance(step, ContainerEnd):
-            check_content_id(step.index.content_id, expected)
-            return
-        step = next(events)
-
-
-def _check_frames(stored: StoredSegment) -> None:
-    contents = stored.segment.frame_contents
-    offset = stored.payload
-    for frame, content_size, entry in zip(stored.frames, contents, stored.descriptor.frames, strict=True):
-        try:
-            check_frame(frame, content_size, entry.crc32)
-        except CorruptArchiveError as error:
-            error.locate(record="frame", offset=offset, segment=stored.descriptor.sequence)
-            raise
-        offset += entry.size
-
-
-def _exactly(stream: _PieceReader, size: int) -> Iterator[bytes]:
-    """`size` bytes, fewer only at the end."""
-    while size:
-        piece = stream.read(min(size, _RANGE))
-        if not piece:
-            return
-        size -= len(piece)
-        yield piece
-
-
-class _PieceReader(io.RawIOBase):
-    """The pieces of an iterator, which stays its owner's to close, as a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = memoryview(piece)
-        view = memoryview(buffer).cast("B")
-        count = min(len(view), len(self._left))
-        view[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count

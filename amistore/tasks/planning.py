@@ -130,10 +130,10 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
     """Tell what restoring an archive takes, by its index."""
     stored = request.stored
     index = stored.index
-    volumes = len(index.volumes)
     holes = {snapshot_id: count for snapshot_id, count in request.holes.items() if count}
-    filling = {"put_snapshot_block": sum(holes.values())}
-    blocks = stored.head.blocks + (filling["put_snapshot_block"] if request.fill_holes else 0)
+    hole_blocks = sum(holes.values())
+    filling = {"put_snapshot_block": hole_blocks}
+    blocks = stored.head.blocks + (hole_blocks if request.fill_holes else 0)
     with foreign_errors("encrypts_snapshots"):
         encrypts = backend.ebs.encrypts_snapshots()
     looked_at = 0 if request.fill_holes else min(1, len(holes)) if encrypts else len(holes)
@@ -157,25 +157,25 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         *_dropped(fidelity),
     ]
     if not request.fill_holes:
-        warnings += _noise(sum(holes.values()), encrypts)
+        warnings += _noise(hole_blocks, encrypts)
         fidelity += _noisy(holes, encrypts)
     return RestorePlan(
         image_id=stored.image.image_id,
         bucket=request.bucket,
         object_key=request.object_key,
-        volumes=volumes,
+        volumes=len(index.volumes),
         blocks=stored.head.blocks,
         segments=len(index.offsets),
         name=request.name,
         object_bytes=stored.size,
         content_id=index.content_id.hex(),
         monthly_cost=terms.snapshot_storage(blocks),
-        holes=filling["put_snapshot_block"],
+        holes=hole_blocks,
         fill_holes=request.fill_holes,
         encrypts=encrypts,
         fill_seconds=terms.rates.seconds(filling),
         fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),
-        fill_monthly_cost=terms.snapshot_storage(filling["put_snapshot_block"]),
+        fill_monthly_cost=terms.snapshot_storage(hole_blocks),
         warnings=tuple(warnings),
         fidelity=fidelity,
         **terms.members(request.size, requests),
@@ -196,8 +196,7 @@ def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dic
         "start_snapshot": volumes,
         "put_snapshot_block": blocks,
         "complete_snapshot": volumes,
-        # Each is waited for.
-        "describe_snapshot": volumes + looked_at,
+        "describe_snapshot": volumes + looked_at,  # each is waited for
         "head_bucket": 1,
         "head_object": 2,
         # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
