@@ -78,6 +78,14 @@ WRONG: dict[str, tuple[Call, str]] = {
     "what is opened": (lambda c, _: amistore.open(c, bucket="bucket", key="key"), "give its .s3"),
     "a content id": (lambda *_: opened().verify(expected_content_id=5), "64 hexadecimal digits, not 5"),
     "where it is extracted": (lambda *_: opened().extract(None), "the folder must be a path"),
+    "tags of snapshots": (
+        lambda c, _: IMAGE.with_tags(snapshot_tags={"team": "x"}),
+        "tags are a list of amistore.Tag",
+    ),
+    "what is compared": (
+        lambda c, _: amistore.compare(opened(), c.ebs, snapshots="snap-0123456789abcdef0"),
+        "snapshots= is an Image, or maps",
+    ),
     "whose tasks": (
         lambda c, _: amistore.TaskEngine(c.ebs),
         "the backend must be a Backend, not DirectoryEBS",
@@ -153,7 +161,7 @@ def test_an_image_or_bucket_that_is_not_there_is_told_shortly_with_the_remedy(
             call(unknown)
         for given in ("web", None, IMAGE):
             with pytest.raises(amistore.NotFoundError, match="an id is ami- and 8 or 17 hex") as caught:
-                call(given)  # type: ignore[arg-type]
+                call(given)
             assert len(str(caught.value)) < 250
     with pytest.raises(amistore.NotFoundError, match="no such bucket: make it with create_bucket"):
         cloud.s3.head_object("bucket", "key")

@@ -181,10 +181,7 @@ def compare(
     with _opened(archive) as opened:
         check_content_id(bytes.fromhex(opened.content_id), expected)
         names = [volume.snapshot_id for volume in opened.volumes]
-        if isinstance(snapshots, Image):
-            live = _by_device(opened.image, snapshots)
-        else:
-            live = {name: name for name in names} if snapshots is None else dict(snapshots)
+        live = _live_ids(opened.image, names, snapshots)
         foreign = sorted(set(live) - set(names))
         if foreign:
             raise InvalidRequestError(
@@ -219,6 +216,21 @@ def compare(
                 )
             )
         return Difference((), tuple(volumes))
+
+
+def _live_ids(
+    archived: Image, names: list[str], snapshots: Mapping[str, str] | Image | None
+) -> dict[str, str]:
+    """The live snapshot for each archived one that is compared, as the caller of `compare` says it."""
+    if snapshots is None:
+        return {name: name for name in names}
+    if isinstance(snapshots, Image):
+        return _by_device(archived, snapshots)
+    if not isinstance(snapshots, Mapping):
+        raise InvalidRequestError(
+            f"snapshots= is an Image, or maps archived snapshots' ids to live ones', not {snapshots!r:.80}"
+        )
+    return dict(snapshots)
 
 
 def _by_device(archived: Image, restored: Image) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from amistore.errors import InvalidValueError
 from amistore.model import fields
 
 __all__ = [
@@ -268,4 +269,10 @@ class Image:
 
 
 def _merged(tags: Iterable[Tag], over: Iterable[Tag]) -> tuple[Tag, ...]:
-    return tuple({tag.key: tag for tag in (*tags, *over)}.values())
+    merged = (*tags, *over)
+    for tag in merged:
+        if not isinstance(tag, Tag):
+            raise InvalidValueError(
+                f"tags are a list of amistore.Tag, not of {tag!r:.80}", field="tags", value=tag
+            )
+    return tuple({tag.key: tag for tag in merged}.values())
