@@ -111,7 +111,7 @@ def transfer(cloud: Cloud, part: Part) -> bool:
         workers=2,
         progress=lambda _: part(),
     )
-    return cloud.registered(made)
+    return cloud.registered(made.image_id)
 
 
 def register(cloud: Cloud, part: Part) -> bool:
