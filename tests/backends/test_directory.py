@@ -107,6 +107,20 @@ class TestImportDisk:
             cloud.import_disk("/no/such/disk", name="web")
         assert files_in(cloud.path) == before
 
+    def test_an_interrupt_behind_the_registration_leaves_no_image_on_a_deleted_snapshot(
+        self, cloud, tmp_path, monkeypatch
+    ):
+        register = type(cloud.ec2).register_image
+
+        def interrupted(*arguments, **options):
+            register(*arguments, **options)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(type(cloud.ec2), "register_image", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cloud.import_disk(disk_of(tmp_path / "disk.raw", 1, {0: b"x"}), name="web")
+        assert files_in(cloud.path) == []
+
     @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "fifo", "nul", "surrogate", "too large"])
     def test_a_disk_that_is_none_is_refused_and_leaves_nothing(self, cloud, tmp_path, kind):
         path: str | Path = tmp_path / kind

@@ -27,7 +27,7 @@ from amistore.backends.directory.diskformats import SECTOR, refuse_foreign
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
-from amistore.errors import BackendError, InvalidRequestError
+from amistore.errors import BackendError, InvalidRequestError, NotFoundError
 from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
@@ -126,9 +126,10 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             if format is None:
                 refuse_foreign(disk_path, *disk.ends(SECTOR))
             snapshot_id = self._import_snapshot(disk, disk_path.name, zeros == "listed")
-        with forks.undoing(lambda _: self._discard(snapshot_id)):
+        with forks.undoing(lambda _: self._discard(snapshot_id, image.image_id)):
             root = attrs.evolve(root, ebs=attrs.evolve(ebs, snapshot_id=snapshot_id))
-            return self.ec2.register_image(attrs.evolve(image, block_device_mappings=(*others, root)))
+            imported = attrs.evolve(image, block_device_mappings=(*others, root))
+            return self.ec2.register_image(imported, image_id=image.image_id)
 
     def _import_snapshot(self, disk: SourceDisk, name: str, listing_zeros: bool) -> str:
         # A file's name may hold bytes that are no UTF-8.
@@ -153,8 +154,11 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
             _logger.info("%s: %s of zeros %s", description, sized(zeros * BLOCK_SIZE), done)
         return snapshot_id
 
-    def _discard(self, snapshot_id: str) -> None:
+    def _discard(self, snapshot_id: str, image_id: str | None = None) -> None:
         try:
+            if image_id is not None:  # an error may come behind its registration
+                with contextlib.suppress(NotFoundError):
+                    self.ec2.deregister_image(image_id)
             self.ebs.delete_snapshot(snapshot_id)
         except Exception as error:  # the first error is the one to tell
             _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
