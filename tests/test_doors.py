@@ -161,7 +161,7 @@ def test_an_image_or_bucket_that_is_not_there_is_told_shortly_with_the_remedy(
             call(unknown)
         for given in ("web", None, IMAGE):
             with pytest.raises(amistore.NotFoundError, match="an id is ami- and 8 or 17 hex") as caught:
-                call(given)
+                call(given)  # type: ignore[arg-type]
             assert len(str(caught.value)) < 250
     with pytest.raises(amistore.NotFoundError, match="no such bucket: make it with create_bucket"):
         cloud.s3.head_object("bucket", "key")
