@@ -144,9 +144,9 @@ def remove(path: Path) -> None:
 
 
 def is_forgotten(path: Path) -> bool:
-    """Whether nothing was written there for an hour."""
+    """Whether nothing was written there for an hour; of a link, not to what it leads to."""
     try:
-        return time.time() - path.stat().st_mtime > _FORGOTTEN
+        return time.time() - path.lstat().st_mtime > _FORGOTTEN
     except FileNotFoundError:
         return False
 

@@ -46,6 +46,18 @@ def test_a_fifo_among_a_snapshot_s_files_is_told_with_its_path(tmp_path: Path, n
         cloud.ebs.get_snapshot_block(snapshot_id, 0, "")
 
 
+@pytest.mark.parametrize("target", [".made.tmp", "/no/such/file"], ids=["itself", "nothing"])
+def test_a_link_among_what_crashes_left_is_removed_and_keeps_nothing_else(
+    tmp_path: Path, target: str
+) -> None:
+    cloud = amistore.DirectoryBackend(tmp_path)
+    for name, make in ((".made.tmp", lambda path: path.symlink_to(target)), (".other.tmp", Path.touch)):
+        make(tmp_path / "ec2" / name)
+        os.utime(tmp_path / "ec2" / name, (0, 0), follow_symlinks=False)
+    assert sorted(cloud.sweep()) == ["ec2/.made.tmp", "ec2/.other.tmp"]
+    assert os.listdir(tmp_path / "ec2") == []
+
+
 def test_a_description_larger_than_any_is_refused_before_it_is_read_into_memory(tmp_path: Path) -> None:
     cloud = amistore.DirectoryBackend(tmp_path)
     snapshot_id = store_snapshot(cloud.ebs, 1, {})
