@@ -250,7 +250,7 @@ def machine_limits() -> Iterator[None]:
         if "can't start new thread" not in str(error):  # CPython's words, from 3.10 to 3.14
             raise
         raise ResourcesExhaustedError(
-            "the system begins no further thread: take fewer workers (`workers=`), or raise the limit of "
+            "the system starts no more threads: take fewer workers (`workers=`), or raise the limit of "
             "processes or memory (`ulimit -u`, the container's pids.max)"
         ) from error
 

@@ -252,9 +252,9 @@ def _missing_root(image: Image) -> str | None:
         return None
     mapped = ", ".join(each.device_name for each in image.block_device_mappings)
     return (
-        f"the root device {image.root_device_name} is that of no mapping, and which of {mapped or 'none'} is "
-        "meant is not known: unpack the snapshots, name it with attrs.evolve(image, root_device_name=...), "
-        "and register that image"
+        f"no mapping is named {image.root_device_name}, the root device, and it is not known which of "
+        f"{mapped or 'none'} is meant: unpack the snapshots, name one with "
+        "attrs.evolve(image, root_device_name=...), and register that image"
     )
 
 
@@ -267,7 +267,7 @@ def root_warning(image: Image) -> str | None:
     if root is None or root.device_name == image.root_device_name:
         return None
     return (
-        f"the root device of {image.image_id}, {image.root_device_name}, is that of no mapping: "
+        f"no mapping of {image.image_id} is named {image.root_device_name}, its root device: "
         f"{root.device_name} is taken for it"
     )
 

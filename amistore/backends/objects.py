@@ -263,7 +263,7 @@ class ObjectRanges(RangeReader):
 
     Args:
         store: where it is.
-        bucket: it is in.
+        bucket: the bucket that holds the object.
         key: of the object.
         info: what its completion said of it; None for what it is now.
 

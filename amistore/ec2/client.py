@@ -32,7 +32,7 @@ class ClientMeta:
 class EC2Client:
     """EC2's operations on a task engine; parameters and answers are those of boto3's client.
 
-    Not a member more, and none less but what nobody here knows. The engine stays the caller's to
+    Exactly boto3's members, without those that have no value here. The engine stays the caller's to
     close. Errors are botocore's ``ClientError``, its ``response["Error"]["Code"]`` EC2's code, and
     ``ParamValidationError``; without botocore, of the same shape: `exceptions` has the first.
 

@@ -1,7 +1,7 @@
 """`is_final`: whether a run ended for a reason that the next run would meet again.
 
 Only then is what a durable run has made removed, and the run ended: a one-shot call with a log, and
-a task. For any other reason both stay, to be gone on with or to be given up by their owner.
+a task. For any other reason both stay: their owner resumes the run, or gives it up.
 docs/tasks.md has the table.
 """
 

@@ -73,7 +73,7 @@ def unpack_object(
 
     Args:
         store: where the object is.
-        bucket: it is in.
+        bucket: the bucket that holds the object.
         key: of the object.
         sink: where new snapshots are made.
         log: from which an earlier run that ended in a crash or an error is continued: segments
@@ -303,7 +303,7 @@ class _Restoration(Verification):
         generation, before = self._journal.begun(volume.snapshot_id)
         # Asked first: a sink may give the token of a snapshot that was deleted to a new, empty one.
         if before is not None and not self._usable(before):
-            _logger.warning("snapshot %s cannot be gone on with: starting another", before)
+            _logger.warning("snapshot %s cannot be resumed: starting another", before)
             generation += 1
             before = None
         # With the same token: the same snapshot, if it is one that this task began.
@@ -313,7 +313,7 @@ class _Restoration(Verification):
         snapshot_id = self._restored.begin(volume, client_token=token)
         if snapshot_id is not None and snapshot_id == before:
             first = self._first[number] = self._journal.put(volume.snapshot_id)
-            _logger.info("snapshot %s is gone on with, from segment %d on", snapshot_id, first)
+            _logger.info("resuming snapshot %s at segment %d", snapshot_id, first)
         elif snapshot_id is not None:
             self._journal.note_begun(volume.snapshot_id, generation, snapshot_id, volume.size)
             self._restored.warn_of_holes(volume)

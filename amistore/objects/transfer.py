@@ -136,7 +136,7 @@ def transfer(
             cast(BinaryIO, PieceReader(pieces)),
             destination.ebs,
             holes,
-            expected_content_id=expected_content_id,
+            expected=expected,
             workers=workers,
             progress=progress,
         )
@@ -220,7 +220,7 @@ def restore_image(
 
     Args:
         store: where the archive is.
-        bucket: it is in.
+        bucket: the bucket that holds the object.
         key: of the object.
         destination: where the AMI is made.
         name: of the image; None for the stored one's.

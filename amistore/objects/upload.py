@@ -66,7 +66,7 @@ class StoredArchive:
     """An archive that was stored as an object.
 
     Attributes:
-        bucket: it is in.
+        bucket: the bucket that holds the object.
         key: of the object.
         size: in bytes.
         etag: of the object, as its completion gave it.

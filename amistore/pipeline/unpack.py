@@ -89,7 +89,7 @@ def unpack(
         stream,
         sink,
         HolePolicy(fill_holes),
-        expected_content_id=expected_content_id,
+        expected=parse_content_id(expected_content_id),
         snapshots=snapshots,
         allow_lost=allow_lost,
         workers=workers,
@@ -103,7 +103,7 @@ def restore_stream(
     sink: BlockSink,
     holes: HolePolicy,
     *,
-    expected_content_id: str | None = None,
+    expected: bytes | None,
     snapshots: Iterable[str] | None = None,
     allow_lost: bool = False,
     workers: int | None = None,
@@ -114,7 +114,6 @@ def restore_stream(
     if not hasattr(stream, "read"):
         raise InvalidRequestError(f"unpack takes an open binary file or stream, not {type(stream).__name__}")
     check_kind(sink, BlockSink, "sink")
-    expected = parse_content_id(expected_content_id)
     check_picklable(executor, sink, "sink")
     with machine_limits():
         restore = _Restore(sink, read_events(stream), snapshots, allow_lost, holes, expected)

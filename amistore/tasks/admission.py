@@ -121,7 +121,7 @@ class RestoreRequest:
         stored: the archive, its end checked.
         restorable: its image, without mappings whose snapshots are not in the archive.
         region: where the AMI was that it was made of; None where that is not known.
-        bucket: it is in.
+        bucket: the bucket that holds the object.
         object_key: of its object.
         name: of the new AMI.
         size: GiB of its snapshots.

@@ -14,8 +14,8 @@ import amistore
 from amistore import TaskEngine
 from amistore.testing import FaultyBackend
 
-TAKEN = "is that of no mapping: /dev/sda is taken for it"
-UNKNOWN = "/dev/sdx is that of no mapping, and which of /dev/sda, /dev/sdb is meant is not known"
+TAKEN = "/dev/sda1, its root device: /dev/sda is taken for it"
+UNKNOWN = "no mapping is named /dev/sdx, the root device, and it is not known which of /dev/sda, /dev/sdb"
 
 
 @pytest.fixture(params=["memory", "directory"])

@@ -1,4 +1,4 @@
-"""Tasks where the system begins no further thread: none is made that would wait for one for ever."""
+"""Tasks where the system starts no more threads: none is made that would wait for one for ever."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def no_threads() -> Iterator[None]:
 def test_without_a_thread_no_task_is_made_and_the_next_call_makes_one() -> None:
     cloud, image_id = account()
     with TaskEngine(cloud) as engine:
-        with no_threads(), pytest.raises(amistore.ResourcesExhaustedError, match="no further thread"):
+        with no_threads(), pytest.raises(amistore.ResourcesExhaustedError, match="no more threads"):
             engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
         assert list(engine.describe_store_image_tasks()) == []
         task = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)

@@ -79,7 +79,7 @@ class AWSBackend(RetryingBackend):
         """Ask for an object of an archived storage class; hours later it can be read.
 
         Args:
-            bucket: it is in.
+            bucket: the bucket that holds the object.
             key: of the object.
             days: that it stays readable; None for Intelligent-Tiering, where it stays.
             tier: ``Expedited``, ``Standard`` or ``Bulk``.

@@ -218,7 +218,7 @@ def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDenied
     busy = asked or isinstance(error, botocore.exceptions.MetadataRetrievalError)
     whence = "of the machine's metadata service " if busy else ""
     # The text of a command's failure may be secret.
-    told = f"credentials {whence}could not be got: {type(error).__name__}{_RENEW}"
+    told = f"credentials {whence}could not be obtained: {type(error).__name__}{_RENEW}"
     return CredentialsExpiredError(told, retryable=busy, operation=operation, **facts)
 
 
