@@ -331,18 +331,22 @@ class Archive:
                         workers=workers,
                         progress=progress,
                     )
-            if manifest in done and not overwrite:
-                if not _holds(manifest, encode_manifest(self.image)):
-                    raise AlreadyExistsError(f"{manifest} exists, and is not this archive's")
-            else:
-                with files.new_file(manifest, overwrite=overwrite) as descriptor:
-                    files.write_at(descriptor, encode_manifest(self.image), 0)
+            _write_manifest(
+                manifest, encode_manifest(self.image), there=manifest in done, overwrite=overwrite
+            )
         return paths
 
 
-def _holds(path: Path, content: bytes) -> bool:
+def _write_manifest(path: Path, content: bytes, *, there: bool, overwrite: bool) -> None:
+    """Write ``ami.json``, or see that the one that is there, and stays, is this archive's."""
+    if not there or overwrite:
+        with files.new_file(path, overwrite=overwrite) as descriptor:
+            files.write_at(descriptor, content, 0)
+        return
     with files.open_file(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
-        return files.read_at(descriptor, len(content) + 1, 0) == content
+        found = files.read_at(descriptor, len(content) + 1, 0)
+    if found != content:
+        raise AlreadyExistsError(f"{path} exists, and is not this archive's")
 
 
 def _disk_name(volume: Volume) -> str:

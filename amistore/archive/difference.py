@@ -1,0 +1,107 @@
+"""`Difference`: what `diff` and `compare` find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from amistore.model import BlockRange
+from amistore.text import printable
+from amistore.units import BLOCK_SIZE, GIB, MIB, counted
+
+__all__ = ["AttributeChange", "Difference", "VolumeDifference"]
+
+
+@attrs.frozen
+class AttributeChange:
+    """An attribute of the image that differs, in EC2's spelling: ``Tags[Name].Value``. None: absent."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+@attrs.frozen(kw_only=True)
+class VolumeDifference:
+    """A volume of either side, or a pair of them.
+
+    A listed block of zeros and a hole differ here: a hole reads as noise on an encrypted volume.
+
+    Attributes:
+        devices: that the volume is mapped as.
+        before: snapshot id on the first side; None where it has no such volume.
+        after: the same on the second.
+        size_before: in bytes; 0 where it has none.
+        size_after: the same of the second.
+        changed: blocks listed on both sides, with other content.
+        added: blocks listed on the second only, but for those of zeros.
+        filled: blocks of zeros listed on the second only, as a restore with `fill_holes` makes them.
+        removed: blocks listed on the first only.
+        unknown: blocks that were lost on either side, in a recovered archive.
+    """
+
+    devices: tuple[str, ...]
+    before: str | None
+    after: str | None
+    size_before: int
+    size_after: int
+    changed: tuple[BlockRange, ...] = ()
+    added: tuple[BlockRange, ...] = ()
+    filled: tuple[BlockRange, ...] = ()
+    removed: tuple[BlockRange, ...] = ()
+    unknown: tuple[BlockRange, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides are known to hold the same at the same places, filled holes included."""
+        same_size = self.size_before == self.size_after
+        return same_size and not (self.bytes_changed or self.filled or self.unknown)
+
+    @property
+    def bytes_changed(self) -> int:
+        """Bytes of all blocks that differ, but for filled ones."""
+        ranges = (*self.changed, *self.added, *self.removed)
+        return sum(each.block_count for each in ranges) * BLOCK_SIZE
+
+    def __str__(self) -> str:
+        devices = printable(", ".join(self.devices)) or "volume"
+        name = f"{devices} ({self.before or 'none'} -> {self.after or 'none'})"
+        if self.equal:
+            return f"{name}: equal"
+        parts = [
+            f"{counted(sum(each.block_count for each in ranges), 'block')} {what}"
+            for what, ranges in (
+                ("changed", self.changed),
+                ("added", self.added),
+                ("filled", self.filled),
+                ("removed", self.removed),
+                ("unknown", self.unknown),
+            )
+            if ranges
+        ]
+        if self.size_before != self.size_after:
+            parts.append(f"{self.size_before // GIB} -> {self.size_after // GIB} GiB")
+        return f"{name}: {', '.join(parts)}; {self.bytes_changed / MIB:,.1f} MiB"
+
+
+@attrs.frozen
+class Difference:
+    """What differs between two sides; `str()` tells it in lines."""
+
+    attributes: tuple[AttributeChange, ...]
+    volumes: tuple[VolumeDifference, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return not self.attributes and all(volume.equal for volume in self.volumes)
+
+    @property
+    def bytes_changed(self) -> int:
+        """Bytes of all blocks that differ, but for filled ones, in all volumes."""
+        return sum(volume.bytes_changed for volume in self.volumes)
+
+    def __str__(self) -> str:
+        lines = [printable(f"{each.name}: {each.before!r} -> {each.after!r}") for each in self.attributes]
+        return "\n".join([*lines, *map(str, self.volumes)]) or "equal"
