@@ -41,6 +41,7 @@ __all__ = [
     "check_path",
     "check_range",
     "check_registrable",
+    "check_root",
     "check_snapshot_id",
     "check_storable",
     "check_untaken",
@@ -240,10 +241,15 @@ def check_registrable(image: Image, name: str | None) -> str:
             value=chosen,
             code="InvalidAMIName.Malformed",
         )
+    check_root(image)
+    return chosen
+
+
+def check_root(image: Image) -> None:
+    """Refuse an image of which it is not known which mapping its root device is."""
     missing = _missing_root(image)
     if missing is not None:
         raise InvalidRequestError(missing, code="InvalidParameterValue")
-    return chosen
 
 
 def _missing_root(image: Image) -> str | None:

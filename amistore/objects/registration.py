@@ -57,8 +57,9 @@ def restorable_image(stored: ContainerFile) -> Image:
     """The image of an archive, without the mappings whose snapshots are not in it.
 
     Raises:
-        InvalidRequestError: the root device's snapshot is one of those.
+        InvalidRequestError: the root device's snapshot is one of those, or it is not known which one that is.
     """
+    checks.check_root(stored.image)  # of what is left one mapping may look like it that is not
     there = {volume.snapshot_id: volume.snapshot_id for volume in stored.index.volumes}
     root = stored.image.root_mapping
     missing = None if root is None or root.ebs is None else root.ebs.snapshot_id

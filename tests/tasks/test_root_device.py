@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import attrs
 import images
 import pytest
 from tasks.accounts import BUCKET
@@ -85,3 +86,19 @@ def test_an_archive_without_the_root_device_is_refused_before_the_restore(cloud:
     with TaskEngine(cloud) as engine, pytest.raises(amistore.InvalidRequestError, match=told):
         engine.create_restore_image_task(bucket=BUCKET, object_key="part.bin", name="part")
     assert not any(verb == "start_snapshot" for verb, *_ in cloud.calls)
+
+
+def test_a_part_of_the_mappings_makes_no_root_device_known_that_was_not(cloud: FaultyBackend) -> None:
+    """Of two partitions, neither of them the root device's name, the one that was stored may be the swap."""
+    ids = [images.snapshot(cloud.ebs, 1, {0: images.block(number)}) for number in (1, 2)]
+    mappings = [
+        attrs.evolve(each, device_name=f"/dev/sda{number}")
+        for number, each in enumerate(images.image(ids).block_device_mappings, 1)
+    ]
+    image = images.image(ids, block_device_mappings=tuple(mappings))
+    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "part.bin", snapshots=ids[1:])
+    told = "named /dev/sda, the root device, and it is not known which of /dev/sda1, /dev/sda2 is meant"
+    with pytest.raises(amistore.InvalidRequestError, match=told):
+        amistore.restore_image(cloud.s3, BUCKET, "part.bin", cloud)
+    with TaskEngine(cloud) as engine, pytest.raises(amistore.InvalidRequestError, match=told):
+        engine.create_restore_image_task(bucket=BUCKET, object_key="part.bin", name="part")
