@@ -23,8 +23,9 @@ from amistore import forks
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
 from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
+from amistore.container.envelope import open_record
 from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, SEGD
-from amistore.container.records import open_record, refuse_newer
+from amistore.container.records import refuse_newer
 from amistore.container.segments import descriptor_limit
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image

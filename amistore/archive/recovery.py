@@ -28,7 +28,7 @@ from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
 from amistore.container import DecodedFrame, FrameDecoder, Runs, SegmentDescriptor, decode_frame, layout
-from amistore.container.records import open_record
+from amistore.container.envelope import open_record
 from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack

@@ -18,7 +18,8 @@ import attrs
 from amistore.archive.reader import has_crc, opens
 from amistore.backends.ranges import RangeReader
 from amistore.container import PREAMBLE, Head, Runs, SegmentDescriptor, VolumeDescriptor, layout
-from amistore.container.records import Frame, open_envelope, open_record
+from amistore.container.envelope import open_envelope, open_record
+from amistore.container.records import Frame
 from amistore.errors import ArchiveError, CorruptArchiveError, UnsupportedArchiveError
 from amistore.units import MIB
 

@@ -25,11 +25,11 @@ from amistore.container import (
     VolumeDescriptor,
     layout,
 )
+from amistore.container.envelope import check_others, open_envelope, open_record, pad_record
 from amistore.container.frames import check_frame
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.members import open_prelude
 from amistore.container.plan import cut_segment, pad_size
-from amistore.container.records import check_others, open_envelope, open_record, pad_record
 from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback

@@ -17,20 +17,13 @@ from typing import Union
 import attrs
 
 from amistore.container import layout
+from amistore.container.envelope import open_envelope, open_record
 from amistore.container.identity import find_formula
 from amistore.container.index import Index, Ledger, index_limit
 from amistore.container.members import PreludeReader, open_manifest
 from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment, pad_size
 from amistore.container.preamble import PREAMBLE
-from amistore.container.records import (
-    Foot,
-    Frame,
-    Head,
-    SegmentDescriptor,
-    VolumeDescriptor,
-    open_envelope,
-    open_record,
-)
+from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor
 from amistore.container.segments import check_segment
 from amistore.errors import (
     ArchiveError,

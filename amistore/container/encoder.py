@@ -13,6 +13,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.container import layout
+from amistore.container.envelope import pad_record
 from amistore.container.frames import FrameEncoder
 from amistore.container.index import Ledger
 from amistore.container.plan import (
@@ -24,14 +25,7 @@ from amistore.container.plan import (
     prelude,
 )
 from amistore.container.preamble import PREAMBLE
-from amistore.container.records import (
-    Foot,
-    Frame,
-    Head,
-    SegmentDescriptor,
-    VolumeDescriptor,
-    pad_record,
-)
+from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor
 from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE
 

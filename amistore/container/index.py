@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from amistore.container import identity, layout
+from amistore.container.envelope import open_record, seal
 from amistore.container.frames import FrameEncoder
 from amistore.container.members import decode_member, open_manifest
 from amistore.container.records import (
@@ -24,11 +25,9 @@ from amistore.container.records import (
     SegmentDescriptor,
     VolumeDescriptor,
     frame_table,
-    open_record,
     prelude_limit,
     read_frame_table,
     read_snapshot_id,
-    seal,
 )
 from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image

@@ -8,7 +8,7 @@ from amistore.archive.reader import ContainerFile, has_digest, is_exactly
 from amistore.backends import UploadedPart
 from amistore.backends.ranges import RangeReader
 from amistore.container import EncodedSegment, Plan, SegmentDescriptor, layout
-from amistore.container.records import open_envelope, open_record
+from amistore.container.envelope import open_envelope, open_record
 from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.objects.resumelog import read_entry

@@ -16,9 +16,10 @@ import zstandard
 import amistore
 from amistore import BLOCK_SIZE
 from amistore.container import Foot, Index, Runs, SegmentDescriptor, VolumeDescriptor, layout
+from amistore.container.envelope import open_envelope
 from amistore.container.frames import FrameDecoder, FrameEncoder
 from amistore.container.plan import PlannedVolume, prelude
-from amistore.container.records import Frame, Layout, open_envelope
+from amistore.container.records import Frame, Layout
 from amistore.testing import FaultyBackend
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)

@@ -21,8 +21,8 @@ from objects.test_unpack_object import DISKS, cloud, unpack
 
 import amistore
 from amistore.container import SegmentDescriptor
+from amistore.container.envelope import open_record
 from amistore.container.layout import SEGD
-from amistore.container.records import open_record
 from amistore.objects import RUN_KEY
 
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
