@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Inherited by all that a test starts: too much memory is its MemoryError, not the machine's end.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT << 20, hard))
+    _keep_little()
     config.stash[_KEPT] = 0
     # Each worker too: what it leaves holds its pipe open, and the run would wait for it.
     reaper.watch()
@@ -92,6 +93,17 @@ def _memory(member: str) -> int:
     """MiB of this process: VmRSS of now, VmHWM the most since the test began."""
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
     return int(lines[member].split()[0]) >> 10
+
+
+def _keep_little() -> None:
+    """Have glibc give back what is freed: hundreds of tests' threads would each leave an arena of blocks.
+
+    The limit counts what is kept. Of 64 tests of restoring 682 MiB stayed, and 273 do with this.
+    """
+    with contextlib.suppress(AttributeError):  # not of glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 2)  # M_ARENA_MAX
+        libc.mallopt(-3, 256 << 10)  # M_MMAP_THRESHOLD, which else grows with what is freed
 
 
 def _let_go() -> None:

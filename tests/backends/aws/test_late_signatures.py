@@ -27,7 +27,6 @@ from amistore.testing.aws import FakeAWS
 from amistore.testing.aws.faults import FaultKind
 
 BLOCKS = {index: images.block(index) for index in range(20)}
-NOW = email.utils.formatdate(usegmt=True)
 
 
 @pytest.fixture
@@ -129,7 +128,8 @@ EXPIRED = amistore.CredentialsExpiredError
 def test_what_says_that_a_signature_is_late_is_told_from_a_wrong_one(
     code: str, message: str, kind: type[amistore.BackendError], retryable: bool
 ) -> None:
-    found = cast(amistore.BackendError, service_error(code, message, 403, "upload_part", date=NOW))
+    now = email.utils.formatdate(time.time(), usegmt=True)
+    found = cast(amistore.BackendError, service_error(code, message, 403, "upload_part", date=now))
     assert (type(found), found.retryable) == (kind, retryable)
     assert "clock" not in str(found)
     then = email.utils.formatdate(time.time() + 3600, usegmt=True)
