@@ -232,7 +232,8 @@ class RestorePlan(TaskPlan):
             noise, unless they are filled.
         fill_holes: whether they are: then what that takes is in all other numbers.
         encrypts: whether the new snapshots become encrypted; None where that is not known before.
-        fill_seconds: that filling takes at the rates that were given, a PutSnapshotBlock for each block.
+        fill_seconds: that filling takes at the rates that were given, a PutSnapshotBlock for each block;
+            longer where `workers`, which put one block each at a time, are too few to reach them.
         fill_request_cost: of these requests, once; None without prices.
         fill_monthly_cost: of these blocks in the snapshots, for a month; None without prices.
     """
