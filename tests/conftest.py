@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import resource
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT << 20, hard))
     _keep_little()
+    threading.stack_size(1 << 20)  # the limit counts whole stacks, of which a thread touches little
     config.stash[_KEPT] = 0
     # Each worker too: what it leaves holds its pipe open, and the run would wait for it.
     reaper.watch()

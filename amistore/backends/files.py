@@ -316,9 +316,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         with open_file(path) as descriptor:
-            content = read_at(descriptor, _MOST_JSON + 1, 0)
-        if len(content) > _MOST_JSON:
-            raise BackendError(f"{path} is damaged: it has more than {_MOST_JSON} bytes")
+            size = os.fstat(descriptor).st_size
+            if size > _MOST_JSON:
+                raise BackendError(f"{path} is damaged: it has more than {_MOST_JSON} bytes")
+            content = read_at(descriptor, size, 0)
         document = json.loads(content)
     except FileNotFoundError:
         return None

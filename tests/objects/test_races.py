@@ -31,7 +31,7 @@ def test_of_fifty_that_store_one_key_exactly_one_wins(kind: str, tmp_path: Path)
 
     ready = threading.Barrier(RACERS)
 
-    def store(image: amistore.Image) -> amistore.ObjectInfo | BaseException:
+    def store(image: amistore.Image) -> amistore.StoredArchive | BaseException:
         ready.wait()
         try:
             return amistore.pack_object(
@@ -42,8 +42,8 @@ def test_of_fifty_that_store_one_key_exactly_one_wins(kind: str, tmp_path: Path)
 
     with concurrent.futures.ThreadPoolExecutor(RACERS) as pool:
         ended = list(pool.map(store, racers))
-    won = [number for number, each in enumerate(ended) if isinstance(each, amistore.ObjectInfo)]
-    lost = [each for each in ended if not isinstance(each, amistore.ObjectInfo)]
+    won = [number for number, each in enumerate(ended) if isinstance(each, amistore.StoredArchive)]
+    lost = [each for each in ended if not isinstance(each, amistore.StoredArchive)]
     assert len(won) == 1
     assert {type(each) for each in lost} == {amistore.AlreadyExistsError}
     assert cloud.s3.list_multipart_uploads("archive") == []

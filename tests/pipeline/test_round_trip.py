@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 import images
@@ -180,13 +181,16 @@ def test_unknown_members_of_a_newer_manifest_go_through_an_archive_unchanged() -
     ("position", "length"),
     [(0, 10), (amistore.GIB - 5, 100), (3 * amistore.BLOCK_SIZE - 7, 20), (amistore.GIB, 1), (2**40, 1)],
 )
-def test_a_volume_reads_like_the_disk_file_at_any_place(position: int, length: int) -> None:
+def test_a_volume_reads_like_the_disk_file_at_any_place(position: int, length: int, tmp_path: Path) -> None:
     blocks = {2: images.noise(2), 3: images.noise(3), 2047: images.noise(4)}
-    disk = io.BytesIO(bytes(amistore.GIB))
-    for index, content in blocks.items():
-        disk.seek(index * amistore.BLOCK_SIZE)
-        disk.write(content)
-    with amistore.open(io.BytesIO(images.packed([(1, blocks)]))) as archive:
+    with (
+        (tmp_path / "disk.raw").open("w+b") as disk,
+        amistore.open(io.BytesIO(images.packed([(1, blocks)]))) as archive,
+    ):
+        disk.truncate(amistore.GIB)
+        for index, content in blocks.items():
+            disk.seek(index * amistore.BLOCK_SIZE)
+            disk.write(content)
         file = io.BufferedReader(archive.volumes[0].open())
         for each in (file, disk):
             each.seek(position)

@@ -11,6 +11,7 @@ import http.server
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -45,8 +46,10 @@ def connected(url: str) -> int:
     port = int(url.rpartition(":")[2].partition("/")[0])
     count = 0
     for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as copy:
-            count += copy.getpeername()[1:2] == (port,)
+        with contextlib.suppress(OSError):  # one that has ended meanwhile, or is not connected
+            if stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as copy:
+                    count += copy.getpeername()[1:2] == (port,)
     return count
 
 
