@@ -48,6 +48,8 @@ def reliability(session: nox.Session) -> None:
         "tests/objects/test_killed_runs.py",
         "tests/objects/test_killed_filling.py",
         "tests/objects/test_filled_memory.py",
+        "tests/pipeline/test_streaming.py",
+        "tests/test_forked_children.py",
     ]
     places += [
         f"tests/backends/aws/test_{name}.py"
