@@ -127,6 +127,7 @@ def _record(number: int, place: str) -> TaskRecord:
         asked = {
             "image_tags": {"team": "web"},
             "snapshot_tags": {},
+            "fill_holes": False,
             "allow_lost": False,
             "region": None,
             "image": {"ImageId": image_id, "RootDeviceName": "/dev/xvda", "Architecture": "x86_64"},
