@@ -10,10 +10,10 @@ import attrs
 
 from amistore.ec2 import models
 from amistore.ec2.errors import ClientError, ParamValidationError, refusal
-from amistore.ec2.members import OPERATIONS, faults
 from amistore.ec2.operations import answer
 from amistore.errors import AmistoreError, InvalidRequestError
 from amistore.tasks import TaskEngine
+from amistore.wire.members import OPERATIONS, faults
 
 __all__ = ["ClientMeta", "EC2Client"]
 

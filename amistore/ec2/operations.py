@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from amistore.ec2.describing import IMAGE_FILTERS, SNAPSHOT_FILTERS, filtered, owned, page
-from amistore.ec2.members import OPERATIONS, answered
 from amistore.errors import AmistoreError, InvalidRequestError, NotFoundError
 from amistore.model import Image, Snapshot, Tag
 from amistore.model.fields import to_wire
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks import StoreImageTask, TagSpecification, TaskEngine
 from amistore.tasks.requests import dry_run_succeeded
+from amistore.wire.members import OPERATIONS, answered
 
 __all__ = ["answer"]
 

@@ -15,9 +15,9 @@ from testing.models import check_value
 
 from amistore import Image, MemoryBackend, Snapshot, TaskEngine
 from amistore.ec2 import EC2Client
-from amistore.ec2.members import OPERATIONS, answered, faults
 from amistore.model.fields import to_wire
 from amistore.testing import strategies
+from amistore.wire.members import OPERATIONS, answered, faults
 
 TYPES = {"string": str, "integer": int, "boolean": bool, "timestamp": datetime.datetime}
 
