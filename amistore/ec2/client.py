@@ -9,10 +9,11 @@ from typing import Any, Final
 import attrs
 
 from amistore.ec2 import models
-from amistore.ec2.errors import ClientError, ParamValidationError, refusal
+from amistore.ec2.errors import ClientError, ParamValidationError
 from amistore.ec2.operations import answer
-from amistore.errors import AmistoreError, InvalidRequestError
+from amistore.errors import InvalidRequestError
 from amistore.tasks import TaskEngine
+from amistore.wire.errors import ServiceError
 from amistore.wire.members import OPERATIONS, faults
 
 __all__ = ["ClientMeta", "EC2Client"]
@@ -111,13 +112,12 @@ class EC2Client:
             raise ParamValidationError(report="\n".join(found))
         try:
             members = answer(self._engine, operation, parameters)
-        except AmistoreError as error:
-            refused = refusal(error)
+        except ServiceError as error:
             response = {
-                "Error": {"Code": refused.code, "Message": refused.message},
-                "ResponseMetadata": _metadata(refused.status),
+                "Error": {"Code": error.code, "Message": error.message},
+                "ResponseMetadata": _metadata(error.status),
             }
-            raise ClientError(response, operation) from error
+            raise ClientError(response, operation) from error.__cause__
         return {**members, "ResponseMetadata": _metadata(200)}
 
 

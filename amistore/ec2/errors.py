@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -24,17 +22,9 @@ from amistore.errors import (
     NotFoundError,
     ThrottledError,
 )
+from amistore.wire.errors import ServiceError
 
-__all__ = ["ClientError", "ParamValidationError", "Refusal", "refusal"]
-
-
-@attrs.frozen
-class Refusal:
-    """What EC2 answers instead of a result: its code, a text and the status of HTTP."""
-
-    code: str
-    message: str
-    status: int = 400
+__all__ = ["ClientError", "ParamValidationError", "refusal"]
 
 
 _STATUS: Final[Mapping[str, int]] = {
@@ -45,12 +35,12 @@ _STATUS: Final[Mapping[str, int]] = {
 }
 
 
-def refusal(error: AmistoreError) -> Refusal:
+def refusal(error: AmistoreError) -> ServiceError:
     """What EC2 would answer where we raise this."""
     code = _code(error)
     # The text of a request's error would tell the code twice; that of others tells on what they were met.
     message = error.message if isinstance(error, InvalidRequestError) else str(error)
-    return Refusal(code, message, _STATUS.get(code, 400))
+    return ServiceError(code, message, status=_STATUS.get(code, 400))
 
 
 def _code(error: AmistoreError) -> str:

@@ -1,7 +1,6 @@
 """EC2's operations on a task engine: plain members in, plain members out.
 
-`answer` is all that a face of the engine needs: boto3's names (`client.py`), or HTTP. It raises
-our errors; `errors.py` has EC2's codes for them.
+`answer` is all that a face of the engine needs: boto3's names (`client.py`), or HTTP.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from amistore.ec2.describing import IMAGE_FILTERS, SNAPSHOT_FILTERS, filtered, owned, page
+from amistore.ec2.errors import refusal
 from amistore.errors import AmistoreError, InvalidRequestError, NotFoundError
 from amistore.model import Image, Snapshot, Tag
 from amistore.model.fields import to_wire
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks import StoreImageTask, TagSpecification, TaskEngine
 from amistore.tasks.requests import dry_run_succeeded
+from amistore.wire.describing import IMAGE_FILTERS, SNAPSHOT_FILTERS, fitting, owned, page
 from amistore.wire.members import OPERATIONS, answered
 
 __all__ = ["answer"]
@@ -28,15 +28,18 @@ def answer(engine: TaskEngine, operation: str, request: Members) -> dict[str, An
 
     Args:
         engine: that does it.
-        operation: EC2's name, one of `OPERATIONS`.
+        operation: EC2's name, of one that the engine has.
         request: members without faults (`members.faults`).
 
     Raises:
-        AmistoreError: `errors.refusal` tells EC2's code.
+        ServiceError: what EC2 would say; its cause is the error that we raise, if it is one of ours.
     """
     # boto3 sends nothing for an empty list.
     asked = {name: value for name, value in request.items() if value not in ([], ())}
-    return answered(OPERATIONS[operation], _ANSWERS[operation](engine, asked))
+    try:
+        return answered(OPERATIONS[operation], _ANSWERS[operation](engine, asked))
+    except AmistoreError as error:
+        raise refusal(error) from error
 
 
 def _create_store_image_task(engine: TaskEngine, asked: Members) -> Members:
@@ -101,7 +104,7 @@ def _describe_images(engine: TaskEngine, asked: Members) -> Members:
     if not asked.get("IncludeDisabled") and "ImageIds" not in asked:
         found = [each for each in found if each["State"] != "disabled"]
     found = owned(found, asked.get("Owners", ()), "ImageOwnerAlias")
-    found = filtered(found, asked.get("Filters", ()), IMAGE_FILTERS)
+    found = list(filter(fitting(asked.get("Filters", ()), IMAGE_FILTERS), found))
     shown, token = page(found, asked, key="ImageId", ids="ImageIds")
     _end_dry_run(asked)
     return {"Images": shown, "NextToken": token}
@@ -115,7 +118,7 @@ def _describe_snapshots(engine: TaskEngine, asked: Members) -> Members:
     _refuse(asked, "RestorableByUserIds")
     found = [_snapshot(each) for each in engine.describe_snapshots(asked.get("SnapshotIds"))]
     found = owned(found, asked.get("OwnerIds", ()), "OwnerAlias")
-    found = filtered(found, asked.get("Filters", ()), SNAPSHOT_FILTERS)
+    found = list(filter(fitting(asked.get("Filters", ()), SNAPSHOT_FILTERS), found))
     shown, token = page(found, asked, key="SnapshotId", ids="SnapshotIds")
     _end_dry_run(asked)
     return {"Snapshots": shown, "NextToken": token}

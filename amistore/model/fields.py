@@ -73,9 +73,8 @@ def text(*, required: bool = False, default: str | None = None) -> Any:
         except UnicodeEncodeError:
             _refuse(instance, attribute, value, "a string without lone surrogates")
 
-    if required and default is None:
-        return attrs.field(validator=check)
-    return attrs.field(default=default, validator=check)
+    given = attrs.NOTHING if required and default is None else default
+    return attrs.field(default=given, validator=check, metadata={"type": str})
 
 
 def identifier(prefix: str, *, required: bool = False) -> Any:
@@ -88,7 +87,8 @@ def identifier(prefix: str, *, required: bool = False) -> Any:
         if not isinstance(value, str) or not pattern.fullmatch(value):
             _refuse(instance, attribute, value, f"{prefix}- and 8 or 17 hexadecimal digits")
 
-    return attrs.field(validator=check) if required else attrs.field(default=None, validator=check)
+    default = attrs.NOTHING if required else None
+    return attrs.field(default=default, validator=check, metadata={"type": str})
 
 
 def integer(*, least: int = 0, most: int = 2**63 - 1, required: bool = False) -> Any:
@@ -100,7 +100,8 @@ def integer(*, least: int = 0, most: int = 2**63 - 1, required: bool = False) ->
         if type(value) is not int or not least <= value <= most:
             _refuse(instance, attribute, value, f"a whole number from {least} to {most}")
 
-    return attrs.field(validator=check) if required else attrs.field(default=None, validator=check)
+    default = attrs.NOTHING if required else None
+    return attrs.field(default=default, validator=check, metadata={"type": int})
 
 
 def boolean() -> Any:
@@ -110,7 +111,7 @@ def boolean() -> Any:
         if value is not None and type(value) is not bool:
             _refuse(instance, attribute, value, "True, False or None")
 
-    return attrs.field(default=None, validator=check)
+    return attrs.field(default=None, validator=check, metadata={"type": bool})
 
 
 def state(default: str) -> Any:
@@ -120,7 +121,7 @@ def state(default: str) -> Any:
         if not isinstance(value, str):
             _refuse(instance, attribute, value, "a string")
 
-    return attrs.field(default=default, validator=check, eq=False, metadata={"volatile": True})
+    return attrs.field(default=default, validator=check, eq=False, metadata={"type": str, "volatile": True})
 
 
 def one(kind: type[V]) -> Any:

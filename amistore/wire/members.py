@@ -1,8 +1,9 @@
-"""Which members requests and answers have: botocore's names and types, in one table.
+"""Which members EC2's requests and answers have: boto3's names, their types, the Query protocol's names.
 
 A type is ``str``, ``int``, ``bool``, ``datetime.datetime``, a list with the type of its items,
-or a mapping of members to types. Sources: EC2 API reference and botocore's service model of
-2016-11-15, with which tests compare this. Imports nothing of ours.
+or a mapping of members to types. What EC2 tells of an image or a snapshot stands in the model, as
+the fields of its values. Sources: EC2 API reference and botocore's service model of 2016-11-15,
+with which tests compare this.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any, Final
 
 import attrs
 
-__all__ = ["OPERATIONS", "Operation", "answered", "faults"]
+from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image, Snapshot, Tag
+from amistore.model.fields import wire_name
+
+__all__ = ["OPERATIONS", "Kind", "Operation", "answered", "faults", "query_name", "xml_name"]
 
 Kind = Any  # a type of this module's, see above
 
@@ -26,17 +30,31 @@ class Operation:
         request: members to their types, in botocore's order.
         required: those that every request has.
         least: of numbers the lowest value, of strings the smallest length.
-        answer: members to their types; only these are answered.
+        answer: members to their types; only these are answered. Of what the engine has no answer to, none.
     """
 
     request: Mapping[str, Kind]
     required: tuple[str, ...] = ()
     least: Mapping[str, int] = {}
-    answer: Mapping[str, Kind]
+    answer: Mapping[str, Kind] = {}
+
+
+def _members(kind: type, *left_out: str) -> dict[str, Kind]:
+    """The members that EC2 has for the fields of a value of the model."""
+    found: dict[str, Kind] = {}
+    for field in attrs.fields(kind):
+        if "many" in field.metadata:
+            found[wire_name(field.name)] = [_members(field.metadata["many"])]
+        elif "one" in field.metadata:
+            found[wire_name(field.name)] = _members(field.metadata["one"])
+        elif "type" in field.metadata:
+            found[wire_name(field.name)] = field.metadata["type"]
+    return {name: each for name, each in found.items() if name not in left_out}
 
 
 _FILTERS: Final = [{"Name": str, "Values": [str]}]
-_TAGS: Final = [{"Key": str, "Value": str}]
+_TAGS: Final = [_members(Tag)]
+_TAG_SPECIFICATIONS: Final = [{"ResourceType": str, "Tags": _TAGS}]
 
 _TASK: Final = {
     "AmiId": str,
@@ -49,72 +67,27 @@ _TASK: Final = {
 }
 
 _IMAGE: Final = {
-    "PlatformDetails": str,
-    "UsageOperation": str,
-    "BlockDeviceMappings": [
-        {
-            "Ebs": {
-                "DeleteOnTermination": bool,
-                "Iops": int,
-                "SnapshotId": str,
-                "VolumeSize": int,
-                "VolumeType": str,
-                "KmsKeyId": str,
-                "Throughput": int,
-                "OutpostArn": str,
-                "Encrypted": bool,
-            },
-            "NoDevice": str,
-            "DeviceName": str,
-            "VirtualName": str,
-        }
-    ],
-    "Description": str,
-    "EnaSupport": bool,
-    "Hypervisor": str,
-    "ImageOwnerAlias": str,
-    "Name": str,
-    "RootDeviceName": str,
-    "RootDeviceType": str,
-    "SriovNetSupport": str,
+    # UEFI data are DescribeImageAttribute's, snapshots DescribeSnapshots'.
+    **_members(Image, "UefiData", "Snapshots"),
     "StateReason": {"Code": str, "Message": str},
-    "Tags": _TAGS,
-    "VirtualizationType": str,
-    "BootMode": str,
-    "TpmSupport": str,
-    "DeprecationTime": str,
-    "ImdsSupport": str,
-    "SourceInstanceId": str,
-    "DeregistrationProtection": str,
-    "SourceImageId": str,
-    "SourceImageRegion": str,
-    "ImageId": str,
-    "ImageLocation": str,
-    "State": str,
-    "OwnerId": str,
-    "CreationDate": str,
-    "ProductCodes": [{"ProductCodeId": str, "ProductCodeType": str}],
-    "Architecture": str,
-    "ImageType": str,
-    "KernelId": str,
-    "RamdiskId": str,
-    "Platform": str,
 }
 
 _SNAPSHOT: Final = {
-    "Tags": _TAGS,
-    "StorageTier": str,
-    "SnapshotId": str,
-    "VolumeId": str,
-    "State": str,
-    "StateMessage": str,
+    **_members(Snapshot, "LostBlocks"),  # which are ours
     "StartTime": datetime.datetime,
+    "StateMessage": str,
     "Progress": str,
-    "OwnerId": str,
-    "Description": str,
-    "VolumeSize": int,
-    "Encrypted": bool,
-    "KmsKeyId": str,
+}
+
+_NEW_MAPPING: Final = {
+    **_members(BlockDeviceMapping),
+    "Ebs": {
+        **_members(EbsBlockDevice),
+        "AvailabilityZone": str,
+        "AvailabilityZoneId": str,
+        "VolumeInitializationRate": int,
+        "EbsCardIndex": int,
+    },
 }
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
@@ -139,7 +112,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             "Bucket": str,
             "ObjectKey": str,
             "Name": str,
-            "TagSpecifications": [{"ResourceType": str, "Tags": _TAGS}],
+            "TagSpecifications": _TAG_SPECIFICATIONS,
             "DryRun": bool,
         },
         required=("Bucket", "ObjectKey"),
@@ -180,9 +153,103 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "DeleteSnapshot": Operation(
         request={"SnapshotId": str, "DryRun": bool},
         required=("SnapshotId",),
-        answer={},
+    ),
+    "RegisterImage": Operation(
+        request={
+            "ImageLocation": str,
+            "BillingProducts": [str],
+            "BootMode": str,
+            "TpmSupport": str,
+            "UefiData": str,
+            "ImdsSupport": str,
+            "TagSpecifications": _TAG_SPECIFICATIONS,
+            "DryRun": bool,
+            "Name": str,
+            "Description": str,
+            "Architecture": str,
+            "KernelId": str,
+            "RamdiskId": str,
+            "RootDeviceName": str,
+            "BlockDeviceMappings": [_NEW_MAPPING],
+            "VirtualizationType": str,
+            "SriovNetSupport": str,
+            "EnaSupport": bool,
+        },
+        required=("Name",),
+        least={"Name": 3},
+    ),
+    "DescribeImageAttribute": Operation(
+        request={"Attribute": str, "ImageId": str, "DryRun": bool}, required=("Attribute", "ImageId")
+    ),
+    "EnableImageDeprecation": Operation(
+        request={"ImageId": str, "DeprecateAt": datetime.datetime, "DryRun": bool},
+        required=("ImageId", "DeprecateAt"),
+    ),
+    "DisableImageDeprecation": Operation(request={"ImageId": str, "DryRun": bool}, required=("ImageId",)),
+    "EnableImageDeregistrationProtection": Operation(
+        request={"ImageId": str, "WithCooldown": bool, "DryRun": bool}, required=("ImageId",)
+    ),
+    "DisableImageDeregistrationProtection": Operation(
+        request={"ImageId": str, "DryRun": bool}, required=("ImageId",)
+    ),
+    "DescribeSnapshotAttribute": Operation(
+        request={"Attribute": str, "SnapshotId": str, "DryRun": bool}, required=("Attribute", "SnapshotId")
+    ),
+    "CreateTags": Operation(
+        request={"DryRun": bool, "Resources": [str], "Tags": _TAGS}, required=("Resources", "Tags")
+    ),
+    "DeleteTags": Operation(
+        request={"DryRun": bool, "Resources": [str], "Tags": _TAGS}, required=("Resources",)
+    ),
+    "DescribeTags": Operation(
+        request={"DryRun": bool, "Filters": _FILTERS, "MaxResults": int, "NextToken": str}
+    ),
+    "GetEbsEncryptionByDefault": Operation(request={"DryRun": bool}),
+    "GetEbsDefaultKmsKeyId": Operation(request={"DryRun": bool}),
+    "DescribeRegions": Operation(
+        request={"RegionNames": [str], "AllRegions": bool, "DryRun": bool, "Filters": _FILTERS}
     ),
 }
+
+# Where the Query protocol's names do not follow the two rules below.
+_IN_QUERY: Final = {
+    "ExecutableUsers": "ExecutableBy",
+    "OwnerIds": "Owner",
+    "Resources": "ResourceId",
+    "RestorableByUserIds": "RestorableBy",
+}
+_IN_XML: Final = {
+    "AvailabilityZoneId": "AvailabilityZoneId",
+    "BlockDeviceMappings": "blockDeviceMapping",
+    "DeleteSnapshotResults": "deleteSnapshotResultSet",
+    "Images": "imagesSet",
+    "Images.OwnerId": "imageOwnerId",
+    "Images.Public": "isPublic",
+    "Images.State": "imageState",
+    "ProductCodeId": "productCode",
+    "ProductCodeType": "type",
+    "Snapshots": "snapshotSet",
+    "Snapshots.State": "status",
+    "Snapshots.StateMessage": "statusMessage",
+    "StoreImageTaskResults": "storeImageTaskResultSet",
+    "Tags": "tagSet",
+    "VolumeInitializationRate": "VolumeInitializationRate",
+}
+
+
+def query_name(name: str, kind: Kind) -> str:
+    """How a request's form spells a member: that of a list without its plural, as its items have it."""
+    return _IN_QUERY.get(name) or (name.removesuffix("s") if isinstance(kind, list) else name)
+
+
+def xml_name(name: str, above: str = "") -> str:
+    """How an answer's XML spells a member; what is spelled so already stays as it is.
+
+    Args:
+        name: of the member.
+        above: the name of the member, or list, that holds it.
+    """
+    return _IN_XML.get(f"{above}.{name}") or _IN_XML.get(name) or name[:1].lower() + name[1:]
 
 
 def faults(operation: Operation, request: Mapping[str, Any]) -> list[str]:
@@ -206,17 +273,22 @@ def _faults(path: str, kind: Kind, value: Any, least: Mapping[str, int]) -> Iter
         for number, item in enumerate(value):
             yield from _faults(f"{path}[{number}]", kind[0], item, least)
     elif isinstance(kind, Mapping):
-        for name in value:
-            if name not in kind:
-                known = ", ".join(kind)
-                yield f'Unknown parameter in {path or "input"}: "{name}", must be one of: {known}'
-        for name in value:
-            if name in kind:
-                yield from _faults(f"{path}.{name}" if path else name, kind[name], value[name], least)
+        yield from _member_faults(path, kind, value, least)
     elif path in least:
         what, size = ("length", len(value)) if isinstance(value, str) else ("value", int(value))
         if size < least[path]:
             yield f"Invalid {what} for parameter {path}, value: {size}, valid min {what}: {least[path]}"
+
+
+def _member_faults(
+    path: str, known: Mapping[str, Kind], value: Mapping[str, Any], least: Mapping[str, int]
+) -> Iterator[str]:
+    for name in value:
+        if name not in known:
+            yield f'Unknown parameter in {path or "input"}: "{name}", must be one of: {", ".join(known)}'
+    for name in value:
+        if name in known:
+            yield from _faults(f"{path}.{name}" if path else name, known[name], value[name], least)
 
 
 def answered(operation: Operation, members: Mapping[str, Any]) -> dict[str, Any]:

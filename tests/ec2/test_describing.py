@@ -12,7 +12,7 @@ from ec2.checked import CheckedClient, accounts, refused
 from tasks.accounts import BUCKET, DISKS, registered
 
 from amistore import MemoryBackend, Tag, TaskEngine
-from amistore.ec2.describing import IMAGE_FILTERS, SNAPSHOT_FILTERS
+from amistore.wire.describing import IMAGE_FILTERS, SNAPSHOT_FILTERS
 from amistore.wire.members import OPERATIONS
 
 NAMES = ["web", "web-1", "web-2", "sql", "sql [x]", "cache", "proxy"]

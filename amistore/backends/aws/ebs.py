@@ -38,6 +38,7 @@ from amistore.errors import (
 )
 from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE
+from amistore.wire.ebs import block_path, data_headers
 
 __all__ = ["AWSBlockStore"]
 
@@ -163,7 +164,7 @@ class AWSBlockStore(BlockStore):
     def _get(self, snapshot_id: str, block_index: int, token: str) -> SnapshotBlock:
         answer = self._lean().request(
             "GET",
-            f"/snapshots/{snapshot_id}/blocks/{block_index}",
+            block_path(snapshot_id, block_index),
             {"blockToken": token},
             {},
             None,
@@ -249,23 +250,11 @@ class AWSBlockStore(BlockStore):
         facts: dict[str, Any] = {"snapshot_id": snapshot_id, "block_index": block_index}
         with self._appearing(snapshot_id), aws_errors("put_snapshot_block", **facts):
             checks.check_snapshot_id(snapshot_id)
-            given = base64.b64encode(checksum).decode()
-            answer = self._lean().request(
-                "PUT",
-                f"/snapshots/{snapshot_id}/blocks/{block_index}",
-                {},
-                {
-                    "Content-Type": "application/octet-stream",
-                    "X-Amz-Data-Length": str(BLOCK_SIZE),
-                    "X-Amz-Checksum": given,
-                    "X-Amz-Checksum-Algorithm": "SHA256",
-                },
-                content,
-                "put_snapshot_block",
-                **facts,
-            )
+            headers = data_headers(checksum)
+            path = block_path(snapshot_id, block_index)
+            answer = self._lean().request("PUT", path, {}, headers, content, "put_snapshot_block", **facts)
             # Whoever stored the block says so with its checksum; a page of a proxy's has none.
-            if answer.headers.get("X-Amz-Checksum") != given:
+            if answer.headers.get("X-Amz-Checksum") != headers["X-Amz-Checksum"]:
                 raise BackendError("EBS did not acknowledge the block's checksum", retryable=True)
 
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import time
 import urllib.parse
 from collections.abc import Mapping
@@ -28,6 +27,8 @@ from amistore.backends.aws.ebs_connections import Incoming, Pool, TimeLimits
 from amistore.backends.aws.errors import certificate_trouble, origin, service_error
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.units import MIB
+from amistore.wire.ebs import error_of
+from amistore.wire.signature import UNSIGNED
 
 __all__ = ["Answer", "Wire"]
 
@@ -86,7 +87,7 @@ class Wire:
         if query:
             target += f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
         # EBS lets the data of a Put be left out of the signature; an empty body is signed as such.
-        payload = "UNSIGNED-PAYLOAD" if body is not None else _NO_BODY
+        payload = UNSIGNED if body is not None else _NO_BODY
         signed = self._sign(method, f"{self._url}{target}", {**headers, "X-Amz-Content-SHA256": payload})
         head = self._head(method, target, signed, body)
         try:
@@ -96,9 +97,8 @@ class Wire:
         found: Any = answer.headers  # a mapping in all that is used of it
         refuse_redirect(answer.status, found)
         if answer.status >= 300:
-            code, message, reason = _fault(found, content)
-            date = found.get("Date", "")
-            raise service_error(code, message, answer.status, operation, reason=reason, date=date, **facts)
+            refused = error_of(answer.status, found, content)
+            raise service_error(refused, operation, date=found.get("Date", ""), **facts)
         if not whole:
             declared = found.get("Content-Length", "")[:20]
             raise BackendError(
@@ -190,17 +190,3 @@ def _failed(error: Exception, url: str, operation: str, **facts: Any) -> Backend
         operation=operation,
         **facts,
     )
-
-
-def _fault(headers: Mapping[str, str], content: bytes) -> tuple[str, str, str]:
-    """Code, message and reason of an error's answer (AWS REST-JSON protocol, "Operation errors")."""
-    code = headers.get("x-amzn-ErrorType", "").split(":")[0].rpartition("#")[2]
-    try:
-        described = json.loads(content)
-    except (ValueError, RecursionError):
-        described = None
-    if not isinstance(described, dict):
-        return code, "", ""
-    code = code or str(described.get("__type", described.get("code", ""))).rpartition("#")[2]
-    message = described.get("message", described.get("Message", ""))
-    return code, str(message or ""), str(described.get("Reason", "") or "")

@@ -25,7 +25,8 @@ from amistore.model import (
     Tag,
 )
 from amistore.model.fidelity import Leaf, leaves, report
-from amistore.model.fields import from_wire, to_wire
+from amistore.model.fields import from_wire, to_wire, wire_name
+from amistore.wire.members import OPERATIONS
 
 __all__ = [
     "FATES",
@@ -44,32 +45,13 @@ V = TypeVar("V")
 _IMAGE_LEFT_OUT = frozenset({"Public", "StateReason"})
 _SNAPSHOT_LEFT_OUT = frozenset({"Progress", "StateMessage"})
 
-_PARAMETERS: Final[tuple[str, ...]] = (
-    "Name",
-    "Description",
-    "Architecture",
-    "RootDeviceName",
-    "BlockDeviceMappings",
-    "VirtualizationType",
-    "EnaSupport",
-    "SriovNetSupport",
-    "BootMode",
-    "TpmSupport",
-    "ImdsSupport",
-    "UefiData",
-)
-KEPT: Final[tuple[str, ...]] = (
-    "name",
-    "description",
-    "architecture",
-    "virtualization_type",
-    "root_device_name",
-    "ena_support",
-    "sriov_net_support",
-    "boot_mode",
-    "tpm_support",
-    "imds_support",
-    "uefi_data",
+_PARAMETERS: Final = OPERATIONS["RegisterImage"].request
+# Of instance stores, and of paravirtual images.
+_NOT_GIVEN: Final = frozenset({"image_location", "kernel_id", "ramdisk_id"})
+KEPT: Final[tuple[str, ...]] = tuple(
+    field.name
+    for field in attrs.fields(Image)
+    if _PARAMETERS.get(wire_name(field.name)) in (str, bool) and field.name not in _NOT_GIVEN
 )
 """Attributes of an image that RegisterImage takes as they are."""
 

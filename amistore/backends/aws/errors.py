@@ -34,6 +34,7 @@ from amistore.errors import (
     ThrottledError,
 )
 from amistore.units import counted
+from amistore.wire.errors import ServiceError
 
 __all__ = [
     "InvalidTokenError",
@@ -196,15 +197,13 @@ def _answered(error: Any, operation: str, **facts: Any) -> AmistoreError:
     """The error that stands for botocore's of a service's answer."""
     about = error.response.get("ResponseMetadata", {})
     described = error.response.get("Error", {})
-    return service_error(
+    refused = ServiceError(
         str(described.get("Code", "")),
         str(described.get("Message", "")),
-        about.get("HTTPStatusCode", 0),
-        operation,
+        status=about.get("HTTPStatusCode", 0),
         reason=str(error.response.get("Reason", "")),
-        date=about.get("HTTPHeaders", {}).get("date", ""),
-        **facts,
     )
+    return service_error(refused, operation, date=about.get("HTTPHeaders", {}).get("date", ""), **facts)
 
 
 def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDeniedError:
@@ -259,41 +258,36 @@ def member_of(answer: Mapping[str, Any], name: str) -> Any:
     return answer[name]
 
 
-def service_error(
-    code: str, message: str, status: int, operation: str, *, reason: str = "", date: str = "", **facts: Any
-) -> AmistoreError:
+def service_error(refused: ServiceError, operation: str, *, date: str = "", **facts: Any) -> AmistoreError:
     """The error that stands for a service's answer.
 
     Args:
-        code: the service's error code.
-        message: its text.
-        status: of HTTP.
+        refused: what the service says.
         operation: our verb, such as ``"get_snapshot_block"``.
-        reason: the ``Reason`` that the EBS direct APIs give.
         date: the answer's header of that name.
         facts: what it was called on.
     """
-    text = code or f"HTTP {status}"
-    if reason:
-        text += f" ({reason})"
+    code, message = refused.code, refused.message
+    text = code or f"HTTP {refused.status}"
+    if refused.reason:
+        text += f" ({refused.reason})"
     if message:
         text += f": {message}"
     late = code in _LATE or (code in _DENIED and _LATE_TEXT.search(message) is not None)
-    kind, retryable = _kind(code, message, status, reason, late=late)
+    kind, retryable = _kind(refused, late=late)
     if kind is CredentialsExpiredError:
         return _expired(text, late, _clock_error(date), operation, **facts)
     if kind is AccessDeniedError:
-        text += _missing(code, operation, message, reason)
+        text += _missing(refused, operation)
         # EC2's AuthFailure and S3's answers to HEAD may mean it, and do not say so.
         if (clock := _clock_error(date)) and (code not in _NOT_ALLOWED or not message):
             text += f"; {clock}"
     return kind(text, retryable=retryable, operation=operation, **facts)
 
 
-def _kind(
-    code: str, message: str, status: int, reason: str, *, late: bool
-) -> tuple[type[BackendError], bool]:
+def _kind(refused: ServiceError, *, late: bool) -> tuple[type[BackendError], bool]:
     """The class of an answer's error, and whether it is retryable: of the first line that holds."""
+    code, message, status, reason = refused.code, refused.message, refused.status, refused.reason
     absent = reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message)
     passing = reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE
     lines: tuple[tuple[bool, type[BackendError], bool], ...] = (
@@ -344,13 +338,13 @@ def _clock_error(date: str) -> str:
     )
 
 
-def _missing(code: str, operation: str, message: str, reason: str) -> str:
+def _missing(refused: ServiceError, operation: str) -> str:
     """The IAM action that the caller lacks, where the service's own text does not name it."""
-    named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", message)
-    if named or code not in _NOT_ALLOWED:
+    named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", refused.message)
+    if named or refused.code not in _NOT_ALLOWED:
         return ""
     actions = ACTIONS.get(operation, ())
-    if reason == "DEPENDENCY_ACCESS_DENIED":  # of the EBS direct APIs: KMS
+    if refused.reason == "DEPENDENCY_ACCESS_DENIED":  # of the EBS direct APIs: KMS
         reads = operation in ("list_snapshot_blocks", "get_snapshot_block")
         return f"; check {' and '.join(KMS_READ if reads else KMS_WRITE)} on the snapshot's KMS key"
     return f"; check the IAM permission {' and '.join(actions)}" if actions else ""

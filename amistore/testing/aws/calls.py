@@ -1,48 +1,15 @@
-"""What was asked and what is answered, and the account of both that tests read."""
+"""The account of requests and answers that tests read."""
 
 from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Mapping
 
 import attrs
 
-__all__ = ["Answer", "Call", "CallLog", "LoggedCall"]
+from amistore.wire.calls import Call, block_number
 
-
-@attrs.frozen(kw_only=True)
-class Call:
-    """One request, as far as its head and body say what it is.
-
-    Attributes:
-        method, path, query: of the request line; path and query as they came, still quoted.
-        headers: by their names in lower case.
-        service: ``ebs``, ``ec2``, ``sts``, or ``s3``, which is none of its.
-        operation: its name in the service's reference; empty where there is none such.
-        snapshot_id, block_index: as in the path, unchecked.
-        parameters: of a Query API's form.
-    """
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    body: bytes = attrs.field(default=b"", repr=False)
-    service: str = ""
-    operation: str = ""
-    snapshot_id: str | None = None
-    block_index: str | None = None
-    parameters: Mapping[str, str] = attrs.field(factory=dict)
-
-
-@attrs.frozen(kw_only=True)
-class Answer:
-    """One response; Content-Length is the server's business."""
-
-    status: int
-    body: bytes = attrs.field(default=b"", repr=False)
-    headers: Mapping[str, str] = attrs.field(factory=dict)
+__all__ = ["CallLog", "LoggedCall"]
 
 
 @attrs.frozen(kw_only=True)
@@ -115,9 +82,3 @@ class CallLog:
                         fault=fault,
                     )
                 )
-
-
-def block_number(call: Call) -> int | None:
-    """The index in a call's path, where it is one."""
-    text = call.block_index or ""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None

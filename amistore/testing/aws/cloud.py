@@ -6,6 +6,8 @@ import datetime
 import itertools
 import random
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from amistore.testing.aws.behaviour import Behaviour
 from amistore.testing.aws.clock import Clock
@@ -44,6 +46,64 @@ class Cloud:
 
     def new_id(self, prefix: str) -> str:
         return f"{prefix}-{self._random.getrandbits(68):017x}"
+
+    def add_snapshot(self, snapshot_id: str, *, parent: Snapshot | None, **members: Any) -> Snapshot:
+        """Put a snapshot into the account that begins now.
+
+        Args:
+            snapshot_id: that no other has.
+            parent: whose lineage it is of.
+            members: the others of `Snapshot`.
+        """
+        now = self.clock.now()
+        self.snapshots[snapshot_id] = snapshot = Snapshot(
+            number=self.number(),
+            snapshot_id=snapshot_id,
+            start_time=now,
+            last_write=now,
+            parent_snapshot_id=parent.snapshot_id if parent else None,
+            lineage=frozenset({snapshot_id}) | (parent.lineage if parent else frozenset()),
+            **members,
+        )
+        return snapshot
+
+    def add_image(
+        self,
+        image_id: str,
+        *,
+        name: str,
+        owner_id: str,
+        root_device_name: str,
+        members: Mapping[str, Any],
+        **rest: Any,
+    ) -> Image:
+        """Put an image into the account that is made now.
+
+        Args:
+            image_id: that no other has.
+            name, owner_id, root_device_name: its own.
+            members: by their names in the XML; they go over those that an image of snapshots usually has.
+            rest: the others of `Image`.
+        """
+        usual = {
+            "imageLocation": f"{owner_id}/{name}",
+            "imageType": "machine",
+            "platformDetails": "Linux/UNIX",
+            "usageOperation": "RunInstances",
+            "hypervisor": "xen",
+            "rootDeviceName": root_device_name,
+            "rootDeviceType": "ebs",
+        }
+        self.images[image_id] = image = Image(
+            number=self.number(),
+            image_id=image_id,
+            owner_id=owner_id,
+            name=name,
+            creation_time=self.clock.now(),
+            members={**usual, **members},
+            **rest,
+        )
+        return image
 
     @property
     def default_key(self) -> str:

@@ -1,4 +1,4 @@
-"""What EC2's operations have in common: filters, pages, tags, ids, and who sees what."""
+"""What EC2's operations have in common: pages, tags, ids, and who sees what."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.query import required, wrong
 from amistore.testing.aws.records import Credential, Image, Snapshot
+from amistore.wire.describing import page_size
+from amistore.wire.errors import wrong
+from amistore.wire.query import required
 
 __all__ = [
-    "FILTERS",
-    "TAGS",
     "check_tags",
-    "filtered",
     "paged",
     "sees",
     "tag_set",
@@ -24,8 +23,6 @@ __all__ = [
     "well_formed",
 ]
 
-FILTERS = [{"Name": str, "Value": [str]}]
-TAGS = [{"Key": str, "Value": str}]
 Record = TypeVar("Record")
 ID = {"ami": "InvalidAMIID.Malformed", "snap": "InvalidSnapshotID.Malformed"}
 
@@ -39,51 +36,6 @@ def well_formed(identifier: str, prefix: str) -> str:
     if re.fullmatch(rf"{prefix}-([0-9a-f]{{8}}|[0-9a-f]{{17}})", identifier) is None:
         raise wrong(f'Invalid id: "{identifier}" (expecting "{prefix}-...")', ID[prefix])
     return identifier
-
-
-def filtered(
-    records: Sequence[Record],
-    filters: Sequence[Mapping[str, Any]],
-    *,
-    known: Mapping[str, Callable[[Record], Any]],
-    tags: Callable[[Record], Mapping[str, str]],
-) -> list[Record]:
-    """Those records that fit every filter by one of its values, in which * and ? are wildcards.
-
-    Raises:
-        ServiceError: a filter is unknown or has no values.
-    """
-    for item in filters:
-        name, values = required(item, "Name"), item.get("Value")
-        if not values:
-            raise wrong(f"The filter '{name}' has no values.")
-        patterns = [wildcard(value) for value in values]
-        if name.startswith("tag:"):
-            key = name[4:]
-            records = [r for r in records if key in tags(r) and fits(tags(r)[key], patterns)]
-        elif name == "tag-key":
-            records = [r for r in records if any(fits(key, patterns) for key in tags(r))]
-        elif name in known:
-            records = [r for r in records if fits(known[name](r), patterns)]
-        else:
-            raise wrong(f"The filter '{name}' is invalid")
-    return list(records)
-
-
-def wildcard(value: str) -> re.Pattern[str]:
-    parts = re.findall(r"\\.|.", value, re.DOTALL)
-    return re.compile(
-        "".join({"*": ".*", "?": "."}.get(part) or re.escape(part[-1]) for part in parts), re.DOTALL
-    )
-
-
-def fits(value: Any, patterns: Sequence[re.Pattern[str]]) -> bool:
-    if isinstance(value, list):
-        return any(fits(item, patterns) for item in value)
-    if value is None:
-        return False
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return any(pattern.fullmatch(text) for pattern in patterns)
 
 
 def paged(
@@ -101,14 +53,7 @@ def paged(
     Raises:
         ServiceError: MaxResults or NextToken are not valid.
     """
-    most, token = values.get("MaxResults"), values.get("NextToken")
-    if most is not None and not 5 <= most <= 1000:
-        raise wrong(
-            f"Value ( {most} ) for parameter maxResults is invalid. Expecting a value from 5 to 1000."
-        )
-    if most is not None and values.get(ids):
-        message = f"The parameter {ids} cannot be used with the parameter maxResults"
-        raise wrong(message, "InvalidParameterCombination")
+    most, token = page_size(values, ids), values.get("NextToken")
     if token is not None:
         try:
             payload = cloud.tokens.open(ids.encode(), base64.b64decode(token, validate=True).decode())

@@ -15,14 +15,15 @@ import re
 import urllib.parse
 from collections.abc import Callable, Mapping
 
-from amistore.testing.aws.calls import Answer, Call, block_number
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.errors import ServiceError, invalid, snapshot_missing
 from amistore.testing.aws.listing import changed_blocks, snapshot_blocks
 from amistore.testing.aws.records import Credential, Snapshot
 from amistore.testing.aws.starting import start_snapshot
-from amistore.testing.aws.wire import json_answer
 from amistore.units import BLOCK_SIZE, GIB
+from amistore.wire.answers import json_answer
+from amistore.wire.calls import Answer, Call, block_number
+from amistore.wire.ebs import checksum_headers, data_headers
+from amistore.wire.errors import ServiceError, invalid
 
 __all__ = ["EbsDirect"]
 
@@ -56,7 +57,7 @@ class EbsDirect:
         query = parameters(call, "pageToken", "maxResults", "startingBlockIndex")
         with self._cloud.lock:
             snapshot = self._readable(call.snapshot_id or "", caller)
-            return json_answer(200, snapshot_blocks(self._cloud, snapshot, query))
+            return json_answer(call, 200, snapshot_blocks(self._cloud, snapshot, query))
 
     def _list_changed_blocks(self, call: Call, caller: Credential) -> Answer:
         query = parameters(call, "firstSnapshotId", "pageToken", "maxResults", "startingBlockIndex")
@@ -65,7 +66,7 @@ class EbsDirect:
         with self._cloud.lock:
             second = self._readable(call.snapshot_id or "", caller)
             first = self._readable(query["firstSnapshotId"], caller)
-            return json_answer(200, changed_blocks(self._cloud, first, second, query))
+            return json_answer(call, 200, changed_blocks(self._cloud, first, second, query))
 
     def _get_snapshot_block(self, call: Call, caller: Credential) -> Answer:
         query = parameters(call, "blockToken")
@@ -81,12 +82,11 @@ class EbsDirect:
                 raise invalid(f"The block token of block {index} has expired.", "INVALID_BLOCK_TOKEN")
             content = snapshot.content
         data, digest = content.block(index)
-        headers = {**checksum_headers(digest), "x-amz-Data-Length": str(len(data))}
-        return Answer(status=200, body=data, headers={"Content-Type": "application/octet-stream", **headers})
+        return Answer(status=200, body=data, headers=data_headers(digest))
 
     def _start_snapshot(self, call: Call, caller: Credential) -> Answer:
         with self._cloud.lock:
-            return json_answer(201, start_snapshot(self._cloud, call, caller, self._readable))
+            return json_answer(call, 201, start_snapshot(self._cloud, call, caller, self._readable))
 
     def _put_snapshot_block(self, call: Call, caller: Credential) -> Answer:
         parameters(call)
@@ -106,7 +106,7 @@ class EbsDirect:
             snapshot.own.put(index, digest, call.body)
             snapshot.last_write = self._cloud.clock.now()
             snapshot.progress = snapshot.progress if progress is None else progress
-        return json_answer(201, {}, checksum_headers(digest))
+        return json_answer(call, 201, {}, checksum_headers(digest))
 
     def _complete_snapshot(self, call: Call, caller: Credential) -> Answer:
         parameters(call)
@@ -132,7 +132,7 @@ class EbsDirect:
             snapshot.sealed = self._cloud.clock.now()
             snapshot.describes = self._cloud.behaviour.completion_describes
             self._cloud.settle(snapshot)
-            return json_answer(202, {"Status": snapshot.state})
+            return json_answer(call, 202, {"Status": snapshot.state})
 
     def _found(self, snapshot_id: str, caller: Credential) -> Snapshot:
         if SNAPSHOT_ID.fullmatch(snapshot_id) is None or len(snapshot_id) > 64:
@@ -180,6 +180,12 @@ class EbsDirect:
         return snapshot
 
 
+def snapshot_missing(snapshot_id: str) -> ServiceError:
+    """The service's word for a snapshot that is not there."""
+    message = f"The snapshot '{snapshot_id}' does not exist."
+    return ServiceError("ResourceNotFoundException", message, status=404, reason="SNAPSHOT_NOT_FOUND")
+
+
 def require_key(snapshot: Snapshot, caller: Credential, action: str) -> None:
     """Refuse who may not use the key ("Permissions to use AWS KMS keys")."""
     if snapshot.encrypted and caller.denies(action):
@@ -210,7 +216,3 @@ def header_number(call: Call, name: str, least: int, most: int) -> int | None:
     if re.fullmatch(r"[0-9]{1,18}", text) is None or not least <= int(text) <= most:
         raise invalid(f"{name} must be a number from {least} to {most}.")
     return int(text)
-
-
-def checksum_headers(digest: bytes) -> dict[str, str]:
-    return {"x-amz-Checksum": base64.b64encode(digest).decode(), "x-amz-Checksum-Algorithm": "SHA256"}

@@ -332,30 +332,25 @@ class FakeAWS:
                 GIB // BLOCK_SIZE
             ):
                 raise ValueError("a block lies outside the volume")
-            now = self.clock.now()
-            cloud.snapshots[name] = Snapshot(
-                number=cloud.number(),
-                snapshot_id=name,
+            cloud.add_snapshot(
+                name,
+                parent=parent,
                 owner_id=owner_id or self.account_id,
                 volume_size=volume_size,
                 own=own,
                 content=content,
-                start_time=now,
-                last_write=now,
                 volume_id=volume_id,
                 description=description,
                 tags=dict(tags or {}),
                 state=state,
                 progress=100 if state == "completed" else 0,
-                completion_time=now if state == "completed" else None,
+                completion_time=self.clock.now() if state == "completed" else None,
                 encrypted=encrypted,
                 kms_key_arn=(kms_key_arn or cloud.default_key) if encrypted else None,
                 storage_tier=storage_tier,
                 outpost_arn=outpost_arn,
                 public=public,
                 shared_with=set(shared_with),
-                parent_snapshot_id=parent_snapshot_id,
-                lineage=frozenset({name}) | (parent.lineage if parent else frozenset()),
             )
             return name
 
@@ -393,37 +388,23 @@ class FakeAWS:
         Raises:
             ValueError: a mapping has a member that EC2 does not know, or a snapshot that is not there.
         """
-        cloud, owner = self._own.cloud, owner_id or self.account_id
-        usual = {
-            "imageLocation": f"{owner}/{name}",
-            "architecture": "x86_64",
-            "imageType": "machine",
-            "platformDetails": "Linux/UNIX",
-            "usageOperation": "RunInstances",
-            "hypervisor": "xen",
-            "rootDeviceName": root_device_name,
-            "rootDeviceType": "ebs",
-            "virtualizationType": "hvm",
-        }
+        cloud = self._own.cloud
         with cloud.lock:
             mapped = [given_mapping(item) for item in mappings]
             for item in mapped:
                 if (named := item.get("ebs", {}).get("snapshotId")) not in (None, *cloud.snapshots):
                     raise ValueError(f"there is no snapshot {named}: add_snapshot makes one")
-            identifier = image_id or cloud.new_id("ami")
-            cloud.images[identifier] = Image(
-                number=cloud.number(),
-                image_id=identifier,
-                owner_id=owner,
+            return cloud.add_image(
+                image_id or cloud.new_id("ami"),
                 name=name,
-                creation_time=self.clock.now(),
+                owner_id=owner_id or self.account_id,
+                root_device_name=root_device_name,
+                members={"architecture": "x86_64", "virtualizationType": "hvm", **members},
                 state=state,
-                members=usual | members,
                 mappings=mapped,
                 attributes={"uefiData": uefi_data} if uefi_data else {},
                 tags=dict(tags or {}),
                 public=public,
                 shared_with=set(shared_with),
                 deprecation_time=deprecation_time,
-            )
-            return identifier
+            ).image_id

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Container, Iterator
 from typing import Literal, get_args
 
-from amistore.testing.aws.calls import Call, block_number
+from amistore.wire.calls import Call, block_number
 
 __all__ = ["FaultKind", "FaultRule", "Faults"]
 

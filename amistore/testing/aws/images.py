@@ -7,58 +7,41 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.describing import FILTERS, filtered, paged, sees, tag_set, well_formed
-from amistore.testing.aws.query import required, wrong
+from amistore.testing.aws.describing import paged, sees, tag_set, well_formed
 from amistore.testing.aws.records import Credential, Image
-from amistore.testing.aws.registering import REGISTER_IMAGE, new_image
-from amistore.testing.aws.wire import moment
+from amistore.testing.aws.registering import new_image
+from amistore.wire import describing as wire
+from amistore.wire.answers import moment
+from amistore.wire.describing import fitting, in_xml
+from amistore.wire.errors import wrong
 
 __all__ = ["Images"]
 
-ONE_IMAGE: dict[str, Any] = {"ImageId": str, "DryRun": bool}
+IMAGE_FILTERS = in_xml({**wire.IMAGE_FILTERS, "is-public": "Public"}, "Images")
 
 
 class Images:
     """Answer the operations; whoever calls holds the cloud's lock.
 
     Attributes:
-        operations: the parameters each one knows, and what carries it out.
+        operations: what carries each one out.
     """
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        self.operations: dict[str, tuple[dict[str, Any], Callable[[Any, Credential], dict[str, Any]]]] = {
-            "DescribeImages": (
-                {
-                    "ExecutableBy": [str],
-                    "ImageId": [str],
-                    "Owner": [str],
-                    "IncludeDeprecated": bool,
-                    "IncludeDisabled": bool,
-                    "MaxResults": int,
-                    "NextToken": str,
-                    "DryRun": bool,
-                    "Filter": FILTERS,
-                },
-                self._describe,
-            ),
-            "DescribeImageAttribute": ({"Attribute": str, **ONE_IMAGE}, self._describe_attribute),
-            "RegisterImage": (REGISTER_IMAGE, self._register),
-            "DeregisterImage": ({"DeleteAssociatedSnapshots": bool, **ONE_IMAGE}, self._deregister),
-            "EnableImageDeprecation": (
-                {"DeprecateAt": datetime.datetime, **ONE_IMAGE},
-                self._enable_deprecation,
-            ),
-            "DisableImageDeprecation": (ONE_IMAGE, self._disable_deprecation),
-            "EnableImageDeregistrationProtection": (
-                {"WithCooldown": bool, **ONE_IMAGE},
-                self._enable_protection,
-            ),
-            "DisableImageDeregistrationProtection": (ONE_IMAGE, self._disable_protection),
+        self.operations: dict[str, Callable[[Any, Credential], dict[str, Any]]] = {
+            "DescribeImages": self._describe,
+            "DescribeImageAttribute": self._describe_attribute,
+            "RegisterImage": self._register,
+            "DeregisterImage": self._deregister,
+            "EnableImageDeprecation": self._enable_deprecation,
+            "DisableImageDeprecation": self._disable_deprecation,
+            "EnableImageDeregistrationProtection": self._enable_protection,
+            "DisableImageDeregistrationProtection": self._disable_protection,
         }
 
     def _describe(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        ids = values.get("ImageId", [])
+        ids = values.get("ImageIds", [])
         if ids:
             found = [self._visible(image_id, caller) for image_id in dict.fromkeys(ids)]
         else:
@@ -66,34 +49,32 @@ class Images:
         for image in found:
             self._cloud.settle_image(image)
         if not ids:
-            now = self._cloud.clock.now()
-            found = [
-                image
-                for image in found
-                if (image.state in ("available", "pending", "failed") or values.get("IncludeDisabled"))
-                and (
-                    values.get("IncludeDeprecated")
-                    or image.owner_id == caller.account_id
-                    or image.deprecation_time is None
-                    or now < image.deprecation_time
-                )
-            ]
-        owners = {caller.account_id if owner == "self" else owner for owner in values.get("Owner", [])}
+            found = [image for image in found if self._is_listed(image, values, caller)]
+        owners = {caller.account_id if owner == "self" else owner for owner in values.get("Owners", [])}
         if owners:
             found = [i for i in found if {i.owner_id, i.members.get("imageOwnerAlias")} & owners]
-        if executable := values.get("ExecutableBy"):
+        if executable := values.get("ExecutableUsers"):
             found = [i for i in found if executable_by(i, executable, caller)]
-        found = filtered(found, values.get("Filter", []), known=IMAGE_FILTERS, tags=lambda image: image.tags)
+        fits = fitting(values.get("Filters", []), IMAGE_FILTERS)
+        found = [image for image in found if fits(described(image))]
         found.sort(key=lambda image: image.number)
-        page, token = paged(self._cloud, found, values, "ImageId", lambda image: f"{image.number:012d}")
+        page, token = paged(self._cloud, found, values, "ImageIds", lambda image: f"{image.number:012d}")
         answer = {"imagesSet": [described(image) for image in page], "nextToken": token}
         for image in page:
             image.describes = max(0, image.describes - 1)
         return answer
 
+    def _is_listed(self, image: Image, values: Mapping[str, Any], caller: Credential) -> bool:
+        """Whether an image that nobody asked for by its id is told of."""
+        if image.state not in ("available", "pending", "failed") and not values.get("IncludeDisabled"):
+            return False
+        if values.get("IncludeDeprecated") or image.owner_id == caller.account_id:
+            return True
+        return image.deprecation_time is None or self._cloud.clock.now() < image.deprecation_time
+
     def _describe_attribute(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        attribute = required(values, "Attribute")
-        image = self._own(required(values, "ImageId"), caller)
+        attribute = values["Attribute"]
+        image = self._own(values["ImageId"], caller)
         members = image.members
         simple = {
             "description": members.get("description"),
@@ -129,12 +110,10 @@ class Images:
         return {"imageId": image.image_id, attribute: value}
 
     def _register(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        image = new_image(self._cloud, values, caller)
-        self._cloud.images[image.image_id] = image
-        return {"imageId": image.image_id}
+        return {"imageId": new_image(self._cloud, values, caller).image_id}
 
     def _deregister(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        image = self._own(required(values, "ImageId"), caller)
+        image = self._own(values["ImageId"], caller)
         if image.attributes.get("deregistrationProtection", "disabled") != "disabled":
             message = f"The image {image.image_id} has deregistration protection enabled."
             raise wrong(message, "OperationNotPermitted")
@@ -160,8 +139,8 @@ class Images:
         return "success"
 
     def _enable_deprecation(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        at = required(values, "DeprecateAt")
-        image = self._own(required(values, "ImageId"), caller)
+        at = values["DeprecateAt"]
+        image = self._own(values["ImageId"], caller)
         now = self._cloud.clock.now()
         # "EC2 API reference: EnableImageDeprecation": not in the past, at most ten years ahead.
         if not now <= at <= now + datetime.timedelta(days=3653):
@@ -171,17 +150,17 @@ class Images:
         return {"return": True}
 
     def _disable_deprecation(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        self._own(required(values, "ImageId"), caller).deprecation_time = None
+        self._own(values["ImageId"], caller).deprecation_time = None
         return {"return": True}
 
     def _enable_protection(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        image = self._own(required(values, "ImageId"), caller)
+        image = self._own(values["ImageId"], caller)
         state = "enabled-with-cooldown" if values.get("WithCooldown") else "enabled-without-cooldown"
         image.attributes["deregistrationProtection"] = state
         return {"return": state}
 
     def _disable_protection(self, values: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
-        image = self._own(required(values, "ImageId"), caller)
+        image = self._own(values["ImageId"], caller)
         image.attributes["deregistrationProtection"] = "disabled"
         return {"return": "disabled"}
 
@@ -223,45 +202,3 @@ def described(image: Image) -> dict[str, Any]:
         "deregistrationProtection": image.attributes.get("deregistrationProtection", "disabled"),
         "tagSet": tag_set(image.tags),
     }
-
-
-def member(name: str) -> Callable[[Image], Any]:
-    return lambda image: image.members.get(name)
-
-
-def ebs_members(name: str) -> Callable[[Image], Any]:
-    return lambda image: [item["ebs"].get(name) for item in image.mappings if "ebs" in item]
-
-
-IMAGE_FILTERS: dict[str, Callable[[Image], Any]] = {
-    "architecture": member("architecture"),
-    "block-device-mapping.delete-on-termination": ebs_members("deleteOnTermination"),
-    "block-device-mapping.device-name": lambda image: [item["deviceName"] for item in image.mappings],
-    "block-device-mapping.snapshot-id": ebs_members("snapshotId"),
-    "block-device-mapping.volume-size": ebs_members("volumeSize"),
-    "block-device-mapping.volume-type": ebs_members("volumeType"),
-    "block-device-mapping.encrypted": ebs_members("encrypted"),
-    "boot-mode": member("bootMode"),
-    "creation-date": lambda image: moment(image.creation_time),
-    "description": member("description"),
-    "ena-support": member("enaSupport"),
-    "hypervisor": member("hypervisor"),
-    "image-id": lambda image: image.image_id,
-    "image-type": member("imageType"),
-    "is-public": lambda image: image.public,
-    "kernel-id": member("kernelId"),
-    "manifest-location": member("imageLocation"),
-    "name": lambda image: image.name,
-    "owner-alias": member("imageOwnerAlias"),
-    "owner-id": lambda image: image.owner_id,
-    "platform": member("platform"),
-    "ramdisk-id": member("ramdiskId"),
-    "root-device-name": member("rootDeviceName"),
-    "root-device-type": member("rootDeviceType"),
-    "source-image-id": member("sourceImageId"),
-    "source-image-region": member("sourceImageRegion"),
-    "sriov-net-support": member("sriovNetSupport"),
-    "state": lambda image: image.state,
-    "tpm-support": member("tpmSupport"),
-    "virtualization-type": member("virtualizationType"),
-}

@@ -9,10 +9,10 @@ from typing import Any
 
 from amistore.testing.aws.cloud import Cloud
 from amistore.testing.aws.content import Content, position
-from amistore.testing.aws.errors import invalid
 from amistore.testing.aws.records import Snapshot
 from amistore.testing.aws.tokens import PAGE_LIFETIME, TOKEN_LIFETIME
 from amistore.units import BLOCK_SIZE
+from amistore.wire.errors import invalid
 
 __all__ = ["changed_blocks", "snapshot_blocks"]
 

@@ -8,29 +8,23 @@ from typing import Any
 import attrs
 
 from amistore.testing.aws.content import Content, StoredBlocks
+from amistore.wire.signature import Signer
 
 __all__ = ["Credential", "Image", "Snapshot"]
 
 
 @attrs.frozen(kw_only=True)
-class Credential:
+class Credential(Signer):
     """Who may sign requests, and what they may not do.
 
     Attributes:
-        access_key_id: the public part.
-        secret_access_key: what signs.
-        session_token: what a temporary credential sends along.
-        expires: when it dies, on the fake clock; None is never.
+        access_key_id, secret_access_key, session_token, expires: as of every signer, on the fake clock.
         denied: IAM actions that are refused, such as ``"ebs:PutSnapshotBlock"``; ``"ec2:*"`` and
             ``"*"`` too.
         account_id: whose resources it acts on.
         user: the name in its ARN.
     """
 
-    access_key_id: str
-    secret_access_key: str = attrs.field(repr=False)
-    session_token: str | None = attrs.field(default=None, repr=False)
-    expires: datetime.datetime | None = None
     denied: frozenset[str] = frozenset()
     account_id: str = "123456789012"
     user: str = "tester"

@@ -14,48 +14,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from amistore.testing.aws.cloud import Cloud
-from amistore.testing.aws.describing import TAGS, check_tags, visible_snapshot
-from amistore.testing.aws.query import required, wrong
+from amistore.testing.aws.describing import check_tags, visible_snapshot
 from amistore.testing.aws.records import Credential, Image, Snapshot
+from amistore.wire.errors import wrong
+from amistore.wire.members import OPERATIONS, xml_name
+from amistore.wire.query import required
 
-__all__ = ["REGISTER_IMAGE", "given_mapping", "new_image"]
+__all__ = ["given_mapping", "new_image"]
 
-EBS_MEMBERS: dict[str, Any] = {
-    "DeleteOnTermination": bool,
-    "Iops": int,
-    "SnapshotId": str,
-    "VolumeSize": int,
-    "VolumeType": str,
-    "KmsKeyId": str,
-    "Throughput": int,
-    "OutpostArn": str,
-    "AvailabilityZone": str,
-    "AvailabilityZoneId": str,
-    "Encrypted": bool,
-    "VolumeInitializationRate": int,
-    "EbsCardIndex": int,
-}
-SAME_IN_XML = ("AvailabilityZoneId", "VolumeInitializationRate")
-REGISTER_IMAGE: dict[str, Any] = {
-    "ImageLocation": str,
-    "BillingProduct": [str],
-    "BootMode": str,
-    "TpmSupport": str,
-    "UefiData": str,
-    "ImdsSupport": str,
-    "TagSpecification": [{"ResourceType": str, "Tag": TAGS}],
-    "DryRun": bool,
-    "Name": str,
-    "Description": str,
-    "Architecture": str,
-    "KernelId": str,
-    "RamdiskId": str,
-    "RootDeviceName": str,
-    "BlockDeviceMapping": [{"DeviceName": str, "VirtualName": str, "NoDevice": str, "Ebs": EBS_MEMBERS}],
-    "VirtualizationType": str,
-    "SriovNetSupport": str,
-    "EnaSupport": bool,
-}
+AS_THEY_ARE = (
+    "BootMode",
+    "EnaSupport",
+    "ImdsSupport",
+    "KernelId",
+    "RamdiskId",
+    "SriovNetSupport",
+    "TpmSupport",
+)
 NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 CHOICES = {
     "Architecture": ("i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"),
@@ -81,12 +56,12 @@ INITIALIZATION = (100, 300)
 
 
 def new_image(cloud: Cloud, values: Mapping[str, Any], caller: Credential) -> Image:
-    """The image that a request describes; it is not yet in the account.
+    """The image that a request describes, put into the account.
 
     Raises:
         ServiceError: the request is not one that EC2 carries out.
     """
-    name = required(values, "Name")
+    name = values["Name"]
     if NAME.fullmatch(name) is None:
         allowed = "letters, numbers, '(', ')', '[', ']', ' ', '.', '/', '-', ''', '@' and '_'"
         message = f"AMI names must be between 3 and 128 characters long, and may contain {allowed}"
@@ -96,12 +71,12 @@ def new_image(cloud: Cloud, values: Mapping[str, Any], caller: Credential) -> Im
             raise wrong(f"Value ({values[member]}) for parameter {member} is invalid. Expected: {choices}.")
     if len(values.get("Description", "")) > 255:
         raise wrong("The description is longer than 255 characters.")
-    if values.get("BillingProduct"):
+    if values.get("BillingProducts"):
         raise wrong("The account is not authorized to specify billing product codes.", "AuthFailure", 403)
     if "ImageLocation" in values:
         raise wrong("Instance store-backed AMIs are not supported here.", "UnsupportedOperation")
     check_platform(values)
-    mappings = [mapping(cloud, item, caller) for item in required(values, "BlockDeviceMapping")]
+    mappings = [mapping(cloud, item, caller) for item in required(values, "BlockDeviceMappings")]
     devices = [item["deviceName"] for item in mappings]
     if len(set(devices)) != len(devices):
         raise wrong("A device name is mapped twice.", "InvalidBlockDeviceMapping")
@@ -150,14 +125,8 @@ def mapping(cloud: Cloud, item: Mapping[str, Any], caller: Credential) -> dict[s
         raise wrong(message, "InvalidBlockDeviceMapping")
     if "VirtualName" in item and re.fullmatch("ephemeral([0-9]|1[0-9]|2[0-3])", item["VirtualName"]) is None:
         raise wrong(f"Invalid virtual name {item['VirtualName']}", "InvalidBlockDeviceMapping")
-    made: dict[str, Any] = {"deviceName": device}
-    if "Ebs" in item:
-        made["ebs"] = volume(cloud, device, item["Ebs"], caller)
-    elif "VirtualName" in item:
-        made["virtualName"] = item["VirtualName"]
-    else:
-        made["noDevice"] = item["NoDevice"]
-    return made
+    made = {xml_name(name): value for name, value in item.items()}
+    return made | {"ebs": volume(cloud, device, item["Ebs"], caller)} if "Ebs" in item else made
 
 
 def given_mapping(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,16 +135,17 @@ def given_mapping(item: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a member that EC2 does not know.
     """
-    made = spelled(item, REGISTER_IMAGE["BlockDeviceMapping"][0])
-    return made | {"ebs": spelled(made["ebs"], EBS_MEMBERS)} if "ebs" in made else made
+    (known,) = OPERATIONS["RegisterImage"].request["BlockDeviceMappings"]
+    made = spelled(item, known)
+    return made | {"ebs": spelled(made["ebs"], known["Ebs"])} if "ebs" in made else made
 
 
 def spelled(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    in_xml = {name: name if name in SAME_IN_XML else name[0].lower() + name[1:] for name in known}
-    in_xml |= {name: name for name in in_xml.values()}
-    if unknown := given.keys() - in_xml:
-        raise ValueError(f"{min(unknown)!r} is no member of a mapping; there are {', '.join(known)}")
-    return {in_xml[name]: value for name, value in given.items()}
+    in_xml = set(map(xml_name, known))
+    for name in given:
+        if xml_name(name) not in in_xml:
+            raise ValueError(f"{name!r} is no member of a mapping; there are {', '.join(known)}")
+    return {xml_name(name): value for name, value in given.items()}
 
 
 def volume(cloud: Cloud, device: str, ebs: Mapping[str, Any], caller: Credential) -> dict[str, Any]:
@@ -263,40 +233,22 @@ def made(
     cloud: Cloud, values: Mapping[str, Any], mappings: list[dict[str, Any]], caller: Credential
 ) -> Image:
     tags: dict[str, str] = {}
-    for item in values.get("TagSpecification", []):
+    for item in values.get("TagSpecifications", []):
         if required(item, "ResourceType") != "image":
             raise wrong(f"'{item['ResourceType']}' is not a valid taggable resource type for this operation.")
-        tags |= check_tags(required(item, "Tag"), tags)
-    image_id = cloud.new_id("ami")
-    optional = {
-        "description": values.get("Description") or None,
-        "bootMode": values.get("BootMode"),
-        "tpmSupport": values.get("TpmSupport"),
-        "imdsSupport": values.get("ImdsSupport"),
-        "sriovNetSupport": values.get("SriovNetSupport"),
-        "kernelId": values.get("KernelId"),
-        "ramdiskId": values.get("RamdiskId"),
-    }
-    image = Image(
-        number=cloud.number(),
-        image_id=image_id,
-        owner_id=caller.account_id,
+        tags |= check_tags(required(item, "Tags"), tags)
+    image = cloud.add_image(
+        cloud.new_id("ami"),
         name=values["Name"],
-        creation_time=cloud.clock.now(),
-        state="pending",
+        owner_id=caller.account_id,
+        root_device_name=values["RootDeviceName"],
         members={
-            "imageLocation": f"{caller.account_id}/{values['Name']}",
             "architecture": values.get("Architecture", "i386"),
-            "imageType": "machine",
-            "platformDetails": "Linux/UNIX",
-            "usageOperation": "RunInstances",
-            "hypervisor": "xen",
-            "rootDeviceName": values["RootDeviceName"],
-            "rootDeviceType": "ebs",
+            "description": values.get("Description") or None,
             "virtualizationType": values.get("VirtualizationType", "paravirtual"),
-            "enaSupport": values.get("EnaSupport"),
-            **optional,
+            **{xml_name(name): values.get(name) for name in AS_THEY_ARE},
         },
+        state="pending",
         mappings=mappings,
         attributes={"uefiData": values["UefiData"]} if values.get("UefiData") else {},
         tags=tags,

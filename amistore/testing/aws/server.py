@@ -13,19 +13,22 @@ import socketserver
 import ssl
 import struct
 import threading
+import uuid
 from typing import Any
 
 import attrs
 
 from amistore import forks
 from amistore.backends.connections import no_fork
-from amistore.testing.aws.calls import Answer, Call, CallLog
-from amistore.testing.aws.errors import ServiceError, invalid
+from amistore.testing.aws.calls import CallLog
 from amistore.testing.aws.faults import FaultRule, Faults
-from amistore.testing.aws.services import Services, identified, with_form
-from amistore.testing.aws.signature import skewed
+from amistore.testing.aws.services import Services, identified
 from amistore.testing.aws.throttling import throttled
-from amistore.testing.aws.wire import error_answer
+from amistore.wire.answers import error_answer
+from amistore.wire.calls import Answer, Call
+from amistore.wire.errors import ServiceError, invalid
+from amistore.wire.query import with_form
+from amistore.wire.signature import skewed
 
 __all__ = ["Server"]
 
@@ -197,7 +200,8 @@ class Connection(socketserver.StreamRequestHandler):
             if not colon or len(headers) > 100:
                 raise BadRequest("a header is malformed")
             headers[name.strip().lower()] = value.strip()
-        return Call(method=parts[0], path=path, query=query, headers=headers)
+        identifier = str(uuid.uuid4())
+        return Call(method=parts[0], path=path, query=query, headers=headers, request_id=identifier)
 
     def _body(self, call: Call) -> bytes:
         text = call.headers.get("content-length", "0")

@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 import datetime
-import re
-import urllib.parse
 from typing import Any
 
 import attrs
 
-from amistore.testing.aws.calls import Answer, Call
 from amistore.testing.aws.cloud import Cloud
 from amistore.testing.aws.ebs import EbsDirect
-from amistore.testing.aws.errors import ServiceError
 from amistore.testing.aws.images import Images
-from amistore.testing.aws.query import parse, wrong
 from amistore.testing.aws.records import Credential
-from amistore.testing.aws.signature import authenticate
 from amistore.testing.aws.snapshots import Snapshots
 from amistore.testing.aws.throttling import Throttle, throttled
-from amistore.testing.aws.wire import EC2_VERSION, STS_VERSION, error_answer, xml_answer
+from amistore.wire.answers import error_answer, xml_answer
+from amistore.wire.calls import Answer, Call
+from amistore.wire.ebs import ROUTES, routed
+from amistore.wire.errors import ServiceError, wrong
+from amistore.wire.members import OPERATIONS
+from amistore.wire.query import checked_form, parse
+from amistore.wire.signature import authenticate
 
-__all__ = ["Services", "identified", "with_form"]
-
-PATHS: list[tuple[str, re.Pattern[str], str]] = [
-    ("POST", re.compile("/snapshots"), "StartSnapshot"),
-    ("POST", re.compile("/snapshots/completion/([^/]+)"), "CompleteSnapshot"),
-    ("GET", re.compile("/snapshots/([^/]+)/blocks"), "ListSnapshotBlocks"),
-    ("GET", re.compile("/snapshots/([^/]+)/changedblocks"), "ListChangedBlocks"),
-    ("GET", re.compile("/snapshots/([^/]+)/blocks/([^/]+)"), "GetSnapshotBlock"),
-    ("PUT", re.compile("/snapshots/([^/]+)/blocks/([^/]+)"), "PutSnapshotBlock"),
-]
-VERSIONS = {EC2_VERSION: "ec2", STS_VERSION: "sts"}
+__all__ = ["Services", "identified"]
 
 
 def identified(call: Call) -> Call:
     """A call with its operation, as far as its head tells: all of the EBS direct APIs."""
     if "/s3/aws4_request" in call.headers.get("authorization", ""):  # what it is signed for
         return attrs.evolve(call, service="s3")
-    if call.path == "/":
-        return attrs.evolve(call, service="ec2")
-    for method, pattern, operation in PATHS:
-        found = pattern.fullmatch(call.path)
-        if found is not None and method == call.method:
-            groups = [urllib.parse.unquote(text) for text in found.groups()] + [None, None]
-            return attrs.evolve(
-                call, service="ebs", operation=operation, snapshot_id=groups[0], block_index=groups[1]
-            )
-    return attrs.evolve(call, service="ebs")
-
-
-def with_form(call: Call) -> Call:
-    """A Query API's call with the operation and the parameters that its form names."""
-    try:
-        text = call.body.decode()
-    except UnicodeDecodeError:
-        text = ""
-    form = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
-    service = VERSIONS.get(form.get("Version", ""), call.service)
-    return attrs.evolve(call, service=service, operation=form.get("Action", ""), parameters=form)
+    return attrs.evolve(call, service="ec2") if call.path == "/" else routed(call)
 
 
 class Services:
@@ -82,7 +52,7 @@ class Services:
         Raises:
             ValueError: as said.
         """
-        known = {name for _, _, name in PATHS} | {*self._operations, "GetCallerIdentity"}
+        known = {name for _, _, name in ROUTES} | {*self._operations, "GetCallerIdentity"}
         if operation not in known:
             raise ValueError(f"there is no operation {operation!r}, only {', '.join(sorted(known))}")
 
@@ -137,27 +107,20 @@ class Services:
         return self._ebs.answer(call, caller)
 
     def _query(self, call: Call, caller: Credential) -> dict[str, Any]:
-        form = dict(call.parameters)
-        version = form.pop("Version", None)
-        form.pop("Action", None)
-        if not call.operation:
-            raise wrong("The request must contain the parameter Action", "MissingAction")
-        if version not in VERSIONS:
-            raise wrong(f"The requested version ({version}) is not valid", "NoSuchVersion")
+        form = checked_form(call)
         if call.service == "sts":
             return self._caller_identity(call, caller)
         if call.operation not in self._operations:
             raise wrong(f"The action {call.operation} is not valid for this web service.", "InvalidAction")
-        known, carry_out = self._operations[call.operation]
         self._permit(caller, f"ec2:{call.operation}")
-        values = parse(form, known)
-        if values.get("TagSpecification"):
+        values = parse(form, OPERATIONS[call.operation])
+        if values.get("TagSpecifications"):
             self._permit(caller, "ec2:CreateTags")
         if values.get("DryRun"):
             message = "Request would have succeeded, but DryRun flag is set."
             raise wrong(message, "DryRunOperation", 412)
         with self._cloud.lock:
-            return carry_out(values, caller)
+            return self._operations[call.operation](values, caller)
 
     def _caller_identity(self, call: Call, caller: Credential) -> dict[str, Any]:
         if call.operation != "GetCallerIdentity":

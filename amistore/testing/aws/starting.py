@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from amistore.testing.aws.calls import Call
 from amistore.testing.aws.cloud import Cloud
 from amistore.testing.aws.content import Overlay, StoredBlocks
-from amistore.testing.aws.errors import ServiceError, invalid
 from amistore.testing.aws.records import Credential, Snapshot
 from amistore.units import BLOCK_SIZE
+from amistore.wire.calls import Call
+from amistore.wire.errors import ServiceError, invalid
 
 __all__ = ["start_snapshot"]
 
@@ -59,6 +59,30 @@ def start_snapshot(
     if encrypted and caller.denies("kms:GenerateDataKeyWithoutPlaintext"):
         message = "The caller is not authorized to use the KMS key."
         raise ServiceError("AccessDeniedException", message, status=403, reason="DEPENDENCY_ACCESS_DENIED")
+    check_quota(cloud, caller)
+    own, behaviour = StoredBlocks(cloud.pool), cloud.behaviour
+    snapshot = cloud.add_snapshot(
+        cloud.new_id("snap"),
+        parent=parent,
+        owner_id=caller.account_id,
+        volume_size=wanted["VolumeSize"],
+        own=own,
+        content=own if parent is None else Overlay(parent.content, own),
+        description=wanted.get("Description", ""),
+        tags={tag["Key"]: tag.get("Value", "") for tag in wanted.get("Tags", ())},
+        encrypted=encrypted,
+        kms_key_arn=key,
+        timeout=wanted.get("Timeout", 60),
+        missing_until=cloud.clock.now() + datetime.timedelta(seconds=behaviour.missing_seconds),
+        missing_calls=behaviour.missing_calls,
+    )
+    if token is not None:
+        cloud.started[caller.account_id, token] = (asked, snapshot)
+    return described(snapshot)
+
+
+def check_quota(cloud: Cloud, caller: Credential) -> None:
+    """Refuse one pending snapshot too many."""
     for other in cloud.snapshots.values():
         cloud.settle(other)
     pending = sum(
@@ -68,31 +92,6 @@ def start_snapshot(
         message = f"There are {pending} pending snapshots."
         reason = "DEPENDENCY_SERVICE_QUOTA_EXCEEDED"
         raise ServiceError("ServiceQuotaExceededException", message, status=402, reason=reason)
-    now, own, behaviour = cloud.clock.now(), StoredBlocks(cloud.pool), cloud.behaviour
-    snapshot_id = cloud.new_id("snap")
-    snapshot = Snapshot(
-        number=cloud.number(),
-        snapshot_id=snapshot_id,
-        owner_id=caller.account_id,
-        volume_size=wanted["VolumeSize"],
-        own=own,
-        content=own if parent is None else Overlay(parent.content, own),
-        start_time=now,
-        last_write=now,
-        description=wanted.get("Description", ""),
-        tags={tag["Key"]: tag.get("Value", "") for tag in wanted.get("Tags", ())},
-        encrypted=encrypted,
-        kms_key_arn=key,
-        parent_snapshot_id=wanted.get("ParentSnapshotId"),
-        lineage=frozenset({snapshot_id}) | (parent.lineage if parent else frozenset()),
-        timeout=wanted.get("Timeout", 60),
-        missing_until=now + datetime.timedelta(seconds=behaviour.missing_seconds),
-        missing_calls=behaviour.missing_calls,
-    )
-    cloud.snapshots[snapshot_id] = snapshot
-    if token is not None:
-        cloud.started[caller.account_id, token] = (asked, snapshot)
-    return described(snapshot)
 
 
 def described(snapshot: Snapshot) -> dict[str, Any]:
@@ -135,8 +134,8 @@ def encryption(cloud: Cloud, wanted: dict[str, Any], parent: Snapshot | None) ->
     return (True, key or cloud.default_key) if encrypted or by_default else (False, None)
 
 
-def checked(call: Call) -> dict[str, Any]:
-    """The request's members, each of the type and in the bounds of the model."""
+def members(call: Call) -> dict[str, Any]:
+    """The request's members, each of the type of the model."""
     try:
         wanted = json.loads(call.body)
     except ValueError:
@@ -150,6 +149,12 @@ def checked(call: Call) -> dict[str, Any]:
             raise ServiceError(
                 "SerializationException", f"{name} is not of the type {MEMBERS[name].__name__}."
             )
+    return wanted
+
+
+def checked(call: Call) -> dict[str, Any]:
+    """The request's members, in the bounds of the model."""
+    wanted = members(call)
     size = wanted.get("VolumeSize")
     if size is None or not 1 <= size <= 65_536:
         raise invalid("VolumeSize must be from 1 to 65536 GiB.", "INVALID_VOLUME_SIZE")

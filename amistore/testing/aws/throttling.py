@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import threading
 
-from amistore.testing.aws.calls import Call
 from amistore.testing.aws.clock import Clock
-from amistore.testing.aws.errors import ServiceError
+from amistore.wire.calls import Call
+from amistore.wire.errors import ServiceError
 
 __all__ = ["Throttle", "throttled"]
 

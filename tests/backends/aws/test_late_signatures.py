@@ -25,6 +25,7 @@ from amistore.backends.aws.errors import service_error
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.testing.aws import FakeAWS
 from amistore.testing.aws.faults import FaultKind
+from amistore.wire.errors import ServiceError
 
 BLOCKS = {index: images.block(index) for index in range(20)}
 
@@ -129,11 +130,12 @@ def test_what_says_that_a_signature_is_late_is_told_from_a_wrong_one(
     code: str, message: str, kind: type[amistore.BackendError], retryable: bool
 ) -> None:
     now = email.utils.formatdate(time.time(), usegmt=True)
-    found = cast(amistore.BackendError, service_error(code, message, 403, "upload_part", date=now))
+    refused = ServiceError(code, message, status=403)
+    found = cast(amistore.BackendError, service_error(refused, "upload_part", date=now))
     assert (type(found), found.retryable) == (kind, retryable)
     assert "clock" not in str(found)
     then = email.utils.formatdate(time.time() + 3600, usegmt=True)
-    wrong = cast(amistore.BackendError, service_error(code, message, 403, "upload_part", date=then))
+    wrong = cast(amistore.BackendError, service_error(refused, "upload_part", date=then))
     assert not wrong.retryable
     assert isinstance(wrong, EXPIRED if retryable else amistore.AccessDeniedError)
     assert "this machine's clock is 60 minutes behind the service's" in str(wrong)
@@ -142,13 +144,15 @@ def test_what_says_that_a_signature_is_late_is_told_from_a_wrong_one(
 
 @pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT"])
 def test_an_answer_without_a_date_says_nothing_of_the_clock(date: str) -> None:
-    found = service_error("RequestTimeTooSkewed", "", 403, "upload_part", date=date)
+    found = service_error(ServiceError("RequestTimeTooSkewed", "", status=403), "upload_part", date=date)
     assert cast(amistore.BackendError, found).retryable
 
 
 def test_a_permission_that_is_missing_is_no_matter_of_the_clock() -> None:
     then = email.utils.formatdate(time.time() + 3600, usegmt=True)
-    assert "clock" not in str(service_error("AccessDenied", "no such right", 403, "head_object", date=then))
+    assert "clock" not in str(
+        service_error(ServiceError("AccessDenied", "no such right", status=403), "head_object", date=then)
+    )
 
 
 def test_a_refusal_of_what_was_signed_long_ago_is_tried_again_also_where_it_has_no_text(

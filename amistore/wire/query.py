@@ -1,29 +1,66 @@
-"""Parameters of the Query APIs: dotted names made into values, checked against what is known."""
+"""The Query protocol's requests: a form's dotted names made into boto3's members, if they are known."""
 
 from __future__ import annotations
 
 import datetime
 import re
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from amistore.testing.aws.errors import ServiceError
+import attrs
 
-__all__ = ["parse", "required", "wrong"]
+from amistore.wire.calls import Call
+from amistore.wire.errors import wrong
+from amistore.wire.members import Kind, Operation, query_name
 
+__all__ = ["EC2_VERSION", "STS_VERSION", "checked_form", "parse", "required", "with_form"]
+
+EC2_VERSION = "2016-11-15"
+STS_VERSION = "2011-06-15"
+SERVICES = {EC2_VERSION: "ec2", STS_VERSION: "sts"}
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def parse(parameters: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Make values of a form's parameters.
+def with_form(call: Call) -> Call:
+    """A call with the service, the operation and the parameters that its form names."""
+    try:
+        text = call.body.decode()
+    except UnicodeDecodeError:
+        text = ""
+    form = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
+    service = SERVICES.get(form.get("Version", ""), call.service)
+    return attrs.evolve(call, service=service, operation=form.get("Action", ""), parameters=form)
+
+
+def checked_form(call: Call) -> dict[str, str]:
+    """The parameters of a call beside those that name its operation.
+
+    Raises:
+        ServiceError: it names none, or no version that there is.
+    """
+    form = dict(call.parameters)
+    version = form.pop("Version", None)
+    form.pop("Action", None)
+    if not call.operation:
+        raise wrong("The request must contain the parameter Action", "MissingAction")
+    if version not in SERVICES:
+        raise wrong(f"The requested version ({version}) is not valid", "NoSuchVersion")
+    return form
+
+
+def parse(parameters: Mapping[str, str], operation: Operation) -> dict[str, Any]:
+    """Make an operation's members of a form's parameters.
 
     Args:
         parameters: by dotted names, such as ``Filter.1.Value.2``.
-        known: names to ``str``, ``int``, ``bool``, ``datetime.datetime``, a list with the type of
-            its items, or a mapping like this one.
+        operation: that is asked for.
+
+    Returns:
+        Members by boto3's names, such as ``{"Filters": [{"Values": [...]}]}``.
 
     Raises:
-        ServiceError: a parameter is unknown, or no value of its type.
+        ServiceError: a parameter is unknown, or no value of its type, or one that is required is missing.
     """
     tree: dict[str, Any] = {}
     for name, value in parameters.items():
@@ -38,20 +75,23 @@ def parse(parameters: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, 
         if last in branch:
             raise wrong(f"The parameter {name} conflicts with another.", "MalformedQueryString")
         branch[last] = value
-    values: dict[str, Any] = structure("", tree, known)
+    values = structure("", tree, operation.request)
+    for name in operation.required:
+        required(values, name)
     return values
 
 
-def structure(path: str, tree: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def structure(path: str, tree: Mapping[str, Any], known: Mapping[str, Kind]) -> dict[str, Any]:
+    spelled = {query_name(name, kind): name for name, kind in known.items()}
     values = {}
     for name, value in tree.items():
-        if name not in known:
+        if name not in spelled:
             raise wrong(f"The parameter {path}{name} is not recognized", "UnknownParameter")
-        values[name] = converted(path + name, value, known[name])
+        values[spelled[name]] = converted(path + name, value, known[spelled[name]])
     return values
 
 
-def converted(path: str, value: Any, kind: Any) -> Any:
+def converted(path: str, value: Any, kind: Kind) -> Any:
     if isinstance(kind, list | Mapping):
         if not isinstance(value, dict):
             raise wrong(f"The parameter {path} is not recognized", "UnknownParameter")
@@ -91,8 +131,3 @@ def required(values: Mapping[str, Any], name: str) -> Any:
     if value in (None, "", [], {}):
         raise wrong(f"The request must contain the parameter {name}", "MissingParameter")
     return value
-
-
-def wrong(message: str, code: str = "InvalidParameterValue", status: int = 400) -> ServiceError:
-    """An error of EC2 ("EC2 API reference: Error codes")."""
-    return ServiceError(code, message, status=status)

@@ -1,44 +1,45 @@
-"""Answers and errors in the spelling of each protocol: REST-JSON and the Query APIs' XML."""
+"""Answers and errors in the spelling of each protocol: REST-JSON and the Query protocol's XML."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from xml.sax.saxutils import escape
 
-from amistore.testing.aws.calls import Answer, Call
-from amistore.testing.aws.errors import ServiceError
+from amistore.wire.calls import Answer, Call
+from amistore.wire.errors import ServiceError
+from amistore.wire.members import xml_name
+from amistore.wire.query import EC2_VERSION, STS_VERSION
 
-__all__ = ["EC2_VERSION", "STS_VERSION", "error_answer", "json_answer", "moment", "xml_answer"]
+__all__ = ["error_answer", "json_answer", "moment", "xml_answer"]
 
-EC2_VERSION = "2016-11-15"
-STS_VERSION = "2011-06-15"
 MESSAGE_LENGTH = 256
 """Most characters of an EBS error's message, in the service's model."""
 
 
-def json_answer(status: int, members: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
+def json_answer(
+    call: Call, status: int, members: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Answer:
     """An answer of the EBS direct APIs."""
-    named = {"Content-Type": "application/json", "x-amzn-RequestId": str(uuid.uuid4()), **(headers or {})}
+    named = {"Content-Type": "application/json", "x-amzn-RequestId": call.request_id, **(headers or {})}
     return Answer(status=status, body=json.dumps(members).encode(), headers=named)
 
 
 def xml_answer(call: Call, members: Mapping[str, Any]) -> Answer:
-    """An answer of a Query API; members by their names in the XML, in their order."""
-    name, identifier = call.operation, str(uuid.uuid4())
+    """An answer of a Query API; members by boto3's names or, of EC2, by those in the XML."""
+    name = call.operation
     if call.service == "sts":
         body = (
             f'<{name}Response xmlns="https://sts.amazonaws.com/doc/{STS_VERSION}/">'
-            f"<{name}Result>{xml(members)}</{name}Result>"
-            f"<ResponseMetadata><RequestId>{identifier}</RequestId></ResponseMetadata></{name}Response>"
+            f"<{name}Result>{xml(members, '', as_it_is)}</{name}Result>"
+            f"<ResponseMetadata><RequestId>{call.request_id}</RequestId></ResponseMetadata></{name}Response>"
         )
     else:
         body = (
             f'<{name}Response xmlns="http://ec2.amazonaws.com/doc/{EC2_VERSION}/">'
-            f"<requestId>{identifier}</requestId>{xml(members)}</{name}Response>"
+            f"<requestId>{call.request_id}</requestId>{xml(members, '', xml_name)}</{name}Response>"
         )
     return document(200, body)
 
@@ -49,20 +50,19 @@ def error_answer(call: Call, error: ServiceError) -> Answer:
         members = {"Message": error.message[:MESSAGE_LENGTH]}
         if error.reason is not None:
             members["Reason"] = error.reason
-        return json_answer(error.status, members, {"x-amzn-ErrorType": error.code})
+        return json_answer(call, error.status, members, {"x-amzn-ErrorType": error.code})
     inner = f"<Code>{escape(error.code)}</Code><Message>{escape(error.message)}</Message>"
     if call.service == "s3":
         return document(error.status, f"<Error>{inner}</Error>")
-    identifier = str(uuid.uuid4())
     if call.service == "sts":
         kind = "Sender" if error.status < 500 else "Receiver"
         text = (
             f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/{STS_VERSION}/">'
-            f"<Error><Type>{kind}</Type>{inner}</Error><RequestId>{identifier}</RequestId></ErrorResponse>"
+            f"<Error><Type>{kind}</Type>{inner}</Error><RequestId>{call.request_id}</RequestId></ErrorResponse>"
         )
         return document(error.status, text)
-    text = f"<Response><Errors><Error>{inner}</Error></Errors><RequestID>{identifier}</RequestID></Response>"
-    return document(error.status, text)
+    listed = f"<Errors><Error>{inner}</Error></Errors>"
+    return document(error.status, f"<Response>{listed}<RequestID>{call.request_id}</RequestID></Response>")
 
 
 def document(status: int, text: str) -> Answer:
@@ -70,24 +70,31 @@ def document(status: int, text: str) -> Answer:
     return Answer(status=status, body=body, headers={"Content-Type": "text/xml;charset=UTF-8"})
 
 
-def xml(members: Mapping[str, Any]) -> str:
-    return "".join(element(name, value) for name, value in members.items())
+def as_it_is(name: str, above: str) -> str:
+    return name
 
 
-def element(name: str, value: Any) -> str:
-    if value is None:
-        return ""
+def xml(members: Mapping[str, Any], above: str, spelled: Callable[[str, str], str]) -> str:
+    return "".join(
+        element(spelled(name, above), value, name, spelled)
+        for name, value in members.items()
+        if value is not None
+    )
+
+
+def element(tag: str, value: Any, name: str, spelled: Callable[[str, str], str]) -> str:
+    """A value in its tag; `name` is that of the member that holds it, or is it."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, Mapping):
-        text = xml(value)
+        text = xml(value, name, spelled)
     elif isinstance(value, list):
-        text = "".join(element("item", item) for item in value)
+        text = "".join(element("item", item, name, spelled) for item in value)
     elif isinstance(value, datetime.datetime):
         text = moment(value)
     else:
         text = escape(str(value), {"\r": "&#13;"})
-    return f"<{name}>{text}</{name}>"
+    return f"<{tag}>{text}</{tag}>"
 
 
 def moment(time: datetime.datetime) -> str:

@@ -12,15 +12,18 @@ import hmac
 import re
 import urllib.parse
 from collections.abc import Mapping
+from typing import Final, TypeVar
 
-from amistore.testing.aws.calls import Call
-from amistore.testing.aws.errors import ServiceError
-from amistore.testing.aws.records import Credential
+import attrs
 
-__all__ = ["authenticate", "skewed"]
+from amistore.wire.calls import Call
+from amistore.wire.errors import ServiceError
+
+__all__ = ["UNSIGNED", "Signer", "authenticate", "skewed"]
 
 ALGORITHM = "AWS4-HMAC-SHA256"
-UNSIGNED = "UNSIGNED-PAYLOAD"
+UNSIGNED: Final = "UNSIGNED-PAYLOAD"
+"""What stands for the hash of a body that is not part of the signature."""
 AUTHORIZATION = re.compile(
     rf"{ALGORITHM} +Credential=([^/, ]+)/(\d{{8}})/([^/, ]+)/([^/, ]+)/aws4_request, *"
     r"SignedHeaders=([^, ]+), *Signature=([0-9a-f]{64})"
@@ -56,20 +59,40 @@ REFUSALS: dict[str, dict[str, tuple[str, int]]] = {
 NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
 
 
+@attrs.frozen(kw_only=True)
+class Signer:
+    """Who may sign requests.
+
+    Attributes:
+        access_key_id: the public part.
+        secret_access_key: what signs.
+        session_token: what a temporary credential sends along.
+        expires: when it dies; None is never.
+    """
+
+    access_key_id: str
+    secret_access_key: str = attrs.field(repr=False)
+    session_token: str | None = attrs.field(default=None, repr=False)
+    expires: datetime.datetime | None = None
+
+
+S = TypeVar("S", bound=Signer)
+
+
 def authenticate(
     call: Call,
-    credentials: Mapping[str, Credential],
+    signers: Mapping[str, S],
     *,
     region: str,
     now: datetime.datetime,
     real_now: datetime.datetime,
     maximum_skew: float,
-) -> Credential:
+) -> S:
     """Find out who signed a call.
 
     Args:
         call: as it came; the data of PutSnapshotBlock need not be signed, its checksum has to be.
-        credentials: by access key id.
+        signers: by access key id.
         region: that the credential's scope has to name.
         now: when session credentials expire is told by this clock.
         real_now: when requests are signed is told by this one.
@@ -85,22 +108,13 @@ def authenticate(
     stamp = call.headers.get("x-amz-date", "")
     if found is None or re.fullmatch(r"\d{8}T\d{6}Z", stamp) is None:
         raise refusal(call, "incomplete", "Authorization header or X-Amz-Date is missing or malformed.")
-    key_id, date, scope_region, service, names, signature = found.groups()
-    credential = credentials.get(key_id)
-    token = call.headers.get("x-amz-security-token")
-    if credential is None or credential.session_token != token:
+    scope = Scope(*found.groups())
+    signer = signers.get(scope.key_id)
+    if signer is None or signer.session_token != call.headers.get("x-amz-security-token"):
         raise refusal(call, "unknown", "The security token included in the request is invalid.")
-    if (scope_region, service) != (region, call.service):
-        expected = f"region '{region}' and service '{call.service}'"
-        raise refusal(call, "mismatch", f"Credential should be scoped to {expected}.")
-    signed = names.split(";")
-    unsigned = [
-        name for name in call.headers if (name.startswith("x-amz-") or name == "host") and name not in signed
-    ]
-    if unsigned or "host" not in signed or not stamp.startswith(date):
-        raise refusal(call, "mismatch", f"Headers must be signed: {', '.join(unsigned)}.")
+    check_scope(call, scope, region, stamp)
     if not any(
-        hmac.compare_digest(sign(call, credential, found.groups(), payload), signature)
+        hmac.compare_digest(sign(call, signer, scope, payload), scope.signature)
         for payload in payload_hashes(call)
     ):
         raise refusal(
@@ -109,9 +123,34 @@ def authenticate(
     at = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
     if abs((at - real_now).total_seconds()) > maximum_skew:
         raise skewed(call, at, real_now, maximum_skew)
-    if credential.expires is not None and now >= credential.expires:
+    if signer.expires is not None and now >= signer.expires:
         raise refusal(call, "expired", "The security token included in the request is expired")
-    return credential
+    return signer
+
+
+@attrs.frozen
+class Scope:
+    """What the header Authorization says: who signed what, for where, and the signature."""
+
+    key_id: str
+    date: str
+    region: str
+    service: str
+    names: str
+    signature: str
+
+
+def check_scope(call: Call, scope: Scope, region: str, stamp: str) -> None:
+    """Refuse what is signed for another Region, service or day, or leaves headers unsigned."""
+    if (scope.region, scope.service) != (region, call.service):
+        expected = f"region '{region}' and service '{call.service}'"
+        raise refusal(call, "mismatch", f"Credential should be scoped to {expected}.")
+    signed = scope.names.split(";")
+    unsigned = [
+        name for name in call.headers if (name.startswith("x-amz-") or name == "host") and name not in signed
+    ]
+    if unsigned or "host" not in signed or not stamp.startswith(scope.date):
+        raise refusal(call, "mismatch", f"Headers must be signed: {', '.join(unsigned)}.")
 
 
 def skewed(call: Call, at: datetime.datetime, now: datetime.datetime, maximum_skew: float) -> ServiceError:
@@ -144,18 +183,18 @@ def payload_hashes(call: Call) -> list[str]:
     return [UNSIGNED, real] if unsigned_data else [real]
 
 
-def sign(call: Call, credential: Credential, scope: tuple[str, ...], payload: str) -> str:
+def sign(call: Call, signer: Signer, scope: Scope, payload: str) -> str:
     """The signature that a call with this hash of its payload has to carry."""
-    _, date, region, service, names, _ = scope
-    headers = "".join(f"{name}:{' '.join(call.headers.get(name, '').split())}\n" for name in names.split(";"))
+    headers = "".join(
+        f"{name}:{' '.join(call.headers.get(name, '').split())}\n" for name in scope.names.split(";")
+    )
     # Every service but S3 has the path, as it is sent, quoted once more.
     path = urllib.parse.quote(call.path, safe="/-_.~")
-    canonical = "\n".join([call.method, path, canonical_query(call.query), headers, names, payload])
+    canonical = "\n".join([call.method, path, canonical_query(call.query), headers, scope.names, payload])
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    text = "\n".join(
-        [ALGORITHM, call.headers["x-amz-date"], f"{date}/{region}/{service}/aws4_request", digest]
-    )
-    key = signing_key(credential.secret_access_key, date, region, service)
+    where = f"{scope.date}/{scope.region}/{scope.service}/aws4_request"
+    text = "\n".join([ALGORITHM, call.headers["x-amz-date"], where, digest])
+    key = signing_key(signer.secret_access_key, scope.date, scope.region, scope.service)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 

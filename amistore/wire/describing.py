@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from amistore.errors import InvalidRequestError
-from amistore.tasks.requests import invalid_token
+from amistore.wire.errors import wrong
+from amistore.wire.members import xml_name
 
-__all__ = ["IMAGE_FILTERS", "SNAPSHOT_FILTERS", "filtered", "owned", "page"]
+__all__ = ["IMAGE_FILTERS", "SNAPSHOT_FILTERS", "fitting", "in_xml", "owned", "page", "page_size"]
 
 Members = Mapping[str, Any]
 
@@ -26,6 +26,7 @@ IMAGE_FILTERS: Final[Mapping[str, str]] = {
     "block-device-mapping.snapshot-id": "BlockDeviceMappings.Ebs.SnapshotId",
     "block-device-mapping.volume-size": "BlockDeviceMappings.Ebs.VolumeSize",
     "block-device-mapping.volume-type": "BlockDeviceMappings.Ebs.VolumeType",
+    "boot-mode": "BootMode",
     "creation-date": "CreationDate",
     "description": "Description",
     "ena-support": "EnaSupport",
@@ -50,9 +51,12 @@ IMAGE_FILTERS: Final[Mapping[str, str]] = {
     "state": "State",
     "state-reason-code": "StateReason.Code",
     "state-reason-message": "StateReason.Message",
+    "tag-key": "Tags.Key",
+    "tag:<key>": "Tags.Value",
+    "tpm-support": "TpmSupport",
     "virtualization-type": "VirtualizationType",
 }
-"""DescribeImages' filters to the members of an image that they look at; tags are known besides."""
+"""DescribeImages' filters to the members of an image that they look at."""
 
 SNAPSHOT_FILTERS: Final[Mapping[str, str]] = {
     "description": "Description",
@@ -63,6 +67,8 @@ SNAPSHOT_FILTERS: Final[Mapping[str, str]] = {
     "start-time": "StartTime",
     "status": "State",
     "storage-tier": "StorageTier",
+    "tag-key": "Tags.Key",
+    "tag:<key>": "Tags.Value",
     "volume-id": "VolumeId",
     "volume-size": "VolumeSize",
 }
@@ -71,26 +77,44 @@ SNAPSHOT_FILTERS: Final[Mapping[str, str]] = {
 _LEAST, _MOST = 5, 1000  # of a page (DescribeInstances, MaxResults; EC2 refuses others here, too)
 
 
-def filtered(found: Sequence[Members], filters: Sequence[Members], known: Mapping[str, str]) -> list[Members]:
-    """Those that fit every filter by one of its values, in which * and ? are wildcards.
+def in_xml(filters: Mapping[str, str], above: str) -> dict[str, str]:
+    """The same filters, of members by their names in an answer's XML.
+
+    Args:
+        filters: to paths of members by boto3's names.
+        above: the list that holds what they look at, such as ``Images``.
+    """
+    return {name: ".".join(_spelled(path.split("."), above)) for name, path in filters.items()}
+
+
+def _spelled(path: Sequence[str], above: str) -> Iterator[str]:
+    for name in path:
+        yield xml_name(name, above)
+        above = name
+
+
+def fitting(filters: Sequence[Members], known: Mapping[str, str]) -> Callable[[Members], bool]:
+    """What tells whether something fits every filter by one of its values, in which * and ? are wildcards.
+
+    Args:
+        filters: of a request.
+        known: filters to the paths of the members that they look at; ``tag:<key>`` stands for all of its
+            kind, and goes with ``tag-key``.
 
     Raises:
-        InvalidRequestError: a filter is unknown or has no values.
+        ServiceError: a filter is unknown or has no values.
     """
-    left = list(found)
+    patterns: list[tuple[str, re.Pattern[str]]] = []
     for each in filters:
         name, values = each.get("Name", ""), each.get("Values")
-        path = "Tags.Key" if name == "tag-key" else known.get(name)
-        if path is None and not name.startswith("tag:"):
-            raise InvalidRequestError(
-                f"the filter {name!r} is not known here: {', '.join(known)}, tag-key and tag:<key> are",
-                code="InvalidParameterValue",
-            )
+        if _of_table(name) not in known:
+            raise wrong(f"the filter {name!r} is not known here: {', '.join(known)} are")
         if not values:
-            raise InvalidRequestError(f"the filter {name} has no values", code="InvalidParameterValue")
-        fits = re.compile("|".join(map(_pattern, values)), re.DOTALL).fullmatch
-        left = [one for one in left if any(fits(text) for text in _texts(one, name, path))]
-    return left
+            raise wrong(f"the filter {name} has no values")
+        patterns.append((name, re.compile("|".join(map(_pattern, values)), re.DOTALL)))
+    return lambda members: all(
+        any(map(pattern.fullmatch, _texts(members, name, known))) for name, pattern in patterns
+    )
 
 
 def _pattern(value: str) -> str:
@@ -98,20 +122,25 @@ def _pattern(value: str) -> str:
     return "".join({"*": ".*", "?": "."}.get(part) or re.escape(part[-1]) for part in parts)
 
 
-def _texts(members: Members, name: str, path: str | None) -> Iterator[str]:
+def _of_table(name: str) -> str:
+    return "tag:<key>" if name.startswith("tag:") else name
+
+
+def _texts(members: Members, name: str, known: Mapping[str, str]) -> Iterator[str]:
     """What a filter compares."""
-    if path is None:
-        yield from (tag["Value"] for tag in members.get("Tags", ()) if f"tag:{tag['Key']}" == name)
-        return
-    for value in _values(members, path.split(".")):
-        yield str(value).lower() if isinstance(value, bool) else str(value)
+    *above, last = known[_of_table(name)].split(".")
+    key = known["tag-key"].rpartition(".")[2] if name.startswith("tag:") else None
+    for holder in _values(members, above):
+        if key is None or name == f"tag:{holder.get(key)}":
+            for value in _values(holder, [last]):
+                yield str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
     if isinstance(value, list):
         for each in value:
             yield from _values(each, path)
-    elif not path:
+    elif not path and value is not None:
         yield value
     elif isinstance(value, Mapping) and path[0] in value:
         yield from _values(value[path[0]], path[1:])
@@ -122,6 +151,24 @@ def owned(found: Sequence[Members], owners: Sequence[str], alias: str) -> list[M
     if not owners or "self" in owners:
         return list(found)
     return [each for each in found if {each.get("OwnerId"), each.get(alias)} & set(owners)]
+
+
+def page_size(request: Members, ids: str) -> int | None:
+    """How many results a page may have; None for all.
+
+    Args:
+        request: with ``MaxResults``, if any.
+        ids: the parameter that excludes it.
+
+    Raises:
+        ServiceError: the number breaks a rule.
+    """
+    most: int | None = request.get("MaxResults")
+    if most is not None and request.get(ids):
+        raise wrong(f"{ids} and MaxResults cannot be given together", "InvalidParameterCombination")
+    if most is not None and not _LEAST <= most <= _MOST:
+        raise wrong(f"a page has {_LEAST} to {_MOST} results, not {most}")
+    return most
 
 
 def page(
@@ -136,17 +183,9 @@ def page(
         ids: the parameter that excludes ``MaxResults``.
 
     Raises:
-        InvalidRequestError: a parameter breaks a rule.
+        ServiceError: a parameter breaks a rule.
     """
-    most, token = request.get("MaxResults"), request.get("NextToken")
-    if most is not None and request.get(ids):
-        raise InvalidRequestError(
-            f"{ids} and MaxResults cannot be given together", code="InvalidParameterCombination"
-        )
-    if most is not None and not _LEAST <= most <= _MOST:
-        raise InvalidRequestError(
-            f"a page has {_LEAST} to {_MOST} results, not {most}", code="InvalidParameterValue"
-        )
+    most, token = page_size(request, ids), request.get("NextToken")
     left = list(found)
     if token is not None:
         try:
@@ -154,7 +193,9 @@ def page(
         except ValueError:
             kind, last = "", ""
         if kind != key:
-            raise invalid_token()
+            raise wrong(
+                "the token is of another request, or damaged: begin with the first page", "InvalidNextToken"
+            )
         left = [each for each in left if each[key] > last]
     if most is None or len(left) <= most:
         return left, None

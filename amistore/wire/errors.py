@@ -1,8 +1,8 @@
-"""What a fake service says instead of an answer."""
+"""What a service says instead of an answer."""
 
 from __future__ import annotations
 
-__all__ = ["ServiceError", "invalid", "snapshot_missing"]
+__all__ = ["ServiceError", "invalid", "wrong"]
 
 
 class ServiceError(Exception):
@@ -28,7 +28,6 @@ def invalid(message: str, reason: str = "INVALID_PARAMETER_VALUE") -> ServiceErr
     return ServiceError("ValidationException", message, reason=reason)
 
 
-def snapshot_missing(snapshot_id: str) -> ServiceError:
-    """The EBS direct APIs' word for a snapshot that is not there."""
-    message = f"The snapshot '{snapshot_id}' does not exist."
-    return ServiceError("ResourceNotFoundException", message, status=404, reason="SNAPSHOT_NOT_FOUND")
+def wrong(message: str, code: str = "InvalidParameterValue", status: int = 400) -> ServiceError:
+    """An error of EC2 ("EC2 API reference: Error codes")."""
+    return ServiceError(code, message, status=status)
