@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from amistore.testing.block_source import BlockSourceContract
     from amistore.testing.block_store import BlockStoreContract
     from amistore.testing.image_registry import ImageRegistryContract, RegistryCase
-    from amistore.testing.object_store import BucketCase, ObjectStoreContract
+    from amistore.testing.object_store import ObjectStoreContract
+    from amistore.testing.uploads import BucketCase
 
 __all__ = [
     "BackendFault",
@@ -44,7 +45,7 @@ __all__ = [
 _SUITES = {
     "BlockSourceContract": "block_source",
     "BlockStoreContract": "block_store",
-    "BucketCase": "object_store",
+    "BucketCase": "uploads",
     "ImageRegistryContract": "image_registry",
     "ObjectStoreContract": "object_store",
     "RegistryCase": "image_registry",
@@ -58,6 +59,6 @@ def __getattr__(name: str) -> Any:
         import pytest
     except ImportError:
         raise ImportError(f"{name} needs pytest: pip install 'amistore[testing]'") from None
-    module = f"{__name__}.{_SUITES[name]}"
-    pytest.register_assert_rewrite(module)  # before its import, so that a failing assertion shows its values
-    return getattr(importlib.import_module(module), name)
+    for module in _SUITES.values():  # before its import, so that a failing assertion shows its values
+        pytest.register_assert_rewrite(f"{__name__}.{module}")
+    return getattr(importlib.import_module(f"{__name__}.{_SUITES[name]}"), name)

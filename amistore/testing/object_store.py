@@ -1,23 +1,22 @@
-"""What every `ObjectStore` does; fixture `objects` gives a `BucketCase`."""
+"""What every `ObjectStore` does; fixture `objects` gives a `BucketCase`. Its uploads: `uploads.py`."""
 
 # ruff: noqa: S101
 
 from __future__ import annotations
 
 import io
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import attrs
 import pytest
 from typing_extensions import Buffer
 
-from amistore.backends import ObjectStore, UploadedPart
+from amistore.backends import ObjectStore
 from amistore.errors import AlreadyExistsError, AmistoreError, NotFoundError, SourceChangedError
+from amistore.testing.uploads import BucketCase, MultipartUploadContract, read_object
 
-__all__ = ["BucketCase", "ObjectStoreContract"]
+__all__ = ["ObjectStoreContract"]
 
 _KEYS = [
     "ami-0123456789abcdef0.bin",
@@ -41,28 +40,8 @@ _KEYS = [
 ]
 
 
-@attrs.frozen(kw_only=True)
-class BucketCase:
-    """A store and a bucket in it.
-
-    Attributes:
-        store: the store.
-        bucket: exists; may hold objects already.
-        part_size: the least bytes that a part before the last may have.
-    """
-
-    store: ObjectStore
-    bucket: str
-    part_size: int = 1024
-
-
-class ObjectStoreContract:
+class ObjectStoreContract(MultipartUploadContract):
     """Objects: ranged reads, multipart upload, conditional create."""
-
-    @pytest.fixture
-    def objects(self) -> BucketCase:
-        """A store and a bucket that exists in it."""
-        raise NotImplementedError("override the fixture 'objects'")
 
     def test_put_object_joins_its_pieces(self, objects: BucketCase) -> None:
         pieces: list[Buffer] = [
@@ -75,17 +54,17 @@ class ObjectStoreContract:
         info = objects.store.put_object(objects.bucket, "key", pieces, part_size=objects.part_size)
         expected = b"a" + bytes(objects.part_size) + b"bc" + b"d" * 5000
         assert info.size == len(expected)
-        assert _read(objects, "key") == expected
+        assert read_object(objects, "key") == expected
         assert objects.store.head_object(objects.bucket, "key") == info
 
     def test_an_empty_object_is_an_object(self, objects: BucketCase) -> None:
         assert objects.store.put_object(objects.bucket, "empty", []).size == 0
-        assert _read(objects, "empty") == b""
+        assert read_object(objects, "empty") == b""
 
     @pytest.mark.parametrize("key", _KEYS)
     def test_a_hostile_key_is_a_key_like_any_other(self, objects: BucketCase, key: str) -> None:
         objects.store.put_object(objects.bucket, key, [key.encode()], metadata={"key": "value"})
-        assert _read(objects, key) == key.encode()
+        assert read_object(objects, key) == key.encode()
         assert objects.store.head_object(objects.bucket, key).metadata == {"key": "value"}
         objects.store.delete_object(objects.bucket, key)
         with pytest.raises(NotFoundError):
@@ -96,7 +75,7 @@ class ObjectStoreContract:
             objects.store.put_object(objects.bucket, key, [key.encode()], metadata={"key": key[:1]})
         objects.store.delete_object(objects.bucket, "a")
         for key in _KEYS:
-            assert _read(objects, key) == key.encode()
+            assert read_object(objects, key) == key.encode()
             assert objects.store.head_object(objects.bucket, key).metadata == {"key": key[:1]}
 
     @pytest.mark.parametrize(
@@ -132,7 +111,7 @@ class ObjectStoreContract:
             info = objects.store.put_object(objects.bucket, "key", [b"%d" % round_], metadata=metadata)
             assert objects.store.head_object(objects.bucket, "key") == info
             assert dict(info.metadata) == metadata
-            assert _read(objects, "key") == b"%d" % round_
+            assert read_object(objects, "key") == b"%d" % round_
 
     def test_metadata_is_kept(self, objects: BucketCase) -> None:
         metadata = {"name": "größe 日本", "empty": "", "long": "x" * 500, "line": "a\tb"}
@@ -159,14 +138,14 @@ class ObjectStoreContract:
 
     def test_a_conditional_create_makes_a_new_object(self, objects: BucketCase) -> None:
         objects.store.put_object(objects.bucket, "key", [b"x"], if_none_match=True)
-        assert _read(objects, "key") == b"x"
+        assert read_object(objects, "key") == b"x"
 
     def test_a_conditional_create_leaves_an_object_alone(self, objects: BucketCase) -> None:
         info = objects.store.put_object(objects.bucket, "key", [b"first"], metadata={"a": "1"})
         with pytest.raises(AlreadyExistsError):
             objects.store.put_object(objects.bucket, "key", [b"other"], if_none_match=True)
         assert objects.store.head_object(objects.bucket, "key") == info
-        assert _read(objects, "key") == b"first"
+        assert read_object(objects, "key") == b"first"
 
     def test_one_of_many_racing_creates_wins(self, objects: BucketCase) -> None:
         threads = 16
@@ -190,149 +169,9 @@ class ObjectStoreContract:
         with ThreadPoolExecutor(threads) as pool:
             won = list(pool.map(create, range(threads)))
         assert won.count(True) == 1
-        assert _read(objects, "key") == b"%d" % won.index(True)
+        assert read_object(objects, "key") == b"%d" % won.index(True)
         metadata = objects.store.head_object(objects.bucket, "key").metadata
         assert dict(metadata) == {"number": str(won.index(True))}
-
-    def test_an_object_is_invisible_until_its_upload_is_complete(self, objects: BucketCase) -> None:
-        upload, part = self._part(objects, 1, b"x")
-        with pytest.raises(NotFoundError):
-            objects.store.head_object(objects.bucket, "key")
-        with pytest.raises(NotFoundError):
-            objects.store.get_object_range(objects.bucket, "key", 0, 1)
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
-        assert _read(objects, "key") == b"x"
-
-    def test_a_completed_upload_is_gone(self, objects: BucketCase) -> None:
-        upload, part = self._part(objects, 1, b"x")
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
-
-    def test_an_aborted_upload_leaves_nothing(self, objects: BucketCase) -> None:
-        upload, part = self._part(objects, 1, b"x")
-        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
-        with pytest.raises(NotFoundError):
-            objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
-        with pytest.raises(NotFoundError):
-            objects.store.head_object(objects.bucket, "key")
-
-    def test_aborting_twice_is_fine(self, objects: BucketCase) -> None:
-        upload, _ = self._part(objects, 1, b"x")
-        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
-        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
-
-    def test_lists_uploads_that_are_neither_completed_nor_aborted(self, objects: BucketCase) -> None:
-        store, bucket = objects.store, objects.bucket
-        if type(store).list_multipart_uploads is ObjectStore.list_multipart_uploads:
-            pytest.skip("this store does not list uploads")
-        before = store.list_multipart_uploads(bucket, "listed/")
-        uploads = {
-            key: store.create_multipart_upload(bucket, key) for key in ("listed/a", "listed/b", "other")
-        }
-        found = [(each.key, each.upload_id) for each in store.list_multipart_uploads(bucket, "listed/")]
-        assert before == []
-        assert found == [(key, uploads[key]) for key in ("listed/a", "listed/b")]
-        store.abort_multipart_upload(bucket, "listed/a", uploads["listed/a"])
-        part = store.upload_part(bucket, "listed/b", uploads["listed/b"], 1, b"x")
-        store.complete_multipart_upload(bucket, "listed/b", uploads["listed/b"], [part])
-        assert store.list_multipart_uploads(bucket, "listed/") == []
-        store.abort_multipart_upload(bucket, "other", uploads["other"])
-
-    def test_uploads_a_part_from_a_file(self, objects: BucketCase) -> None:
-        store, bucket = objects.store, objects.bucket
-        content = bytes(range(256)) * 5
-        upload = store.create_multipart_upload(bucket, "from-file")
-        with tempfile.TemporaryFile() as file:
-            file.write(content)
-            file.flush()
-            part = store.upload_part_file(bucket, "from-file", upload, 1, file)
-        assert (part.part_number, part.size) == (1, len(content))
-        store.complete_multipart_upload(bucket, "from-file", upload, [part])
-        assert store.get_object_range(bucket, "from-file", 0, len(content) + 1) == content
-
-    def test_lists_parts_ascending(self, objects: BucketCase) -> None:
-        upload = objects.store.create_multipart_upload(objects.bucket, "key")
-        assert objects.store.list_parts(objects.bucket, "key", upload) == []
-        parts = [
-            objects.store.upload_part(objects.bucket, "key", upload, number, b"x" * number)
-            for number in (10_000, 2, 30)
-        ]
-        assert [part.size for part in parts] == [10_000, 2, 30]
-        ascending = sorted(parts, key=lambda part: part.part_number)
-        assert objects.store.list_parts(objects.bucket, "key", upload) == ascending
-
-    def test_a_part_uploaded_again_replaces_the_first(self, objects: BucketCase) -> None:
-        upload, _ = self._part(objects, 1, b"first")
-        part = objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
-        assert objects.store.list_parts(objects.bucket, "key", upload) == [part]
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
-        assert _read(objects, "key") == b"other"
-
-    def test_a_part_that_was_replaced_since_is_refused(self, objects: BucketCase) -> None:
-        upload, stale = self._part(objects, 1, b"first")
-        objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
-        with pytest.raises(AmistoreError):
-            objects.store.complete_multipart_upload(objects.bucket, "key", upload, [stale])
-        with pytest.raises(NotFoundError):
-            objects.store.head_object(objects.bucket, "key")
-
-    def test_a_part_that_was_never_uploaded_is_refused(self, objects: BucketCase) -> None:
-        upload, part = self._part(objects, 1, b"first")
-        with pytest.raises(AmistoreError):
-            objects.store.complete_multipart_upload(
-                objects.bucket, "key", upload, [part, UploadedPart(part_number=2, size=5, etag=part.etag)]
-            )
-
-    def test_part_numbers_may_have_gaps(self, objects: BucketCase) -> None:
-        upload, first = self._part(objects, 3, b"a" * objects.part_size)
-        last = objects.store.upload_part(objects.bucket, "key", upload, 9_999, b"b")
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [first, last])
-        assert _read(objects, "key") == b"a" * objects.part_size + b"b"
-
-    def test_a_part_that_is_not_named_is_left_out(self, objects: BucketCase) -> None:
-        upload, first = self._part(objects, 1, b"a")
-        objects.store.upload_part(objects.bucket, "key", upload, 2, b"b")
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [first])
-        assert _read(objects, "key") == b"a"
-
-    def test_parts_out_of_order_are_refused(self, objects: BucketCase) -> None:
-        upload, first = self._part(objects, 1, b"a" * objects.part_size)
-        second = objects.store.upload_part(objects.bucket, "key", upload, 2, b"b" * objects.part_size)
-        for parts in ([second, first], [first, first], []):
-            with pytest.raises(AmistoreError):
-                objects.store.complete_multipart_upload(objects.bucket, "key", upload, parts)
-
-    @pytest.mark.parametrize("number", [0, -1, 10_001])
-    def test_an_impossible_part_number_is_refused(self, objects: BucketCase, number: int) -> None:
-        upload = objects.store.create_multipart_upload(objects.bucket, "key")
-        with pytest.raises(AmistoreError):
-            objects.store.upload_part(objects.bucket, "key", upload, number, b"x")
-
-    def test_takes_any_buffer_and_keeps_none(self, objects: BucketCase) -> None:
-        content = bytearray(b"first")
-        upload = objects.store.create_multipart_upload(objects.bucket, "key")
-        part = objects.store.upload_part(objects.bucket, "key", upload, 1, memoryview(content))
-        content[:] = b"other"
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
-        assert _read(objects, "key") == b"first"
-
-    def test_threads_upload_parts_at_once(self, objects: BucketCase) -> None:
-        contents = [bytes([number]) * objects.part_size for number in range(1, 17)]
-        upload = objects.store.create_multipart_upload(objects.bucket, "key")
-        with ThreadPoolExecutor(8) as pool:
-            parts = list(
-                pool.map(
-                    lambda number: objects.store.upload_part(
-                        objects.bucket, "key", upload, number, contents[number - 1]
-                    ),
-                    range(1, 17),
-                )
-            )
-        objects.store.complete_multipart_upload(objects.bucket, "key", upload, parts)
-        assert _read(objects, "key") == b"".join(contents)
 
     def test_content_that_fails_leaves_no_object(self, objects: BucketCase) -> None:
         def pieces() -> Iterator[bytes]:
@@ -363,7 +202,7 @@ class ObjectStoreContract:
         store.put_object(*place, [b"other"])
         with pytest.raises(SourceChangedError):
             store.delete_object(*place, if_match=before.etag)
-        assert _read(objects, "key") == b"other"
+        assert read_object(objects, "key") == b"other"
 
     def test_an_object_is_deleted_by_its_etag(self, objects: BucketCase) -> None:
         store, place = objects.store, (objects.bucket, "key")
@@ -392,18 +231,6 @@ class ObjectStoreContract:
         with pytest.raises(NotFoundError):
             objects.store.put_object(bucket, "key", [b"x"])
 
-    @pytest.mark.parametrize("upload", ["upload-00000000000000000", "", "../uploads", "upload-\0"])
-    def test_an_unknown_upload_is_not_found(self, objects: BucketCase, upload: str) -> None:
-        with pytest.raises(NotFoundError):
-            objects.store.upload_part(objects.bucket, "key", upload, 1, b"x")
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
-
-    def test_an_upload_belongs_to_its_key(self, objects: BucketCase) -> None:
-        upload, part = self._part(objects, 1, b"x")
-        with pytest.raises(NotFoundError):
-            objects.store.complete_multipart_upload(objects.bucket, "another", upload, [part])
-
     def test_an_opened_object_seeks_and_reads(self, objects: BucketCase) -> None:
         content = bytes(range(256)) * 12_000
         objects.store.put_object(objects.bucket, "key", [content])
@@ -428,13 +255,3 @@ class ObjectStoreContract:
             objects.store.put_object(objects.bucket, "key", [b"other"])
             with pytest.raises(SourceChangedError):
                 file.read(5)
-
-    @staticmethod
-    def _part(objects: BucketCase, number: int, content: bytes) -> tuple[str, UploadedPart]:
-        upload = objects.store.create_multipart_upload(objects.bucket, "key")
-        return upload, objects.store.upload_part(objects.bucket, "key", upload, number, content)
-
-
-def _read(objects: BucketCase, key: str) -> bytes:
-    with objects.store.open_object(objects.bucket, key) as file:
-        return file.read()
