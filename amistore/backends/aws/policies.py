@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from amistore.backends import checks
@@ -146,11 +146,7 @@ def policy(
     kms_key_arns, bucket_kms_key_arns = tuple(kms_key_arns), tuple(bucket_kms_key_arns)
     partition = _partition(partition, region)
     for arn in (*kms_key_arns, *bucket_kms_key_arns):
-        # KMS developer guide, "Specifying KMS keys in IAM policy statements": no alias stands for a key.
-        regions = rf"{region}|\*" if region else r"[a-z0-9-]+|\*"
-        if not re.fullmatch(rf"arn:{partition}:kms:({regions}):[0-9]{{12}}:key/[^ ]+", str(arn)):
-            where = region or f"the partition {partition}"
-            raise InvalidRequestError(f"{arn} is no ARN of a KMS key in {where}; an alias does not do")
+        _check_key(arn, partition, region)
     if not re.fullmatch(r"[^*?$\s]*", str(prefix)) or not isinstance(prefix, str):
         raise InvalidRequestError(f"{prefix!r} is no prefix of keys, or matches more than it says")
     if bucket is not None:
@@ -175,21 +171,33 @@ def policy(
         _statement(kinds, found, [places[kind] for kind in kinds] or ["*"])
         for kinds, found in sorted(groups.items())
     ]
-    keys = sorted(kms_key_arns)
-    if keys:
-        found = KMS_WRITE if flow in _WRITING else KMS_READ
-        statements.append(_statement(("keys",), [each for each in found if each != _GRANT], keys))
-        if _GRANT in found:
-            grants = _statement(("grants",), [_GRANT], keys)
-            # Only EBS may make grants with it, on the caller's behalf.
-            grants["Condition"] = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
-            statements.append(grants)
-    keys = sorted(bucket_kms_key_arns)
-    if keys:
+    statements += _of_keys(flow, sorted(kms_key_arns))
+    if bucket_kms_key_arns:
         # S3 user guide, "Protecting data using server-side encryption with AWS KMS keys".
         writing = ["kms:GenerateDataKey"] if flow in ("store", "transfer") else []
-        statements.append(_statement(("bucket", "keys"), ["kms:Decrypt", *writing], keys))
+        found = ["kms:Decrypt", *writing]
+        statements.append(_statement(("bucket", "keys"), found, sorted(bucket_kms_key_arns)))
     return {"Version": _VERSION, "Statement": statements}
+
+
+def _of_keys(flow: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What a flow needs of the keys of snapshots, if there are any."""
+    if not keys:
+        return
+    found = KMS_WRITE if flow in _WRITING else KMS_READ
+    yield _statement(("keys",), [each for each in found if each != _GRANT], keys)
+    if _GRANT in found:
+        # Only EBS may make grants with it, on the caller's behalf.
+        only_ebs = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+        yield {**_statement(("grants",), [_GRANT], keys), "Condition": only_ebs}
+
+
+def _check_key(arn: str, partition: str, region: str | None) -> None:
+    # KMS developer guide, "Specifying KMS keys in IAM policy statements": no alias stands for a key.
+    regions = rf"{region}|\*" if region else r"[a-z0-9-]+|\*"
+    if not re.fullmatch(rf"arn:{partition}:kms:({regions}):[0-9]{{12}}:key/[^ ]+", str(arn)):
+        where = region or f"the partition {partition}"
+        raise InvalidRequestError(f"{arn} is no ARN of a KMS key in {where}; an alias does not do")
 
 
 def _partition(partition: str | None, region: str | None) -> str:
