@@ -80,8 +80,7 @@ class BlockSource(abc.ABC):
         Raises:
             SourceChangedError: pages that contradict each other.
         """
-        last = -1
-        empty = 0
+        last, empty = -1, 0
         size = token = None
         while True:
             page = self.list_snapshot_blocks(snapshot_id, next_token=token)
@@ -94,24 +93,7 @@ class BlockSource(abc.ABC):
                     f"the volume had {size} GiB and now has {page.volume_size}", snapshot_id=snapshot_id
                 )
             size = page.volume_size
-            end = size * (GIB // BLOCK_SIZE)
-            if not isinstance(page.blocks, Sequence):
-                raise BackendError(f"a page's blocks are a {type(page.blocks).__name__}, not a sequence")
-            for block in page.blocks:
-                if not isinstance(block.block_token, str):
-                    raise BackendError(f"the token of block {block.block_index!r} is no string")
-                if type(block.block_index) is not int or block.block_index <= last:
-                    raise BackendError(
-                        "block indexes must be whole numbers that ascend from 0, and "
-                        f"{block.block_index!r} was listed" + (f" after {last}" if last >= 0 else " first"),
-                        snapshot_id=snapshot_id,
-                    )
-                if block.block_index >= end:  # or a listing could go on for ever
-                    raise BackendError(
-                        f"block {block.block_index} lies outside the volume of {size} GiB",
-                        snapshot_id=snapshot_id,
-                    )
-                last = block.block_index
+            last = _last_index(page, last, snapshot_id)
             yield page
             if page.next_token is None:
                 return
@@ -119,6 +101,29 @@ class BlockSource(abc.ABC):
             if empty > MOST_EMPTY_PAGES or (page.next_token == token and not page.blocks):
                 raise BackendError("the listing makes no progress", snapshot_id=snapshot_id)
             token = page.next_token
+
+
+def _last_index(page: BlockPage, last: int, snapshot_id: str) -> int:
+    """The last block of a page whose blocks ascend from behind `last`, within the volume."""
+    if not isinstance(page.blocks, Sequence):
+        raise BackendError(f"a page's blocks are a {type(page.blocks).__name__}, not a sequence")
+    end = page.volume_size * (GIB // BLOCK_SIZE)
+    for block in page.blocks:
+        if not isinstance(block.block_token, str):
+            raise BackendError(f"the token of block {block.block_index!r} is no string")
+        if type(block.block_index) is not int or block.block_index <= last:
+            raise BackendError(
+                "block indexes must be whole numbers that ascend from 0, and "
+                f"{block.block_index!r} was listed" + (f" after {last}" if last >= 0 else " first"),
+                snapshot_id=snapshot_id,
+            )
+        if block.block_index >= end:  # or a listing could go on for ever
+            raise BackendError(
+                f"block {block.block_index} lies outside the volume of {page.volume_size} GiB",
+                snapshot_id=snapshot_id,
+            )
+        last = block.block_index
+    return last
 
 
 class BlockSink(abc.ABC):

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from amistore.units import BLOCK_SIZE
+from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
     "Content",
@@ -125,17 +125,24 @@ class Overlay:
 
 
 def given_content(
-    own: StoredBlocks, blocks: Mapping[int, bytes] | Callable[[int], bytes], indexes: Sequence[int] | None
+    own: StoredBlocks,
+    blocks: Mapping[int, bytes] | Callable[[int], bytes],
+    indexes: Sequence[int] | None,
+    volume_size: int,
 ) -> Content:
     """Blocks as a test gives them: by their indexes, put into `own`; or made when they are read.
 
     Raises:
-        ValueError: a block is not of 524,288 bytes, or nothing says which indexes there are.
+        ValueError: a block is not of 524,288 bytes or lies outside the volume of so many GiB, or nothing
+            says which indexes there are.
     """
+    if callable(blocks) and indexes is None:
+        raise ValueError("blocks that are made need the indexes that there are")
+    there = (indexes or ()) if callable(blocks) else sorted(blocks)
+    if there and not 0 <= there[0] <= there[-1] < volume_size * (GIB // BLOCK_SIZE):
+        raise ValueError("a block lies outside the volume")
     if callable(blocks):
-        if indexes is None:
-            raise ValueError("blocks that are made need the indexes that there are")
-        return GeneratedBlocks(blocks, indexes)
+        return GeneratedBlocks(blocks, there)
     for index, data in blocks.items():
         if len(data) != BLOCK_SIZE:
             raise ValueError(f"block {index} has {len(data)} bytes, not {BLOCK_SIZE}")

@@ -134,7 +134,8 @@ class Snapshots:
             for key, value in record.tags.items()
         )
         fits = fitting(values.get("Filters", []), TAG_FILTERS)
-        found = [tag for tag in (dict(zip(names, each, strict=True)) for each in tags) if fits(tag)]
+        found: list[dict[str, Any]] = [dict(zip(names, each, strict=True)) for each in tags]
+        found = [tag for tag in found if fits(tag)]
         page, token = paged(cloud, found, values, "Resources", lambda tag: "\0".join(list(tag.values())[:2]))
         return {"tagSet": page, "nextToken": token}
 
