@@ -111,7 +111,7 @@ def _stored_frames(container: bytes) -> Iterable[tuple[memoryview, int, tuple[by
     file = ContainerFile(StreamRanges(io.BytesIO(container)))
     for sequence in range(len(file.index.offsets)):
         segment = file.segment(sequence)
-        at, block = segment.offset, 0
+        at, block = segment.payload, 0
         for frame, content in zip(segment.descriptor.frames, segment.frame_contents, strict=True):
             count = content // BLOCK_SIZE
             yield view[at : at + frame.size], frame.crc32, segment.descriptor.digests[block : block + count]

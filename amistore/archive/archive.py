@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Self
 
-from amistore.archive.extraction import extract, prove
+from amistore.archive.extraction import check_lost, extract, prove
 from amistore.archive.reader import ContainerFile
 from amistore.archive.report import VerifyReport
 from amistore.archive.verification import verify
@@ -25,7 +25,6 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
     AlreadyExistsError,
     InvalidRequestError,
-    LostBlocksError,
     NotFoundError,
     advising,
     machine_limits,
@@ -299,13 +298,8 @@ class Archive:
         check_content_id(self._container.index.content_id, expected)
         manifest = root / "ami.json"
         paths = [root / _disk_name(volume) for volume in self.volumes]
-        lost = [volume.snapshot_id for volume in self.volumes if volume.lost_blocks]
-        if lost and not allow_lost:
-            raise LostBlocksError(
-                "blocks of this volume were lost before this archive was recovered; allow_lost=True "
-                "writes the rest",
-                snapshot_id=lost[0],
-            )
+        for volume in self.volumes:
+            check_lost(volume._reader, allow_lost)
         with advising(), files.operation("extract"):
             root.mkdir(parents=True, exist_ok=True)
             for path in (manifest, *paths):  # names that the archive chose: no link there is followed

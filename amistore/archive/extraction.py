@@ -23,7 +23,7 @@ from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
 from amistore.backends.directory.disk import blocks_of, extents
 from amistore.backends.locking import FileLock
-from amistore.container import Runs, SegmentDescriptor
+from amistore.container import Runs, SegmentDescriptor, decode_segment
 from amistore.container.identity import check_content_id
 from amistore.errors import (
     AlreadyExistsError,
@@ -36,7 +36,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["LOST_BLOCK", "extract", "prove"]
+__all__ = ["LOST_BLOCK", "check_lost", "extract", "prove"]
 
 _NOTE = b"amistore: this block was lost before this disk was recovered\n"
 LOST_BLOCK = (_NOTE * (BLOCK_SIZE // len(_NOTE) + 1))[:BLOCK_SIZE]
@@ -58,12 +58,7 @@ def extract(
 ) -> None:
     """See `Volume.extract`; a link in the target's place is refused."""
     check_content_id(volume.container.index.content_id, expected)
-    if volume.lost_blocks and not allow_lost:
-        raise LostBlocksError(
-            f"{sum(lost.block_count for lost in volume.lost_blocks)} blocks of this volume were lost before "
-            "this archive was recovered; allow_lost=True writes the rest",
-            snapshot_id=volume.indexed.snapshot_id,
-        )
+    check_lost(volume, allow_lost)
     if not isinstance(target, (str, os.PathLike)):
         writable = getattr(target, "writable", None)
         if not hasattr(target, "write") or (callable(writable) and not writable()):
@@ -90,6 +85,16 @@ def extract(
         if volume.lost_blocks:
             files.check_target(_map_path(path), overwrite=overwrite or resume)
         _to_file(writing, path, overwrite)
+
+
+def check_lost(volume: VolumeReader, allowed: bool) -> None:
+    """Refuse a volume with lost blocks, unless that is allowed."""
+    if volume.lost_blocks and not allowed:
+        raise LostBlocksError(
+            f"{sum(lost.block_count for lost in volume.lost_blocks)} blocks of this volume were lost before "
+            "this archive was recovered; allow_lost=True writes the rest",
+            snapshot_id=volume.indexed.snapshot_id,
+        )
 
 
 def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
@@ -236,10 +241,10 @@ class _Writing:
             located = container.segment(sequence)
             if _there(descriptor, located.descriptor):
                 return located.descriptor
-        loaded = container.load(sequence)
-        for block in self.volume.blocks(loaded):
+        stored = container.load(sequence)
+        for block in decode_segment(stored):
             files.write_at(descriptor, block.content, block.index * BLOCK_SIZE)
-        return loaded.located.descriptor
+        return stored.located.descriptor
 
     def _report(self, blocks: int) -> None:
         if self.progress is not None:

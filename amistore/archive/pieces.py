@@ -13,11 +13,10 @@ import functools
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 
 import attrs
-import zstandard
 
 from amistore.archive.reader import has_digest, is_exactly, opens
 from amistore.archive.scan import Found, FoundSegment
@@ -26,14 +25,17 @@ from amistore.container import (
     PREAMBLE,
     Foot,
     FrameDecoder,
+    Head,
     Index,
+    Layout,
     Runs,
     VolumeDescriptor,
     layout,
     tar,
 )
-from amistore.container.members import open_manifest
-from amistore.container.plan import PlannedVolume, prelude
+from amistore.container.frames import LONGEST_HEADER, declared_content, leading_frame
+from amistore.container.members import is_prelude, open_manifest, read_manifest
+from amistore.container.plan import PlannedVolume
 from amistore.container.records import refuse_newer
 from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image, decode_manifest
@@ -42,8 +44,6 @@ from amistore.units import BLOCK_SIZE, GIB
 __all__ = ["FoundVolume", "Pieces", "find_pieces"]
 
 _SIZE = b"GNU.sparse.realsize="
-_FRAME_HEADER = 18  # the most bytes of one (RFC 8878, 3.1.1.1)
-_RLE_BLOCK = 1
 _MOST_DECODED = 32
 """Bytes of sparse maps and manifests that are decoded for each byte of the file, on average, besides 8 MiB.
 
@@ -71,19 +71,17 @@ class FoundVolume:
 
 @attrs.frozen(kw_only=True)
 class Pieces:
-    """What is left of an archive, in its places. `unnamed` volumes could not be told whose they are."""
+    """What is left of an archive, in its places.
+
+    `unnamed` volumes could not be told whose they are. Of `layout` the frames are right, and all
+    else where HEAD is left.
+    """
 
     image: Image
     volumes: list[FoundVolume]
     unnamed: int
     findings: list[str]
-    blocks_per_frame: int
-
-    def frame_contents(self, blocks: int) -> Sequence[int]:
-        """Content sizes of the frames of a segment of so many blocks."""
-        step = self.blocks_per_frame * BLOCK_SIZE
-        total = blocks * BLOCK_SIZE
-        return [min(step, total - at) for at in range(0, total, step)]
+    layout: Layout
 
 
 def find_pieces(ranges: RangeReader, found: Found) -> Pieces:
@@ -103,18 +101,19 @@ class _Search:
         self._findings: list[str] = []
         self._index_is_proved = False
         self._to_decode = layout.MAX_FRAME_CONTENT + _MOST_DECODED * ranges.size
+        self._head: Head | None = None
         self._index = self._find_index()
         self._file_id = self._find_file_id()
-        self._head = next((head for _, head in found.heads if head.file_id == self._file_id), None)
+        self._head = next((head for _, head in found.heads if head.file_id == self._file_id), self._head)
         for newer, error in found.newer:
-            if newer == self._file_id and self._head is None and self._index is None:
+            if newer == self._file_id and self._head is None:
                 raise error
         self._vold: dict[int, VolumeDescriptor] = {}
         for _, volume in found.volumes:
             if volume.file_id == self._file_id and volume.volume < layout.MAX_VOLUMES:
                 self._vold.setdefault(volume.volume, volume)
         self._image = self._find_image()
-        self._blocks_per_frame = self._find_blocks_per_frame()
+        self._layout = self._find_layout()
         self._segments: dict[int, list[FoundSegment]] = {}
         for segment in found.segments:
             if self._is_ours(segment):
@@ -130,7 +129,7 @@ class _Search:
             volumes=[self._volume(number, name) for number, name in sorted(names.items())],
             unnamed=unnamed,
             findings=self._findings,
-            blocks_per_frame=self._blocks_per_frame,
+            layout=self._layout,
         )
 
     # Which archive it is.
@@ -160,7 +159,7 @@ class _Search:
                     refuse_newer(record)
                     continue
                 index = Index.parse(record)
-                index.open()
+                self._head, _ = index.open()
                 self._index_is_proved = digest is not None
                 return index
         self._findings.append("INDX was damaged or lost")
@@ -168,8 +167,8 @@ class _Search:
 
     def _find_file_id(self) -> bytes:
         """Of this archive, not of one on a guest's disk: INDX's, the front's, or the most frequent."""
-        if self._index is not None:
-            return self._index.parse_head().file_id
+        if self._head is not None:  # INDX's
+            return self._head.file_id
         front = [head.file_id for at, head in self._found.heads if at == len(PREAMBLE)]
         if front:
             return front[0]
@@ -195,9 +194,8 @@ class _Search:
                     length = sum(frame.size for frame in self._head.manifest_frames)
                     return opened(self._ranges.read_intact(place, length, opens(opened)))[1]
                 member, _ = self._frame_at(place)
-                length = int(member[124:135], 8)
-                return decode_manifest(member[512 : 512 + length])
-            except (ArchiveError, ValueError):
+                return decode_manifest(read_manifest(member))
+            except ArchiveError:
                 if place == places[0]:
                     self._findings.append("the manifest in front was damaged")
         raise CorruptArchiveError(
@@ -205,22 +203,20 @@ class _Search:
             record="manifest",
         )
 
-    def _find_blocks_per_frame(self) -> int:
+    def _find_layout(self) -> Layout:
         if self._head is not None:
-            return self._head.layout.blocks_per_frame
+            return self._head.layout
         most = 1
         for segment in self._found.segments:
             if segment.file_id == self._file_id and segment.intact[0]:
-                with contextlib.suppress(zstandard.ZstdError):
-                    header = zstandard.get_frame_parameters(self._ranges.read(segment.payload, 32))
-                    size = header.content_size
-                    if 1 <= size // BLOCK_SIZE <= layout.MAX_FRAME_CONTENT // BLOCK_SIZE:
-                        most = max(most, size // BLOCK_SIZE)
-        return most
+                with contextlib.suppress(CorruptArchiveError):
+                    size = declared_content(self._ranges.read(segment.payload, LONGEST_HEADER))
+                    most = max(most, size // BLOCK_SIZE)
+        return Layout(blocks_per_frame=most, blocks_per_segment=most)
 
     def _is_ours(self, segment: FoundSegment) -> bool:
         """Of this archive, with as many frames as it must have, and where INDX is proved the one it knows."""
-        frames = -(-segment.runs.blocks // self._blocks_per_frame)
+        frames = len(self._layout.frame_contents(segment.runs.blocks))
         if segment.file_id != self._file_id or len(segment.intact) != frames:
             return False
         if segment.volume >= layout.MAX_VOLUMES:
@@ -287,30 +283,16 @@ class _Search:
         if name is None or runs.digest() not in self._expected_runs(name, runs):
             return None
         planned = PlannedVolume(number=0, snapshot_id=name, size=size, runs=runs, first_segment=0)
-        built = hashlib.sha256()
-        for piece in prelude(self._image, planned):
-            built.update(piece)
-        is_one = built.digest() == read.digest() and runs.end * BLOCK_SIZE <= size
-        return (planned, place) if is_one else None
+        return (planned, place) if is_prelude(read.digest(), self._image, planned) else None
 
     def _frame_at(self, place: int) -> tuple[bytes, int]:
         """The content of the frame that starts at a file offset, and the offset behind it."""
-        start = self._ranges.read(place, _FRAME_HEADER)
-        if start[:4] != layout.ZSTD_MAGIC:
-            raise CorruptArchiveError("no frame stands here")
-        try:
-            size = zstandard.get_frame_parameters(start).content_size
-            header = zstandard.frame_header_size(start)
-        except zstandard.ZstdError as error:
-            raise CorruptArchiveError(f"a frame has no valid header: {error}") from None
-        if not 1 <= size <= layout.MAX_FRAME_CONTENT:
-            raise CorruptArchiveError("a frame of a size that is none of ours")
+        size = declared_content(self._ranges.read(place, LONGEST_HEADER))
         most = size + size // 256 + 1024  # ZSTD_compressBound, and header and checksum
         self._to_decode -= most
         if self._to_decode < 0:
             raise CorruptArchiveError("too many frames that are no sparse map of this file")
-        frame = self._ranges.read(place, most)
-        frame = frame[: _frame_end(frame, header)]
+        frame = leading_frame(self._ranges.read(place, most))
         return FrameDecoder().decode(frame, size, zlib.crc32(frame)), place + len(frame)
 
     def _expected_runs(self, snapshot_id: str, found: Runs) -> list[bytes]:
@@ -346,10 +328,7 @@ class _Search:
 
     def _fits(self, number: int, planned: PlannedVolume) -> bool:
         """Whether a volume's segments are those of a sparse map."""
-        return all(
-            segment.runs == planned.runs.slice(segment.ordinal, segment.runs.blocks)
-            for segment in self._segments.get(number, ())
-        )
+        return all(planned.holds(each.ordinal, each.runs) for each in self._segments.get(number, ()))
 
     # Volumes and their segments.
 
@@ -367,10 +346,9 @@ class _Search:
         return FoundVolume(snapshot_id=snapshot_id, size=size, listed=listed, exact=exact, segments=segments)
 
     def _size(self, number: int, snapshot_id: str) -> int:
-        if self._index is not None:
-            return self._index.volumes[number].size
-        if number in self._vold:
-            return self._vold[number].size
+        told = self._told_size(number)
+        if told is not None:
+            return told
         if snapshot_id in self._preludes:
             return self._preludes[snapshot_id].size
         known = self._image.snapshot(snapshot_id).volume_size
@@ -383,25 +361,24 @@ class _Search:
         """The segments of a volume, by sequence number; of two with the same one the better."""
         chosen: dict[int, FoundSegment] = {}
         for segment in self._segments.get(number, ()):
-            if planned is not None and segment.runs != planned.runs.slice(
-                segment.ordinal, segment.runs.blocks
-            ):
+            if planned is not None and not planned.holds(segment.ordinal, segment.runs):
                 continue
             other = chosen.get(segment.sequence)
             if other is None or sum(segment.intact) > sum(other.intact):
                 chosen[segment.sequence] = segment
         end = 0
+        size = self._told_size(number) or layout.MAX_VOLUME_GIB * GIB
         kept = []
         for _, segment in sorted(chosen.items()):  # no two may claim the same block
-            if segment.runs.first >= end and segment.runs.end * BLOCK_SIZE <= self._size_of(number):
+            if segment.runs.first >= end and segment.runs.end * BLOCK_SIZE <= size:
                 kept.append(segment)
                 end = segment.runs.end
         return kept
 
-    def _size_of(self, number: int) -> int:
-        if self._index is not None:
-            return self._index.volumes[number].size
-        return self._vold[number].size if number in self._vold else layout.MAX_VOLUME_GIB * GIB
+    def _told_size(self, number: int) -> int | None:
+        """The size of a volume as INDX or VOLD has it."""
+        told = self._vold.get(number) if self._index is None else self._index.volumes[number]
+        return None if told is None else told.size
 
     def _gaps(
         self, number: int, segments: list[FoundSegment], size: int
@@ -422,7 +399,6 @@ class _Search:
 
     def _indexed_gaps(self, index: Index, number: int, found: set[int]) -> tuple[list[tuple[int, int]], bool]:
         """INDX knows first and last block of each segment, and how many it had."""
-        per_segment = index.parse_head().layout.blocks_per_segment
         first = sum(volume.segments for volume in index.volumes[:number])
         volume = index.volumes[number]
         gaps = []
@@ -431,18 +407,7 @@ class _Search:
             if sequence in found:
                 continue
             start, last = index.firsts[sequence], index.lasts[sequence]
-            blocks = min(per_segment, volume.blocks - (sequence - first) * per_segment)
+            blocks = self._layout.segment_blocks(sequence - first, volume.blocks)
             gaps.append((start, last - start + 1))
             exact = exact and blocks == last - start + 1
         return gaps, exact
-
-
-def _frame_end(content: bytes, at: int) -> int:
-    """Where the frame ends whose first block is at `at` (RFC 8878, 3.1.1: blocks, 4 bytes of checksum)."""
-    while at + 3 <= len(content):
-        block = int.from_bytes(content[at : at + 3], "little")
-        last, kind, size = block & 1, block >> 1 & 3, block >> 3
-        at += 3 + (1 if kind == _RLE_BLOCK else size)
-        if last:
-            return at + 4
-    raise CorruptArchiveError("a frame is cut short")

@@ -8,65 +8,33 @@ compares the two.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from itertools import accumulate
-
-import attrs
 
 from amistore import forks
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
-from amistore.container import PREAMBLE, Foot, Head, Index, SegmentDescriptor
+from amistore.container import PREAMBLE, Foot, Head, Index, LocatedSegment, SegmentDescriptor, StoredSegment
 from amistore.container.envelope import open_record
 from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, SEGD
 from amistore.container.records import refuse_newer
-from amistore.container.segments import descriptor_limit
+from amistore.container.segments import check_place, descriptor_limit
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
-from amistore.units import BLOCK_SIZE
 
-__all__ = ["ContainerFile", "LoadedSegment", "LocatedSegment", "has_crc", "has_digest", "is_exactly", "opens"]
+__all__ = ["ContainerFile", "has_crc", "has_digest", "is_exactly", "opens"]
 
 _logger = logging.getLogger("amistore")
 
 _KEPT_DESCRIPTORS = 128
 """Parsed SEGD records that are kept, of some 7 KiB each."""
-
-
-@attrs.frozen
-class LocatedSegment:
-    """A segment's descriptor, the file offset of its first frame, and its frames' content sizes."""
-
-    descriptor: SegmentDescriptor
-    offset: int
-    frame_contents: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        """The file offset behind its last frame."""
-        return self.offset + self.descriptor.payload_size
-
-    def frame_offset(self, number: int) -> int:
-        """The file offset of one of its frames."""
-        return self.offset + sum(frame.size for frame in self.descriptor.frames[:number])
-
-    def first_block(self, number: int) -> int:
-        """The index of the first block of one of its frames."""
-        return self.descriptor.runs.slice(sum(self.frame_contents[:number]) // BLOCK_SIZE, 1).first
-
-
-@attrs.frozen
-class LoadedSegment:
-    """A segment with the bytes of its frames."""
-
-    located: LocatedSegment
-    frames: Sequence[bytes]
 
 
 class ContainerFile:
@@ -190,16 +158,15 @@ class ContainerFile:
         """The number of the volume that a segment belongs to."""
         return bisect_right(self._first_segments, sequence) - 1
 
-    def first_segment(self, volume: int) -> int:
-        """The sequence number of a volume's first segment."""
-        return self._first_segments[volume]
+    def segments_of(self, volume: int) -> range:
+        """The sequence numbers of a volume's segments."""
+        return range(*self._first_segments[volume : volume + 2])
 
     def segment_blocks(self, sequence: int) -> int:
         """How many listed blocks a segment has."""
         volume = self.volume_of(sequence)
-        per_segment = self.head.layout.blocks_per_segment
-        before = (sequence - self._first_segments[volume]) * per_segment
-        return min(per_segment, self.index.volumes[volume].blocks - before)
+        number = sequence - self._first_segments[volume]
+        return self.head.layout.segment_blocks(number, self.index.volumes[volume].blocks)
 
     def segment_end(self, sequence: int) -> int:
         """The file offset of what follows a segment in the index: the most that it can reach to."""
@@ -234,7 +201,7 @@ class ContainerFile:
                 self._located.popitem(last=False)
         return located
 
-    def load(self, sequence: int) -> LoadedSegment:
+    def load(self, sequence: int) -> StoredSegment:
         """A segment and its frames, in one read."""
         offset = self.index.offsets[sequence]
         blocks = self.segment_blocks(sequence)
@@ -246,17 +213,17 @@ class ContainerFile:
             if not self._descriptor_is_intact(sequence, content):
                 return False
             located = self._parse(sequence, content)
-            return _frames_are_intact(located, 0, memoryview(content)[located.offset - offset :])
+            return _frames_are_intact(located, 0, memoryview(content)[located.payload - offset :])
 
         length = min(self.segment_end(sequence) - offset, most)
         content = self._read(offset, length, f"segment {sequence}", intact)
         if located is None:
             located = self._parse(sequence, content)
-        frames = _cut(located, 0, memoryview(content)[located.offset - offset :])
+        frames = _cut(located, 0, memoryview(content)[located.payload - offset :])
         missing = len(located.descriptor.frames) - len(frames)
         if missing:  # frames longer than zstd makes them
             frames += self.frames(located, len(frames), missing)
-        return LoadedSegment(located, frames)
+        return StoredSegment(located, frames)
 
     def frames(self, located: LocatedSegment, first: int, count: int) -> list[bytes]:
         """Consecutive frames of a segment, in one read."""
@@ -266,6 +233,19 @@ class ContainerFile:
             offset, size, "frame", lambda content: _frames_are_intact(located, first, memoryview(content))
         )
         return _cut(located, first, memoryview(content))
+
+    @contextlib.contextmanager
+    def locating(self, sequence: int) -> Iterator[None]:
+        """Tell the place of a segment in errors of its bytes."""
+        try:
+            yield
+        except ArchiveError as error:
+            raise error.locate(
+                record="SEGD",
+                offset=self.index.offsets[sequence],
+                segment=sequence,
+                snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
+            ) from None
 
     def _descriptor_is_intact(self, sequence: int, content: bytes) -> bool:
         return has_digest(self.index.segment_digest(sequence))(_descriptor(content))
@@ -284,33 +264,30 @@ class ContainerFile:
         """The segment whose SEGD `content` begins with."""
         offset = self.index.offsets[sequence]
         record = _descriptor(content)
-        try:
+        volume, head, index = self.volume_of(sequence), self.head, self.index
+        with self.locating(sequence):
             if not self._descriptor_is_intact(sequence, content):
                 refuse_newer(record)
                 raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
             descriptor = SegmentDescriptor.parse(open_record(record, SEGD))
-            contents = tuple(self.head.layout.frame_contents(descriptor.runs.blocks))
-            volume = self.volume_of(sequence)
-            ordinal = (sequence - self._first_segments[volume]) * self.head.layout.blocks_per_segment
-            if (
-                (descriptor.sequence, descriptor.volume, descriptor.ordinal) != (sequence, volume, ordinal)
-                or descriptor.runs.blocks != self.segment_blocks(sequence)
-                or descriptor.file_id != self.head.file_id
-                or descriptor.runs.first != self.index.firsts[sequence]
-                or descriptor.runs.end - 1 != self.index.lasts[sequence]
-                or len(descriptor.frames) != len(contents)
-            ):
-                raise CorruptArchiveError("SEGD belongs to another file or another place")
-            located = LocatedSegment(descriptor, offset + len(record), contents)
+            blocks = self.segment_blocks(sequence)
+            contents = head.layout.frame_contents(blocks)
+            check_place(
+                descriptor,
+                file_id=head.file_id,
+                volume=volume,
+                sequence=sequence,
+                ordinal=(sequence - self._first_segments[volume]) * head.layout.blocks_per_segment,
+                frames=len(contents),
+            )
+            found = descriptor.runs.blocks, descriptor.runs.first, descriptor.runs.end - 1
+            if found != (blocks, index.firsts[sequence], index.lasts[sequence]):
+                raise CorruptArchiveError("SEGD's blocks are not those of the index")
+            located = LocatedSegment(
+                descriptor, index.volumes[volume].snapshot_id, offset, offset + len(record), contents
+            )
             if located.end > self.segment_end(sequence):
                 raise CorruptArchiveError("the segment reaches into what follows it")
-        except ArchiveError as error:
-            raise error.locate(
-                record="SEGD",
-                offset=offset,
-                segment=sequence,
-                snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
-            ) from None
         return located
 
 

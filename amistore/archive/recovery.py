@@ -27,7 +27,15 @@ from amistore.archive.reader import has_crc, has_digest
 from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
-from amistore.container import DecodedFrame, FrameDecoder, Runs, SegmentDescriptor, decode_frame, layout
+from amistore.container import (
+    DecodedFrame,
+    FrameDecoder,
+    LocatedSegment,
+    Runs,
+    SegmentDescriptor,
+    decode_frame,
+    layout,
+)
 from amistore.container.envelope import open_record
 from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
@@ -234,22 +242,23 @@ class _Salvage(BlockSource):
         proved = []
         for frame in range(len(segment.intact)):
             with contextlib.suppress(ArchiveError):
-                decoded = self._decode(segment, frame)
+                decoded = self._decode(name, segment, frame)
                 for at, index in enumerate(decoded.indexes):
                     with contextlib.suppress(ArchiveError):
                         decoded.block(at)
                         proved.append((index, frame))
         return proved
 
-    def _decode(self, segment: FoundSegment, frame: int) -> DecodedFrame:
+    def _decode(self, name: str, segment: FoundSegment, frame: int) -> DecodedFrame:
         is_record = has_digest(segment.record_digest)
         record = self._ranges.read_intact(segment.offset, segment.size, is_record)
         descriptor = SegmentDescriptor.parse(open_record(record, layout.SEGD))
         offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
         entry = descriptor.frames[frame]
         content = self._ranges.read_intact(offset, entry.size, has_crc(entry.crc32))
-        contents = self._pieces.frame_contents(descriptor.runs.blocks)
-        return decode_frame(descriptor, frame, content, contents, FrameDecoder())
+        contents = self._pieces.layout.frame_contents(descriptor.runs.blocks)
+        located = LocatedSegment(descriptor, name, segment.offset, segment.payload, contents)
+        return decode_frame(located, frame, content, FrameDecoder())
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         start = int(next_token or 0)
@@ -268,7 +277,7 @@ class _Salvage(BlockSource):
             decoded = self._frames.get(token)
         if decoded is None:
             place, frame = token[1] >> _FRAME_BITS, token[1] & (1 << _FRAME_BITS) - 1
-            decoded = self._decode(self._volumes[snapshot_id].segments[place], frame)
+            decoded = self._decode(snapshot_id, self._volumes[snapshot_id].segments[place], frame)
             with self._lock:
                 self._frames[token] = decoded
                 if len(self._frames) > self._kept:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import zlib
 from collections.abc import Callable
 
 import attrs
@@ -209,7 +208,7 @@ def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDesc
     intact = bytearray()
     for frame in descriptor.frames:
         content = window.read_intact(at, frame.size, has_crc(frame.crc32))
-        intact.append(Frame(len(content), zlib.crc32(content)) == frame)
+        intact.append(Frame.of(content) == frame)
         at += frame.size
     return FoundSegment(
         offset=start,

@@ -17,7 +17,7 @@ from amistore import forks
 from amistore.archive.volumereader import Hole, VolumeReader
 from amistore.backends.ranges import RangeFile
 from amistore.container import DecodedFrame
-from amistore.errors import AmistoreError, ArchiveError, InvalidRequestError, LostBlocksError, machine_limits
+from amistore.errors import AmistoreError, InvalidRequestError, LostBlocksError, machine_limits
 from amistore.pipeline.workers import worker_count
 from amistore.units import BLOCK_SIZE, MIB
 
@@ -68,10 +68,7 @@ class VolumeFile(RangeFile):
         frame = self._frame(place)
         at = frame.indexes.index(index)
         length = min(len(view), BLOCK_SIZE - start)
-        try:
-            view[:length] = frame.block(at).content[start : start + length]
-        except ArchiveError as error:
-            raise error.locate(snapshot_id=self._volume.indexed.snapshot_id) from None
+        view[:length] = frame.block(at).content[start : start + length]
         return length
 
     def _hole_end(self, index: int, end: int) -> int:

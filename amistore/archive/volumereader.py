@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import attrs
 
-from amistore.archive.reader import ContainerFile, LoadedSegment, LocatedSegment
+from amistore.archive.reader import ContainerFile
 from amistore.container import (
-    DecodedBlock,
     DecodedFrame,
     FrameDecoder,
     IndexedVolume,
     Runs,
     SegmentDescriptor,
     decode_frame,
-    decode_segment,
 )
-from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.errors import CorruptArchiveError
 from amistore.model import BlockRange
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE
@@ -47,13 +45,14 @@ class VolumeSums:
     def __init__(self) -> None:
         self.blocks = 0
         self._linear = hashlib.sha256()
-        self._runs: list[tuple[int, int]] = []
+        self._runs = Runs()
 
     def add(self, segment: SegmentDescriptor) -> None:
         """The next segment."""
         self.blocks += segment.runs.blocks
         self._linear.update(b"".join(segment.digests))
-        self._runs.extend(segment.runs)
+        for run in segment.runs:
+            self._runs.append(*run)
 
     def check(self, indexed: IndexedVolume) -> Runs:
         """The listed blocks, if all is as the index has it.
@@ -61,15 +60,14 @@ class VolumeSums:
         Raises:
             CorruptArchiveError: it is not.
         """
-        runs = Runs(self._runs)
-        found = self.blocks, self._linear.digest(), runs.digest()
+        found = self.blocks, self._linear.digest(), self._runs.digest()
         if found != (indexed.blocks, indexed.linear, indexed.runs_digest):
             raise CorruptArchiveError(
                 "the volume's blocks are not those that its content id stands for",
                 record="INDX",
                 snapshot_id=indexed.snapshot_id,
             )
-        return runs
+        return self._runs
 
 
 class VolumeReader:
@@ -86,8 +84,7 @@ class VolumeReader:
     def __init__(self, container: ContainerFile, number: int) -> None:
         self.container = container
         self.indexed = container.index.volumes[number]
-        first = container.first_segment(number)
-        self.segments = range(first, first + self.indexed.segments)
+        self.segments = container.segments_of(number)
         self.frame_size = container.head.layout.blocks_per_frame * BLOCK_SIZE
         self.lost_blocks: tuple[BlockRange, ...] = container.image.snapshot(
             self.indexed.snapshot_id
@@ -136,28 +133,4 @@ class VolumeReader:
         located = self.container.segment(sequence)
         frames = self.container.frames(located, first, count)
         decoder = FrameDecoder()
-        return [self._decode(located, number, frame, decoder) for number, frame in enumerate(frames, first)]
-
-    def blocks(self, loaded: LoadedSegment) -> Iterator[DecodedBlock]:
-        """The blocks of a segment, decoded and checked."""
-        located = loaded.located
-        try:
-            yield from decode_segment(
-                located.descriptor, loaded.frames, located.frame_contents, located.offset
-            )
-        except ArchiveError as error:
-            raise error.locate(snapshot_id=self.indexed.snapshot_id) from None
-
-    def frame(self, loaded: LoadedSegment, number: int) -> DecodedFrame:
-        """One frame of a segment that was read."""
-        return self._decode(loaded.located, number, loaded.frames[number], FrameDecoder())
-
-    def _decode(
-        self, located: LocatedSegment, number: int, frame: bytes, decoder: FrameDecoder
-    ) -> DecodedFrame:
-        try:
-            return decode_frame(located.descriptor, number, frame, located.frame_contents, decoder)
-        except ArchiveError as error:
-            raise error.locate(
-                offset=located.frame_offset(number), snapshot_id=self.indexed.snapshot_id
-            ) from None
+        return [decode_frame(located, number, frame, decoder) for number, frame in enumerate(frames, first)]

@@ -11,7 +11,6 @@ from amistore.container.decoder import (
     ContainerEnd,
     ContainerStart,
     Event,
-    StoredSegment,
     VolumeStart,
     container_events,
 )
@@ -22,7 +21,14 @@ from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, plan
 from amistore.container.preamble import PREAMBLE
 from amistore.container.records import Foot, Head, Layout, SegmentDescriptor, VolumeDescriptor
 from amistore.container.runs import Runs
-from amistore.container.segments import DecodedBlock, DecodedFrame, decode_frame, decode_segment
+from amistore.container.segments import (
+    DecodedBlock,
+    DecodedFrame,
+    LocatedSegment,
+    StoredSegment,
+    decode_frame,
+    decode_segment,
+)
 
 __all__ = [
     "PREAMBLE",
@@ -40,6 +46,7 @@ __all__ = [
     "IndexedVolume",
     "Layout",
     "Ledger",
+    "LocatedSegment",
     "Plan",
     "PlannedSegment",
     "PlannedVolume",

@@ -4,7 +4,7 @@ Sans-IO: `container_events` is a generator that yields either a number, the byte
 next, or an event; send it those bytes, fewer only at the end of the input. It knows at
 each place what must stand there, so nothing is searched for and nothing is allocated on
 a stranger's word. Everything but the blocks' digests is checked here; those are checked
-by `decode_segment` (`segments.py`), wherever it runs.
+by `decode_segment` (`segments.py`), wherever it runs. Imports the container's lower files only.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Union
 import attrs
 
 from amistore.container import layout
-from amistore.container.envelope import open_envelope, open_record
-from amistore.container.identity import find_formula
-from amistore.container.index import Index, Ledger, index_limit
-from amistore.container.members import PreludeReader, open_manifest
-from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment, pad_size
+from amistore.container.envelope import check_other, open_envelope, open_record, pad_record
+from amistore.container.index import Index, Ledger, check_volumes
+from amistore.container.members import PreludeReader, check_volume, open_manifest
+from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment
 from amistore.container.preamble import PREAMBLE
-from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor
-from amistore.container.segments import check_segment
+from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor, index_limit
+from amistore.container.segments import LocatedSegment, StoredSegment, check_segment
+from amistore.container.shards import Shards
 from amistore.errors import (
     ArchiveError,
     CorruptArchiveError,
@@ -35,7 +35,6 @@ __all__ = [
     "ContainerEnd",
     "ContainerStart",
     "Event",
-    "StoredSegment",
     "VolumeStart",
     "container_events",
 ]
@@ -54,21 +53,6 @@ class VolumeStart:
     """A volume's prelude was read: its size and runs are known, no block yet."""
 
     volume: PlannedVolume
-
-
-@attrs.frozen
-class StoredSegment:
-    """A segment as it stands in the container: its frames are not decoded yet.
-
-    `offset` is the file offset of its SEGD, `payload` that of its first frame.
-    """
-
-    segment: PlannedSegment
-    descriptor: SegmentDescriptor
-    frames: list[bytes]
-    snapshot_id: str
-    offset: int
-    payload: int
 
 
 @attrs.frozen
@@ -97,10 +81,8 @@ def container_events() -> Reading:
 class _Reader:
     def __init__(self) -> None:
         self._ledger = Ledger()
-        self._volumes: list[VolumeDescriptor] = []
+        self._last_volume = ""
         self._segments = 0
-        self._blocks = 0
-        self._shard_start = 0
         # Where the piece now looked at starts, for errors, and where it ends.
         self._offset = self._end = 0
 
@@ -158,14 +140,10 @@ class _Reader:
                 )
             record = start + (yield from self._take(envelope.size - len(start), name))
             self._offset = at
-            if envelope.kind in layout.KNOWN:
+            if envelope.kind in layout.KNOWN or kind not in (layout.VOLD, layout.SEGD):
                 open_record(record, kind)
                 return record
-            open_record(record, envelope.kind)
-            if kind not in (layout.VOLD, layout.SEGD) or others >= layout.MAX_OTHERS:
-                raise CorruptArchiveError(
-                    f"a record of unknown type stands before {name}, or too many do", record=name
-                )
+            check_other(record, others)
             others += 1
             self._ledger.add_other(len(record))
 
@@ -195,6 +173,7 @@ class _Reader:
             self._head = Head.parse(_payload(record))
         except ArchiveError as error:
             raise error.locate(record="HEAD") from None
+        self._shards = Shards(self._head.layout, self._head.segments)
         frames = yield from self._frames(self._head.manifest_frames, "manifest")
         self._manifest, self._image = open_manifest(self._head, b"".join(frames))
         self._ledger.add_front(record, b"".join(frames), b"".join((preamble, record, *frames)))
@@ -203,12 +182,7 @@ class _Reader:
         record = yield from self._record(layout.VOLD, layout.MAX_DESCRIPTOR)
         at = self._offset
         descriptor = VolumeDescriptor.parse(_payload(record))
-        if (
-            descriptor.file_id != self._head.file_id
-            or descriptor.volume != number
-            or descriptor.first_segment != self._segments
-        ):
-            raise CorruptArchiveError("VOLD belongs to another file or another place")
+        check_volume(descriptor, self._head.file_id, number, self._segments)
         prelude = PreludeReader(descriptor, self._image)
         digest = hashlib.sha256(record)
         for entry in descriptor.frames:
@@ -218,9 +192,9 @@ class _Reader:
             prelude.feed(frame)
             del frame  # up to 8 MiB, while the next one is read
         volume = prelude.volume()
-        if self._volumes and self._volumes[-1].snapshot_id >= volume.snapshot_id:
+        if self._last_volume >= volume.snapshot_id:
             raise CorruptArchiveError("volumes are out of order", snapshot_id=volume.snapshot_id)
-        self._volumes.append(descriptor)
+        self._last_volume = volume.snapshot_id
         self._ledger.add_volume(descriptor, self._end - at, digest.digest())
         return volume
 
@@ -234,52 +208,35 @@ class _Reader:
         frames = yield from self._frames(descriptor.frames, "SEGD")
         self._ledger.add_segment(descriptor, record)
         self._segments += 1
-        self._blocks += planned.runs.blocks
-        return StoredSegment(planned, descriptor, frames, volume.snapshot_id, at, at + len(record))
+        frame_contents = planned.frame_contents
+        located = LocatedSegment(descriptor, volume.snapshot_id, at, at + len(record), frame_contents)
+        return StoredSegment(located, frames)
 
     def _pad(self) -> Generator[int, bytes, None]:
-        if self._segments % self._head.layout.segments_per_shard or self._segments == self._head.segments:
-            return
-        size = pad_size(self._ledger.offset - self._shard_start)
+        size = self._shards.pad(self._segments, self._ledger.offset)
         if size:
             record = yield from self._record(layout.PAD, size)
-            if (
-                len(record) != size
-                or record.count(0, layout.ENVELOPE.size, -layout.CRC.size) != size - layout.RECORD_OVERHEAD
-            ):
+            if record != pad_record(size):
                 raise CorruptArchiveError("PAD has another length or does not hold zeros", record="PAD")
             self._ledger.add_other(size)
-        self._shard_start = self._ledger.offset
 
     def _tail(self) -> Reading:
-        head = self._head
-        if (self._segments, self._blocks) != (head.segments, head.blocks):
-            raise CorruptArchiveError("HEAD's counts are not those of the volumes", record="HEAD")
-        sums = [(volume.snapshot_id, volume.size, volume.runs_digest) for volume in self._volumes]
         try:
-            bound = find_formula(head.file_id, self._manifest, sums, head.layout, self._image.snapshot_ids)
+            bound = check_volumes(self._head, self._manifest, self._image, self._ledger.volumes())
         except ArchiveError as error:
             raise error.locate(record="HEAD") from None
         data_end = self._ledger.offset
         end = yield from self._take(len(layout.END_FRAME), "end of tar")
         if end != layout.END_FRAME:
             raise CorruptArchiveError("the frame that ends the tar is damaged", record="end of tar")
-        self._ledger.add_other(len(end))
         collected = self._ledger.index(self._manifest, bound=bound)
         limit = index_limit(
             len(collected.head), len(collected.manifest_frames), len(collected.volumes), self._segments
         )
-        record = yield from self._record(layout.INDX, limit)
+        record = yield from self._record(layout.INDX, min(limit, layout.MAX_INDEX))
         at = self._offset
         foot = Foot.parse((yield from self._take(layout.FOOT_SIZE, "FOOT")))
-        expected = Foot(
-            index_offset=at,
-            index_length=len(record),
-            data_end=data_end,
-            blocks=self._blocks,
-            index_digest=hashlib.sha256(record).digest(),
-        )
-        if foot != expected:
+        if foot != Foot.of(record, data_end, self._head.blocks):
             raise CorruptArchiveError("FOOT is not that of this file", record="FOOT")
         if Index.parse(record) != collected:
             raise CorruptArchiveError("the index is not that of this file", record="INDX", offset=at)

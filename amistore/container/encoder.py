@@ -21,11 +21,11 @@ from amistore.container.plan import (
     PlannedSegment,
     PlannedVolume,
     manifest_member,
-    pad_size,
     prelude,
 )
 from amistore.container.preamble import PREAMBLE
 from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor
+from amistore.container.shards import Shards
 from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE
 
@@ -99,7 +99,7 @@ class ContainerWriter:
         self._ledger = Ledger()
         self._encoder = FrameEncoder(level, check=True)
         self._segments = 0
-        self._shard_start = 0
+        self._shards = Shards(plan.layout, plan.segments)
 
     @property
     def offset(self) -> int:
@@ -150,15 +150,10 @@ class ContainerWriter:
         self._ledger.add_segment(encoded.descriptor, encoded.record)
         self._segments += 1
         pieces = [encoded.record, *encoded.frames]
-        if (
-            self._segments % self._plan.layout.segments_per_shard == 0
-            and self._segments < self._plan.segments
-        ):
-            size = pad_size(self.offset - self._shard_start)
-            if size:
-                pieces.append(pad_record(size))
-                self._ledger.add_other(size)
-            self._shard_start = self.offset
+        size = self._shards.pad(self._segments, self.offset)
+        if size:
+            pieces.append(pad_record(size))
+            self._ledger.add_other(size)
         return pieces
 
     def tail(self) -> list[bytes]:
@@ -167,11 +162,4 @@ class ContainerWriter:
         collected = self._ledger.index(self._plan.manifest, bound=self._plan.bound)
         self.content_id = collected.content_id
         index = collected.encode()
-        foot = Foot(
-            index_offset=data_end + len(layout.END_FRAME),
-            index_length=len(index),
-            data_end=data_end,
-            blocks=self._plan.blocks,
-            index_digest=hashlib.sha256(index).digest(),
-        )
-        return [layout.END_FRAME, index, foot.encode()]
+        return [layout.END_FRAME, index, Foot.of(index, data_end, self._plan.blocks).encode()]

@@ -11,7 +11,7 @@ from amistore.container import layout
 from amistore.container.checksum import crc32c
 from amistore.errors import CorruptArchiveError, UnsupportedArchiveError
 
-__all__ = ["Envelope", "check_others", "open_envelope", "open_record", "pad_record", "seal"]
+__all__ = ["Envelope", "check_other", "check_others", "open_envelope", "open_record", "pad_record", "seal"]
 
 
 @attrs.frozen
@@ -94,23 +94,33 @@ def _name(kind: bytes) -> str:
     return kind.decode("ascii", "backslashreplace").rstrip("\0")
 
 
-def check_others(content: bytes) -> None:
-    """Refuse what is not a few records of unknown type, which may be skipped.
+def check_other(record: bytes, before: int) -> None:
+    """Refuse a record that may not be skipped.
+
+    Args:
+        record: its bytes, exactly.
+        before: how many that were skipped stand before it in the same place.
 
     Raises:
-        CorruptArchiveError: damaged, too many, too long, or records that belong elsewhere.
+        CorruptArchiveError: damaged, too long, one too many, or a record that belongs elsewhere.
         UnsupportedArchiveError: a critical one.
     """
+    kind = open_envelope(record[: layout.ENVELOPE.size]).kind
+    open_record(record, kind)
+    if kind in layout.KNOWN or len(record) > layout.MAX_DESCRIPTOR:
+        raise CorruptArchiveError("a record stands here that belongs elsewhere, or is beyond the limit")
+    if before >= layout.MAX_OTHERS:
+        raise CorruptArchiveError(f"more than {layout.MAX_OTHERS} records of unknown type in one place")
+
+
+def check_others(content: bytes) -> None:
+    """Refuse what is not a few records that may be skipped; see `check_other`."""
     at = count = 0
     while at < len(content):
-        envelope = open_envelope(content[at : at + layout.ENVELOPE.size])
-        open_record(content[at : at + envelope.size], envelope.kind)
+        size = open_envelope(content[at : at + layout.ENVELOPE.size]).size
+        check_other(content[at : at + size], count)
         count += 1
-        if envelope.kind in layout.KNOWN or envelope.size > layout.MAX_DESCRIPTOR:
-            raise CorruptArchiveError("a record stands here that belongs elsewhere, or is beyond the limit")
-        if count > layout.MAX_OTHERS:
-            raise CorruptArchiveError(f"more than {layout.MAX_OTHERS} records of unknown type in one place")
-        at += envelope.size
+        at += size
 
 
 def pad_record(size: int) -> bytes:

@@ -8,13 +8,26 @@ an exact slice is decoded in one shot.
 from __future__ import annotations
 
 import zlib
+from typing import Final
 
 import zstandard
 
 from amistore.container import layout
 from amistore.errors import AmistoreError, CorruptArchiveError
 
-__all__ = ["FrameDecoder", "FrameEncoder", "check_frame"]
+__all__ = [
+    "LONGEST_HEADER",
+    "FrameDecoder",
+    "FrameEncoder",
+    "check_frame",
+    "declared_content",
+    "leading_frame",
+]
+
+LONGEST_HEADER: Final = 18
+"""Most bytes of a frame's header (RFC 8878, 3.1.1.1)."""
+
+_RLE_BLOCK = 1
 
 
 class FrameEncoder:
@@ -105,3 +118,37 @@ class FrameDecoder:
         if len(content) != content_size:
             raise CorruptArchiveError(f"a frame holds {len(content)} bytes, not {content_size}")
         return content
+
+
+def declared_content(start: bytes) -> int:
+    """The bytes of content that a frame declares of which nothing else is known.
+
+    Args:
+        start: its first `LONGEST_HEADER` bytes.
+
+    Raises:
+        CorruptArchiveError: no frame stands here, or one larger than ours.
+    """
+    try:
+        size = zstandard.get_frame_parameters(start).content_size
+    except zstandard.ZstdError as error:
+        raise CorruptArchiveError(f"a frame has no valid zstd header: {error}") from None
+    if start[:4] != layout.ZSTD_MAGIC or not 1 <= size <= layout.MAX_FRAME_CONTENT:
+        raise CorruptArchiveError("no frame of this format stands here")
+    return size
+
+
+def leading_frame(content: bytes) -> bytes:
+    """The frame that `content`, its header among it, begins with (RFC 8878, 3.1.1: blocks, then a checksum).
+
+    Raises:
+        CorruptArchiveError: it is cut short.
+    """
+    at = zstandard.frame_header_size(content)
+    while at + 3 <= len(content):
+        block = int.from_bytes(content[at : at + 3], "little")
+        last, kind, size = block & 1, block >> 1 & 3, block >> 3
+        at += 3 + (1 if kind == _RLE_BLOCK else size)
+        if last:
+            return content[: at + 4]
+    raise CorruptArchiveError("a frame is cut short")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ from amistore.container.records import (
     SegmentDescriptor,
     VolumeDescriptor,
     frame_table,
+    index_limit,
     prelude_limit,
     read_frame_table,
     read_snapshot_id,
@@ -33,17 +34,9 @@ from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image
 from amistore.units import BLOCK_SIZE, GIB
 
-__all__ = ["Index", "IndexedVolume", "Ledger", "index_limit"]
+__all__ = ["Index", "IndexedVolume", "Ledger", "check_volumes"]
 
-_COLUMNS = 3
 _COLUMN_LEVEL = 3
-
-
-def index_limit(head: int, manifest_frames: int, volumes: int, segments: int) -> int:
-    """Most bytes of an INDX record with so many bytes of HEAD and manifest frames, volumes and segments."""
-    columns = segments * _COLUMNS * 8
-    fixed = head + manifest_frames + volumes * layout.INDX_VOLUME.size + segments * 32
-    return min(fixed + columns + columns // 64 + layout.MAX_DESCRIPTOR, layout.MAX_INDEX)
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +67,16 @@ class IndexedVolume:
         names = (field.name for field in attrs.fields(cls))
         values: tuple[Any, ...] = (read_snapshot_id(fields[0]), *fields[1:])
         return cls(**dict(zip(names, values, strict=True)))
+
+    def is_of(self, volume: VolumeDescriptor) -> bool:
+        """Whether a VOLD says the same."""
+        return (self.snapshot_id, self.size, self.blocks, self.runs, self.runs_digest) == (
+            volume.snapshot_id,
+            volume.size,
+            volume.blocks,
+            volume.runs,
+            volume.runs_digest,
+        )
 
     def check(self) -> None:
         """What it says agrees with itself."""
@@ -211,16 +214,6 @@ class Index:
             if (last + 1) * BLOCK_SIZE > volume.size:
                 raise CorruptArchiveError("a block lies beyond its volume", segment=sequence - 1)
 
-    def parse_head(self) -> Head:
-        """The copy of HEAD."""
-        head = Head.parse(open_record(self.head, layout.HEAD))
-        if head.volumes != len(self.volumes) or head.segments != len(self.offsets):
-            raise CorruptArchiveError("HEAD's counts are not the index's")
-        for volume in self.volumes:
-            if volume.segments != head.layout.segments(volume.blocks):
-                raise CorruptArchiveError("a volume has more or fewer segments than its blocks need")
-        return head
-
     def open(self) -> tuple[Head, Image]:
         """HEAD and the image, from their copies, proved against the content and file ids.
 
@@ -228,21 +221,36 @@ class Index:
             CorruptArchiveError: they are not those of the volumes.
             UnsupportedArchiveError: a newer format.
         """
-        head = self.parse_head()
+        head = Head.parse(open_record(self.head, layout.HEAD))
         manifest, image = open_manifest(head, self.manifest_frames)
-        if head.blocks != sum(volume.blocks for volume in self.volumes):
-            raise CorruptArchiveError("HEAD's counts are not those of the volumes")
-        sums = [(volume.snapshot_id, volume.size, volume.runs_digest) for volume in self.volumes]
-        bound = identity.find_formula(head.file_id, manifest, sums, head.layout, image.snapshot_ids)
+        bound = check_volumes(head, manifest, image, self.volumes)
         if self.content_id != _content_id(manifest, self.volumes, bound):
             raise CorruptArchiveError("the content id is not that of manifest and volumes")
-        names = [volume.snapshot_id for volume in self.volumes]
-        if names != sorted(set(names)) or not set(names) <= set(image.snapshot_ids):
-            raise CorruptArchiveError("volumes are not those of the image's mappings, in order")
         return head, image
 
 
-def _content_id(manifest: bytes, volumes: Iterable[IndexedVolume], bound: bool) -> bytes:
+def check_volumes(head: Head, manifest: bytes, image: Image, volumes: Sequence[IndexedVolume]) -> bool:
+    """Prove that HEAD, manifest and all of an archive's volumes belong together.
+
+    Returns:
+        By which formula the archive has its ids: `bound` of `identity.file_id`.
+
+    Raises:
+        CorruptArchiveError: they do not.
+    """
+    segments, blocks = sum(each.segments for each in volumes), sum(each.blocks for each in volumes)
+    if (len(volumes), segments, blocks) != (head.volumes, head.segments, head.blocks):
+        raise CorruptArchiveError("HEAD's counts are not those of the volumes")
+    if any(each.segments != head.layout.segments(each.blocks) for each in volumes):
+        raise CorruptArchiveError("a volume has more or fewer segments than its blocks need")
+    names = [volume.snapshot_id for volume in volumes]
+    if names != sorted(set(names)) or not set(names) <= set(image.snapshot_ids):
+        raise CorruptArchiveError("volumes are not those of the image's mappings, in order")
+    sums = [(volume.snapshot_id, volume.size, volume.runs_digest) for volume in volumes]
+    return identity.find_formula(head.file_id, manifest, sums, head.layout, image.snapshot_ids)
+
+
+def _content_id(manifest: bytes, volumes: Sequence[IndexedVolume], bound: bool) -> bytes:
     sums = ((volume.snapshot_id, volume.content_id) for volume in volumes)
     return identity.archive_content_id(manifest, sums, bound=bound)
 
@@ -258,9 +266,9 @@ def _encode_column(column: array[int]) -> bytes:
 
 def _decode_columns(frames: bytes, table: tuple[Frame, ...], segments: int) -> list[array[int]]:
     # Each of these entries is bounded by a digest of 32 bytes that is really there.
-    content = decode_member(frames, table, segments * _COLUMNS * 8)
+    content = decode_member(frames, table, segments * layout.INDX_COLUMNS * 8)
     columns = []
-    for at in range(_COLUMNS):
+    for at in range(layout.INDX_COLUMNS):
         deltas = array("Q", content[at * segments * 8 : (at + 1) * segments * 8])
         if sys.byteorder == "big":
             deltas.byteswap()
@@ -343,9 +351,13 @@ class Ledger:
         """`size` bytes of PAD or of a record that may be skipped."""
         self.offset += size
 
+    def volumes(self) -> list[IndexedVolume]:
+        """The volumes that were collected."""
+        return [volume.indexed() for volume in self._volumes]
+
     def index(self, manifest: bytes, *, bound: bool) -> Index:
         """What was collected; `bound` as in `identity.archive_content_id`."""
-        volumes = [volume.indexed() for volume in self._volumes]
+        volumes = self.volumes()
         return Index(
             head=self._head,
             manifest_frames=self._manifest_frames,

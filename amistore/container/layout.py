@@ -51,6 +51,7 @@ INDX_FIXED: Final = struct.Struct("<32sQIQIQQI32s")
 # size in bytes; listed blocks; runs; segments; LINEAR; hash of the runs; content id;
 # SHA-256 of VOLD and prelude frames
 INDX_VOLUME: Final = struct.Struct("<24sQQQQIQ32s32s32s32s")
+INDX_COLUMNS: Final = 3  # 8 bytes for each segment in each: offset of SEGD, first and last block index
 # offset and length of INDX; end of data (where END_FRAME starts); listed blocks; SHA-256 of INDX
 FOOT_FIXED: Final = struct.Struct("<QQQQ32s")
 FOOT_SIZE: Final = RECORD_OVERHEAD + FOOT_FIXED.size

@@ -20,7 +20,15 @@ from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestErr
 from amistore.model import Image, decode_manifest
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["PreludeReader", "decode_member", "open_manifest", "open_prelude"]
+__all__ = [
+    "PreludeReader",
+    "check_volume",
+    "decode_member",
+    "is_prelude",
+    "open_manifest",
+    "open_prelude",
+    "read_manifest",
+]
 
 
 def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:
@@ -49,7 +57,7 @@ def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
     """
     try:
         member = decode_member(frames, head.manifest_frames, head.manifest_content)
-        manifest = _content(member)
+        manifest = read_manifest(member)
         image = decode_manifest(manifest)
         if member != manifest_member(image, manifest):
             raise CorruptArchiveError("the manifest's tar member is not as a writer makes it")
@@ -60,7 +68,12 @@ def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
     return manifest, image
 
 
-def _content(member: bytes) -> bytes:
+def read_manifest(member: bytes) -> bytes:
+    """The manifest in its tar member.
+
+    Raises:
+        CorruptArchiveError: the header's size is none, or more than is there.
+    """
     try:
         size = int(member[124:135], 8)
     except ValueError:
@@ -68,6 +81,24 @@ def _content(member: bytes) -> bytes:
     if not 512 + size <= len(member):
         raise CorruptArchiveError("the manifest is longer than its tar member")
     return member[512 : 512 + size]
+
+
+def check_volume(volume: VolumeDescriptor, file_id: bytes, number: int, first_segment: int) -> None:
+    """Refuse a VOLD that is not the one of this place in this file.
+
+    Raises:
+        CorruptArchiveError: it is not.
+    """
+    if (volume.file_id, volume.volume, volume.first_segment) != (file_id, number, first_segment):
+        raise CorruptArchiveError("VOLD belongs to another file or another place")
+
+
+def is_prelude(digest: bytes, image: Image, volume: PlannedVolume) -> bool:
+    """Whether tar headers and sparse map of this SHA-256 are those that a writer makes for a volume."""
+    built = hashlib.sha256()
+    for piece in prelude(image, volume):
+        built.update(piece)
+    return built.digest() == digest and volume.runs.end * BLOCK_SIZE <= volume.size
 
 
 class PreludeReader:
@@ -109,14 +140,9 @@ class PreludeReader:
             runs=runs,
             first_segment=descriptor.first_segment,
         )
-        expected = hashlib.sha256()
-        for piece in prelude(image, volume):
-            expected.update(piece)
-        if (
-            (runs.blocks, len(runs), runs.digest())
-            != (descriptor.blocks, descriptor.runs, descriptor.runs_digest)
-            or self._digest.digest() != expected.digest()
-            or runs.end * BLOCK_SIZE > descriptor.size
+        sums = descriptor.blocks, descriptor.runs, descriptor.runs_digest
+        if (runs.blocks, len(runs), runs.digest()) != sums or not is_prelude(
+            self._digest.digest(), image, volume
         ):
             raise CorruptArchiveError("tar headers and sparse map contradict VOLD or the manifest")
         if volume.snapshot_id not in image.snapshot_ids:

@@ -13,7 +13,7 @@ import attrs
 
 from amistore.container import layout
 from amistore.container.identity import file_id, id_formulas
-from amistore.container.records import Layout
+from amistore.container.records import Layout, index_limit
 from amistore.container.runs import Runs
 from amistore.container.tar import file_header, padding, sparse_header
 from amistore.errors import InvalidRequestError
@@ -27,11 +27,15 @@ __all__ = [
     "check_lost_blocks",
     "cut_segment",
     "manifest_member",
-    "pad_size",
     "plan",
     "prelude",
     "worst_segment",
 ]
+
+
+_WORST_BLOCK = BLOCK_SIZE + 64 + 32
+"""Most bytes of a block, and what SEGD has of it: libzstd stores what it cannot compress with 3 bytes
+each 128 KiB."""
 
 
 @attrs.frozen(kw_only=True)
@@ -43,6 +47,10 @@ class PlannedVolume:
     size: int
     runs: Runs
     first_segment: int
+
+    def holds(self, ordinal: int, runs: Runs) -> bool:
+        """Whether these are its listed blocks from the `ordinal`-th on."""
+        return self.runs.slice(ordinal, runs.blocks) == runs
 
     def sums(self) -> tuple[str, int, bytes]:
         """What the file id takes of it."""
@@ -74,6 +82,21 @@ class Plan:
     file_id: bytes
     bound: bool
 
+    @property
+    def overhead(self) -> int:
+        """Upper bound of the bytes that are no segments: front, preludes and tail."""
+        # All that stands beside the manifest in the front, the tar's end and FOOT are less than a descriptor.
+        manifest = len(self.manifest) + layout.MAX_DESCRIPTOR
+        # A run in a sparse map: two numbers below 2**46 in decimal, each with a line end.
+        preludes = sum(layout.MAX_DESCRIPTOR + 30 * len(volume.runs) for volume in self.volumes)
+        index = index_limit(layout.MAX_DESCRIPTOR, manifest, len(self.volumes), self.segments)
+        return manifest + preludes + index
+
+    @property
+    def most_bytes(self) -> int:
+        """Upper bound of the container's size, reached if nothing compresses."""
+        return self.overhead + self.blocks * _WORST_BLOCK + self.segments * layout.MAX_DESCRIPTOR
+
     def segment(self, sequence: int) -> PlannedSegment:
         """The segment of that sequence number, counted across volumes from 0."""
         firsts = [volume.first_segment for volume in self.volumes]
@@ -91,7 +114,7 @@ def cut_segment(file: bytes, volume: PlannedVolume, ordinal: int, form: Layout) 
         sequence=volume.first_segment + ordinal // form.blocks_per_segment,
         ordinal=ordinal,
         runs=runs,
-        frame_contents=tuple(form.frame_contents(runs.blocks)),
+        frame_contents=form.frame_contents(runs.blocks),
     )
 
 
@@ -152,13 +175,13 @@ def _check_volume(snapshot_id: str, gib: int, runs: Runs) -> None:
 
 
 def worst_segment(form: Layout) -> int:
-    """Most bytes of a segment: libzstd stores what it cannot compress with 3 bytes each 128 KiB."""
-    return form.blocks_per_segment * (BLOCK_SIZE + 64 + 32) + layout.MAX_DESCRIPTOR
+    """Upper bound of a segment's bytes."""
+    return form.blocks_per_segment * _WORST_BLOCK + layout.MAX_DESCRIPTOR
 
 
 def _check_index(volumes: int, segments: int, manifest: int) -> None:
-    """Refuse what needs an INDX beyond its limit, with columns that cannot be compressed."""
-    index = segments * (32 + 3 * 8) + 2 * manifest + layout.MAX_DESCRIPTOR * (1 + volumes)
+    """Refuse what may need an INDX beyond its limit, if its columns cannot be compressed."""
+    index = index_limit(layout.MAX_DESCRIPTOR, manifest + layout.MAX_DESCRIPTOR, volumes, segments)
     if index > layout.MAX_INDEX:
         raise InvalidRequestError(
             f"{segments} segments need an index beyond the limit of {layout.MAX_INDEX} bytes: "
@@ -177,13 +200,6 @@ def _fit(form: Layout, segments: int) -> Layout:
     part_size = -(-per_shard * worst_segment(form) // parts)
     part_size = min(max(layout.MIN_PART, -(-part_size // MIB) * MIB), layout.MAX_PART)
     return attrs.evolve(form, segments_per_shard=per_shard, part_size=part_size)
-
-
-def pad_size(shard_size: int) -> int:
-    """Bytes of the PAD record after a shard of so many bytes that is not the last; 0 for none."""
-    if shard_size >= layout.MIN_PART:
-        return 0
-    return max(layout.MIN_PART - shard_size, layout.RECORD_OVERHEAD)
 
 
 def manifest_member(image: Image, manifest: bytes) -> bytes:

@@ -7,6 +7,7 @@ payload that `open_record` (`envelope.py`) returned. Imports the container's low
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import struct
 import zlib
@@ -33,6 +34,7 @@ __all__ = [
     "Layout",
     "SegmentDescriptor",
     "VolumeDescriptor",
+    "index_limit",
     "prelude_limit",
     "refuse_newer",
 ]
@@ -79,11 +81,14 @@ class Layout:
         """Segments of a volume of so many listed blocks."""
         return -(-blocks // self.blocks_per_segment)
 
-    def frame_contents(self, blocks: int) -> list[int]:
+    def segment_blocks(self, number: int, blocks: int) -> int:
+        """Blocks of a segment, by its number in a volume of so many listed blocks."""
+        return min(self.blocks_per_segment, blocks - number * self.blocks_per_segment)
+
+    def frame_contents(self, blocks: int) -> tuple[int, ...]:
         """Content sizes in bytes of the frames of a segment of so many blocks."""
         full, rest = divmod(blocks, self.blocks_per_frame)
-        contents = [self.blocks_per_frame * BLOCK_SIZE] * full
-        return [*contents, rest * BLOCK_SIZE] if rest else contents
+        return (self.blocks_per_frame * BLOCK_SIZE,) * full + (rest * BLOCK_SIZE,) * bool(rest)
 
     def frame_limit(self, blocks: int) -> int:
         """Most compressed bytes of the frames of a segment of so many blocks."""
@@ -243,6 +248,13 @@ def prelude_limit(runs: int) -> int:
     return layout.MAX_DESCRIPTOR + len(frames) * layout.MAX_FRAME_SIZE
 
 
+def index_limit(head: int, manifest_frames: int, volumes: int, segments: int) -> int:
+    """Most bytes of an INDX with so many bytes of HEAD and manifest frames, volumes and segments."""
+    columns = segments * layout.INDX_COLUMNS * 8
+    fixed = head + manifest_frames + volumes * layout.INDX_VOLUME.size + segments * 32
+    return fixed + columns + columns // 64 + layout.MAX_DESCRIPTOR
+
+
 @attrs.frozen(kw_only=True)
 class VolumeDescriptor:
     """VOLD: one volume, and the frames of its tar headers and sparse map that follow it.
@@ -369,6 +381,17 @@ class Foot:
     blocks: int
     index_digest: bytes
 
+    @classmethod
+    def of(cls, index: bytes, data_end: int, blocks: int) -> Foot:
+        """That of a container, by its INDX record, the offset of END_FRAME and its number of blocks."""
+        return cls(
+            index_offset=data_end + len(layout.END_FRAME),
+            index_length=len(index),
+            data_end=data_end,
+            blocks=blocks,
+            index_digest=hashlib.sha256(index).digest(),
+        )
+
     def encode(self) -> bytes:
         return seal(
             layout.FOOT,
@@ -383,7 +406,7 @@ class Foot:
 
         Raises:
             CorruptArchiveError: they are no FOOT, or its offsets contradict each other.
-        UnsupportedArchiveError: a FOOT of a newer version.
+            UnsupportedArchiveError: a FOOT of a newer version.
         """
         try:
             fields = layout.FOOT_FIXED.unpack(open_record(record, layout.FOOT))

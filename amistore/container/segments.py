@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from amistore.container import layout
-from amistore.container.frames import FrameDecoder
+from amistore.container.frames import FrameDecoder, check_frame
 from amistore.container.plan import PlannedSegment
 from amistore.container.records import SegmentDescriptor
 from amistore.errors import ArchiveError, CorruptArchiveError
@@ -17,20 +17,96 @@ from amistore.units import BLOCK_SIZE
 __all__ = [
     "DecodedBlock",
     "DecodedFrame",
+    "LocatedSegment",
+    "StoredSegment",
+    "check_place",
     "check_segment",
+    "check_stored_frame",
     "decode_frame",
     "decode_segment",
     "descriptor_limit",
 ]
 
 
-def check_segment(descriptor: SegmentDescriptor, planned: PlannedSegment) -> None:
-    """Refuse a SEGD that is not the one of this place in this file."""
+@attrs.frozen
+class LocatedSegment:
+    """A segment's descriptor, and where it stands.
+
+    Attributes:
+        descriptor: its SEGD.
+        snapshot_id: of its volume.
+        offset: the file offset of its SEGD.
+        payload: the file offset of its first frame.
+        frame_contents: bytes of content of each of its frames.
+    """
+
+    descriptor: SegmentDescriptor
+    snapshot_id: str
+    offset: int
+    payload: int
+    frame_contents: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The file offset behind its last frame."""
+        return self.payload + self.descriptor.payload_size
+
+    def frame_offset(self, number: int) -> int:
+        """The file offset of one of its frames."""
+        return self.payload + sum(frame.size for frame in self.descriptor.frames[:number])
+
+    def first_block(self, number: int) -> int:
+        """The index of the first block of one of its frames."""
+        return self.descriptor.runs.slice(sum(self.frame_contents[:number]) // BLOCK_SIZE, 1).first
+
+    def locate(self, error: ArchiveError, number: int, block_index: int | None = None) -> ArchiveError:
+        """Tell the place of one of its frames in an error, by the frame's number."""
+        return error.locate(
+            record="frame",
+            offset=self.frame_offset(number),
+            segment=self.descriptor.sequence,
+            snapshot_id=self.snapshot_id,
+            block_index=self.first_block(number) if block_index is None else block_index,
+        )
+
+
+@attrs.frozen
+class StoredSegment:
+    """A segment with the bytes of its frames, which are not checked yet."""
+
+    located: LocatedSegment
+    frames: Sequence[bytes]
+
+
+def check_place(
+    descriptor: SegmentDescriptor, *, file_id: bytes, volume: int, sequence: int, ordinal: int, frames: int
+) -> None:
+    """Refuse a SEGD that is not the one of this place in this file, or has another number of frames.
+
+    Raises:
+        CorruptArchiveError: it is not.
+    """
     found = (descriptor.file_id, descriptor.volume, descriptor.sequence, descriptor.ordinal)
-    if found != (planned.file_id, planned.volume, planned.sequence, planned.ordinal):
+    if found != (file_id, volume, sequence, ordinal) or len(descriptor.frames) != frames:
         raise CorruptArchiveError("SEGD belongs to another file or another place")
-    if descriptor.runs != planned.runs or len(descriptor.frames) != len(planned.frame_contents):
-        raise CorruptArchiveError("SEGD's blocks or frames are not those of the sparse map")
+
+
+def check_segment(descriptor: SegmentDescriptor, planned: PlannedSegment) -> None:
+    """Refuse a SEGD that is not the one that the sparse map means.
+
+    Raises:
+        CorruptArchiveError: it is not.
+    """
+    check_place(
+        descriptor,
+        file_id=planned.file_id,
+        volume=planned.volume,
+        sequence=planned.sequence,
+        ordinal=planned.ordinal,
+        frames=len(planned.frame_contents),
+    )
+    if descriptor.runs != planned.runs:
+        raise CorruptArchiveError("SEGD's blocks are not those of the sparse map")
 
 
 def descriptor_limit(blocks: int, frames: int, first: int, last: int) -> int:
@@ -66,12 +142,13 @@ class DecodedFrame:
         indexes: of its blocks, ascending.
     """
 
-    def __init__(self, descriptor: SegmentDescriptor, first: int, content: bytes) -> None:
-        """Take the descriptor, the place of the first block in the segment, and the content."""
+    def __init__(self, located: LocatedSegment, number: int, content: bytes) -> None:
+        """Take its segment, its number in it, and the content."""
         count = len(content) // BLOCK_SIZE
-        self.indexes = tuple(descriptor.runs.slice(first, count).indexes())
-        self._segment = descriptor.sequence
-        self._digests = descriptor.digests[first : first + count]
+        first = sum(located.frame_contents[:number]) // BLOCK_SIZE
+        self.indexes = tuple(located.descriptor.runs.slice(first, count).indexes())
+        self._place = located, number
+        self._digests = located.descriptor.digests[first : first + count]
         self._content = memoryview(content)
         self._proved = bytearray(count)
 
@@ -84,12 +161,9 @@ class DecodedFrame:
         content = self._content[place * BLOCK_SIZE : (place + 1) * BLOCK_SIZE]
         if not self._proved[place]:
             if hashlib.sha256(content).digest() != self._digests[place]:
-                raise CorruptArchiveError(
-                    "a block's SHA-256 is wrong",
-                    record="frame",
-                    segment=self._segment,
-                    block_index=self.indexes[place],
-                )
+                located, number = self._place
+                error = CorruptArchiveError("a block's SHA-256 is wrong")
+                raise located.locate(error, number, self.indexes[place])
             self._proved[place] = 1
         return DecodedBlock(self.indexes[place], content, self._digests[place])
 
@@ -98,45 +172,39 @@ class DecodedFrame:
         return map(self.block, range(len(self.indexes)))
 
 
-def decode_frame(
-    descriptor: SegmentDescriptor,
-    number: int,
-    frame: bytes,
-    frame_contents: Sequence[int],
-    decoder: FrameDecoder,
-) -> DecodedFrame:
+def check_stored_frame(located: LocatedSegment, number: int, frame: bytes) -> None:
+    """Refuse a frame whose CRC-32 or header is not what its segment says; nothing is decoded.
+
+    Raises:
+        CorruptArchiveError: it is not, with the place.
+    """
+    try:
+        check_frame(frame, located.frame_contents[number], located.descriptor.frames[number].crc32)
+    except ArchiveError as error:
+        raise located.locate(error, number) from error.__cause__
+
+
+def decode_frame(located: LocatedSegment, number: int, frame: bytes, decoder: FrameDecoder) -> DecodedFrame:
     """Decode a segment's frame of this number.
 
     Raises:
-        CorruptArchiveError: it is not what its descriptor says.
+        CorruptArchiveError: it is not what its descriptor says, with the place.
     """
-    first = sum(frame_contents[:number]) // BLOCK_SIZE
     try:
-        content = decoder.decode(frame, frame_contents[number], descriptor.frames[number].crc32)
+        content = decoder.decode(
+            frame, located.frame_contents[number], located.descriptor.frames[number].crc32
+        )
     except ArchiveError as error:
-        index = descriptor.runs.slice(first, 1).first
-        raise error.locate(record="frame", segment=descriptor.sequence, block_index=index) from None
-    return DecodedFrame(descriptor, first, content)
+        raise located.locate(error, number) from None
+    return DecodedFrame(located, number, content)
 
 
-def decode_segment(
-    descriptor: SegmentDescriptor, frames: Sequence[bytes], frame_contents: Sequence[int], offset: int
-) -> Iterator[DecodedBlock]:
+def decode_segment(stored: StoredSegment) -> Iterator[DecodedBlock]:
     """Decode a segment's frames one by one and check each block's SHA-256.
 
-    Args:
-        descriptor: its SEGD.
-        frames: all of them.
-        frame_contents: bytes of content of each.
-        offset: file offset of the first one, for errors.
-
     Raises:
-        CorruptArchiveError: a frame or a block is not what its descriptor says.
+        CorruptArchiveError: a frame or a block is not what its descriptor says, with the place.
     """
     decoder = FrameDecoder()
-    for number, frame in enumerate(frames):
-        try:
-            yield from decode_frame(descriptor, number, frame, frame_contents, decoder).blocks()
-        except ArchiveError as error:
-            raise error.locate(offset=offset) from None
-        offset += len(frame)
+    for number, frame in enumerate(stored.frames):
+        yield from decode_frame(stored.located, number, frame, decoder).blocks()

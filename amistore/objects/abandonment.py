@@ -9,7 +9,7 @@ from typing import Any
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, NotFoundError
-from amistore.objects.restoration import client_token
+from amistore.objects.restoring import client_token
 from amistore.objects.resumelog import ResumeLog, check_log, read_entry
 from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB

@@ -12,11 +12,10 @@ from amistore.backends import ObjectInfo, ObjectStore
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
 from amistore.container import ContainerEnd, StoredSegment, container_events, decode_segment
-from amistore.container.frames import check_frame
 from amistore.container.identity import check_content_id, parse_content_id
+from amistore.container.segments import check_stored_frame
 from amistore.errors import (
     AlreadyExistsError,
-    CorruptArchiveError,
     InvalidRequestError,
     NotFoundError,
     advising,
@@ -109,27 +108,15 @@ def _verified(stream: PieceReader, expected: bytes | None) -> Iterator[bytes]:
             continue
         if isinstance(step, StoredSegment):
             if expected is None:
-                _check_frames(step)
+                for number, frame in enumerate(step.frames):
+                    check_stored_frame(step.located, number, frame)
             else:
-                contents = step.segment.frame_contents
-                for _ in decode_segment(step.descriptor, step.frames, contents, step.payload):
+                for _ in decode_segment(step):
                     pass
         elif isinstance(step, ContainerEnd):
             check_content_id(step.index.content_id, expected)
             return
         step = next(events)
-
-
-def _check_frames(stored: StoredSegment) -> None:
-    contents = stored.segment.frame_contents
-    offset = stored.payload
-    for frame, content_size, entry in zip(stored.frames, contents, stored.descriptor.frames, strict=True):
-        try:
-            check_frame(frame, content_size, entry.crc32)
-        except CorruptArchiveError as error:
-            error.locate(record="frame", offset=offset, segment=stored.descriptor.sequence)
-            raise
-        offset += entry.size
 
 
 def _exactly(stream: PieceReader, size: int) -> Iterator[bytes]:

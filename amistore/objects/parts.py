@@ -10,8 +10,7 @@ from typing import BinaryIO, cast
 import attrs
 
 from amistore.backends import ObjectStore, UploadedPart, files
-from amistore.container import PREAMBLE, Plan, layout
-from amistore.container.index import index_limit
+from amistore.container import Plan, layout
 from amistore.container.plan import worst_segment
 from amistore.errors import BackendError, InvalidRequestError, StorageFullError
 from amistore.pipeline.packing import PackedUnit
@@ -145,20 +144,11 @@ class ObjectBounds:
     @classmethod
     def of(cls, planned: Plan, workers: int) -> ObjectBounds:
         """What is known before a block is read, for so many workers."""
-        form = planned.layout
-        manifest = len(planned.manifest) + layout.MAX_DESCRIPTOR
-        front = len(PREAMBLE) + layout.MAX_DESCRIPTOR + manifest
-        # A run in a sparse map: two numbers below 2**46 in decimal, each with a line end.
-        preludes = sum(layout.MAX_DESCRIPTOR + 30 * len(volume.runs) for volume in planned.volumes)
-        segment = worst_segment(form)
-        blocks = planned.blocks * (segment - layout.MAX_DESCRIPTOR) // form.blocks_per_segment
-        index = index_limit(layout.MAX_DESCRIPTOR, manifest, len(planned.volumes), planned.segments)
-        tail = len(layout.END_FRAME) + index + layout.FOOT_SIZE
-        size = front + preludes + blocks + planned.segments * layout.MAX_DESCRIPTOR + tail
-        cut = min(form.part_size, _MOST)
+        size = planned.most_bytes
+        cut = min(planned.layout.part_size, _MOST)
         # Up to a byte less than `cut` is there when the unit comes behind which the part ends; a
         # PAD makes no segment longer than the least part.
-        longest = cut + preludes + max(front + max(segment, layout.MIN_PART), tail)
+        longest = cut + planned.overhead + max(worst_segment(planned.layout), layout.MIN_PART)
         return cls(
             size=size,
             parts=min(planned.segments, size // cut) + 1,

@@ -2,7 +2,7 @@
 
 A hole reads as zeros on an unencrypted EBS volume, and as noise on an encrypted one: what was never
 written is decrypted like the rest. Everything here holds runs only, never an entry per block.
-Next: `snapshots.py` fills them.
+Next: `puts.py` fills them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typing import Final
 import attrs
 from typing_extensions import Self
 
-from amistore.backends import BlockSink
 from amistore.backends.checks import check_flag
 from amistore.container import PlannedVolume, Runs
 from amistore.model import BlockRange
-from amistore.pipeline.foreign import foreign_errors
 from amistore.units import BLOCK_SIZE, ZERO_DIGEST
 
-__all__ = ["FilledSum", "Filling", "HolePiece", "HolePolicy", "Holes"]
+__all__ = ["FilledSum", "HolePiece", "HolePolicy", "Holes"]
 
 Range = tuple[int, int]  # first block index, count
 
-_ZEROS: Final = bytes(BLOCK_SIZE)
 _DIGESTS: Final = ZERO_DIGEST * 4096  # hashed at once, where a hole has so many blocks
 
 
@@ -163,17 +160,3 @@ class FilledSum:
                 self._linear.update(_DIGESTS[: taken * len(ZERO_DIGEST)])
                 left -= taken
             self._hole = next(self._holes, None)
-
-
-@attrs.frozen
-class Filling:
-    """A worker's task: put a block of zeros for each of a piece. Gives the piece."""
-
-    sink: BlockSink
-
-    def __call__(self, piece: HolePiece) -> HolePiece:
-        for start, count in piece.ranges:
-            for index in range(start, start + count):
-                with foreign_errors("put_snapshot_block", snapshot_id=piece.snapshot_id, block_index=index):
-                    self.sink.put_snapshot_block(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
-        return piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor
@@ -12,8 +13,9 @@ from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
 from amistore.model import Image, Snapshot
 from amistore.pipeline.foreign import foreign_errors
-from amistore.pipeline.holes import FilledSum, Filling, HolePiece, HolePolicy, Holes
+from amistore.pipeline.holes import FilledSum, HolePiece, HolePolicy, Holes
 from amistore.pipeline.pack import choose_snapshots
+from amistore.pipeline.puts import HolePut
 from amistore.pipeline.workers import ordered_map
 from amistore.units import BLOCK_SIZE, GIB, sized
 
@@ -134,8 +136,10 @@ class RestoredSnapshots:
 
     def fill(
         self, pool: Executor, limit: int, most: int, filled: Callable[[str], int] = lambda stored_id: 0
-    ) -> Generator[HolePiece, None, None]:
-        """Put zeros into the holes of what was begun, if that is wanted; gives the pieces, in order.
+    ) -> Generator[tuple[HolePiece, int], None, None]:
+        """Put zeros into the holes of what was begun, if that is wanted.
+
+        Gives the pieces, in order, each with the number of all blocks that are filled by then.
 
         Args:
             pool: where to work.
@@ -148,7 +152,11 @@ class RestoredSnapshots:
             for stored_id, holes in self.holes.items()
             for ranges in holes.pieces(filled(stored_id), most)
         )
-        yield from ordered_map(pool, Filling(self._sink), pieces, limit)
+        done = sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
+        with contextlib.closing(ordered_map(pool, HolePut(self._sink), pieces, limit)) as put:
+            for piece in put:
+                done += piece.blocks
+                yield piece, done
 
     def complete(self, volumes: Iterable[IndexedVolume]) -> None:
         """Complete what was begun, after the whole container has verified; wait until it is."""

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO
 
-import attrs
-
 from amistore import forks
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_kind
@@ -24,14 +22,14 @@ from amistore.container import (
     StoredSegment,
     VolumeStart,
     container_events,
-    decode_segment,
 )
 from amistore.container.identity import check_content_id, parse_content_id
-from amistore.errors import ArchiveError, InvalidRequestError, advising, machine_limits
+from amistore.errors import InvalidRequestError, advising, machine_limits
 from amistore.model import Image
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.puts import SegmentPut
 from amistore.pipeline.snapshots import RestoredSnapshots
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
@@ -161,30 +159,6 @@ def _read(stream: BinaryIO, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-_Item = tuple[StoredSegment, "str | None"]  # a segment, and the snapshot to put it into
-
-
-@attrs.frozen
-class _Put:
-    """A worker's task: decode and check one segment, put its blocks. Gives their number."""
-
-    sink: BlockSink
-
-    def __call__(self, item: _Item) -> int:
-        stored, snapshot_id = item
-        try:
-            contents = stored.segment.frame_contents
-            for block in decode_segment(stored.descriptor, stored.frames, contents, stored.payload):
-                if snapshot_id is not None:
-                    with foreign_errors(
-                        "put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index
-                    ):
-                        self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
-        except ArchiveError as error:
-            raise error.locate(snapshot_id=stored.snapshot_id) from error.__cause__
-        return stored.descriptor.runs.blocks
-
-
 class _Restore:
     """One unpacking: the container's events on one side, its snapshots on the other."""
 
@@ -219,29 +193,30 @@ class _Restore:
 
         with worker_pool(workers, executor) as (pool, limit):
             done = 0
-            with contextlib.closing(ordered_map(pool, _Put(self._sink), self._items(), limit)) as segments:
+            with contextlib.closing(
+                ordered_map(pool, SegmentPut(self._sink), self._items(), limit)
+            ) as segments:
                 for blocks in segments:
                     done += blocks
                     report(Phase.UNPACK, done, self._total)
-            done = 0
             with contextlib.closing(self.snapshots.fill(pool, limit, self._per_piece)) as pieces:
-                for piece in pieces:
-                    done += piece.blocks
+                for _, done in pieces:
                     report(Phase.FILL, done, self.snapshots.hole_blocks)
         if self._end is None:  # pragma: no cover (the reader ends with it or raises)
             raise TypeError("no end")
         return self._end
 
-    def _items(self) -> Iterator[_Item]:
+    def _items(self) -> Iterator[tuple[StoredSegment, str | None]]:
         """Read on, starting snapshots as their volumes come."""
         for event in self._events:
             if isinstance(event, VolumeStart):
                 self.snapshots.begin(event.volume)
                 self.snapshots.warn_of_holes(event.volume)
             elif isinstance(event, StoredSegment):
-                self._stored_bytes = event.offset
-                self.snapshots.add(event.snapshot_id, event.descriptor)
-                yield event, self.snapshots.get(event.snapshot_id)
+                located = event.located
+                self._stored_bytes = located.offset
+                self.snapshots.add(located.snapshot_id, located.descriptor)
+                yield event, self.snapshots.get(located.snapshot_id)
             elif isinstance(event, ContainerEnd):
                 check_content_id(event.index.content_id, self._expected)
                 self._end = event

@@ -190,7 +190,8 @@ def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dic
         blocks: that are put.
         looked_at: snapshots with holes of which is asked whether they are encrypted, to the first that is.
     """
-    volumes = len(stored.index.volumes)
+    volumes, segments = len(stored.index.volumes), len(stored.index.offsets)
+    per_shard = stored.head.layout.segments_per_shard
     opening = 1 if stored.size - stored.foot.index_offset <= TAIL else 2
     return {
         "start_snapshot": volumes,
@@ -199,23 +200,13 @@ def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dic
         "describe_snapshot": volumes + looked_at,  # each is waited for
         "head_bucket": 1,
         "head_object": 2,
-        # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, and all between.
-        "get_object_range": 2 * opening + 6 + volumes + len(stored.index.offsets) + _pads(stored),
+        # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, all between, and at most
+        # a PAD behind each shard but the last.
+        "get_object_range": 2 * opening + 6 + volumes + segments + max(0, segments - 1) // per_shard,
         "find_images": 3,
         "dry_run_register_image": 1,
         "register_image": 1,
     }
-
-
-def _pads(stored: ContainerFile) -> int:
-    """PAD records, which are read by themselves: they fill shards up to the least part."""
-    per_shard = stored.head.layout.segments_per_shard
-    found = start = 0
-    for sequence in range(per_shard - 1, len(stored.index.offsets) - 1, per_shard):
-        end = stored.segment_end(sequence)
-        found += end - start <= layout.MIN_PART + layout.RECORD_OVERHEAD
-        start = end
-    return found
 
 
 def _fidelity(

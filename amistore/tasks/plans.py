@@ -123,8 +123,8 @@ class TaskPlan(abc.ABC):
         volumes: distinct snapshots.
         blocks: listed blocks, of 524,288 bytes each.
         segments: of the archive.
-        requests: how often each verb of the backend's interfaces is called, without faults; of a
-            store, ``upload_part`` and ``get_object_range`` at most so often. Not counted are
+        requests: how often each verb of the backend's interfaces is called, without faults;
+            ``upload_part`` and ``get_object_range`` at most so often. Not counted are
             `preflight`, what a backend asks beside, and what is made again.
         estimated_seconds: that the requests take at the rates that were given, one kind after the
             other. An estimate: network and processor may be slower, and other tasks go first.

@@ -183,7 +183,7 @@ def test_a_pipe_gets_every_byte_and_a_reader_that_goes_away_is_a_typed_error(
 def damaged(path: Path) -> None:
     """The archive with a flipped bit in its last segment of the first volume."""
     with amistore.open(path) as archive:
-        place = archive._container.segment(5).offset + 30
+        place = archive._container.segment(5).payload + 30
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)

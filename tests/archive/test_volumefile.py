@@ -222,7 +222,7 @@ def test_damage_under_read_ahead_is_raised_where_it_is_reached(counting: Countin
     archive = Archive(ContainerFile(counting))
     located = archive._container.segment(2)
     damaged = bytearray(CONTAINER)
-    damaged[located.offset + 100] ^= 1
+    damaged[located.payload + 100] ^= 1
     counting.content = bytes(damaged)
     with archive.volumes[0].open(workers=2) as disk:
         assert disk.read(16 * BLOCK_SIZE) == expected(0, 16 * BLOCK_SIZE)

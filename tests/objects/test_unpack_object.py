@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -90,6 +92,27 @@ def test_a_flipped_bit_anywhere_is_found_and_no_snapshot_left(kind: type[Log] | 
             unpack(given, log=log)
         assert images.leftovers(given) == []
         assert log is None or log.entries() == []
+
+
+def test_a_damaged_frame_is_told_as_unpack_tells_it_and_nothing_behind_it_is_put() -> None:
+    content = bytearray(images.packed([(1, {i: images.block(i + 1) for i in range(8)})]))
+    with amistore.open(io.BytesIO(content)) as archive:
+        content[archive._container.segment(1).frame_offset(0) + 20] ^= 1
+
+    def from_stream(given: amistore.MemoryBackend) -> None:
+        amistore.unpack(io.BytesIO(content), given.ebs, workers=1)
+
+    told = []
+    for read in (from_stream, functools.partial(unpack, workers=1)):
+        given = cloud(bytes(content))
+        calls = Calls(given.ebs)
+        with pytest.raises(amistore.CorruptArchiveError) as caught:
+            read(given)
+        told.append(str(caught.value))
+        assert sorted(index for _, index in calls.blocks()) == [0, 1, 2, 3]
+        assert images.leftovers(given) == []
+    assert told[0] == told[1]
+    assert "block index 4" in told[0]
 
 
 def test_a_container_that_is_cut_short_or_none_is_refused_and_no_snapshot_begun() -> None:

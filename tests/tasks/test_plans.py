@@ -149,6 +149,18 @@ def test_pads_and_an_index_beside_the_end_are_counted(tmp_path: Path) -> None:
             assert made(cloud)["get_object_range"] == plan.requests["get_object_range"] == ranges
 
 
+def test_shards_that_need_no_pad_take_fewer_requests_than_the_plan_says(tmp_path: Path) -> None:
+    cloud = FaultyBackend(account("memory", tmp_path))
+    image = cloud.ec2.describe_image(registered(cloud, [{number: _NOISES[number] for number in range(16)}]))
+    form = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2, segments_per_shard=6)
+    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "noise", layout=form)
+    with TaskEngine(cloud) as engine:
+        plan = engine.plan_restore(bucket=BUCKET, object_key="noise", name="noise")
+        made(cloud)
+        engine.wait(engine.create_restore_image_task(bucket=BUCKET, object_key="noise", name="noise"))
+        assert made(cloud)["get_object_range"] == plan.requests["get_object_range"] - 1
+
+
 def test_snapshots_whose_size_is_not_described_are_listed_once_more(tmp_path: Path) -> None:
     inner = account("memory", tmp_path)
     image_id = registered(inner)
