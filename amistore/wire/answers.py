@@ -15,7 +15,7 @@ from amistore.wire.query import EC2_VERSION, STS_VERSION
 
 __all__ = ["error_answer", "json_answer", "moment", "xml_answer"]
 
-MESSAGE_LENGTH = 256
+_MESSAGE_LENGTH = 256
 """Most characters of an EBS error's message, in the service's model."""
 
 
@@ -33,63 +33,63 @@ def xml_answer(call: Call, members: Mapping[str, Any]) -> Answer:
     if call.service == "sts":
         body = (
             f'<{name}Response xmlns="https://sts.amazonaws.com/doc/{STS_VERSION}/">'
-            f"<{name}Result>{xml(members, '', as_it_is)}</{name}Result>"
+            f"<{name}Result>{_xml(members, '', _as_it_is)}</{name}Result>"
             f"<ResponseMetadata><RequestId>{call.request_id}</RequestId></ResponseMetadata></{name}Response>"
         )
     else:
         body = (
             f'<{name}Response xmlns="http://ec2.amazonaws.com/doc/{EC2_VERSION}/">'
-            f"<requestId>{call.request_id}</requestId>{xml(members, '', xml_name)}</{name}Response>"
+            f"<requestId>{call.request_id}</requestId>{_xml(members, '', xml_name)}</{name}Response>"
         )
-    return document(200, body)
+    return _document(200, body)
 
 
 def error_answer(call: Call, error: ServiceError) -> Answer:
     """An error in the spelling of the call's service."""
     if call.service == "ebs":
-        members = {"Message": error.message[:MESSAGE_LENGTH]}
+        members = {"Message": error.message[:_MESSAGE_LENGTH]}
         if error.reason is not None:
             members["Reason"] = error.reason
         return json_answer(call, error.status, members, {"x-amzn-ErrorType": error.code})
     inner = f"<Code>{escape(error.code)}</Code><Message>{escape(error.message)}</Message>"
     if call.service == "s3":
-        return document(error.status, f"<Error>{inner}</Error>")
+        return _document(error.status, f"<Error>{inner}</Error>")
     if call.service == "sts":
         kind = "Sender" if error.status < 500 else "Receiver"
         text = (
             f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/{STS_VERSION}/">'
             f"<Error><Type>{kind}</Type>{inner}</Error><RequestId>{call.request_id}</RequestId></ErrorResponse>"
         )
-        return document(error.status, text)
+        return _document(error.status, text)
     listed = f"<Errors><Error>{inner}</Error></Errors>"
-    return document(error.status, f"<Response>{listed}<RequestID>{call.request_id}</RequestID></Response>")
+    return _document(error.status, f"<Response>{listed}<RequestID>{call.request_id}</RequestID></Response>")
 
 
-def document(status: int, text: str) -> Answer:
+def _document(status: int, text: str) -> Answer:
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode()
     return Answer(status=status, body=body, headers={"Content-Type": "text/xml;charset=UTF-8"})
 
 
-def as_it_is(name: str, above: str) -> str:
+def _as_it_is(name: str, above: str) -> str:
     return name
 
 
-def xml(members: Mapping[str, Any], above: str, spelled: Callable[[str, str], str]) -> str:
+def _xml(members: Mapping[str, Any], above: str, spelled: Callable[[str, str], str]) -> str:
     return "".join(
-        element(spelled(name, above), value, name, spelled)
+        _element(spelled(name, above), value, name, spelled)
         for name, value in members.items()
         if value is not None
     )
 
 
-def element(tag: str, value: Any, name: str, spelled: Callable[[str, str], str]) -> str:
+def _element(tag: str, value: Any, name: str, spelled: Callable[[str, str], str]) -> str:
     """A value in its tag; `name` is that of the member that holds it, or is it."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, Mapping):
-        text = xml(value, name, spelled)
+        text = _xml(value, name, spelled)
     elif isinstance(value, list):
-        text = "".join(element("item", item, name, spelled) for item in value)
+        text = "".join(_element("item", item, name, spelled) for item in value)
     elif isinstance(value, datetime.datetime):
         text = moment(value)
     else:

@@ -18,8 +18,8 @@ __all__ = ["EC2_VERSION", "STS_VERSION", "checked_form", "parse", "required", "w
 
 EC2_VERSION = "2016-11-15"
 STS_VERSION = "2011-06-15"
-SERVICES = {EC2_VERSION: "ec2", STS_VERSION: "sts"}
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SERVICES = {EC2_VERSION: "ec2", STS_VERSION: "sts"}
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def with_form(call: Call) -> Call:
@@ -29,7 +29,7 @@ def with_form(call: Call) -> Call:
     except UnicodeDecodeError:
         text = ""
     form = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
-    service = SERVICES.get(form.get("Version", ""), call.service)
+    service = _SERVICES.get(form.get("Version", ""), call.service)
     return attrs.evolve(call, service=service, operation=form.get("Action", ""), parameters=form)
 
 
@@ -44,7 +44,7 @@ def checked_form(call: Call) -> dict[str, str]:
     form.pop("Action", None)
     if not call.operation:
         raise wrong("The request must contain the parameter Action", "MissingAction")
-    if version not in SERVICES:
+    if version not in _SERVICES:
         raise wrong(f"The requested version ({version}) is not valid", "NoSuchVersion")
     return form
 
@@ -64,7 +64,7 @@ def parse(parameters: Mapping[str, str], operation: Operation) -> dict[str, Any]
     """
     tree: dict[str, Any] = {}
     for name, value in parameters.items():
-        if NOT_XML.search(name) or NOT_XML.search(value):
+        if _NOT_XML.search(name) or _NOT_XML.search(value):
             raise wrong("A parameter holds a character that XML does not allow.")
         branch = tree
         *above, last = name.split(".")
@@ -75,37 +75,37 @@ def parse(parameters: Mapping[str, str], operation: Operation) -> dict[str, Any]
         if last in branch:
             raise wrong(f"The parameter {name} conflicts with another.", "MalformedQueryString")
         branch[last] = value
-    values = structure("", tree, operation.request)
+    values = _structure("", tree, operation.request)
     for name in operation.required:
-        required(values, name)
+        required(values, name, query_name(name, operation.request[name]))
     return values
 
 
-def structure(path: str, tree: Mapping[str, Any], known: Mapping[str, Kind]) -> dict[str, Any]:
+def _structure(path: str, tree: Mapping[str, Any], known: Mapping[str, Kind]) -> dict[str, Any]:
     spelled = {query_name(name, kind): name for name, kind in known.items()}
     values = {}
     for name, value in tree.items():
         if name not in spelled:
             raise wrong(f"The parameter {path}{name} is not recognized", "UnknownParameter")
-        values[spelled[name]] = converted(path + name, value, known[spelled[name]])
+        values[spelled[name]] = _converted(path + name, value, known[spelled[name]])
     return values
 
 
-def converted(path: str, value: Any, kind: Kind) -> Any:
+def _converted(path: str, value: Any, kind: Kind) -> Any:
     if isinstance(kind, list | Mapping):
         if not isinstance(value, dict):
             raise wrong(f"The parameter {path} is not recognized", "UnknownParameter")
         if isinstance(kind, Mapping):
-            return structure(f"{path}.", value, kind)
+            return _structure(f"{path}.", value, kind)
         if not all(re.fullmatch("[1-9][0-9]{0,5}", number) for number in value):
             raise wrong(f"The parameter {path} is not numbered from 1.")
-        return [converted(f"{path}.{n}", value[n], kind[0]) for n in sorted(value, key=int)]
+        return [_converted(f"{path}.{n}", value[n], kind[0]) for n in sorted(value, key=int)]
     if isinstance(value, dict):
         raise wrong(f"The parameter {path}.{next(iter(value))} is not recognized", "UnknownParameter")
-    return scalar(path, value, kind)
+    return _scalar(path, value, kind)
 
 
-def scalar(path: str, text: str, kind: type) -> Any:
+def _scalar(path: str, text: str, kind: type) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -121,13 +121,18 @@ def scalar(path: str, text: str, kind: type) -> Any:
     return text
 
 
-def required(values: Mapping[str, Any], name: str) -> Any:
+def required(values: Mapping[str, Any], name: str, told: str = "") -> Any:
     """A value that has to be there.
+
+    Args:
+        values: members of a request.
+        name: of the one.
+        told: its name in a form, where that is another.
 
     Raises:
         ServiceError: it is not, or empty.
     """
     value = values.get(name)
     if value in (None, "", [], {}):
-        raise wrong(f"The request must contain the parameter {name}", "MissingParameter")
+        raise wrong(f"The request must contain the parameter {told or name}", "MissingParameter")
     return value

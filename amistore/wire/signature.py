@@ -21,16 +21,16 @@ from amistore.wire.errors import ServiceError
 
 __all__ = ["UNSIGNED", "Signer", "authenticate", "skewed"]
 
-ALGORITHM = "AWS4-HMAC-SHA256"
+_ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"
 """What stands for the hash of a body that is not part of the signature."""
-AUTHORIZATION = re.compile(
-    rf"{ALGORITHM} +Credential=([^/, ]+)/(\d{{8}})/([^/, ]+)/([^/, ]+)/aws4_request, *"
+_AUTHORIZATION = re.compile(
+    rf"{_ALGORITHM} +Credential=([^/, ]+)/(\d{{8}})/([^/, ]+)/([^/, ]+)/aws4_request, *"
     r"SignedHeaders=([^, ]+), *Signature=([0-9a-f]{64})"
 )
 # What each service calls each trouble: the EBS direct APIs' "Common errors", the EC2 API
 # reference's "Common client errors", the STS API reference's "Common error types".
-REFUSALS: dict[str, dict[str, tuple[str, int]]] = {
+_REFUSALS: dict[str, dict[str, tuple[str, int]]] = {
     "ebs": {
         "missing": ("MissingAuthenticationTokenException", 403),
         "incomplete": ("IncompleteSignatureException", 400),
@@ -56,7 +56,7 @@ REFUSALS: dict[str, dict[str, tuple[str, int]]] = {
         "skewed": ("SignatureDoesNotMatch", 403),
     },
 }
-NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
+_NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
 
 
 @attrs.frozen(kw_only=True)
@@ -103,33 +103,33 @@ def authenticate(
     """
     text = call.headers.get("authorization")
     if not text:
-        raise refusal(call, "missing", "Request is missing Authentication Token")
-    found = AUTHORIZATION.fullmatch(text.strip())
+        raise _refusal(call, "missing", "Request is missing Authentication Token")
+    found = _AUTHORIZATION.fullmatch(text.strip())
     stamp = call.headers.get("x-amz-date", "")
     if found is None or re.fullmatch(r"\d{8}T\d{6}Z", stamp) is None:
-        raise refusal(call, "incomplete", "Authorization header or X-Amz-Date is missing or malformed.")
-    scope = Scope(*found.groups())
+        raise _refusal(call, "incomplete", "Authorization header or X-Amz-Date is missing or malformed.")
+    scope = _Scope(*found.groups())
     signer = signers.get(scope.key_id)
     if signer is None or signer.session_token != call.headers.get("x-amz-security-token"):
-        raise refusal(call, "unknown", "The security token included in the request is invalid.")
-    check_scope(call, scope, region, stamp)
+        raise _refusal(call, "unknown", "The security token included in the request is invalid.")
+    _check_scope(call, scope, region, stamp)
     if not any(
-        hmac.compare_digest(sign(call, signer, scope, payload), scope.signature)
-        for payload in payload_hashes(call)
+        hmac.compare_digest(_sign(call, signer, scope, payload), scope.signature)
+        for payload in _payload_hashes(call)
     ):
-        raise refusal(
+        raise _refusal(
             call, "mismatch", "The request signature we calculated does not match the signature you provided."
         )
     at = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
     if abs((at - real_now).total_seconds()) > maximum_skew:
         raise skewed(call, at, real_now, maximum_skew)
     if signer.expires is not None and now >= signer.expires:
-        raise refusal(call, "expired", "The security token included in the request is expired")
+        raise _refusal(call, "expired", "The security token included in the request is expired")
     return signer
 
 
 @attrs.frozen
-class Scope:
+class _Scope:
     """What the header Authorization says: who signed what, for where, and the signature."""
 
     key_id: str
@@ -140,17 +140,17 @@ class Scope:
     signature: str
 
 
-def check_scope(call: Call, scope: Scope, region: str, stamp: str) -> None:
+def _check_scope(call: Call, scope: _Scope, region: str, stamp: str) -> None:
     """Refuse what is signed for another Region, service or day, or leaves headers unsigned."""
     if (scope.region, scope.service) != (region, call.service):
         expected = f"region '{region}' and service '{call.service}'"
-        raise refusal(call, "mismatch", f"Credential should be scoped to {expected}.")
+        raise _refusal(call, "mismatch", f"Credential should be scoped to {expected}.")
     signed = scope.names.split(";")
     unsigned = [
         name for name in call.headers if (name.startswith("x-amz-") or name == "host") and name not in signed
     ]
     if unsigned or "host" not in signed or not stamp.startswith(scope.date):
-        raise refusal(call, "mismatch", f"Headers must be signed: {', '.join(unsigned)}.")
+        raise _refusal(call, "mismatch", f"Headers must be signed: {', '.join(unsigned)}.")
 
 
 def skewed(call: Call, at: datetime.datetime, now: datetime.datetime, maximum_skew: float) -> ServiceError:
@@ -163,15 +163,15 @@ def skewed(call: Call, at: datetime.datetime, now: datetime.datetime, maximum_sk
         f"expired: {signed} is now earlier than" if late else f"not yet current: {signed} is still later than"
     )
     minutes = f"{'-' if late else '+'} {maximum_skew / 60:.0f} min."
-    return refusal(call, "skewed", f"Signature {found} {edge} ({there} {minutes})")
+    return _refusal(call, "skewed", f"Signature {found} {edge} ({there} {minutes})")
 
 
-def refusal(call: Call, trouble: str, message: str) -> ServiceError:
-    code, status = REFUSALS[call.service][trouble]
-    return ServiceError(code, NOT_VALIDATED if code == "AuthFailure" else message, status=status)
+def _refusal(call: Call, trouble: str, message: str) -> ServiceError:
+    code, status = _REFUSALS[call.service][trouble]
+    return ServiceError(code, _NOT_VALIDATED if code == "AuthFailure" else message, status=status)
 
 
-def payload_hashes(call: Call) -> list[str]:
+def _payload_hashes(call: Call) -> list[str]:
     """What the payload's hash in the canonical request may be."""
     stated = call.headers.get("x-amz-content-sha256")
     unsigned_data = call.operation == "PutSnapshotBlock"
@@ -183,33 +183,33 @@ def payload_hashes(call: Call) -> list[str]:
     return [UNSIGNED, real] if unsigned_data else [real]
 
 
-def sign(call: Call, signer: Signer, scope: Scope, payload: str) -> str:
+def _sign(call: Call, signer: Signer, scope: _Scope, payload: str) -> str:
     """The signature that a call with this hash of its payload has to carry."""
     headers = "".join(
         f"{name}:{' '.join(call.headers.get(name, '').split())}\n" for name in scope.names.split(";")
     )
     # Every service but S3 has the path, as it is sent, quoted once more.
     path = urllib.parse.quote(call.path, safe="/-_.~")
-    canonical = "\n".join([call.method, path, canonical_query(call.query), headers, scope.names, payload])
+    canonical = "\n".join([call.method, path, _canonical_query(call.query), headers, scope.names, payload])
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     where = f"{scope.date}/{scope.region}/{scope.service}/aws4_request"
-    text = "\n".join([ALGORITHM, call.headers["x-amz-date"], where, digest])
-    key = signing_key(signer.secret_access_key, scope.date, scope.region, scope.service)
+    text = "\n".join([_ALGORITHM, call.headers["x-amz-date"], where, digest])
+    key = _signing_key(signer.secret_access_key, scope.date, scope.region, scope.service)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def canonical_query(query: str) -> str:
+def _canonical_query(query: str) -> str:
     pairs = (item.partition("=") for item in query.split("&") if item)
-    quoted = [(requote(name), requote(value)) for name, _, value in pairs]
+    quoted = [(_requote(name), _requote(value)) for name, _, value in pairs]
     return "&".join(f"{name}={value}" for name, value in sorted(quoted))
 
 
-def requote(text: str) -> str:
+def _requote(text: str) -> str:
     return urllib.parse.quote(urllib.parse.unquote(text), safe="-_.~")
 
 
 @functools.lru_cache(maxsize=256)
-def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
+def _signing_key(secret: str, date: str, region: str, service: str) -> bytes:
     key = f"AWS4{secret}".encode()
     for part in (date, region, service, "aws4_request"):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()

@@ -10,6 +10,7 @@ import pytest
 from testing.models import ModelError, client, refusal
 
 from amistore.testing.aws import FakeAWS
+from amistore.wire.describing import IMAGE_FILTERS
 
 
 @pytest.fixture
@@ -327,6 +328,55 @@ def test_filters_choose_images(aws: FakeAWS, ec2: Any, snapshot_id: str) -> None
     assert len(ids("state", "available")) == 2
     assert ids("is-public", "true") == []
     assert refusal(ids, "colour", "red")[:2] == (400, "InvalidParameterValue")
+
+
+def test_every_filter_finds_an_image_by_what_the_sdk_tells_of_it(
+    aws: FakeAWS, ec2: Any, snapshot_id: str
+) -> None:
+    """EC2 API reference: DescribeImages, Filters."""
+    ebs = {"snapshotId": snapshot_id, "volumeSize": 8, "volumeType": "gp3", "encrypted": False}
+    mapping = {"deviceName": "/dev/sda1", "ebs": {**ebs, "deleteOnTermination": True}}
+    members = {
+        "bootMode": "uefi",
+        "description": "a server",
+        "enaSupport": True,
+        "imageOwnerAlias": "amazon",
+        "kernelId": "aki-01234567",
+        "platform": "Windows",
+        "ramdiskId": "ari-01234567",
+        "sourceImageId": "ami-01234567",
+        "sourceImageRegion": "eu-west-1",
+        "sourceInstanceId": "i-01234567",
+        "sriovNetSupport": "simple",
+        "tpmSupport": "v2.0",
+    }
+    aws.add_image(name="another", mappings=[], owner_id="210987654321")
+    aws.clock.advance(1)
+    web = aws.add_image(
+        name="web",
+        mappings=[mapping],
+        root_device_name="/dev/sda1",
+        tags={"Team": "a"},
+        public=True,
+        architecture="arm64",
+        imageType="kernel",
+        hypervisor="ovm",
+        virtualizationType="paravirtual",
+        rootDeviceType="instance-store",
+        productCodes=[{"productCode": "abc", "type": "marketplace"}],
+        **members,
+    )
+    aws.images[web].state_message = "why"
+    told = described(ec2, web)
+    for name, path in {**IMAGE_FILTERS, "is-public": "Public"}.items():
+        value: Any = told
+        for member in path.split("."):
+            value = (value[0] if isinstance(value, list) else value)[member]
+        text = str(value).lower() if isinstance(value, bool) else value
+        asked = [{"Name": name.replace("<key>", "Team"), "Values": [str(text)]}]
+        found = [image["ImageId"] for image in ec2.describe_images(Filters=asked)["Images"]]
+        assert web in found, name
+        assert name == "state" or len(found) == 1, name
 
 
 def test_images_come_in_pages_that_stay_while_images_are_added(aws: FakeAWS, ec2: Any) -> None:

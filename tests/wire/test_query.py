@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from amistore.wire.answers import xml_answer
 from amistore.wire.calls import Call
+from amistore.wire.errors import ServiceError
 from amistore.wire.members import OPERATIONS
 from amistore.wire.query import checked_form, parse, with_form
 
@@ -91,16 +92,30 @@ def test_an_answer_is_read_by_botocore_as_the_members_that_it_was_made_of(
 ) -> None:
     operation, told = case
     call = called(operation, f"Action={operation}&Version=2016-11-15")
+    assert parsed(call, told) == told
+
+
+def parsed(call: Call, told: dict[str, Any]) -> Any:
+    """The members that botocore finds in an answer."""
     answer = xml_answer(call, told)
     raw = {"status_code": answer.status, "headers": dict(answer.headers), "body": answer.body}
-    found = botocore.parsers.create_parser("ec2").parse(raw, model(operation).output_shape)
+    found = botocore.parsers.create_parser("ec2").parse(raw, model(call.operation).output_shape)
     assert found.pop("ResponseMetadata")["RequestId"] == "one"
-    assert found == told
+    return found
 
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_no_two_members_of_a_request_have_one_name_in_a_form(operation: str) -> None:
+def test_every_member_is_read_as_botocore_writes_it_and_written_as_botocore_reads_it(operation: str) -> None:
     asked = {name: example(kind) for name, kind in OPERATIONS[operation].request.items()}
     body = serializer().serialize_to_request(asked, model(operation))["body"]
     call = called(operation, botocore.compat.urlencode(body))
     assert parse(checked_form(call), OPERATIONS[operation]) == asked
+    told = {name: example(kind) for name, kind in OPERATIONS[operation].answer.items()}
+    if told:
+        assert parsed(call, told) == told
+
+
+def test_what_is_missing_is_told_by_its_name_in_the_form() -> None:
+    with pytest.raises(ServiceError, match=r"parameter ResourceId$") as caught:
+        parse({"Tag.1.Key": "x"}, OPERATIONS["CreateTags"])
+    assert (caught.value.code, caught.value.status) == ("MissingParameter", 400)

@@ -26,6 +26,7 @@ from amistore.model import (
 )
 from amistore.model.fidelity import Leaf, leaves, report
 from amistore.model.fields import from_wire, to_wire, wire_name
+from amistore.wire.answers import moment
 from amistore.wire.members import OPERATIONS
 
 __all__ = [
@@ -165,8 +166,8 @@ def _plain(value: Any) -> Any:
     """boto3's datetimes in the spelling that EC2 sends: ``2026-01-02T03:04:05.000Z``."""
     if isinstance(value, datetime.datetime):
         precision = "milliseconds" if value.microsecond % 1000 == 0 else "microseconds"
-        moment = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
-        return f"{moment.isoformat(timespec=precision)}Z"
+        at = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
+        return f"{at.isoformat(timespec=precision)}Z"
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -254,12 +255,12 @@ def _deprecation(text: str | None, now: datetime.datetime) -> str | None:
     """A time that EnableImageDeprecation takes, in whole minutes, or None."""
     for form in ("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%dT%H:%M:%S%z"):
         try:
-            moment = datetime.datetime.strptime(text or "", form)
-            moment = moment.astimezone(datetime.timezone.utc).replace(second=0, microsecond=0)
+            at = datetime.datetime.strptime(text or "", form)
+            at = at.astimezone(datetime.timezone.utc).replace(second=0, microsecond=0)
         except (ValueError, OverflowError):
             continue
-        if now < moment < now + datetime.timedelta(days=365 * _MOST_YEARS):
-            return moment.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        if now < at < now + datetime.timedelta(days=365 * _MOST_YEARS):
+            return moment(at)
     return None
 
 

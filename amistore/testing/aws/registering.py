@@ -76,7 +76,8 @@ def new_image(cloud: Cloud, values: Mapping[str, Any], caller: Credential) -> Im
     if "ImageLocation" in values:
         raise wrong("Instance store-backed AMIs are not supported here.", "UnsupportedOperation")
     check_platform(values)
-    mappings = [mapping(cloud, item, caller) for item in required(values, "BlockDeviceMappings")]
+    asked = required(values, "BlockDeviceMappings", "BlockDeviceMapping")
+    mappings = [mapping(cloud, item, caller) for item in asked]
     devices = [item["deviceName"] for item in mappings]
     if len(set(devices)) != len(devices):
         raise wrong("A device name is mapped twice.", "InvalidBlockDeviceMapping")
