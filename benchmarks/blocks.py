@@ -7,20 +7,9 @@ from collections.abc import Sequence
 
 from typing_extensions import Buffer
 
-from amistore import (
-    BLOCK_SIZE,
-    GIB,
-    KIB,
-    Block,
-    BlockDeviceMapping,
-    BlockPage,
-    BlockSink,
-    BlockSource,
-    EbsBlockDevice,
-    Image,
-    SnapshotBlock,
-    Tag,
-)
+from amistore import BLOCK_SIZE, GIB, BlockDeviceMapping, EbsBlockDevice, Image, Tag
+from amistore.backends import Block, BlockPage, BlockSink, BlockSource, SnapshotBlock
+from amistore.units import KIB
 
 __all__ = ["SNAPSHOT_ID", "DroppingSink", "GeneratedSource", "MemorySource", "image_of_one_snapshot"]
 

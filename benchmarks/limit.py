@@ -39,7 +39,9 @@ def compare_with_limit(frames: Frames, repeats: int, work: Path) -> Iterable[Row
     for check in (False, True):
 
         def pack(check: bool = check) -> None:
-            for _ in amistore.pack(image, source, workers=WORKERS, check_frames=check):
+            for _ in amistore.pack(
+                image, source, workers=WORKERS, options=amistore.PackOptions(check_frames=check)
+            ):
                 pass
 
         def pack_limit(check: bool = check) -> None:
@@ -48,7 +50,9 @@ def compare_with_limit(frames: Frames, repeats: int, work: Path) -> Iterable[Row
         name = "pack, frames checked" if check else "pack, frames not checked"
         yield _row(name, frames.size, interleave([pack, pack_limit], repeats), PACK_GOAL)
 
-    container = b"".join(amistore.pack(image, source, workers=WORKERS, check_frames=False))
+    container = b"".join(
+        amistore.pack(image, source, workers=WORKERS, options=amistore.PackOptions(check_frames=False))
+    )
     stored = list(_stored_frames(container))
 
     with tempfile.TemporaryFile(buffering=0, dir=work) as file:  # it stays in the page cache

@@ -76,8 +76,8 @@ def _in_a_store(path: Path, repeats: int) -> Iterable[Row]:
         memory.s3.put_object("bucket", "key", iter(lambda: file.read(16 * MIB), b""))
     checking = amistore.RetryingBackend(memory).s3
 
-    def verify(store: amistore.ObjectStore, quick: bool) -> None:
-        with amistore.open(store, bucket="bucket", key="key") as archive:
+    def verify(store: amistore.backends.ObjectStore, quick: bool) -> None:
+        with amistore.open(store.at("bucket", "key")) as archive:
             archive.verify(quick=quick, workers=WORKERS).check()
 
     plain, checked, plain_quick, checked_quick = interleave(

@@ -14,16 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from amistore import (
-    BlockDeviceMapping,
-    DirectoryBackend,
-    EbsBlockDevice,
-    Image,
-    Quotas,
-    TaskEngine,
-)
+from amistore import BlockDeviceMapping, DirectoryBackend, EbsBlockDevice, Image, Quotas, TaskEngine
 from amistore.backends import checks
 from amistore.tasks.record import TaskRecord, VolumeRecord
+from amistore.tasks.restore import RestoreRecord
+from amistore.tasks.store import StoreRecord
 from benchmarks.table import Row
 
 __all__ = ["measure_tasks"]
@@ -118,37 +113,31 @@ def _image(cloud: DirectoryBackend, name: str) -> str:
 
 def _record(number: int, place: str) -> TaskRecord:
     """Of ten tasks five are stores; one of 50 stores has failed, and of the newest some wait."""
-    kind = "store" if number % 2 == 0 else "restore"
     image_id = f"ami-{number:017x}"
-    volumes = tuple(VolumeRecord(stored_id=f"snap-{each:017x}", size=8, blocks=9_000) for each in range(3))
     waiting = number >= TASKS - 20
-    asked: dict[str, Any] = {"object_tags": {"team": "web", "stage": "production"}}
-    if kind == "restore":
-        asked = {
-            "image_tags": {"team": "web"},
-            "snapshot_tags": {},
-            "fill_holes": False,
-            "allow_lost": False,
-            "region": None,
-            "image": {"ImageId": image_id, "RootDeviceName": "/dev/xvda", "Architecture": "x86_64"},
-        }
-    return TaskRecord(
-        task_id=checks.new_id(kind),
-        kind=kind,  # type: ignore[arg-type]
-        place=place,
-        image_id=image_id,
-        source_image_id=None if kind == "store" else image_id,
-        name=None if kind == "store" else f"web {number}",
-        bucket=BUCKET,
-        object_key=f"{image_id}.bin",
-        size=24,
-        request=asked,
-        started=int(time.time() * 1000) - (TASKS - number) * 1000,
-        stage="queued" if waiting else "ended",
-        progress=0 if waiting else 100,
-        failure_reason="no such snapshot (snapshot snap-0)" if number % 100 == 0 and not waiting else None,
-        content_id=hashlib.sha256(image_id.encode()).hexdigest(),
-        volumes=() if kind == "store" else volumes,
+    told: dict[str, Any] = {
+        "place": place,
+        "image_id": image_id,
+        "bucket": BUCKET,
+        "object_key": f"{image_id}.bin",
+        "size": 24,
+        "started": int(time.time() * 1000) - (TASKS - number) * 1000,
+        "stage": "queued" if waiting else "ended",
+        "progress": 0 if waiting else 100,
+        "failure_reason": "no such snapshot (snap-0)" if number % 100 == 0 and not waiting else None,
+        "content_id": hashlib.sha256(image_id.encode()).hexdigest(),
+    }
+    if number % 2 == 0:
+        tags = {"team": "web", "stage": "production"}
+        return StoreRecord(task_id=checks.new_id("store"), object_tags=tags, **told)
+    return RestoreRecord(
+        task_id=checks.new_id("restore"),
+        source_image_id=image_id,
+        name=f"web {number}",
+        image_tags={"team": "web"},
+        image={"ImageId": image_id, "RootDeviceName": "/dev/xvda", "Architecture": "x86_64"},
+        volumes=tuple(VolumeRecord(stored_id=f"snap-{each:017x}", size=8, blocks=9_000) for each in range(3)),
+        **told,
     )
 
 

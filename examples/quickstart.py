@@ -100,7 +100,7 @@ def run(work: Path, options: argparse.Namespace) -> None:
         print("           (it is removed now; run with --keep DIR to try this)")
 
 
-def compare(disk: Path, ebs: amistore.BlockSource, snapshot_id: str, done: Done) -> None:
+def compare(disk: Path, ebs: amistore.backends.BlockSource, snapshot_id: str, done: Done) -> None:
     """Compare all bytes of a snapshot with the disk; behind the disk's end they must be zeros."""
     hole = bytes(BLOCK_SIZE)
     pages = list(ebs.pages(snapshot_id))

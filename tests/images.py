@@ -7,8 +7,10 @@ import hashlib
 import io
 import random
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import amistore
+from amistore.archive import Difference
 from amistore.container import Layout
 
 SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4)
@@ -28,7 +30,7 @@ def noise(seed: int, size: int = amistore.BLOCK_SIZE) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def snapshot(ebs: amistore.BlockSink, size: int, blocks: Mapping[int, bytes]) -> str:
+def snapshot(ebs: amistore.backends.BlockSink, size: int, blocks: Mapping[int, bytes]) -> str:
     """A completed snapshot of `size` GiB with these blocks."""
     snapshot_id = ebs.start_snapshot(size)
     linear = hashlib.sha256()
@@ -60,7 +62,7 @@ def image(snapshot_ids: Iterable[str], **members: object) -> amistore.Image:
     return amistore.Image(**given)  # type: ignore[arg-type]
 
 
-def contents(ebs: amistore.BlockSource, snapshot_id: str) -> tuple[int, dict[int, bytes]]:
+def contents(ebs: amistore.backends.BlockSource, snapshot_id: str) -> tuple[int, dict[int, bytes]]:
     """Size in GiB and every listed block of a snapshot."""
     size = 0
     blocks = {}
@@ -72,20 +74,32 @@ def contents(ebs: amistore.BlockSource, snapshot_id: str) -> tuple[int, dict[int
     return size, blocks
 
 
-class Volumes(amistore.BlockSource):
+class Volumes(amistore.backends.BlockSource):
     """A source of given volumes, each a size in GiB and blocks, under ids that ascend."""
 
     def __init__(self, volumes: Iterable[tuple[int, Mapping[int, bytes]]]) -> None:
         self.volumes = {f"snap-{number:017x}": volume for number, volume in enumerate(volumes)}
 
-    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> amistore.BlockPage:
+    def list_snapshot_blocks(
+        self, snapshot_id: str, *, next_token: str | None = None
+    ) -> amistore.backends.BlockPage:
         size, blocks = self.volumes[snapshot_id]
-        return amistore.BlockPage(volume_size=size, blocks=[amistore.Block(i) for i in sorted(blocks)])
+        return amistore.backends.BlockPage(
+            volume_size=size, blocks=[amistore.backends.Block(i) for i in sorted(blocks)]
+        )
 
     def get_snapshot_block(
         self, snapshot_id: str, block_index: int, block_token: str
-    ) -> amistore.SnapshotBlock:
-        return amistore.SnapshotBlock(self.volumes[snapshot_id][1][block_index])
+    ) -> amistore.backends.SnapshotBlock:
+        return amistore.backends.SnapshotBlock(self.volumes[snapshot_id][1][block_index])
+
+
+def difference(before: Any, after: Any, **options: Any) -> Difference:
+    """What `Archive.compare` finds; each side is opened if it is not."""
+    if isinstance(before, amistore.Archive):
+        return before.compare(after, **options)
+    with amistore.open(before) as archive:
+        return archive.compare(after, **options)
 
 
 def packed(
@@ -93,7 +107,9 @@ def packed(
 ) -> bytes:
     """A container of these volumes, each a size in GiB and blocks."""
     source = Volumes(volumes)
-    return b"".join(amistore.pack(image(source.volumes, **members), source, layout=form))
+    return b"".join(
+        amistore.pack(image(source.volumes, **members), source, options=amistore.PackOptions(layout=form))
+    )
 
 
 def leftovers(backend: amistore.MemoryBackend) -> list[str]:

@@ -35,30 +35,43 @@ WRONG: dict[str, tuple[Call, str]] = {
     "pack from a backend": (lambda c, _: amistore.pack(IMAGE, c), "the source must be a BlockSource"),
     "a level": (lambda c, _: amistore.pack(IMAGE, c.ebs, level="x"), "zstd levels are"),
     "a store": (
-        lambda c, _: amistore.pack_object(IMAGE, c.ebs, c, "bucket", "key"),
+        lambda c, _: amistore.ObjectLocation(c, "bucket", "key"),
         "the store must be an ObjectStore, not DirectoryBackend: give its .s3",
     ),
+    "a key": (lambda c, _: c.s3.at("bucket", ""), "an object's key must be a string, not ''"),
+    "what is stored": (
+        lambda c, _: amistore.store(IMAGE, c, c.s3.at("bucket", "key")),
+        "an AMI's id goes with a backend, and an amistore.Image with a BlockSource",
+    ),
+    "a log of a file": (
+        lambda c, p: amistore.store(IMAGE, c.ebs, p / "ami.bin", log=p / "log"),
+        "go with an object, not with a file",
+    ),
     "a log": (
-        lambda c, _: amistore.pack_object(IMAGE, c.ebs, c.s3, "bucket", "key", log="store.log"),
-        "give an amistore.FileResumeLog(path)",
+        lambda c, _: amistore.store(IMAGE, c.ebs, c.s3.at("bucket", "key"), log=5),
+        "give its path, or an amistore.ResumeLog",
     ),
     "a log of a restore": (
-        lambda c, _: amistore.restore_image(c.s3, "bucket", "key", c, log="restore.log"),
-        "give an amistore.FileResumeLog(path)",
+        lambda c, _: amistore.restore(c.s3.at("bucket", "key"), c, log=5),
+        "give its path, or an amistore.ResumeLog",
     ),
-    "logs": (
-        lambda c, _: amistore.transfer("x", source=c, destination=c, keep=("b", "k"), logs=("a", "b")),
-        "give an amistore.FileResumeLog(path)",
+    "a log of what is not kept": (
+        lambda c, p: amistore.transfer("x", source=c, destination=c, log=p / "log"),
+        "log= goes with keep=",
+    ),
+    "what is kept": (
+        lambda c, _: amistore.transfer("x", source=c, destination=c, keep=c.s3.at("bucket", "key")),
+        "keep= is a location",
     ),
     "a source": (
         lambda c, _: amistore.transfer("x", source=c.ebs, destination=c),
         "the source must be a Backend, not DirectoryEBS: give the whole",
     ),
     "a destination": (
-        lambda c, _: amistore.restore_image(c.s3, "bucket", "key", c.ebs),
-        "the destination must be a Backend",
+        lambda c, _: amistore.restore(c.s3.at("bucket", "key"), c.ebs),
+        "the backend must be a Backend",
     ),
-    "what is abandoned": (lambda c, _: amistore.abandon("store.log", c), "FileResumeLog(path)"),
+    "what is abandoned": (lambda c, _: amistore.abandon(5, c), "give its path, or an amistore.ResumeLog"),
     "where it is abandoned": (
         lambda c, p: amistore.abandon(amistore.FileResumeLog(p / "log"), c.s3),
         "must be a Backend",
@@ -75,7 +88,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     "an empty folder": (lambda c, _: amistore.DirectoryBackend(""), "must be a path, not ''"),
     "a log's path": (lambda c, _: amistore.FileResumeLog(None), "the log must be a path"),
     "a disk": (lambda c, _: c.import_disk(None, name="web"), "the disk must be a path"),
-    "what is opened": (lambda c, _: amistore.open(c, bucket="bucket", key="key"), "give its .s3"),
+    "what is opened": (lambda c, _: amistore.open(c), "give backend.s3.at(bucket, key)"),
     "a content id": (lambda *_: opened().verify(expected_content_id=5), "64 hexadecimal digits, not 5"),
     "where it is extracted": (lambda *_: opened().extract(None), "the folder must be a path"),
     "tags of snapshots": (
@@ -83,7 +96,7 @@ WRONG: dict[str, tuple[Call, str]] = {
         "tags are a list of amistore.Tag",
     ),
     "what is compared": (
-        lambda c, _: amistore.compare(opened(), c.ebs, snapshots="snap-0123456789abcdef0"),
+        lambda c, _: images.difference(opened(), c.ebs, snapshots="snap-0123456789abcdef0"),
         "snapshots= is an Image, or maps",
     ),
     "whose tasks": (
@@ -142,8 +155,8 @@ def test_an_object_is_put_from_bytes_as_from_pieces_of_them(
 @pytest.mark.parametrize("index", ["1", -1, 1.0])
 def test_a_block_that_has_no_index_is_refused_when_it_is_listed(index: Any) -> None:
     class Source(images.Volumes):
-        def list_snapshot_blocks(self, snapshot_id: str, **_: Any) -> amistore.BlockPage:
-            return amistore.BlockPage(volume_size=1, blocks=[amistore.Block(index)])
+        def list_snapshot_blocks(self, snapshot_id: str, **_: Any) -> amistore.backends.BlockPage:
+            return amistore.backends.BlockPage(volume_size=1, blocks=[amistore.backends.Block(index)])
 
     source = Source([(1, {})])
     with pytest.raises(amistore.BackendError, match=re.escape(f"{index!r} was listed first")):

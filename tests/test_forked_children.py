@@ -85,7 +85,9 @@ class Parent:
             self.errors.append(error)
 
     def _pieces(self, number: int) -> Iterator[bytes]:
-        return amistore.pack(self.images[number], self.cloud.ebs, layout=LAYOUT, workers=2)
+        return amistore.pack(
+            self.images[number], self.cloud.ebs, workers=2, options=amistore.PackOptions(layout=LAYOUT)
+        )
 
     def pack(self, number: int) -> bytes:
         return b"".join(self._pieces(number))
@@ -135,7 +137,7 @@ class Parent:
         with TaskEngine(self.cloud, workers=1) as own:
             task = own.create_store_image_task(image_id=image_id, bucket=f"{BUCKET}/{prefix}")
             own.wait(task)
-        stored = amistore.open(self.cloud.s3, bucket=BUCKET, key=f"{prefix}/{image_id}.bin")
+        stored = amistore.open(self.cloud.s3.at(BUCKET, f"{prefix}/{image_id}.bin"))
         with amistore.open(self.root / f"{number}.bin") as archive:
             return stored.content_id == archive.content_id and stored.verify(workers=1).ok
 
@@ -214,7 +216,11 @@ def test_pools_of_processes_pack_what_their_parent_has_packed(tmp_path: Path, me
         with ProcessPoolExecutor(2, mp_context=context) as executor:
             for number in range(IMAGES):
                 packed = b"".join(
-                    amistore.pack(parent.images[number], parent.cloud.ebs, layout=LAYOUT, executor=executor)
+                    amistore.pack(
+                        parent.images[number],
+                        parent.cloud.ebs,
+                        options=amistore.PackOptions(layout=LAYOUT, executor=executor),
+                    )
                 )
                 assert packed == (tmp_path / f"{number}.bin").read_bytes()
                 made = amistore.unpack(io.BytesIO(packed), parent.cloud.ebs, executor=executor)

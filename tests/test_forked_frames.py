@@ -17,6 +17,7 @@ from objects.runs import BUCKET, KEY
 import amistore
 from amistore import DirectoryBackend
 from amistore.backends.directory.ebs import DirectoryEBS
+from amistore.pipeline import Phase
 
 Part = Callable[[], None]
 
@@ -38,7 +39,9 @@ class Cloud:
         self.source.s3.put_object(BUCKET, KEY, [self.archive.read_bytes()])
 
     def pack(self) -> Iterator[bytes]:
-        return amistore.pack(self.image, self.source.ebs, layout=runs.LAYOUT, workers=2)
+        return amistore.pack(
+            self.image, self.source.ebs, workers=2, options=amistore.PackOptions(layout=runs.LAYOUT)
+        )
 
     def restored(self, image: amistore.Image) -> bool:
         return runs.disks(self.destination.ebs, image) == runs.VOLUMES
@@ -62,17 +65,17 @@ def unpack(cloud: Cloud, part: Part) -> bool:
 
 
 def unpack_object(cloud: Cloud, part: Part) -> bool:
-    place, ebs = (cloud.source.s3, BUCKET, KEY), cloud.destination.ebs
-    return cloud.restored(amistore.unpack_object(*place, ebs, workers=2, progress=lambda _: part()))
+    place, ebs = cloud.source.s3.at(BUCKET, KEY), cloud.destination.ebs
+    return cloud.restored(amistore.unpack(place, ebs, workers=2, progress=lambda _: part()))
 
 
 def pack_object(cloud: Cloud, part: Part) -> bool:
     def progress(event: amistore.Progress) -> None:
-        if event.phase is amistore.Phase.PACK:  # before, nothing is begun, and a child may do all of it
+        if event.phase is Phase.PACK:  # before, nothing is begun, and a child may do all of it
             part()
 
-    options: Any = {"layout": runs.LAYOUT, "workers": 2, "progress": progress}
-    amistore.pack_object(cloud.image, cloud.source.ebs, cloud.destination.s3, BUCKET, KEY, **options)
+    options: Any = {"options": amistore.PackOptions(layout=runs.LAYOUT), "workers": 2, "progress": progress}
+    amistore.store(cloud.image, cloud.source.ebs, cloud.destination.s3.at(BUCKET, KEY), **options)
     return cloud.stored()
 
 
@@ -85,10 +88,10 @@ def pack_object_with_a_log(cloud: Cloud, part: Part) -> bool:
         if parts:
             part()
 
-    options: Any = {"layout": runs.LAYOUT, "workers": 2, "progress": progress}
+    options: Any = {"options": amistore.PackOptions(layout=runs.LAYOUT), "workers": 2, "progress": progress}
     with amistore.FileResumeLog(cloud.root / "run.log") as log:
-        place = cloud.destination.s3, BUCKET, KEY
-        amistore.pack_object(cloud.image, cloud.source.ebs, *place, log=log, **options)
+        place = cloud.destination.s3.at(BUCKET, KEY)
+        amistore.store(cloud.image, cloud.source.ebs, place, log=log, **options)
     return cloud.stored()
 
 
@@ -124,7 +127,7 @@ def register(cloud: Cloud, part: Part) -> bool:
 
     registry = Registry(inner.root, inner.ebs)
     to = amistore.Backend(ebs=cloud.destination.ebs, s3=cloud.destination.s3, ec2=registry)
-    return cloud.registered(amistore.restore_image(cloud.source.s3, BUCKET, KEY, to, workers=2))
+    return cloud.registered(amistore.restore(cloud.source.s3.at(BUCKET, KEY), to, workers=2).image_id)
 
 
 def extract(cloud: Cloud, part: Part) -> bool:
@@ -200,19 +203,23 @@ def test_a_child_that_goes_on_with_a_call_of_its_parent_is_refused(
 
 
 def test_a_child_forked_in_a_worker_ends_where_it_leaves_the_worker_s_task(cloud: Cloud) -> None:
-    class Source(amistore.BlockSource):
+    class Source(amistore.backends.BlockSource):
         def __init__(self, part: Part) -> None:
             self.part = part
 
         def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> Any:
             return cloud.source.ebs.list_snapshot_blocks(snapshot_id, next_token=next_token)
 
-        def get_snapshot_block(self, *arguments: Any) -> amistore.SnapshotBlock:
+        def get_snapshot_block(self, *arguments: Any) -> amistore.backends.SnapshotBlock:
             self.part()
             return cloud.source.ebs.get_snapshot_block(*arguments)
 
     def job(part: Part) -> bytes:
-        return b"".join(amistore.pack(cloud.image, Source(part), layout=runs.LAYOUT, workers=2))
+        return b"".join(
+            amistore.pack(
+                cloud.image, Source(part), workers=2, options=amistore.PackOptions(layout=runs.LAYOUT)
+            )
+        )
 
     for leave, expected in ((None, LEFT), (lambda: None, 0)):
         packed, code = split(job, leave)
@@ -223,7 +230,7 @@ def test_a_child_forked_in_a_worker_ends_where_it_leaves_the_worker_s_task(cloud
 def test_a_child_that_an_error_takes_out_of_a_worker_tells_it(
     cloud: Cloud, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    class Sink(amistore.BlockSink):
+    class Sink(amistore.backends.BlockSink):
         part: Part
 
         def put_snapshot_block(self, *arguments: Any) -> None:
@@ -308,7 +315,7 @@ def test_an_opened_archive_is_read_right_in_children_or_refused(cloud: Cloud, ki
             "path": lambda: amistore.open(cloud.archive),
             "file": lambda: amistore.open(file),
             "memory": lambda: amistore.open(io.BytesIO(cloud.archive.read_bytes())),
-            "object": lambda: amistore.open(cloud.source.s3, bucket=BUCKET, key=KEY),
+            "object": lambda: amistore.open(cloud.source.s3.at(BUCKET, KEY)),
         }
         with opened[kind]() as archive:
             children = [lambda: archive.verify(workers=2).ok] * 4

@@ -164,7 +164,7 @@ def test_a_child_s_own_engine_works_beside_its_parent_s_on_one_journal(tmp_path:
         assert engine.wait(task).state == "Completed"
         assert len(engine.describe_store_image_tasks()) == 5
         for each in ids:
-            assert amistore.open(cloud.s3, bucket=BUCKET, key=f"{each}.bin").verify().ok
+            assert amistore.open(cloud.s3.at(BUCKET, f"{each}.bin")).verify().ok
     with sqlite3.connect(cloud.journal) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()

@@ -35,7 +35,7 @@ def check(text: str, lines: int) -> None:
 
 
 def test_a_comparison_shows_names_and_obeys_none(tmp_path: Path) -> None:
-    found = amistore.diff(archive(tmp_path, "a", 1), archive(tmp_path, "b", 2))
+    found = images.difference(archive(tmp_path, "a", 1), archive(tmp_path, "b", 2))
     check(str(found), len(found.attributes) + len(found.volumes))
 
 
@@ -57,7 +57,9 @@ def test_a_plan_and_what_registering_keeps_show_names_and_obey_none(tmp_path: Pa
     assert all(line.startswith("  ") for line in lines[1:])
     assert not ACTING.search(plan._repr_html_())
     # Its paths are escaped already; a registry of others' may not do that.
-    theirs = amistore.AttributeReport(attribute=EVIL, fate=amistore.Fate.DROPPED, value=EVIL, reason=EVIL)
+    theirs = amistore.model.AttributeReport(
+        attribute=EVIL, fate=amistore.model.Fate.DROPPED, value=EVIL, reason=EVIL
+    )
     for each in (*plan.fidelity, theirs):
         assert "\n" not in str(each)
         assert not ACTING.search(str(each))

@@ -5,7 +5,6 @@ is one thing to do with them. Imports `pipeline`, `container` and `backends`.
 """
 
 from amistore.archive.archive import Archive, open_archive
-from amistore.archive.comparison import compare, diff
 from amistore.archive.difference import AttributeChange, Difference, VolumeDifference
 from amistore.archive.recovery import RecoveryReport, VolumeRecovery, recover
 from amistore.archive.report import VerifyReport
@@ -20,8 +19,6 @@ __all__ = [
     "Volume",
     "VolumeDifference",
     "VolumeRecovery",
-    "compare",
-    "diff",
     "open_archive",
     "recover",
 ]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Union
 
 from typing_extensions import Self
 
+from amistore.archive.comparison import compare_live, compare_stored
+from amistore.archive.difference import Difference
 from amistore.archive.extraction import check_lost, extract, prove
 from amistore.archive.reader import ContainerFile
 from amistore.archive.report import VerifyReport
 from amistore.archive.verification import verify
 from amistore.archive.volume import Volume
-from amistore.backends import Backend, ObjectStore, files
+from amistore.backends import Backend, BlockSource, ObjectLocation, ObjectStore, files
 from amistore.backends.checks import check_kind, check_path
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
@@ -29,20 +32,23 @@ from amistore.errors import (
     advising,
     machine_limits,
 )
-from amistore.model import encode_manifest
+from amistore.model import Image, encode_manifest
+from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import ProgressCallback
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
-__all__ = ["Archive", "open_archive", "open_ranges"]
+__all__ = ["Archive", "Openable", "open_archive", "open_container", "open_ranges"]
+
+
+Openable = Union[str, "os.PathLike[str]", BinaryIO, ObjectLocation]
+"""What `open` takes."""
 
 
 def open_archive(
-    what: str | os.PathLike[str] | BinaryIO | ObjectStore,
+    what: Openable,
     *,
-    bucket: str | None = None,
-    key: str | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     expected_content_id: str | None = None,
 ) -> Archive:
     """Open an archive to look into it, verify it, compare it, or take disks out.
@@ -53,9 +59,7 @@ def open_archive(
     Args:
         what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``,
             ``https:``, ``s3:``, ``gs:``, ``az:``); a seekable binary file that stays yours to
-            close; or an object store.
-        bucket: of the object, for an object store.
-        key: of the object, for an object store.
+            close; or a location, such as ``cloud.s3.at("archive", "web.bin")``.
         options: for ``http(s):`` URLs headers, such as ``Authorization``; for ``s3:``, ``gs:`` and
             ``az:`` what `obstore.store.from_url` takes, such as ``region`` or ``client_options``.
         expected_content_id: refuse an archive that claims another, 64 hexadecimal digits. It is only the
@@ -70,39 +74,39 @@ def open_archive(
         ImportError: the extra that a URL needs is not installed.
     """
     expected = parse_content_id(expected_content_id)
-    ranges = open_ranges(what, bucket, key, options)
+    container = open_container(what, options)
     try:
-        with machine_limits():
-            container = ContainerFile(ranges)
-            check_content_id(container.index.content_id, expected)
-            return Archive(container)
+        check_content_id(container.index.content_id, expected)
+        return Archive(container)
     except BaseException:
-        ranges.close()
+        container.close()
         raise
 
 
 open_archive.__name__ = "open"  # as users know it, for help()
 
 
-def open_ranges(
-    what: str | os.PathLike[str] | BinaryIO | ObjectStore,
-    bucket: str | None,
-    key: str | None,
-    options: dict[str, Any] | None,
-) -> RangeReader:
+def open_container(what: Openable, options: Mapping[str, Any] | None = None) -> ContainerFile:
+    """The container in what `open_archive` takes."""
+    ranges = open_ranges(what, options)
+    try:
+        with machine_limits():
+            return ContainerFile(ranges)
+    except BaseException:
+        ranges.close()
+        raise
+
+
+def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> RangeReader:
     """The bytes of what `open_archive` takes."""
-    if isinstance(what, Backend):
-        check_kind(what, ObjectStore, "store")
-    store = isinstance(what, ObjectStore)
-    if store is not (bucket is not None and key is not None) or (not store and (bucket or key)):
-        raise InvalidRequestError("bucket= and key= go together with an object store, and only with one")
     if what == "":
         raise InvalidRequestError("an empty string is no path")
     url = isinstance(what, str) and is_url(what)
     if options is not None and not (url and isinstance(options, Mapping)):
         raise InvalidRequestError("options= is a mapping, and for URLs only")
-    if isinstance(what, ObjectStore):
-        return ObjectRanges(what, bucket or "", key or "")
+    if isinstance(what, ObjectLocation):
+        with foreign_errors("head_object", **what.facts):
+            return ObjectRanges(what)
     if isinstance(what, str) and url:
         return open_url(what, options)
     if isinstance(what, (str, os.PathLike)):
@@ -110,9 +114,12 @@ def open_ranges(
             return FileRanges(what)
         except NotFoundError:
             raise NotFoundError(f"no such file: {os.fspath(what)}", operation="open") from None
+    if isinstance(what, (Backend, ObjectStore)):
+        raise InvalidRequestError("a bucket and a key name an object: give backend.s3.at(bucket, key)")
     if not (hasattr(what, "read") and hasattr(what, "seek")):
         raise InvalidRequestError(
-            f"open takes a path, a URL, a seekable binary file or an ObjectStore, not {type(what).__name__}"
+            "an archive is given as a path, a URL, a seekable binary file or a location such as "
+            f"backend.s3.at(bucket, key), not as {type(what).__name__}"
         )
     return StreamRanges(what)
 
@@ -329,6 +336,46 @@ class Archive:
                 manifest, encode_manifest(self.image), there=manifest in done, overwrite=overwrite
             )
         return paths
+
+    def compare(
+        self,
+        after: Archive | Openable | BlockSource,
+        *,
+        snapshots: Mapping[str, str] | Image | None = None,
+        expected_content_id: str | None = None,
+        workers: int | None = None,
+        progress: ProgressCallback = None,
+    ) -> Difference:
+        """What differs between this archive and another, or live snapshots. Nothing is decompressed.
+
+        Of another archive descriptors are read only, and none of volumes with equal content ids: verify
+        first what you do not trust. Volumes are paired by device name, and what is left by snapshot id.
+        Of live snapshots each listed block is read.
+
+        Args:
+            after: the side after: an opened archive, what `open` takes, or the source of live snapshots.
+            snapshots: for a source: the live snapshot's id for an archived one's, or an image that was
+                restored from the archive, by the archive's devices; None for the same ids.
+            expected_content_id: refuse another archive on this side; 64 hexadecimal digits. What is
+                compared of it is proved: its blocks' digests are those that the id stands for.
+            workers: threads; None for the number of CPUs.
+            progress: called with a `Progress` now and then, where blocks are read.
+
+        Raises:
+            NotFoundError: a snapshot does not exist.
+            CorruptArchiveError: this archive is another, or what is needed of either is damaged.
+            InvalidRequestError: `snapshots` names one that is not the archive's, or the image has not
+                all of the archive's devices, or `after` is an archive.
+        """
+        check_content_id(self._container.index.content_id, parse_content_id(expected_content_id))
+        if isinstance(after, (BlockSource, Backend)):
+            check_kind(after, BlockSource, "source")
+            return compare_live(self.image, self.volumes, after, snapshots, workers, progress)
+        if snapshots is not None:
+            raise InvalidRequestError("snapshots= goes with a source of live snapshots only")
+        with contextlib.ExitStack() as stack:
+            other = after if isinstance(after, Archive) else stack.enter_context(open_archive(after))
+            return compare_stored((self.image, self.volumes), (other.image, other.volumes), workers)
 
 
 def _write_manifest(path: Path, content: bytes, *, there: bool, overwrite: bool) -> None:

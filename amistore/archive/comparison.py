@@ -1,22 +1,19 @@
-"""`diff` of archives, `compare` of an archive and live snapshots: by hashes, nothing is decompressed."""
+"""What differs between two archives, or an archive and live snapshots: by hashes, nothing is decompressed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import attrs
 
-from amistore.archive.archive import Archive, open_archive
 from amistore.archive.difference import AttributeChange, Difference, VolumeDifference
+from amistore.archive.volume import Volume
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
-from amistore.backends.checks import check_kind
-from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
@@ -25,103 +22,66 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import GIB, ZERO_DIGEST
 
-__all__ = ["compare", "diff"]
+__all__ = ["compare_live", "compare_stored"]
 
 _Digest = tuple[int, bytes]  # block index, SHA-256 of the block
 
 
-def diff(
-    before: Archive | str | os.PathLike[str] | BinaryIO,
-    after: Archive | str | os.PathLike[str] | BinaryIO,
-    *,
-    workers: int | None = None,
-) -> Difference:
-    """What differs between two archives: attributes of the image, volumes, ranges of blocks.
-
-    Volumes are paired by device name, and what is left by snapshot id. Reads descriptors only,
-    and none of volumes with equal content ids: verify first what you do not trust.
-
-    Args:
-        before: an opened archive, or a path, URL or file to open.
-        after: the same.
-        workers: threads; None for the number of CPUs.
-
-    Raises:
-        CorruptArchiveError: a descriptor that is needed is damaged.
-    """
-    with _opened(before) as first, _opened(after) as second:
-        attributes = tuple(_attribute_changes(_members(first.image), _members(second.image)))
-        pairs = _pairs(first, second)
-        return Difference(attributes, tuple(_volume_difference(*pair, workers) for pair in pairs))
+Side = tuple[Image, Sequence[Volume]]
+"""What is compared of an archive."""
 
 
-def compare(
-    archive: Archive | str | os.PathLike[str] | BinaryIO,
+def compare_stored(before: Side, after: Side, workers: int | None) -> Difference:
+    """What differs between two archives; see `Archive.compare`."""
+    attributes = tuple(_attribute_changes(_members(before[0]), _members(after[0])))
+    pairs = _pairs(before[1], after[1])
+    return Difference(attributes, tuple(_volume_difference(*pair, workers) for pair in pairs))
+
+
+def compare_live(
+    image: Image,
+    archived: Sequence[Volume],
     source: BlockSource,
-    *,
-    snapshots: Mapping[str, str] | Image | None = None,
-    expected_content_id: str | None = None,
-    workers: int | None = None,
-    progress: ProgressCallback = None,
+    snapshots: Mapping[str, str] | Image | None,
+    workers: int | None,
+    progress: ProgressCallback,
 ) -> Difference:
-    """What differs between an archive and live snapshots. Nothing of the archive is decompressed.
-
-    Args:
-        archive: an opened archive, or a path, URL or file to open: the side before.
-        source: where the snapshots are: the side after. Each listed block is read.
-        snapshots: the live snapshot's id for an archived one's, or an image that was restored from
-            the archive, by the archive's devices; None for the same ids.
-        expected_content_id: refuse another archive; 64 hexadecimal digits. What is compared of it is
-            proved: its blocks' digests are those that the id stands for.
-        workers: threads; None for the number of CPUs.
-        progress: called with a `Progress` now and then.
-
-    Raises:
-        NotFoundError: a snapshot does not exist.
-        CorruptArchiveError: the archive is another, or what is needed of it is damaged.
-        InvalidRequestError: `snapshots` names one that is not the archive's, or the image has not
-            all of the archive's devices.
-    """
-    expected = parse_content_id(expected_content_id)
-    check_kind(source, BlockSource, "source")
-    with _opened(archive) as opened:
-        check_content_id(bytes.fromhex(opened.content_id), expected)
-        names = [volume.snapshot_id for volume in opened.volumes]
-        live = _live_ids(opened.image, names, snapshots)
-        foreign = sorted(set(live) - set(names))
-        if foreign:
-            raise InvalidRequestError(
-                f"{foreign[0]} is no volume of the archive, which has {', '.join(names) or 'none'}",
-                code="InvalidSnapshot.NotFound",
+    """What differs between an archive and live snapshots; see `Archive.compare`."""
+    names = [volume.snapshot_id for volume in archived]
+    live = _live_ids(image, names, snapshots)
+    foreign = sorted(set(live) - set(names))
+    if foreign:
+        raise InvalidRequestError(
+            f"{foreign[0]} is no volume of the archive, which has {', '.join(names) or 'none'}",
+            code="InvalidSnapshot.NotFound",
+        )
+    compared = [volume for volume in archived if volume.snapshot_id in live]
+    total = sum(volume.blocks for volume in compared)
+    done = 0
+    volumes = []
+    for volume in compared:
+        other = _Live(source, live[volume.snapshot_id])
+        ranges = _Ranges(volume.lost_blocks)
+        with (
+            contextlib.closing(_digests(volume._reader, workers)) as digests,
+            contextlib.closing(other.digests(workers)) as live_digests,
+        ):
+            for index in _merged(digests, live_digests, ranges):
+                done += index is not None
+                if done % 64 == 0:
+                    _report(progress, done, total)
+        _report(progress, done, total)
+        volumes.append(
+            VolumeDifference(
+                devices=volume.device_names,
+                before=volume.snapshot_id,
+                after=other.snapshot_id,
+                size_before=volume.size,
+                size_after=other.size,
+                **ranges.found(),
             )
-        total = sum(volume.blocks for volume in opened.volumes if volume.snapshot_id in live)
-        done = 0
-        volumes = []
-        for volume in opened.volumes:
-            if volume.snapshot_id not in live:
-                continue
-            other = _Live(source, live[volume.snapshot_id])
-            ranges = _Ranges(volume.lost_blocks)
-            with (
-                contextlib.closing(_digests(volume._reader, workers)) as archived,
-                contextlib.closing(other.digests(workers)) as digests,
-            ):
-                for index in _merged(archived, digests, ranges):
-                    done += index is not None
-                    if done % 64 == 0:
-                        _report(progress, done, total)
-            _report(progress, done, total)
-            volumes.append(
-                VolumeDifference(
-                    devices=volume.device_names,
-                    before=volume.snapshot_id,
-                    after=other.snapshot_id,
-                    size_before=volume.size,
-                    size_after=other.size,
-                    **ranges.found(),
-                )
-            )
-        return Difference((), tuple(volumes))
+        )
+    return Difference((), tuple(volumes))
 
 
 def _live_ids(
@@ -168,15 +128,6 @@ def _report(progress: ProgressCallback, blocks: int, total: int) -> None:
         progress(Progress(phase=Phase.COMPARE, blocks=blocks, total_blocks=total, stored_bytes=0))
 
 
-@contextlib.contextmanager
-def _opened(what: Archive | str | os.PathLike[str] | BinaryIO) -> Iterator[Archive]:
-    if isinstance(what, Archive):
-        yield what
-        return
-    with open_archive(what) as archive:
-        yield archive
-
-
 def _members(image: Image) -> dict[str, Any]:
     """Every attribute of an image by its path."""
     flat: dict[str, Any] = {}
@@ -206,12 +157,12 @@ def _attribute_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterato
 _Pair = tuple["VolumeReader | None", "VolumeReader | None", tuple[str, ...]]
 
 
-def _pairs(first: Archive, second: Archive) -> list[_Pair]:
+def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[_Pair]:
     """The volumes of two archives that stand for each other."""
-    left = list(second.volumes)
+    left = list(second)
     pairs: list[_Pair] = []
     alone = []
-    for volume in first.volumes:
+    for volume in first:
         other = next((each for each in left if set(each.device_names) & set(volume.device_names)), None)
         if other is None:
             alone.append(volume)

@@ -1,4 +1,4 @@
-"""`Difference`: what `diff` and `compare` find."""
+"""`Difference`: what `Archive.compare` finds."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ class ContainerFile:
         index: INDX, authenticated by FOOT.
         head: from the index.
         image: from the index's copy of the manifest.
+        identity, metadata: of what it is read from; see `RangeReader`.
     """
 
     def __init__(self, ranges: RangeReader) -> None:
@@ -56,6 +57,8 @@ class ContainerFile:
         self._located: OrderedDict[int, LocatedSegment] = OrderedDict()
         self.name = ranges.name
         self.size = ranges.size
+        self.identity = ranges.identity
+        self.metadata = ranges.metadata
         self.foot: Foot
         self.index: Index
         self.head: Head

@@ -15,17 +15,17 @@ import os
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import attrs
 
-from amistore.archive.archive import open_archive, open_ranges
+from amistore.archive.archive import Openable, open_archive, open_ranges
 from amistore.archive.pieces import FoundVolume, Pieces, find_pieces
 from amistore.archive.reader import has_crc, has_digest
 from amistore.archive.scan import FoundSegment, scan
-from amistore.backends import Block, BlockPage, BlockSource, ObjectStore, SnapshotBlock, files
+from amistore.backends import Block, BlockPage, BlockSource, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
 from amistore.container import (
     DecodedFrame,
@@ -119,12 +119,10 @@ class RecoveryReport:
 
 
 def recover(
-    damaged: str | os.PathLike[str] | BinaryIO | ObjectStore,
+    damaged: Openable,
     target: str | os.PathLike[str],
     *,
-    bucket: str | None = None,
-    key: str | None = None,
-    options: dict[str, object] | None = None,
+    options: Mapping[str, Any] | None = None,
     level: int = 3,
     workers: int | None = None,
     progress: ProgressCallback = None,
@@ -139,8 +137,6 @@ def recover(
     Args:
         damaged: what `open` takes.
         target: path of the new archive.
-        bucket: as for `open`.
-        key: as for `open`.
         options: as for `open`.
         level: zstd level of the new archive.
         workers: segments worked on at once; None for the number of CPUs.
@@ -159,7 +155,7 @@ def recover(
     if not isinstance(target, (str, os.PathLike)):
         raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
     path = Path(target)
-    ranges = open_ranges(damaged, bucket, key, options)
+    ranges = open_ranges(damaged, options)
     with contextlib.closing(ranges), files.operation("recover", path=path), machine_limits():
         files.check_target(path, overwrite=False)
         pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))

@@ -8,7 +8,7 @@ from amistore.backends.blocks import Block, BlockPage, BlockSink, BlockSource, B
 from amistore.backends.directory.backend import DirectoryBackend
 from amistore.backends.images import ImageRegistry
 from amistore.backends.memory import MemoryBackend
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
 from amistore.backends.retries import RetryPolicy
 from amistore.backends.retrying import RetryingBackend
 
@@ -24,6 +24,7 @@ __all__ = [
     "MemoryBackend",
     "MultipartUpload",
     "ObjectInfo",
+    "ObjectLocation",
     "ObjectStore",
     "RetryPolicy",
     "RetryingBackend",

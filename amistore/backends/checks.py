@@ -94,7 +94,7 @@ def check_kind(given: object, kind: type, role: str, remedy: str = "") -> None:
     name = kind.__name__
     raise InvalidRequestError(
         f"the {role} must be {'an' if name[0] in 'AEIO' else 'a'} {name}, not {type(given).__name__}: "
-        f"{remedy or f'subclass amistore.{name}'}"
+        f"{remedy or f'subclass amistore.backends.{name}'}"
     )
 
 

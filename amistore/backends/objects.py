@@ -11,18 +11,18 @@ import io
 import logging
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO, TypedDict
 
 import attrs
 from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends.ranges import RangeReader, RangeStream
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError
+from amistore.errors import AmistoreError, BackendError, InvalidRequestError, NotFoundError
 from amistore.units import MIB
 
-__all__ = ["MultipartUpload", "ObjectInfo", "ObjectRanges", "ObjectStore", "UploadedPart"]
+__all__ = ["MultipartUpload", "ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore", "UploadedPart"]
 
 _logger = logging.getLogger("amistore")
 
@@ -57,10 +57,16 @@ class ObjectStore(abc.ABC):
     """Where objects lie: S3's ranged reads and multipart upload.
 
     Attributes:
-        where: names the place, so that a resume log is not used with another; may be empty.
+        where: names the store, so that a resume log is not used with another; may be empty.
+        scheme: of the URLs that name its objects, such as ``"s3"``; empty where there are none.
     """
 
     where: str = ""
+    scheme: str = ""
+
+    def at(self, bucket: str, key: str) -> ObjectLocation:
+        """Name an object of this store, whether it exists or not."""
+        return ObjectLocation(self, bucket, key)
 
     def head_bucket(self, bucket: str) -> None:  # noqa: B027 - nothing is known, here
         """Find out whether a bucket can be used. Override it where that can be asked.
@@ -193,6 +199,17 @@ class ObjectStore(abc.ABC):
         self.head_object(bucket, key)
         return {}
 
+    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
+        """Give the objects whose keys have this prefix, by key in the order of their UTF-8 bytes.
+
+        Override it where objects can be listed.
+
+        Raises:
+            NotFoundError: no such bucket.
+            InvalidRequestError: this store cannot list.
+        """
+        raise InvalidRequestError(f"{type(self).__name__} cannot list objects: it has no list_objects")
+
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         """Uploads of keys with this prefix that were neither completed nor aborted, by key.
 
@@ -255,53 +272,111 @@ class ObjectStore(abc.ABC):
 
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
         """An object as a seekable binary file, pinned to the ETag it has now."""
-        return io.BufferedReader(RangeStream(ObjectRanges(self, bucket, key)), 1 * MIB)
+        return io.BufferedReader(RangeStream(ObjectRanges(self.at(bucket, key))), 1 * MIB)
+
+
+def _is_store(location: object, attribute: attrs.Attribute[ObjectStore], store: object) -> None:
+    if not isinstance(store, ObjectStore):
+        remedy = "give its .s3" if hasattr(store, "s3") else "subclass amistore.backends.ObjectStore"
+        raise InvalidRequestError(f"the store must be an ObjectStore, not {type(store).__name__}: {remedy}")
+
+
+def _is_text(location: object, attribute: attrs.Attribute[str], text: object) -> None:
+    if not isinstance(text, str) or not text:
+        raise InvalidRequestError(f"an object's {attribute.name} must be a string, not {text!r:.80}")
+
+
+class ObjectFacts(TypedDict):
+    """Bucket and key of an object."""
+
+    bucket: str
+    key: str
+
+
+@attrs.frozen
+class ObjectLocation:
+    """An object of a store, whether it exists or not; `ObjectStore.at` makes one.
+
+    Attributes:
+        store: the store that holds the bucket.
+        bucket: the bucket's name.
+        key: the object's key.
+    """
+
+    store: ObjectStore = attrs.field(validator=_is_store)
+    bucket: str = attrs.field(validator=_is_text)
+    key: str = attrs.field(validator=_is_text)
+
+    def __str__(self) -> str:
+        scheme = f"{self.store.scheme}://" if self.store.scheme else ""
+        return f"{scheme}{self.bucket}/{self.key}"
+
+    @property
+    def facts(self) -> ObjectFacts:
+        """Bucket and key, as errors tell them."""
+        return {"bucket": self.bucket, "key": self.key}
+
+    def head(self) -> ObjectInfo:
+        """What is known of the object; see `ObjectStore.head_object`."""
+        return self.store.head_object(self.bucket, self.key)
+
+    def exists(self) -> bool:
+        """Whether the object is there."""
+        try:
+            self.head()
+        except NotFoundError:
+            return False
+        return True
 
 
 class ObjectRanges(RangeReader):
     """An object of an `ObjectStore`, pinned to an ETag.
 
     Args:
-        store: where it is.
-        bucket: the bucket that holds the object.
-        key: of the object.
+        location: the object.
         info: what its completion said of it; None for what it is now.
 
     Attributes:
-        store, bucket, key: as given.
+        location: as given.
         etag: of the object.
         metadata: the user's.
     """
 
-    def __init__(self, store: ObjectStore, bucket: str, key: str, info: ObjectInfo | None = None) -> None:
-        self.name = f"{bucket}/{key}"
-        self.store = store
-        self.bucket = bucket
-        self.key = key
-        info = info or store.head_object(bucket, key)
+    def __init__(self, location: ObjectLocation, info: ObjectInfo | None = None) -> None:
+        self.name = f"{location.bucket}/{location.key}"
+        self.location = location
+        info = info or location.head()
         self.etag = info.etag
         self.size = info.size
         self.metadata = info.metadata
 
+    @property
+    def identity(self) -> dict[str, str]:
+        at = self.location
+        return {"store": at.store.where, "bucket": at.bucket, "key": at.key, "etag": self.etag}
+
     def read(self, offset: int, length: int) -> bytes:
-        return self._read(self.store.get_object_range, offset, length)
+        return self._read(self.location.store.get_object_range, offset, length)
 
     def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
-        return self._read(self.store.get_intact_range, offset, length, intact)
+        return self._read(self.location.store.get_intact_range, offset, length, intact)
 
     def _read(self, get: Callable[..., bytes], offset: int, length: int, *checks: object) -> bytes:
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
         try:
-            content = get(self.bucket, self.key, offset, length, *checks, if_match=self.etag)
+            content = get(
+                self.location.bucket, self.location.key, offset, length, *checks, if_match=self.etag
+            )
         except (AmistoreError, MemoryError):
             raise
         except Exception as error:
             message = f"{self.name}: {type(error).__name__}: {error}"
             raise BackendError(message, operation="get_object_range") from error
         if not isinstance(content, bytes):
+            store = type(self.location.store).__name__
             raise InvalidRequestError(
-                f"{type(self.store).__name__}.get_object_range must give bytes, not {type(content).__name__}"
+                f"{store}.get_object_range must give bytes, not {type(content).__name__}"
             )
         return content

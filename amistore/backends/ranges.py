@@ -11,8 +11,9 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from typing_extensions import Buffer
@@ -33,10 +34,17 @@ class RangeReader(abc.ABC):
     Attributes:
         name: for messages and reprs; holds no secret.
         size: in bytes.
+        metadata: what is told of them beside the bytes: an object's user metadata.
     """
 
     name: str
     size: int
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a resume log notes of them, to be used with no others."""
+        return {"file": self.name}
 
     @abc.abstractmethod
     def read(self, offset: int, length: int) -> bytes:

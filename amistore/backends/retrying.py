@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import attrs
@@ -17,7 +17,7 @@ from typing_extensions import Buffer
 from amistore.backends.base import Backend, check_backend
 from amistore.backends.blocks import BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.errors import (
     AlreadyExistsError,
@@ -139,6 +139,10 @@ class _RetryingObjectStore(ObjectStore):
     def where(self) -> str:  # type: ignore[override]
         return self.inner.where
 
+    @property
+    def scheme(self) -> str:  # type: ignore[override]
+        return self.inner.scheme
+
     def _call(self, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         return self.retrier.call("s3", function, *arguments, **options)
 
@@ -214,6 +218,11 @@ class _RetryingObjectStore(ObjectStore):
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         return self._call(self.inner.list_multipart_uploads, bucket, prefix)
+
+    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
+        # From its start again: a page alone cannot be asked for.
+        keys = self._call(lambda: [each.key for each in self.inner.list_objects(bucket, prefix)])
+        return (self.at(bucket, key) for key in keys)
 
 
 class _Completion:

@@ -1,26 +1,32 @@
-"""Containers as objects of a store: packed into one, restored from one, moved; on after a crash.
+"""Archives as objects and files: stored, restored, moved, copied, found; resumed after a crash.
 
-`upload.py` and `restoration.py` do it, `resumelog.py` is what they go on from, `transfer.py`
-joins two backends, `copy.py` two stores. Imports `archive`, `pipeline` and `backends`.
+`store.py` and `restore.py` have the jobs, which `transfer.py` and the task engine drive, too; `upload.py`
+and `restoration.py` do them, `resumelog.py` is what they resume from. Imports `archive`, `pipeline` and
+`backends`.
 """
 
 from amistore.objects.abandonment import abandon
-from amistore.objects.copy import copy_object
-from amistore.objects.restoration import unpack_object
+from amistore.objects.copy import copy
+from amistore.objects.finding import FoundArchive, find_archives
+from amistore.objects.restore import restore, unpack
+from amistore.objects.results import RestoredImage, StoredArchive
 from amistore.objects.resumelog import FileResumeLog, ResumeLog
-from amistore.objects.transfer import TransferredImage, restore_image, transfer
-from amistore.objects.upload import RUN_KEY, StoredArchive, pack_object
+from amistore.objects.store import store
+from amistore.objects.transfer import transfer
+from amistore.objects.upload import RUN_KEY
 
 __all__ = [
     "RUN_KEY",
     "FileResumeLog",
+    "FoundArchive",
+    "RestoredImage",
     "ResumeLog",
     "StoredArchive",
-    "TransferredImage",
     "abandon",
-    "copy_object",
-    "pack_object",
-    "restore_image",
+    "copy",
+    "find_archives",
+    "restore",
+    "store",
     "transfer",
-    "unpack_object",
+    "unpack",
 ]

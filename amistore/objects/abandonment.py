@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import Any
 
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.objects.restoring import client_token
-from amistore.objects.resumelog import ResumeLog, check_log, read_entry
+from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB
 
@@ -19,38 +20,48 @@ __all__ = ["abandon"]
 _logger = logging.getLogger("amistore")
 
 
-def abandon(log: ResumeLog, backend: Backend, *, completed: bool = False) -> None:
-    """Give an unfinished run up: abort its upload, or delete the snapshots it began, and clear the log.
+def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, completed: bool = False) -> None:
+    """Give an unfinished run up: abort its upload, delete the snapshots it began, and clear the log.
 
     Args:
-        log: of the run.
-        backend: that it worked with; of `transfer`'s logs, the destination.
+        log: of the run, or its path.
+        backend: that it wrote to; of a transfer, the destination.
         completed: delete snapshots that are completed too, but for those of an image.
 
     Raises:
-        InvalidRequestError: the log is damaged.
+        InvalidRequestError: the log is damaged, or belongs to a run against another backend.
         BackendError: something could not be removed; the log stays, to try again.
     """
-    check_log(log)
     check_backend(backend, "backend")
-    entries = [read_entry(entry) for entry in log.entries()]
-    kind = entries[0].get("kind") if entries else None
-    if entries and kind not in ("pack", "unpack"):
-        raise InvalidRequestError("the resume log is damaged")
-    for name, where in (("store", backend.s3.where), ("sink", backend.ebs.where)):
-        if entries and entries[0].get(name, where) != where:
-            raise InvalidRequestError(
-                f"the run that the resume log is of worked with {entries[0][name]!r}, not with {where!r}"
-            )
-    try:
-        if kind == "pack":
-            for entry in entries[1:]:
-                _abort(entries[0], entry, backend)
-        elif kind == "unpack":
-            _delete_all(entries[0]["task"], entries[1:], backend, completed)
-    except (KeyError, TypeError):
-        raise InvalidRequestError("the resume log is damaged") from None
-    log.clear()
+    with using_log(log) as opened:
+        if opened is None:
+            raise InvalidRequestError("a log is needed: give its path, or an amistore.ResumeLog")
+        entries = [read_entry(entry) for entry in opened.entries()]
+        starts = [at for at, entry in enumerate(entries) if "kind" in entry]
+        if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "unpack")):
+            raise InvalidRequestError("the resume log is damaged")
+        ends = [*starts[1:], len(entries)]
+        phases = [entries[at:end] for at, end in zip(starts, ends, strict=False)]
+        for phase in phases:
+            _check_place(phase[0], backend)
+        try:
+            for phase in phases:
+                if phase[0]["kind"] == "pack":
+                    for entry in phase[1:]:
+                        _abort(phase[0], entry, backend)
+                elif phase[0]["kind"] == "unpack":
+                    _delete_all(phase[0]["task"], phase[1:], backend, completed)
+        except (KeyError, TypeError):
+            raise InvalidRequestError("the resume log is damaged") from None
+        opened.clear()
+
+
+def _check_place(header: dict[str, Any], backend: Backend) -> None:
+    """Refuse another backend than the one that a job wrote to: a store for objects, a sink for snapshots."""
+    written = {"pack": ("store", backend.s3.where), "unpack": ("sink", backend.ebs.where)}
+    name, where = written.get(header["kind"], ("", ""))
+    if header.get(name, where) != where:
+        raise InvalidRequestError(f"this log belongs to a run against {header[name]!r}, not {where!r}")
 
 
 def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> None:

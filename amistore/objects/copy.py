@@ -1,4 +1,4 @@
-"""`copy_object`: an archive from one store to another, verified on the way.
+"""`copy`: an archive from one store to another, verified on the way.
 
 Through bounded memory, and no disk of this machine.
 """
@@ -8,52 +8,51 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from amistore.backends import ObjectInfo, ObjectStore
+import attrs
+
+from amistore.backends import ObjectLocation
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import ContainerEnd, StoredSegment, container_events, decode_segment
+from amistore.container import ContainerEnd, ContainerStart, StoredSegment, container_events, decode_segment
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.segments import check_stored_frame
-from amistore.errors import (
-    AlreadyExistsError,
-    InvalidRequestError,
-    NotFoundError,
-    advising,
-)
+from amistore.errors import advising
 from amistore.objects.piecereader import PieceReader
+from amistore.objects.results import StoredArchive
+from amistore.objects.upload import refuse_existing
 from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
-__all__ = ["copy_object"]
+__all__ = ["copy"]
 
 _RANGE = 8 * MIB  # bytes of a read
 
 
-def copy_object(
-    source: ObjectStore,
-    destination: ObjectStore,
-    place: tuple[str, str],
-    to: tuple[str, str],
+def copy(
+    archive: ObjectLocation,
+    to: ObjectLocation,
     *,
     expected_content_id: str | None = None,
     workers: int | None = None,
-) -> ObjectInfo:
+    progress: ProgressCallback = None,
+) -> StoredArchive:
     """Copy an archive between stores, verified on the way: the copy appears only if all of it is right.
 
     Every record, the index, the tail and each frame's CRC are checked. Nothing is decompressed but with
     an expected content id: to prove that, each block is decoded and hashed.
 
     Args:
-        source: where it is.
-        destination: where it goes; another store, or the same.
-        place: bucket and key of the archive.
-        to: bucket and key of the copy, which must not exist.
+        archive: the object to copy.
+        to: the copy, in the same store or another; it must not exist.
         expected_content_id: refuse another archive; 64 hexadecimal digits.
         workers: ranges read at once; None for the number of CPUs.
+        progress: called with a `Progress`.
 
     Returns:
-        What the store tells of the copy: size, ETag, metadata.
+        Where the copy is, its size and ETag, and its content id: proved with an expected one, else what
+        the archive claims.
 
     Raises:
         NotFoundError: no such object.
@@ -62,61 +61,82 @@ def copy_object(
         SourceChangedError: the archive was replaced meanwhile.
     """
     expected = parse_content_id(expected_content_id)
-    for store, role in ((source, "source"), (destination, "destination")):
-        check_kind(store, ObjectStore, role)
-    for each in (place, to):
-        if not isinstance(each, tuple) or len(each) != 2:
-            raise InvalidRequestError(
-                f"a place is a bucket and a key, such as ('archive', 'web.bin'), not {each!r}"
-            )
-    with foreign_errors("head_object", bucket=place[0], key=place[1]):
-        ranges = ObjectRanges(source, *place)
-    with contextlib.suppress(NotFoundError), foreign_errors("head_object", bucket=to[0], key=to[1]):
-        destination.head_object(*to)
-        raise AlreadyExistsError(
-            "the object exists: give another key, or delete it first", bucket=to[0], key=to[1]
-        )
+    for given, role in ((archive, "archive"), (to, "target")):
+        check_kind(given, ObjectLocation, role, "backend.s3.at(bucket, key) gives one")
+    with foreign_errors("head_object", **archive.facts):
+        ranges = ObjectRanges(archive)
+    refuse_existing(to)
 
     def read(offset: int) -> bytes:
-        with foreign_errors("get_object_range", bucket=place[0], key=place[1]):
+        with foreign_errors("get_object_range", **archive.facts):
             return ranges.read(offset, _RANGE)
 
+    verified = _Verified(expected, progress)
     with (
         worker_pool(workers, None) as (pool, limit),
         contextlib.closing(ordered_map(pool, read, range(0, ranges.size, _RANGE), limit)) as pieces,
-        foreign_errors("put_object", bucket=to[0], key=to[1]),
+        foreign_errors("put_object", **to.facts),
         advising(),
     ):
-        return destination.put_object(
-            *to,
-            _verified(PieceReader(pieces), expected),
+        info = to.store.put_object(
+            to.bucket,
+            to.key,
+            verified.pieces(PieceReader(pieces)),
             metadata=ranges.metadata,
             if_none_match=True,
             part_size=max(16 * MIB, -(-ranges.size // 9_000)),
         )
+    return StoredArchive(location=to, size=info.size, etag=info.etag, content_id=verified.content_id.hex())
 
 
-def _verified(stream: PieceReader, expected: bytes | None) -> Iterator[bytes]:
-    """The bytes of a container as they come, checked no later than at its end; with an expected id proved."""
-    events = container_events()
-    step = next(events)
-    while True:
-        if isinstance(step, int):
-            content = b"".join(_exactly(stream, step))
-            yield content
-            step = events.send(content)
-            continue
-        if isinstance(step, StoredSegment):
-            if expected is None:
-                for number, frame in enumerate(step.frames):
-                    check_stored_frame(step.located, number, frame)
-            else:
-                for _ in decode_segment(step):
-                    pass
-        elif isinstance(step, ContainerEnd):
-            check_content_id(step.index.content_id, expected)
-            return
+@attrs.define
+class _Verified:
+    """The bytes of a container as they come, checked no later than at its end.
+
+    Attributes:
+        expected: what the content id must be, then proved; None for what it is.
+        progress: called with a `Progress` after each segment.
+        content_id: the archive's, at the end.
+    """
+
+    expected: bytes | None
+    progress: ProgressCallback
+    content_id: bytes = b""
+
+    def pieces(self, stream: PieceReader) -> Iterator[bytes]:
+        events = container_events()
         step = next(events)
+        blocks = total = 0
+        while True:
+            if isinstance(step, int):
+                content = b"".join(_exactly(stream, step))
+                yield content
+                step = events.send(content)
+                continue
+            if isinstance(step, ContainerStart):
+                total = step.head.blocks
+            elif isinstance(step, StoredSegment):
+                self._check(step)
+                blocks += step.located.descriptor.runs.blocks
+                self._report(blocks, total, step.located.end)
+            elif isinstance(step, ContainerEnd):
+                self.content_id = step.index.content_id
+                check_content_id(self.content_id, self.expected)
+                return
+            step = next(events)
+
+    def _check(self, stored: StoredSegment) -> None:
+        if self.expected is None:
+            for number, frame in enumerate(stored.frames):
+                check_stored_frame(stored.located, number, frame)
+            return
+        for _ in decode_segment(stored):
+            pass
+
+    def _report(self, blocks: int, total: int, stored: int) -> None:
+        if self.progress is not None:
+            event = Progress(phase=Phase.COPY, blocks=blocks, total_blocks=total, stored_bytes=stored)
+            self.progress(event)
 
 
 def _exactly(stream: PieceReader, size: int) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 
 import attrs
 
-from amistore.backends import ObjectStore, UploadedPart, files
+from amistore.backends import ObjectLocation, UploadedPart, files
 from amistore.container import Plan, layout
 from amistore.container.plan import worst_segment
 from amistore.errors import BackendError, InvalidRequestError, StorageFullError
@@ -64,12 +64,12 @@ class Part:
         if self._file is not None:
             self._file.close()
 
-    def send(self, store: ObjectStore, bucket: str, key: str, upload_id: str) -> UploadedPart:
+    def send(self, to: ObjectLocation, upload_id: str) -> UploadedPart:
         """Upload it, and let go of its bytes."""
         if self._file is None:
-            sent = store.upload_part(bucket, key, upload_id, self.number, self._content)
+            sent = to.store.upload_part(to.bucket, to.key, upload_id, self.number, self._content)
         else:
-            sent = store.upload_part_file(bucket, key, upload_id, self.number, self._file)
+            sent = to.store.upload_part_file(to.bucket, to.key, upload_id, self.number, self._file)
         self.close()
         if (sent.part_number, sent.size) != (self.number, self.size):
             raise BackendError(

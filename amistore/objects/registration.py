@@ -18,7 +18,6 @@ from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
     "refuse_taken",
-    "refuse_unregistrable",
     "register_restored",
     "restorable_image",
     "warn_of_dropped",
@@ -28,29 +27,11 @@ __all__ = [
 _logger = logging.getLogger("amistore")
 
 
-def refuse_taken(destination: Backend, name: str | None) -> None:
+def refuse_taken(destination: Backend, name: str) -> None:
     """Tell before the work what registering would tell after it."""
-    if name is None:
-        return
     with foreign_errors("find_images"):
         if destination.ec2.find_images(name):
             raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
-
-
-def refuse_unregistrable(
-    destination: Backend, image: Image, name: str | None, log: ResumeLog | None = None
-) -> str:
-    """Tell before the work that registering would be refused after it; a run that goes on was told.
-
-    Returns:
-        The name that the image will have.
-    """
-    wanted = checks.check_registrable(image, name)
-    if log is None or not log.entries():
-        refuse_taken(destination, wanted)
-        with foreign_errors("register_image"):
-            destination.ec2.dry_run_register_image(image, name=name)
-    return wanted
 
 
 def restorable_image(stored: ContainerFile) -> Image:

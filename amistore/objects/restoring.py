@@ -54,10 +54,10 @@ class RestoreLog:
             log.append(write_entry(kind="unpack", task=self.task, **identity))
             return
         changed = SourceChangedError(
-            "the object was replaced since the run began that the resume log is of: "
+            "the archive was replaced since the run began that the resume log is of: "
             "amistore.abandon ends that run",
-            bucket=identity["bucket"],
-            key=identity["key"],
+            bucket=identity.get("bucket"),
+            key=identity.get("key"),
         )
         self.task = read_task(entries[0], "unpack", identity, {"etag": changed, "content": changed})
         try:

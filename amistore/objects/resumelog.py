@@ -15,7 +15,7 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from amistore import forks
@@ -27,12 +27,12 @@ from amistore.units import MIB
 
 __all__ = [
     "FileResumeLog",
-    "HeldLog",
+    "LogPhase",
     "MemoryResumeLog",
     "ResumeLog",
-    "check_log",
     "read_entry",
     "read_task",
+    "using_log",
     "write_entry",
 ]
 
@@ -67,7 +67,7 @@ def read_entry(entry: bytes) -> dict[str, Any]:
     return facts
 
 
-_KINDS = {"pack": "packing into an object", "unpack": "restoring from an object"}
+_KINDS = {"pack": "storing", "unpack": "restoring", "copy": "copying"}
 
 
 def read_task(
@@ -93,8 +93,8 @@ def read_task(
     for name, value in identity.items():
         if header.get(name) != value:
             raise changed.get(name) or InvalidRequestError(
-                f"the resume log is of another run: its {name} is {header.get(name)!r}, not {value!r}; "
-                "amistore.abandon ends that run"
+                f"this log belongs to a run whose {name} is {header.get(name)!r}, not {value!r}: "
+                "give another log; amistore.abandon ends that run"
             )
     return task
 
@@ -119,10 +119,16 @@ class ResumeLog(abc.ABC):
         self.clear()
 
 
-def check_log(given: object) -> None:
-    """Refuse what is no log, such as its path."""
+@contextlib.contextmanager
+def using_log(given: ResumeLog | str | os.PathLike[str] | None) -> Iterator[ResumeLog | None]:
+    """The log that a caller gave as such or as its path, which is let go of at the end."""
+    if isinstance(given, (str, os.PathLike)):
+        with FileResumeLog(given) as log:
+            yield log
+        return
     if given is not None:
-        check_kind(given, ResumeLog, "log", "give an amistore.FileResumeLog(path)")
+        check_kind(given, ResumeLog, "log", "give its path, or an amistore.ResumeLog")
+    yield given
 
 
 class MemoryResumeLog(ResumeLog):
@@ -141,23 +147,50 @@ class MemoryResumeLog(ResumeLog):
         self._entries.clear()
 
 
-class HeldLog(ResumeLog):
-    """A log whose entries stay when its run ends: what follows it is still to be done."""
+class LogPhase(ResumeLog):
+    """The part of a log that is about one of its jobs: a transfer stores, and then restores.
 
-    def __init__(self, log: ResumeLog) -> None:
+    Its entries begin with the job's header. They stay when its run ends: what follows is still to be done,
+    and who owns the log ends it.
+
+    Args:
+        log: the whole.
+        kind: of the job, as its header has it.
+        first: of the job that the whole begins with; None for this one.
+    """
+
+    def __init__(self, log: ResumeLog, kind: str, first: str | None = None) -> None:
         self._log = log
+        self._kind = kind
+        self._first = first or kind
 
     def entries(self) -> list[bytes]:
-        return self._log.entries()
+        whole = self._log.entries()
+        if whole and read_entry(whole[0]).get("kind") != self._first:
+            return whole  # another job's, which `read_task` refuses
+        found: list[bytes] = []
+        current = ""
+        for entry in whole:
+            said = read_entry(entry)
+            if "kind" in said:
+                current = said["kind"]
+                if self._kind in (current, said.get("cleared")):
+                    found.clear()
+            if current == self._kind:
+                found.append(entry)
+        return found
 
     def append(self, entry: bytes) -> None:
         self._log.append(entry)
 
     def clear(self) -> None:
-        self._log.clear()
+        if len(self.entries()) == len(self._log.entries()):
+            self._log.clear()
+        else:
+            self._log.append(write_entry(kind="", cleared=self._kind))
 
     def end(self) -> None:
-        """They stay."""
+        """The entries stay."""
 
 
 class FileResumeLog(ResumeLog):

@@ -1,4 +1,4 @@
-"""`pack_object`: a container straight into an object, part by part, and on after a crash.
+"""`upload_archive`: a container straight into an object, part by part, and on after a crash.
 
 The log says of each part which segments it holds, and keeps their descriptors: what the
 index at the container's end needs of them. A run that goes on plans anew, and takes from the
@@ -15,17 +15,15 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
 from typing import Any
 
 import attrs
 import zstandard
 
 from amistore import forks
-from amistore.backends import BlockSource, ObjectInfo, ObjectStore, UploadedPart
-from amistore.backends.checks import check_kind
+from amistore.backends import BlockSource, ObjectInfo, ObjectLocation, UploadedPart
 from amistore.backends.objects import ObjectRanges
-from amistore.container import EncodedSegment, Layout, Plan
+from amistore.container import EncodedSegment, Plan
 from amistore.errors import (
     AlreadyExistsError,
     ArchiveError,
@@ -39,21 +37,21 @@ from amistore.model import Image
 from amistore.objects.carried import carried_part, check_end, check_object, part_entries, upload_id_of
 from amistore.objects.finality import is_final
 from amistore.objects.parts import Part, cut_parts, skip_segments
+from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
-    check_log,
     read_task,
     write_entry,
 )
 from amistore.pipeline.foreign import foreign_errors
-from amistore.pipeline.pack import check_packing, plan_pack
+from amistore.pipeline.pack import PackOptions, check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import counted
 
-__all__ = ["RUN_KEY", "StoredArchive", "pack_object"]
+__all__ = ["RUN_KEY", "refuse_existing", "upload_archive"]
 
 RUN_KEY = "amistore-run"
 """Of an object's metadata: which run made it."""
@@ -61,90 +59,29 @@ RUN_KEY = "amistore-run"
 _logger = logging.getLogger("amistore")
 
 
-@attrs.frozen(kw_only=True)
-class StoredArchive:
-    """An archive that was stored as an object.
-
-    Attributes:
-        bucket: the bucket that holds the object.
-        key: of the object.
-        size: in bytes.
-        etag: of the object, as its completion gave it.
-        content_id: computed while it was made, never read back: 64 hexadecimal digits. Keep it where
-            nobody who can write the bucket can: `expected_content_id` proves later that it is this archive.
-    """
-
-    bucket: str
-    key: str
-    size: int
-    etag: str
-    content_id: str
-
-
-def pack_object(
+def upload_archive(
     image: Image,
     source: BlockSource,
-    store: ObjectStore,
-    bucket: str,
-    key: str,
+    to: ObjectLocation,
     *,
-    log: ResumeLog | None = None,
-    metadata: Mapping[str, str] | None = None,
-    tags: Mapping[str, str] | None = None,
-    if_none_match: bool = True,
-    level: int = 3,
-    snapshots: Iterable[str] | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    progress: ProgressCallback = None,
-    check_frames: bool = True,
-    layout: Layout | None = None,
+    log: ResumeLog | None,
+    metadata: Mapping[str, str],
+    tags: Mapping[str, str] | None,
+    overwrite: bool,
+    level: int,
+    snapshots: Iterable[str] | None,
+    workers: int | None,
+    progress: ProgressCallback,
+    options: PackOptions,
 ) -> StoredArchive:
-    """Pack an image with its snapshots into one object, which appears when it is complete.
-
-    Parts above 32 MiB, of images above some 300 GiB or of data that cannot be compressed, are kept
-    in unlinked temporary files (in ``TMPDIR``) until they are sent: one for each worker, and one more.
-
-    Args:
-        image: what to pack, such as `describe_image` returns.
-        source: where its snapshots are.
-        store: where the object goes.
-        bucket: must exist.
-        key: of the object; ``<image id>.bin`` is EC2's.
-        log: from which an earlier run that ended in a crash or an error is continued. Parts
-            that it sent are not sent again, and their blocks not read. Without one, what was
-            sent is removed on an error.
-        metadata: of the object; `RUN_KEY` is added.
-        tags: of the object.
-        if_none_match: refuse when the object exists.
-        level: zstd level; this and the options below as in `pack`.
-        snapshots: ids of those to include.
-        workers: segments worked on, and parts sent, at once.
-        executor: where to work.
-        progress: called with a `Progress`.
-        check_frames: decode each frame and compare it.
-        layout: how to cut the container; None for what fits its size.
-
-    Returns:
-        Where and what it is, with the content id that was computed.
-
-    Raises:
-        AlreadyExistsError: the object exists, with `if_none_match`.
-        SourceChangedError: the image or a snapshot is not what it was in the run that is continued; or
-            the object was replaced as soon as it was made.
-        CorruptArchiveError: the store has not what was sent to it.
-        InvalidRequestError: the log is of something else.
-        BackendError: source or store failed; with a log the next run goes on from here.
-    """
-    check_packing(image, source, level, workers, executor)
-    check_kind(store, ObjectStore, "store")
-    check_log(log)
-    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
-    run = _Run(store, bucket, key, planned, level, MemoryResumeLog() if log is None else log)
-    encode = SegmentEncode(source, level, check_frames)
-    info = done = run.begin(metadata, tags, if_none_match)
+    """Pack an image with its snapshots into one object; see `store` for the arguments and errors."""
+    check_packing(image, source, level, workers, options.executor)
+    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=options.layout)
+    run = _Run(to, planned, level, MemoryResumeLog() if log is None else log)
+    encode = SegmentEncode(source, level, options.check_frames)
+    info = done = run.begin(metadata, tags, overwrite)
     units = packed_units(
-        planned, encode, carried=run.carried, workers=workers, executor=executor, progress=progress
+        planned, encode, carried=run.carried, workers=workers, executor=options.executor, progress=progress
     )
 
     def undo(error: BaseException) -> None:
@@ -156,27 +93,30 @@ def pack_object(
     with forks.undoing(undo):
         if info is None:
             run.send(units, workers)
-            info = run.complete(if_none_match)
+            info = run.complete(overwrite)
         else:
             run.make_end(units)
         run.prove(info, workers, new=not done)
     run.log.end()
-    return StoredArchive(
-        bucket=bucket,
-        key=key,
-        size=info.size,
-        etag=info.etag,
-        content_id=run.written.content_id.hex(),
-    )
+    return StoredArchive(location=to, size=info.size, etag=info.etag, content_id=run.written.content_id.hex())
+
+
+def refuse_existing(to: ObjectLocation) -> None:
+    """Tell before the work what completing an upload would tell after it.
+
+    Raises:
+        AlreadyExistsError: the object exists.
+    """
+    with foreign_errors("head_object", **to.facts):
+        if to.exists():
+            raise AlreadyExistsError("the object exists: give another key, or delete it first", **to.facts)
 
 
 @attrs.define
 class _Run:
     """One run, or the continuation of one."""
 
-    store: ObjectStore
-    bucket: str
-    key: str
+    to: ObjectLocation
     planned: Plan
     level: int
     log: ResumeLog
@@ -187,7 +127,7 @@ class _Run:
     written: WrittenArchive = attrs.field(init=False)
 
     def begin(
-        self, metadata: Mapping[str, str] | None, tags: Mapping[str, str] | None, if_none_match: bool
+        self, metadata: Mapping[str, str], tags: Mapping[str, str] | None, overwrite: bool
     ) -> ObjectInfo | None:
         """Begin an upload, or go on with the log's; gives the object if that is there already."""
         entries = self.log.entries()
@@ -207,19 +147,18 @@ class _Run:
                     self._carry(part_entries(entries[2:]), None)
                     return info
                 if self._continue(part_entries(entries[2:])):
-                    place = f"{self.bucket}/{self.key}"
-                    _logger.info("%s: %s there, going on", place, counted(len(self.parts), "part"))
+                    _logger.info("resuming %s: %s uploaded", self.to, counted(len(self.parts), "part"))
                     return None
-                _logger.warning("the upload to %s/%s is gone: starting over", self.bucket, self.key)
+                _logger.warning("the upload to %s is gone: starting over", self.to)
             self.log.clear()
-        if if_none_match:
-            self._refuse_existing()
+        if not overwrite:
+            refuse_existing(self.to)
         self.task = secrets.token_hex(16)
         self.log.append(write_entry(kind="pack", task=self.task, **self._identity()))
         with forks.undoing(lambda _: self.undo()):
-            with foreign_errors("create_multipart_upload", bucket=self.bucket, key=self.key):
-                self.upload_id = self.store.create_multipart_upload(
-                    self.bucket, self.key, metadata={**(metadata or {}), RUN_KEY: self.task}, tags=tags
+            with foreign_errors("create_multipart_upload", **self.to.facts):
+                self.upload_id = self.to.store.create_multipart_upload(
+                    self.to.bucket, self.to.key, metadata={**metadata, RUN_KEY: self.task}, tags=tags
                 )
             self.log.append(write_entry(upload=self.upload_id))
         return None
@@ -227,9 +166,8 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What a log must say to be of this run: the same plan gives the same bytes with the same libzstd."""
         return {
-            "store": self.store.where,
-            "bucket": self.bucket,
-            "key": self.key,
+            "store": self.to.store.where,
+            **self.to.facts,
             "image": self.planned.image.image_id,
             "file": self.planned.file_id.hex(),
             "level": self.level,
@@ -239,8 +177,8 @@ class _Run:
     def _continue(self, entries: list[bytes]) -> bool:
         """Take over what the log says and the upload has; whether it is there."""
         try:
-            with foreign_errors("list_parts", bucket=self.bucket, key=self.key):
-                listed = self.store.list_parts(self.bucket, self.key, self.upload_id)
+            with foreign_errors("list_parts", **self.to.facts):
+                listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
         except NotFoundError:
             return False
         self._carry(entries, {part.part_number: part for part in listed})
@@ -257,23 +195,11 @@ class _Run:
 
     def _made(self) -> ObjectInfo | None:
         """The object, if it is this run's."""
-        place = {"bucket": self.bucket, "key": self.key}
-        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
-            info = self.store.head_object(self.bucket, self.key)
+        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **self.to.facts):
+            info = self.to.head()
             if info.metadata.get(RUN_KEY) == self.task:
                 return info
         return None
-
-    def _refuse_existing(self) -> None:
-        """Tell before the work what completing would tell after it."""
-        place = {"bucket": self.bucket, "key": self.key}
-        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **place):
-            self.store.head_object(self.bucket, self.key)
-            raise AlreadyExistsError(
-                "the object exists: give another key, or delete it first",
-                bucket=self.bucket,
-                key=self.key,
-            )
 
     def send(self, units: Generator[PackedUnit, None, None], workers: int | None) -> None:
         """Send all parts that were not carried over; each is logged once all before it are."""
@@ -314,15 +240,15 @@ class _Run:
 
     def _send(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
         """Runs in a worker."""
-        with foreign_errors("upload_part", bucket=self.bucket, key=self.key):
-            return part.send(self.store, self.bucket, self.key, self.upload_id), part.records
+        with foreign_errors("upload_part", **self.to.facts):
+            return part.send(self.to, self.upload_id), part.records
 
-    def complete(self, if_none_match: bool) -> ObjectInfo:
+    def complete(self, overwrite: bool) -> ObjectInfo:
         """Make the object visible."""
         try:
-            with foreign_errors("complete_multipart_upload", bucket=self.bucket, key=self.key):
-                info = self.store.complete_multipart_upload(
-                    self.bucket, self.key, self.upload_id, self.parts, if_none_match=if_none_match
+            with foreign_errors("complete_multipart_upload", **self.to.facts):
+                info = self.to.store.complete_multipart_upload(
+                    self.to.bucket, self.to.key, self.upload_id, self.parts, if_none_match=not overwrite
                 )
         except BackendError:
             # This attempt or an earlier one, whose answer was lost, may have made it.
@@ -345,7 +271,7 @@ class _Run:
         try:
             there = {
                 part.part_number: part
-                for part in self.store.list_parts(self.bucket, self.key, self.upload_id)
+                for part in self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
             }
         except Exception as error:
             return isinstance(error, NotFoundError)
@@ -356,17 +282,15 @@ class _Run:
 
         One that this run has made is deleted; one that was there, or is another's, is not.
         """
-        ranges = ObjectRanges(self.store, self.bucket, self.key, info)
+        ranges = ObjectRanges(self.to, info)
         count = len(self.carried) if new else self.planned.segments  # what this run has sent needs no more
         try:
-            with foreign_errors("get_object_range", bucket=self.bucket, key=self.key):
+            with foreign_errors("get_object_range", **self.to.facts):
                 if count:
                     check_object(ranges, self.planned, count, workers)
                 check_end(ranges, self.written)
         except (ArchiveError, SourceChangedError) as error:
-            replaced = SourceChangedError(
-                "the object was replaced as soon as it was made", bucket=self.bucket, key=self.key
-            )
+            replaced = SourceChangedError("the object was replaced as soon as it was made", **self.to.facts)
             if isinstance(error, SourceChangedError) or self._made() is None:
                 raise replaced from None
             if not new:
@@ -375,9 +299,9 @@ class _Run:
                     f"it before you delete it: {error}"
                 ) from None
             try:
-                with foreign_errors("delete_object", bucket=self.bucket, key=self.key):
+                with foreign_errors("delete_object", **self.to.facts):
                     # Another's that has taken its place stays: an archive lost is worse than one left.
-                    self.store.delete_object(self.bucket, self.key, if_match=info.etag)
+                    self.to.store.delete_object(self.to.bucket, self.to.key, if_match=info.etag)
             except SourceChangedError as refusal:
                 if self._made() is None:
                     raise replaced from None
@@ -400,15 +324,9 @@ class _Run:
         """
         if self.upload_id:
             try:
-                self.store.abort_multipart_upload(self.bucket, self.key, self.upload_id)
+                self.to.store.abort_multipart_upload(self.to.bucket, self.to.key, self.upload_id)
             except Exception as error:
-                _logger.error(
-                    "upload %s of %s/%s is left behind, abort it: %s",
-                    self.upload_id,
-                    self.bucket,
-                    self.key,
-                    error,
-                )
+                _logger.error("upload %s of %s is left behind, abort it: %s", self.upload_id, self.to, error)
                 return False
             self.upload_id = ""
         return True

@@ -1,10 +1,9 @@
-"""Joins containers and backends: pack and unpack.
+"""Joins containers and backends: blocks become a container's bytes, and bytes blocks.
 
 Threads live in `workers.py`. Imports `container` and `backends`.
 """
 
-from amistore.pipeline.pack import ArchiveBytes, pack, plan_pack
+from amistore.pipeline.pack import ArchiveBytes, PackOptions, pack, plan_pack
 from amistore.pipeline.progress import Phase, Progress
-from amistore.pipeline.unpack import unpack
 
-__all__ = ["ArchiveBytes", "Phase", "Progress", "pack", "plan_pack", "unpack"]
+__all__ = ["ArchiveBytes", "PackOptions", "Phase", "Progress", "pack", "plan_pack"]

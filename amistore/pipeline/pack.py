@@ -10,7 +10,9 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from types import TracebackType
+from typing import Final
 
+import attrs
 from typing_extensions import Self
 
 from amistore import forks
@@ -25,7 +27,34 @@ from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import worker_count
 
-__all__ = ["ArchiveBytes", "check_packing", "choose_snapshots", "pack", "plan_pack"]
+__all__ = [
+    "DEFAULTS",
+    "ArchiveBytes",
+    "PackOptions",
+    "check_packing",
+    "choose_snapshots",
+    "pack",
+    "plan_pack",
+]
+
+
+@attrs.frozen(kw_only=True)
+class PackOptions:
+    """Options of packing that are rarely needed.
+
+    Attributes:
+        layout: how to cut the container; None for what fits its size.
+        check_frames: decode each frame, and compare it with the blocks, before it is handed out.
+        executor: where segments are worked on; None for threads. For processes the source must be
+            picklable.
+    """
+
+    layout: Layout | None = None
+    check_frames: bool = True
+    executor: Executor | None = None
+
+
+DEFAULTS: Final = PackOptions()
 
 
 class ArchiveBytes(Iterator[bytes]):
@@ -99,10 +128,8 @@ def pack(
     level: int = 3,
     snapshots: Iterable[str] | None = None,
     workers: int | None = None,
-    executor: Executor | None = None,
     progress: ProgressCallback = None,
-    check_frames: bool = True,
-    layout: Layout | None = None,
+    options: PackOptions = DEFAULTS,
 ) -> ArchiveBytes:
     """Pack an image with its snapshots into one container.
 
@@ -116,10 +143,8 @@ def pack(
         level: zstd level, 1 to 22, or negative for its fast modes.
         snapshots: ids of those to include; None for all that the mappings name.
         workers: segments worked on at once; None for the number of CPUs.
-        executor: where to work; None for threads. For processes `source` must be picklable.
         progress: called with a `Progress` after each listed page and each segment.
-        check_frames: decode each frame and compare it before it is handed out.
-        layout: how to cut the container; None for what fits its size.
+        options: those that are rarely needed.
 
     Returns:
         An iterator of the container's bytes, in pieces of up to 8 MiB and some, that knows the
@@ -132,10 +157,12 @@ def pack(
         ChecksumMismatchError: (while iterating) a block is not what its source says.
         BackendError: the source failed.
     """
-    check_packing(image, source, level, workers, executor)  # refused here, not at the first piece
-    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=layout)
-    encode = SegmentEncode(source, level, check_frames)
-    return ArchiveBytes(packed_units(planned, encode, workers=workers, executor=executor, progress=progress))
+    check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
+    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=options.layout)
+    encode = SegmentEncode(source, level, options.check_frames)
+    return ArchiveBytes(
+        packed_units(planned, encode, workers=workers, executor=options.executor, progress=progress)
+    )
 
 
 def check_packing(

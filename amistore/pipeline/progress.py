@@ -32,6 +32,7 @@ class Phase(enum.Enum):
     VERIFY = "verify"
     EXTRACT = "extract"
     COMPARE = "compare"
+    COPY = "copy"
     RECOVER = "recover"
 
 

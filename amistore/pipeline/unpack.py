@@ -1,4 +1,4 @@
-"""`unpack`: a container's bytes, from any binary stream, become snapshots.
+"""`restore_stream`: a container's bytes, from any binary stream, become snapshots.
 
 The caller's thread reads and checks the stream in order; workers decode, hash and put one
 segment each. No snapshot is completed before the tail has verified, and on any error what
@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from amistore import forks
 from amistore.backends import BlockSink
-from amistore.backends.checks import check_kind
 from amistore.container import (
     ContainerEnd,
     ContainerStart,
@@ -23,9 +22,9 @@ from amistore.container import (
     VolumeStart,
     container_events,
 )
-from amistore.container.identity import check_content_id, parse_content_id
+from amistore.container.identity import check_content_id
 from amistore.errors import InvalidRequestError, advising, machine_limits
-from amistore.model import Image
+from amistore.model import Image, Tag
 from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
@@ -34,66 +33,7 @@ from amistore.pipeline.snapshots import RestoredSnapshots
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
-__all__ = ["restore_stream", "unpack"]
-
-
-def unpack(
-    stream: BinaryIO,
-    sink: BlockSink,
-    *,
-    expected_content_id: str | None = None,
-    snapshots: Iterable[str] | None = None,
-    fill_holes: bool = False,
-    allow_lost: bool = False,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    progress: ProgressCallback = None,
-) -> Image:
-    """Restore the snapshots of a container, verifying all of it.
-
-    Everything is checked before success is reported: each record and frame, each block's
-    SHA-256, LINEAR per volume, index, tail and content ids, and that nothing follows.
-
-    Blocks that a snapshot does not list stay unlisted. On an encrypted volume these read as noise, not
-    as zeros: without `fill_holes` that is logged (WARNING), once, where the new snapshots are encrypted.
-
-    Args:
-        stream: the container, read once from where it stands to its end; a pipe will do.
-        sink: where new snapshots are made.
-        expected_content_id: refuse another archive, at its end, before a snapshot is completed; 64
-            hexadecimal digits.
-        snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
-        fill_holes: put a block of zeros for each block that a snapshot does not list, after all was
-            verified; the new snapshots then list every block, 2,048 per GiB.
-        allow_lost: restore snapshots with lost blocks, of an archive that `recover` wrote, too.
-            What was lost is not put, nor filled; `Snapshot.lost_blocks` of the returned image lists it.
-        workers: segments worked on at once; None for the number of CPUs.
-        executor: where to work; None for threads. For processes `sink` must be picklable.
-        progress: called with a `Progress` after each segment.
-
-    Returns:
-        The stored image on its new snapshots, ready for `register_image`. Mappings whose
-        snapshot was not restored are left out, and logged.
-
-    Raises:
-        CorruptArchiveError: damaged bytes, with the place, or another content id than the expected one;
-            no snapshot was completed.
-        UnsupportedArchiveError: a newer format.
-        LostBlocksError: blocks of a snapshot were lost, without `allow_lost`.
-        BackendError: the sink failed.
-        InvalidRequestError: `snapshots` names one that is not in the archive.
-    """
-    return restore_stream(
-        stream,
-        sink,
-        HolePolicy(fill_holes),
-        expected=parse_content_id(expected_content_id),
-        snapshots=snapshots,
-        allow_lost=allow_lost,
-        workers=workers,
-        executor=executor,
-        progress=progress,
-    )
+__all__ = ["restore_stream"]
 
 
 def restore_stream(
@@ -103,18 +43,16 @@ def restore_stream(
     *,
     expected: bytes | None,
     snapshots: Iterable[str] | None = None,
+    tags: Iterable[Tag] = (),
     allow_lost: bool = False,
     workers: int | None = None,
     executor: Executor | None = None,
     progress: ProgressCallback = None,
 ) -> Image:
-    """`unpack`, for a caller that may have told of holes already."""
-    if not hasattr(stream, "read"):
-        raise InvalidRequestError(f"unpack takes an open binary file or stream, not {type(stream).__name__}")
-    check_kind(sink, BlockSink, "sink")
+    """Restore the snapshots of a container from a stream; see `unpack` for the arguments and errors."""
     check_picklable(executor, sink, "sink")
     with machine_limits():
-        restore = _Restore(sink, read_events(stream), snapshots, allow_lost, holes, expected)
+        restore = _Restore(sink, read_events(stream), snapshots, tags, allow_lost, holes, expected)
     with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():
             end = restore.run(workers, executor, progress)
@@ -167,6 +105,7 @@ class _Restore:
         sink: BlockSink,
         events: Iterator[Event],
         snapshots: Iterable[str] | None,
+        tags: Iterable[Tag],
         allow_lost: bool,
         holes: HolePolicy,
         expected: bytes | None,
@@ -178,7 +117,8 @@ class _Restore:
             raise TypeError(start)
         self._total = start.head.blocks
         self._per_piece = start.head.layout.blocks_per_segment
-        self.snapshots = RestoredSnapshots(start.image, sink, snapshots, allow_lost, holes)
+        image = start.image.with_tags(snapshot_tags=tags)
+        self.snapshots = RestoredSnapshots(image, sink, snapshots, allow_lost, holes)
         self._stored_bytes = 0
         self._expected = expected
         self._end: ContainerEnd | None = None

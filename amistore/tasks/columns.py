@@ -1,4 +1,4 @@
-"""What the columns of a journal's row may hold: attrs validators for `record.py`, which has the columns."""
+"""What the columns of a journal's row may hold: attrs validators for `record.py` and its kinds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amistore.errors import InvalidValueError
 from amistore.model import Image
 from amistore.model.fields import from_wire
 
-__all__ = ["TEXT", "check_request", "json_list", "like", "rule", "tuple_of", "whole"]
+__all__ = ["TEXT", "check_image", "check_tags", "json_list", "like", "rule", "tuple_of", "whole"]
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -67,28 +67,14 @@ def json_list(column: str) -> list[Any]:
     return found
 
 
-def check_request(record: Any, attribute: attrs.Attribute[Any], request: Any) -> None:
-    """What was asked for has all that a task of its kind takes from it."""
-    for name, holds in _REQUESTS[record.kind].items():
-        if not isinstance(request, Mapping) or name not in request or not holds(request[name]):
-            field = f"{type(record).__name__}.{attribute.name}"
-            raise InvalidValueError(f"{field} must have a valid {name}", field=field, value=request)
-
-
-def _are_tags(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
+def check_tags(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """A mapping of texts to texts, or None; no key is empty."""
+    if not isinstance(value, Mapping) or not all(
         key and _is_text(key) and (each is None or _is_text(each)) for key, each in value.items()
-    )
+    ):
+        raise InvalidValueError(f"{attribute.name} must be tags", field=attribute.name, value=value)
 
 
-_REQUESTS: Final[Mapping[str, Mapping[str, Callable[[Any], bool]]]] = {
-    "store": {"object_tags": _are_tags},
-    "restore": {
-        "image_tags": _are_tags,
-        "snapshot_tags": _are_tags,
-        "fill_holes": lambda value: isinstance(value, bool),
-        "allow_lost": lambda value: isinstance(value, bool),
-        "region": lambda value: value is None or _is_text(value),
-        "image": lambda value: isinstance(from_wire(Image, value), Image),  # or its error, which tells more
-    },
-}
+def check_image(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """The wire form of an image; the error of one that is none tells why."""
+    from_wire(Image, value)

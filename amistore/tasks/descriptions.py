@@ -13,9 +13,11 @@ from amistore.errors import InvalidRequestError
 from amistore.model import Image, Snapshot
 from amistore.tasks.journal import Journal
 from amistore.tasks.pages import PageRequest
-from amistore.tasks.record import Kind, TaskRecord
+from amistore.tasks.record import Kind
 from amistore.tasks.requests import dry_run_succeeded
+from amistore.tasks.restore import RestoreRecord
 from amistore.tasks.restored import describe_images, describe_snapshots
+from amistore.tasks.store import StoreRecord
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TaskPage
 
 __all__ = ["TaskDescriptions"]
@@ -62,7 +64,7 @@ class TaskDescriptions:
         Raises:
             InvalidRequestError: a parameter breaks a rule; `code` is EC2's.
         """
-        return self._page("store", image_ids, filters, max_results, next_token, dry_run)
+        return self._page(StoreRecord.kind, image_ids, filters, max_results, next_token, dry_run)
 
     def describe_restore_image_tasks(
         self,
@@ -77,7 +79,7 @@ class TaskDescriptions:
 
         EC2 has no such call: there, a restore is seen by describing its AMI and snapshots.
         """
-        return self._page("restore", image_ids, filters, max_results, next_token, dry_run)
+        return self._page(RestoreRecord.kind, image_ids, filters, max_results, next_token, dry_run)
 
     def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
         """The registry's images, and those that restores of the last 31 days make or failed to make.
@@ -113,8 +115,9 @@ class TaskDescriptions:
         self._check_open()
         return describe_snapshots(self.backend, self._restores(), snapshot_ids)
 
-    def _restores(self) -> list[TaskRecord]:
-        return self._journal.page(self._place, "restore", since=self._oldest())
+    def _restores(self) -> list[RestoreRecord]:
+        found = self._journal.page(self._place, RestoreRecord.kind, since=self._oldest())
+        return [record for record in found if isinstance(record, RestoreRecord)]
 
     def _oldest(self) -> int:
         """When a task must have been started at least to be described; milliseconds since 1970."""

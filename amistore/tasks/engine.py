@@ -6,7 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast, overload
+from typing import TypeVar, overload
+
+import attrs
 
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
@@ -15,7 +17,6 @@ from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
-from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.journal import Journal
@@ -26,7 +27,9 @@ from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import TaskRecord
 from amistore.tasks.requests import dry_run_succeeded
+from amistore.tasks.restore import RestoreRequest
 from amistore.tasks.runner import TaskRunner
+from amistore.tasks.store import StoreRequest
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task
 
@@ -154,7 +157,11 @@ class TaskEngine(TaskDescriptions):
         request = StoreRequest.of(
             self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
         )
-        return cast(StoreImageTask, self._create(request.columns(), dry_run))
+        record = request.record(self._place, self._now())
+        self._admit(record, dry_run=dry_run)
+        if dry_run:
+            raise dry_run_succeeded()
+        return record.task()
 
     def create_restore_image_task(
         self,
@@ -211,8 +218,11 @@ class TaskEngine(TaskDescriptions):
         with foreign_errors("reserve_image_id"):
             reserved = self.backend.ec2.reserve_image_id()
         warn_of_dropped(self.backend, request.stored.image, request.name)
-        columns = {**request.columns(), "image_id": reserved}
-        return cast(RestoreImageTask, self._create(columns, dry_run))
+        record = attrs.evolve(request.record(self._place, self._now()), image_id=reserved)
+        self._admit(record, dry_run=dry_run)
+        if dry_run:
+            raise dry_run_succeeded()
+        return record.task()
 
     def plan_store(
         self,
@@ -244,7 +254,8 @@ class TaskEngine(TaskDescriptions):
         request = StoreRequest.of(
             self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
         )
-        return plan_store(self.backend, request, self._terms(request.columns(), prices, rates))
+        terms = self._terms(request.record(self._place, self._now()), prices, rates)
+        return plan_store(self.backend, request, terms)
 
     def plan_restore(
         self,
@@ -287,7 +298,8 @@ class TaskEngine(TaskDescriptions):
             allow_lost=allow_lost,
             expected_content_id=expected_content_id,
         )
-        return plan_restore(self.backend, request, self._terms(request.columns(), prices, rates))
+        terms = self._terms(request.record(self._place, self._now()), prices, rates)
+        return plan_restore(self.backend, request, terms)
 
     @overload
     def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
@@ -382,27 +394,24 @@ class TaskEngine(TaskDescriptions):
         self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 
-    def _admit(self, columns: dict[str, Any], *, dry_run: bool) -> TaskRecord:
-        quota = self.quotas.in_progress(columns["kind"])
-        return self._runner.create({"place": self._place, **columns}, quota, dry_run=dry_run)
+    def _admit(self, record: TaskRecord, *, dry_run: bool) -> None:
+        self._runner.create(record, self.quotas.in_progress(record.kind), dry_run=dry_run)
 
-    def _create(self, columns: dict[str, Any], dry_run: bool) -> Task:
-        record = self._admit(columns, dry_run=dry_run)
-        if dry_run:
-            raise dry_run_succeeded()
-        return record.task()
+    def _now(self) -> int:
+        """Milliseconds since 1970."""
+        return int(self._clock() * 1000)
 
-    def _terms(self, columns: dict[str, Any], prices: Prices | None, rates: RequestRates | None) -> Terms:
+    def _terms(self, record: TaskRecord, prices: Prices | None, rates: RequestRates | None) -> Terms:
         """What a plan reckons with, of a task that would be admitted."""
         for given, kind_of in ((prices, Prices), (rates, RequestRates)):
             if given is not None and not isinstance(given, kind_of):
                 raise InvalidRequestError(
                     f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
                 )
-        kind = self._admit(columns, dry_run=True).kind
+        self._admit(record, dry_run=True)
         return Terms(
-            in_progress=self._journal.in_progress(self._place, kind),
-            quota=self.quotas.in_progress(kind),
+            in_progress=self._journal.in_progress(self._place, record.kind),
+            quota=self.quotas.in_progress(record.kind),
             workers=self._workers,
             prices=prices,
             rates=rates or RequestRates(),

@@ -20,7 +20,6 @@ import attrs
 
 from amistore import forks
 from amistore.errors import (
-    AlreadyExistsError,
     AmistoreError,
     InvalidRequestError,
     InvalidValueError,
@@ -28,6 +27,7 @@ from amistore.errors import (
 )
 from amistore.objects.resumelog import read_entry
 from amistore.tasks.database import Database
+from amistore.tasks.kinds import record_of
 from amistore.tasks.record import MOST_GIB, Kind, Lease, TaskRecord
 
 __all__ = ["Journal", "LeaseLostError"]
@@ -141,23 +141,12 @@ class Journal:
             JournalError: a task that does the same is damaged.
         """
         with self._writing() as database:
-            same = ("bucket = ? AND object_key = ?", [record.bucket, record.object_key])
-            if record.kind == "restore":
-                same = ("name = ?", [str(record.name)])
-            sql = f"SELECT * FROM task WHERE {_IN_PROGRESS} AND {same[0]}"
-            row = database.execute(sql, [record.place, record.kind, *same[1]]).fetchone()
-            other = None if row is None else self._record(row).task_id
-            if other is not None and record.kind == "store":
-                raise AlreadyExistsError(
-                    f"{other} is storing it: wait for that task, which goes on with it if nobody does",
-                    bucket=record.bucket,
-                    key=record.object_key,
-                )
-            if other is not None:
-                raise AlreadyExistsError(
-                    f"{other} is restoring an image named {record.name!r}: wait for that task, or give "
-                    "another name"
-                )
+            same = " AND ".join(f"{name} = ?" for name in record.unique)
+            sql = f"SELECT * FROM task WHERE {_IN_PROGRESS} AND {same}"
+            values = [getattr(record, name) for name in record.unique]
+            row = database.execute(sql, [record.place, record.kind, *values]).fetchone()
+            if row is not None:
+                raise record.conflict(self._record(row).task_id)
             used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
                 raise InvalidRequestError(
@@ -328,7 +317,7 @@ class Journal:
 
     def _record(self, row: sqlite3.Row) -> TaskRecord:
         try:
-            return TaskRecord.of_row(dict(row))
+            return record_of(dict(row))
         except InvalidValueError as error:
             what = f"the task {row['task_id']!r:.60} in it is damaged: {error}"
             raise self._damaged(what, f"DELETE FROM task WHERE sequence = {row['sequence']}") from None

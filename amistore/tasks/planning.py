@@ -21,9 +21,9 @@ from amistore.objects.parts import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import plan_pack
-from amistore.tasks.admission import RestoreRequest, StoreRequest
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
-from amistore.tasks.work import restored_image
+from amistore.tasks.restore import RestoreRequest
+from amistore.tasks.store import StoreRequest
 from amistore.units import BLOCK_SIZE, GIB, sized
 
 __all__ = ["Terms", "plan_restore", "plan_store"]
@@ -133,16 +133,14 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
     holes = {snapshot_id: count for snapshot_id, count in request.holes.items() if count}
     hole_blocks = sum(holes.values())
     filling = {"put_snapshot_block": hole_blocks}
-    blocks = stored.head.blocks + (hole_blocks if request.fill_holes else 0)
+    blocks = stored.head.blocks + (hole_blocks if request.job.holes.fill else 0)
     with foreign_errors("encrypts_snapshots"):
         encrypts = backend.ebs.encrypts_snapshots()
-    looked_at = 0 if request.fill_holes else min(1, len(holes)) if encrypts else len(holes)
+    looked_at = 0 if request.job.holes.fill else min(1, len(holes)) if encrypts else len(holes)
     requests = _restore_requests(stored, blocks, looked_at)
-    restored = restored_image(
-        request.restorable.with_tags(snapshot_tags=request.snapshot_tags),
-        tags=request.image_tags,
-        source_image_id=stored.image.image_id,
-        region=request.region,
+    job = request.job
+    restored = job.registered(
+        request.restorable.with_tags(snapshot_tags=job.snapshot_tags), stored.image.image_id, job.region
     )
     fidelity = _fidelity(backend, stored.image, restored, request.name)
     left_out = sorted(set(stored.image.snapshot_ids) - set(restored.snapshot_ids))
@@ -153,10 +151,10 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         *_encrypted(stored.image, "whether the new ones are is up to the destination's settings"),
         *terms.warnings("restore", request.size),
         *(f"the mapping of {each} is left out: it is not in the archive" for each in left_out),
-        *_lost(lossy, request.allow_lost),
+        *_lost(lossy, job.allow_lost),
         *_dropped(fidelity),
     ]
-    if not request.fill_holes:
+    if not request.job.holes.fill:
         warnings += _noise(hole_blocks, encrypts)
         fidelity += _noisy(holes, encrypts)
     return RestorePlan(
@@ -171,7 +169,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         content_id=index.content_id.hex(),
         monthly_cost=terms.snapshot_storage(blocks),
         holes=hole_blocks,
-        fill_holes=request.fill_holes,
+        fill_holes=request.job.holes.fill,
         encrypts=encrypts,
         fill_seconds=terms.rates.seconds(filling),
         fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),

@@ -58,4 +58,5 @@ class Quotas:
 
     def in_progress(self, kind: str) -> int | None:
         """The limit of tasks of a kind, ``store`` or ``restore``, together."""
-        return self.store_in_progress if kind == "store" else self.restore_in_progress
+        limit: int | None = getattr(self, f"{kind}_in_progress")
+        return limit

@@ -1,24 +1,30 @@
-"""`TaskRecord`: a row of the journal, and what is told of it.
+"""`TaskRecord`: a row of the journal, what is told of it, and the job that it stands for.
 
 A row may be damaged, or written by another program: a record is valid from birth, so that nothing
-else has to look. Next: `columns.py` has the rules.
+else has to look. Next: `columns.py` has the rules; `store.py` and `restore.py` have the two kinds.
 """
 
 from __future__ import annotations
 
+import abc
 import datetime
 import json
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import attrs
 from attrs.validators import optional
+from typing_extensions import Self
 
+from amistore.backends import Backend
 from amistore.backends.checks import is_image_id, is_snapshot_id
-from amistore.errors import InvalidValueError
-from amistore.tasks.columns import TEXT, check_request, json_list, like, rule, tuple_of, whole
-from amistore.tasks.task import RestoreImageTask, SnapshotProgress, StoreImageTask, TaskState
+from amistore.errors import AlreadyExistsError, InvalidValueError
+from amistore.objects import ResumeLog
+from amistore.pipeline import Phase, Progress
+from amistore.pipeline.progress import ProgressCallback
+from amistore.tasks.columns import TEXT, json_list, like, rule, tuple_of, whole
+from amistore.tasks.task import Task, TaskState
 
-__all__ = ["MOST_GIB", "Kind", "Lease", "Stage", "TaskRecord", "VolumeRecord"]
+__all__ = ["IMAGE_ID", "MOST_GIB", "Kind", "Lease", "Outcome", "Stage", "TaskRecord", "VolumeRecord"]
 
 Kind = Literal["store", "restore"]
 
@@ -28,7 +34,7 @@ Stage = Literal["queued", "running", "undoing", "ended"]
 MOST_GIB: Final = 2**40
 """More than any image has; the sum of all tasks fits into an integer of SQLite's."""
 
-_IMAGE_ID: Final = rule("an AMI's id", is_image_id)
+IMAGE_ID: Final = rule("an AMI's id", is_image_id)
 _SNAPSHOT_ID: Final = rule("a snapshot's id", is_snapshot_id)
 _SIZE: Final = whole(most=MOST_GIB)
 _YEAR_10000: Final = 253_402_300_800_000  # no date of Python's
@@ -57,31 +63,41 @@ class VolumeRecord:
     filled: int = attrs.field(default=0, validator=whole(most=2**53))
 
 
+@attrs.frozen
+class Outcome:
+    """What a task has made: the AMI's id, and the archive's content id."""
+
+    image_id: str
+    content_id: str
+
+
 @attrs.frozen(kw_only=True)
-class TaskRecord:
+class TaskRecord(abc.ABC):
     """A task as the journal has it; docs/tasks.md explains its stages.
 
     Attributes:
+        kind: which one it is.
+        asked: names of the attributes that the column ``request`` holds, in JSON.
+        unique: names of the columns that no two tasks of its kind in progress have in common.
         sequence: ascends in the order of creation.
         place: which backend it is of.
         size: GiB that it takes of the quota.
-        request: what else it was asked for, of plain values.
         started: milliseconds since 1970, UTC.
         volumes: in the archive's order.
         epoch: of the current lease.
     """
 
+    kind: ClassVar[Kind]
+    asked: ClassVar[tuple[str, ...]]
+    unique: ClassVar[tuple[str, ...]]
+
     sequence: int = attrs.field(default=0, validator=whole(most=2**63 - 1))
     task_id: str = attrs.field(validator=TEXT)
-    kind: Kind = attrs.field(validator=rule("store or restore", get_args(Kind).__contains__))
     place: str = attrs.field(validator=TEXT)
-    image_id: str | None = attrs.field(validator=optional(_IMAGE_ID))
-    source_image_id: str | None = attrs.field(validator=optional(_IMAGE_ID))
-    name: str | None = attrs.field(validator=optional(TEXT))
+    image_id: str | None = attrs.field(default=None, validator=optional(IMAGE_ID))
     bucket: str = attrs.field(validator=TEXT)
     object_key: str = attrs.field(validator=TEXT)
     size: int = attrs.field(validator=_SIZE)
-    request: dict[str, Any] = attrs.field(validator=check_request)
     started: int = attrs.field(validator=whole(most=_YEAR_10000 - 1))
     stage: Stage = attrs.field(default="queued", validator=rule("a stage", get_args(Stage).__contains__))
     progress: int = attrs.field(default=0, validator=whole(most=100))
@@ -97,16 +113,18 @@ class TaskRecord:
     lease_until: float = attrs.field(default=0.0, validator=attrs.validators.instance_of(float))
 
     @classmethod
-    def of_row(cls, row: dict[str, Any]) -> TaskRecord:
-        """A record of a row's columns.
+    def of_row(cls, row: dict[str, Any]) -> Self:
+        """A record of the columns of a row of this kind.
 
         Raises:
             InvalidValueError: it is damaged.
         """
+        names = {field.name for field in attrs.fields(cls)}
         try:
+            request = json.loads(row["request"])
             columns = {
-                **row,
-                "request": json.loads(row["request"]),
+                **{name: value for name, value in row.items() if name in names},
+                **{name: request[name] for name in cls.asked},
                 "volumes": tuple(VolumeRecord(**each) for each in json_list(row["volumes"])),
                 "left_behind": tuple(json_list(row["left_behind"])),
                 "cancelled": {0: False, 1: True}.get(row["cancelled"], row["cancelled"]),
@@ -120,8 +138,9 @@ class TaskRecord:
         columns = attrs.asdict(self, recurse=False)
         del columns["sequence"]
         return {
+            "kind": self.kind,
+            "request": json.dumps({name: columns.pop(name) for name in self.asked}),
             **columns,
-            "request": json.dumps(self.request),
             "volumes": json.dumps([attrs.asdict(volume) for volume in self.volumes]),
             "left_behind": json.dumps(self.left_behind),
             "cancelled": int(self.cancelled),
@@ -135,7 +154,7 @@ class TaskRecord:
     @property
     def reads(self) -> tuple[str, ...]:
         """Ids of the snapshots that it lists."""
-        return tuple(volume.stored_id for volume in self.volumes) if self.kind == "store" else ()
+        return ()
 
     @property
     def state(self) -> TaskState:
@@ -144,9 +163,52 @@ class TaskRecord:
             return "InProgress"
         return "Completed" if self.failure_reason is None else "Failed"
 
-    def task(self) -> StoreImageTask | RestoreImageTask:
+    def percentage(self, event: Progress) -> int:
+        """How much of it is done, an estimate: 99 at most, as all is done when it is completed."""
+        if event.phase is Phase.LIST or not event.total_blocks:
+            return 0
+        holes = sum(volume.filled for volume in self.volumes)
+        done, total = event.blocks, event.total_blocks + holes
+        if event.phase is Phase.FILL:  # after all that is listed
+            listed = sum(volume.blocks for volume in self.volumes)
+            done, total = listed + event.blocks, listed + event.total_blocks
+        return 99 * done // total
+
+    @abc.abstractmethod
+    def task(self) -> Task:
         """What is told of it."""
-        members: dict[str, Any] = {
+
+    @abc.abstractmethod
+    def conflict(self, other: str) -> AlreadyExistsError:
+        """Why it is refused beside another task, given by its id, that has what is `unique`."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        backend: Backend,
+        log: ResumeLog,
+        *,
+        workers: int | None,
+        progress: ProgressCallback,
+        now: datetime.datetime,
+    ) -> Outcome:
+        """Do its job; on from the log's end.
+
+        Args:
+            backend: of its place.
+            log: of the task.
+            workers: segments worked on at once; None for the number of CPUs.
+            progress: called with a `Progress`, often; what it raises ends the run.
+            now: the time of an object's stamp.
+        """
+
+    @abc.abstractmethod
+    def is_done(self, backend: Backend, log: ResumeLog) -> bool:
+        """Whether what it makes is there already, and only the journal does not know it yet."""
+
+    def _told(self) -> dict[str, Any]:
+        """Members that every `Task` has."""
+        return {
             "task_id": self.task_id,
             "task_start_time": datetime.datetime.fromtimestamp(self.started / 1000, datetime.timezone.utc),
             "bucket": self.bucket,
@@ -155,40 +217,3 @@ class TaskRecord:
             "failure_reason": self.failure_reason,
             "left_behind": self.left_behind,
         }
-        if self.kind == "store":
-            return StoreImageTask(
-                ami_id=self.image_id or "",
-                s3_object_key=self.object_key,
-                content_id=self.content_id if self.state == "Completed" else None,
-                **members,
-            )
-        return RestoreImageTask(
-            image_id=self.image_id,
-            source_image_id=self.source_image_id or "",
-            name=self.name or "",
-            object_key=self.object_key,
-            snapshots=self.snapshots(),
-            **members,
-        )
-
-    def snapshots(self) -> tuple[SnapshotProgress, ...]:
-        """Those of a restore, told by the task's progress: all are restored one by one, then all filled."""
-        total = sum(volume.blocks + volume.filled for volume in self.volumes)
-        done = total * self.progress // 100
-        listed = sum(volume.blocks for volume in self.volumes)
-        restored, filled = min(done, listed), max(0, done - listed)
-        found = []
-        for volume in self.volumes:
-            part, fill = min(restored, volume.blocks), min(filled, volume.filled)
-            restored, filled = restored - part, filled - fill
-            blocks = volume.blocks + volume.filled
-            percent = 100 * (part + fill) // blocks if blocks else self.progress
-            found.append(
-                SnapshotProgress(
-                    stored_id=volume.stored_id,
-                    snapshot_id=volume.snapshot_id,
-                    volume_size=volume.size,
-                    progress_percentage=percent,
-                )
-            )
-        return tuple(found)

@@ -8,32 +8,23 @@ has is told as it has it; the journal adds what tasks are making or failed to ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import attrs
 
 from amistore.backends import Backend
 from amistore.errors import NotFoundError
-from amistore.model import Image, Snapshot, Tag
-from amistore.model.fields import from_wire, to_wire
+from amistore.model import Image, Snapshot
+from amistore.model.fields import from_wire
 from amistore.pipeline.foreign import foreign_errors
-from amistore.tasks.record import TaskRecord
 from amistore.tasks.requests import check_image_id, check_snapshot_id, listed
+from amistore.tasks.restore import RestoreRecord, tags_of
 from amistore.tasks.task import SnapshotProgress
 
-__all__ = ["describe_images", "describe_snapshots", "described_later"]
-
-
-def described_later(image: Image) -> dict[str, Any]:
-    """What the journal keeps of a stored image, to describe the one that is made of it.
-
-    Of plain values; without UEFI data, which may hold keys, and members that no version of ours knows.
-    """
-    return to_wire(attrs.evolve(image, uefi_data=None, snapshots=(), extra={}))
+__all__ = ["describe_images", "describe_snapshots"]
 
 
 def describe_images(
-    backend: Backend, restores: Iterable[TaskRecord], image_ids: Sequence[str] | None
+    backend: Backend, restores: Iterable[RestoreRecord], image_ids: Sequence[str] | None
 ) -> tuple[Image, ...]:
     """Images of the registry, and of restores that are in progress or have failed.
 
@@ -63,25 +54,25 @@ def describe_images(
     return tuple(found)
 
 
-def _image(record: TaskRecord) -> Image:
-    image = from_wire(Image, record.request["image"])
+def _image(record: RestoreRecord) -> Image:
+    image = from_wire(Image, record.image)
     image = image.with_snapshots(
         {each.stored_id: each.snapshot_id for each in record.volumes if each.snapshot_id is not None}
     )
     reason = {"StateReason": {"Code": "Server.InternalError", "Message": record.failure_reason}}
     return attrs.evolve(
-        image.with_tags(_tags(record, "image_tags")),
+        image.with_tags(tags_of(record.image_tags)),
         image_id=str(record.image_id),
         name=record.name,
         source_image_id=record.source_image_id,
-        source_image_region=record.request["region"],
+        source_image_region=record.region,
         state="failed" if record.state == "Failed" else "pending",
         extra=reason if record.state == "Failed" else {},
     )
 
 
 def describe_snapshots(
-    backend: Backend, restores: Iterable[TaskRecord], snapshot_ids: Sequence[str] | None
+    backend: Backend, restores: Iterable[RestoreRecord], snapshot_ids: Sequence[str] | None
 ) -> tuple[Snapshot, ...]:
     """Snapshots by id, or those of all images and restores, by id.
 
@@ -114,7 +105,7 @@ def describe_snapshots(
 
 
 def _snapshot(
-    backend: Backend, snapshot_id: str, record: TaskRecord | None, made: SnapshotProgress | None
+    backend: Backend, snapshot_id: str, record: RestoreRecord | None, made: SnapshotProgress | None
 ) -> Snapshot:
     if record is None or made is None:
         with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
@@ -123,7 +114,7 @@ def _snapshot(
     promised = Snapshot(
         snapshot_id=snapshot_id,
         volume_size=made.volume_size,
-        tags=_tags(record, "snapshot_tags"),
+        tags=tags_of(record.snapshot_tags),
         state="pending",
     )
     if record.state == "Failed":  # and its data is deleted, or will be
@@ -142,7 +133,3 @@ def _snapshot(
 def _progressed(snapshot: Snapshot, percentage: int) -> Snapshot:
     """With EC2's member for it, which is no fact of an archive and has no field."""
     return attrs.evolve(snapshot, extra={**snapshot.extra, "Progress": f"{percentage}%"})
-
-
-def _tags(record: TaskRecord, name: str) -> tuple[Tag, ...]:
-    return tuple(Tag(key=key, value=value) for key, value in record.request[name].items())

@@ -18,11 +18,11 @@ from amistore.errors import BackendError, CredentialsExpiredError, JournalError,
 from amistore.objects import abandon
 from amistore.objects.finality import is_final
 from amistore.objects.resumelog import read_entry
+from amistore.pipeline import Progress
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.record import TaskRecord
 from amistore.tasks.tasklog import TaskLog
-from amistore.tasks.work import do_task, is_done
 
 __all__ = ["CancelledError", "StoppedError", "TaskRun", "tell"]
 
@@ -100,7 +100,7 @@ class TaskRun:
                     raise StoppedError from error
                 # Then only the journal does not know it yet: the answer was lost, or an earlier owner
                 # that had been stopped went on for a moment. It is too late to fail.
-                done = is_done(record, self._backend, self._log)
+                done = record.is_done(self._backend, self._log)
                 self._done = self._done or done
                 if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
                     tell(record, "trying again", error, logging.WARNING)
@@ -127,15 +127,16 @@ class TaskRun:
         tell(record, "running")
         reported = time.monotonic(), record.progress
 
-        def progress(percent: int) -> None:
+        def progress(event: Progress) -> None:
             nonlocal reported
             self._check()
+            percent = record.percentage(event)
             if percent > reported[1] and time.monotonic() - reported[0] >= _REPORT:
                 self._journal.advance(record.lease, percent)
                 reported = time.monotonic(), percent
 
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
-        outcome = do_task(record, self._backend, self._log, workers=self._workers, progress=progress, now=now)
+        outcome = record.run(self._backend, self._log, workers=self._workers, progress=progress, now=now)
         self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
         tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
 

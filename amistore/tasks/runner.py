@@ -11,10 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import Any, Final
+from typing import Final
+
+import attrs
 
 from amistore import forks
-from amistore.backends import Backend, checks
+from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets, redact_log
 from amistore.errors import (
     AmistoreError,
@@ -91,11 +93,11 @@ class TaskRunner:
         """When a lease that begins now ends, by the clock of leases."""
         return time.monotonic() + LEASE
 
-    def create(self, columns: dict[str, Any], limit: int | None, *, dry_run: bool) -> TaskRecord:
+    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool) -> None:
         """Add a new task to the journal, and work on it.
 
         Args:
-            columns: of the record, but for those that are the same of all new tasks.
+            record: of the task, which nobody owns yet.
             limit: as in `Journal.add`.
             dry_run: find out whether it would be admitted, only.
 
@@ -103,14 +105,7 @@ class TaskRunner:
             ResourcesExhaustedError: no thread can be begun; then there is no task.
             others: as in `Journal.add`.
         """
-        record = TaskRecord(
-            task_id=checks.new_id(columns["kind"]),
-            started=int(self._clock() * 1000),
-            owner=self._ownership.owner,
-            epoch=1,
-            lease_until=self.until(),
-            **columns,
-        )
+        record = attrs.evolve(record, owner=self._ownership.owner, epoch=1, lease_until=self.until())
         with self._taking:
             if not dry_run:
                 self._begin_threads()
@@ -119,7 +114,6 @@ class TaskRunner:
                 tell(record, "queued", record.task().purpose)
                 self.mine.append(record.task_id)
                 self._submit([record])
-        return record
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Work on those of the journal's tasks that nobody works on; gives them."""

@@ -9,6 +9,7 @@ from amistore.errors import AmistoreError, NotFoundError
 from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.journal import Journal
 from amistore.tasks.record import TaskRecord
+from amistore.tasks.store import StoreRecord
 
 __all__ = ["SweepReport", "sweep_uploads", "unfinished_cleanup"]
 
@@ -35,7 +36,7 @@ def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport
     """
     removed: list[str] = []
     left: list[str] = []
-    places = {_place(record): None for record in journal.ended(place) if record.kind == "store"}
+    places = {_place(record): None for record in journal.ended(place) if isinstance(record, StoreRecord)}
     for bucket, key in places:
         try:
             with foreign_errors("list_multipart_uploads", bucket=bucket, key=key):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import collections
 import random
 import threading
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import attrs
@@ -34,6 +34,7 @@ from amistore.backends import (
     ImageRegistry,
     MultipartUpload,
     ObjectInfo,
+    ObjectLocation,
     ObjectStore,
     SnapshotBlock,
     UploadedPart,
@@ -51,6 +52,7 @@ _CONTENT = ("get_snapshot_block", "get_object_range")
 _VERBS = frozenset(
     {name for kind in (BlockStore, ObjectStore, ImageRegistry) for name in kind.__abstractmethods__}
     | {"describe_snapshot", "head_bucket", "bucket_warnings", "get_object_tagging", "list_multipart_uploads"}
+    | {"list_objects"}
     | {
         "encrypts_snapshots",
         "reserve_image_id",
@@ -287,6 +289,17 @@ class _FaultyObjectStore(ObjectStore):
     @property
     def where(self) -> str:  # type: ignore[override]
         return self.inner.where
+
+    @property
+    def scheme(self) -> str:  # type: ignore[override]
+        return self.inner.scheme
+
+    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
+        def function() -> list[str]:
+            return [each.key for each in self.inner.list_objects(bucket, prefix)]
+
+        keys = self.call("list_objects", (bucket, prefix), (), function)
+        return (self.at(bucket, key) for key in keys)
 
     def head_bucket(self, bucket: str) -> None:
         self.call("head_bucket", (bucket,), (), lambda: self.inner.head_bucket(bucket))

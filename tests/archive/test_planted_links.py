@@ -10,7 +10,8 @@ import images
 import pytest
 
 import amistore
-from amistore import BLOCK_SIZE, BlockRange
+from amistore import BLOCK_SIZE
+from amistore.model import BlockRange
 
 CONTAINER = images.packed([(1, {0: images.block(1)})])
 SNAPSHOT = "snap-00000000000000000"

@@ -85,7 +85,7 @@ def damage(container: bytes, places: list[int], chance: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def check(damaged: bytes, lost: set[tuple[str, int]], tmp_path: Path) -> amistore.RecoveryReport:
+def check(damaged: bytes, lost: set[tuple[str, int]], tmp_path: Path) -> amistore.archive.RecoveryReport:
     """Recover; prove that all but `lost` came back, and that those are told."""
     target = tmp_path / "recovered.bin"
     target.unlink(missing_ok=True)
@@ -448,7 +448,7 @@ def test_the_sparse_map_of_another_file_is_not_believed(runs: list[tuple[int, in
     blocks = {i: images.block(i + 1) for i in range(6)}
     source = images.Volumes([(1, blocks)])
     image = images.image(source.volumes)
-    container = b"".join(amistore.pack(image, source, layout=FORM))
+    container = b"".join(amistore.pack(image, source, options=amistore.PackOptions(layout=FORM)))
     start = container.index(b"AMISVOLD") - 8
     size = open_envelope(container[start : start + 20]).size
     volume = VolumeDescriptor.parse(container[start + 20 : start + size - 4])
@@ -471,7 +471,9 @@ def test_a_subset_of_the_snapshots_keeps_its_name_without_the_tail(damage_at: st
     source = images.Volumes([(1, {0: images.block(1)}), (1, {7: images.block(2), 9: images.block(3)})])
     image = images.image(source.volumes)
     second = sorted(source.volumes)[1]
-    container = b"".join(amistore.pack(image, source, snapshots=[second], layout=FORM))
+    container = b"".join(
+        amistore.pack(image, source, snapshots=[second], options=amistore.PackOptions(layout=FORM))
+    )
     damaged = bytearray(container[: Foot.parse(container[-layout.FOOT_SIZE :]).data_end])
     for kind in damage_at.split(" and "):
         damaged[damaged.index(b"AMIS" + kind.encode()) + 40] ^= 1
@@ -539,7 +541,7 @@ def test_what_is_damaged_on_its_way_only_is_not_lost(tmp_path: Path) -> None:
         fault = faulty.add_fault("get_object_range", "flipped", calls=[number])
         target = tmp_path / f"{number}.bin"
         store = amistore.RetryingBackend(faulty, amistore.RetryPolicy(base_delay=0.001)).s3
-        report = amistore.recover(store, target, bucket="bucket", key="key", workers=1)
+        report = amistore.recover(store.at("bucket", "key"), target, workers=1)
         assert report.complete
         assert report.content_id == content_id
         assert not report.findings

@@ -288,13 +288,13 @@ def test_an_object_of_a_store_is_opened_and_pinned(store: str, tmp_path: Path) -
     cloud: Any = amistore.MemoryBackend() if store == "memory" else amistore.DirectoryBackend(tmp_path)
     cloud.s3.create_bucket("archive")
     cloud.s3.put_object("archive", "ami.bin", [CONTAINER])
-    with amistore.open(cloud.s3, bucket="archive", key="ami.bin") as archive:
+    with amistore.open(cloud.s3.at("archive", "ami.bin")) as archive:
         read(archive)
         cloud.s3.put_object("archive", "ami.bin", [OTHER])
         with pytest.raises(amistore.SourceChangedError):
             archive.verify()
     with pytest.raises(amistore.NotFoundError, match="no such object"):
-        amistore.open(cloud.s3, bucket="archive", key="none.bin")
+        amistore.open(cloud.s3.at("archive", "none.bin"))
 
 
 def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:

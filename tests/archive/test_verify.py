@@ -222,5 +222,5 @@ def test_progress_tells_how_far_it_is() -> None:
     seen: list[amistore.Progress] = []
     report(CONTAINER, progress=seen.append)
     assert [each.blocks for each in seen] == [2, 4, 6, 8, 9, 10]
-    assert {(each.phase, each.total_blocks) for each in seen} == {(amistore.Phase.VERIFY, 10)}
+    assert {(each.phase, each.total_blocks) for each in seen} == {(amistore.pipeline.Phase.VERIFY, 10)}
     assert [each.stored_bytes for each in seen] == sorted(each.stored_bytes for each in seen)

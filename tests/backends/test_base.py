@@ -9,10 +9,10 @@ import pytest
 import amistore
 
 
-class Pages(amistore.BlockSource):
+class Pages(amistore.backends.BlockSource):
     """Gives the pages it was made of; their tokens are 1, 2, 3 …"""
 
-    def __init__(self, *pages: amistore.BlockPage) -> None:
+    def __init__(self, *pages: amistore.backends.BlockPage) -> None:
         self._pages = pages
 
     def list_snapshot_blocks(self, snapshot_id, *, next_token=None):
@@ -22,9 +22,9 @@ class Pages(amistore.BlockSource):
         raise NotImplementedError
 
 
-def page(*indexes: int, size: int = 1, token: str | None = None) -> amistore.BlockPage:
-    return amistore.BlockPage(
-        volume_size=size, blocks=[amistore.Block(index) for index in indexes], next_token=token
+def page(*indexes: int, size: int = 1, token: str | None = None) -> amistore.backends.BlockPage:
+    return amistore.backends.BlockPage(
+        volume_size=size, blocks=[amistore.backends.Block(index) for index in indexes], next_token=token
     )
 
 

@@ -21,7 +21,7 @@ from amistore.testing import (
 )
 
 
-def case(store: amistore.BlockStore) -> SnapshotCase:
+def case(store: amistore.backends.BlockStore) -> SnapshotCase:
     blocks = {0: block(1), 1: block(0), 2: block(2), 7: block(3), 2047: block(4), 4095: block(5)}
     snapshot_id = store_snapshot(store, 2, blocks)
     return SnapshotCase(source=store, snapshot_id=snapshot_id, volume_size=2, blocks=blocks)

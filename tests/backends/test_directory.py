@@ -136,7 +136,7 @@ class TestImportDisk:
             path = "disk\ud800.raw"
         elif kind == "too large":
             try:
-                disk_of(Path(path), 64 * amistore.TIB + 1, {})
+                disk_of(Path(path), 64 * amistore.units.TIB + 1, {})
             except OSError:
                 pytest.skip("the filesystem holds no such file")
         expected = amistore.NotFoundError if kind == "missing" else amistore.InvalidRequestError
@@ -596,12 +596,12 @@ def test_a_volume_that_the_filesystem_cannot_hold_is_a_typed_error(cloud):
         ]
 
 
-def put(ebs: amistore.BlockSink, snapshot_id: str, indexes: list[int]) -> None:
+def put(ebs: amistore.backends.BlockSink, snapshot_id: str, indexes: list[int]) -> None:
     for index in indexes:
         ebs.put_snapshot_block(snapshot_id, index, block(index), sha256(block(index)))
 
 
-def register(ec2: amistore.ImageRegistry, image: amistore.Image) -> bool:
+def register(ec2: amistore.backends.ImageRegistry, image: amistore.Image) -> bool:
     try:
         ec2.register_image(image)
     except amistore.AlreadyExistsError:

@@ -17,10 +17,10 @@ from amistore import (
     Image,
     MemoryBackend,
     NotFoundError,
-    SnapshotBlock,
     StorageFullError,
     ThrottledError,
 )
+from amistore.backends import SnapshotBlock
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
 from amistore.testing import (

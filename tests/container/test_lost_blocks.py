@@ -17,7 +17,7 @@ SNAPSHOT = "snap-00000000000000000"
 
 
 def packed(*lost: tuple[int, int]) -> bytes:
-    ranges = tuple(amistore.BlockRange(first_block=first, block_count=count) for first, count in lost)
+    ranges = tuple(amistore.model.BlockRange(first_block=first, block_count=count) for first, count in lost)
     known = amistore.Snapshot(snapshot_id=SNAPSHOT, lost_blocks=ranges)
     return images.packed([(1, BLOCKS)], snapshots=(known,))
 
@@ -58,7 +58,7 @@ def test_those_that_cannot_be_are_refused(lost: list[tuple[int, int]], message: 
 )
 def test_a_range_of_no_blocks_is_refused(members: dict[str, int]) -> None:
     with pytest.raises(amistore.InvalidValueError):
-        amistore.BlockRange(**members)
+        amistore.model.BlockRange(**members)
 
 
 @pytest.mark.parametrize("lost", [[], [(0, 1)]])

@@ -33,7 +33,7 @@ def restored(container: bytes) -> None:
     given = amistore.MemoryBackend()
     given.s3.create_bucket("archive")
     given.s3.put_object("archive", "ami.bin", [container])
-    amistore.unpack_object(given.s3, "archive", "ami.bin", given.ebs, workers=1)
+    amistore.unpack(given.s3.at("archive", "ami.bin"), given.ebs, workers=1)
 
 
 READERS = [images.read_streaming, images.read_seekable, images.read_quickly, restored]

@@ -57,14 +57,19 @@ def multi() -> bytes:
     )
     ephemeral = amistore.BlockDeviceMapping(device_name="/dev/sdz", virtual_name="ephemeral0")
     image = attrs.evolve(image, block_device_mappings=(*image.block_device_mappings, ephemeral))
-    return b"".join(amistore.pack(image, source, layout=images.SMALL))
+    return b"".join(amistore.pack(image, source, options=amistore.PackOptions(layout=images.SMALL)))
 
 
 def partial() -> bytes:
     """The second of two volumes that are equal."""
     source = images.Volumes([(1, {0: images.block(1), 9: images.block(2)})] * 2)
     _, second = source.volumes
-    packed = amistore.pack(images.image(source.volumes), source, snapshots=second, layout=images.SMALL)
+    packed = amistore.pack(
+        images.image(source.volumes),
+        source,
+        snapshots=second,
+        options=amistore.PackOptions(layout=images.SMALL),
+    )
     return b"".join(packed)
 
 

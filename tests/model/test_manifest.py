@@ -36,7 +36,7 @@ def full() -> amistore.Image:
     return value(
         amistore.Image,
         image_id=AMI,
-        product_codes=(value(amistore.ProductCode, product_code_id="code"),),
+        product_codes=(value(amistore.model.ProductCode, product_code_id="code"),),
         block_device_mappings=(value(amistore.BlockDeviceMapping, device_name="/dev/sda", ebs=ebs),),
         snapshots=(value(amistore.Snapshot, snapshot_id=SNAP, tags=(tag,)),),
         tags=(tag,),

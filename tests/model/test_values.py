@@ -61,7 +61,7 @@ REFUSED = [
     (amistore.BlockDeviceMapping, {"device_name": ""}, "BlockDeviceMapping.device_name"),
     (amistore.BlockDeviceMapping, {"device_name": "a", "ebs": {}}, "BlockDeviceMapping.ebs"),
     (amistore.Tag, {"key": ""}, "Tag.key"),
-    (amistore.ProductCode, {"product_code_id": 5}, "ProductCode.product_code_id"),
+    (amistore.model.ProductCode, {"product_code_id": 5}, "ProductCode.product_code_id"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Runs of `pack_object` and `unpack_object` in processes that die: `python -m objects.killable`."""
+"""Runs of `store` and `unpack` in processes that die: `python -m objects.killable`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def run(what: str, root: str, *_: str) -> None:
     cloud = amistore.DirectoryBackend(root)
     with amistore.FileResumeLog(Path(root) / "run.log") as log:
         if what == "pack":
-            runs.pack_object(runs.source(), cloud.s3, log=log)
+            runs.store(runs.source(), cloud.s3, log=log)
         else:
             fill_holes = what == "fill"
-            place = (cloud.s3, runs.BUCKET, runs.KEY, cloud.ebs)
-            amistore.unpack_object(*place, log=log, workers=2, fill_holes=fill_holes)
+            place = cloud.s3.at(runs.BUCKET, runs.KEY), cloud.ebs
+            amistore.unpack(*place, log=log, workers=2, fill_holes=fill_holes)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ IMAGE = images.image(source().volumes)
 @functools.cache
 def expected(level: int = 3) -> bytes:
     """What `pack` makes of it."""
-    return b"".join(amistore.pack(IMAGE, source(), level=level, layout=LAYOUT))
+    return b"".join(amistore.pack(IMAGE, source(), level=level, options=amistore.PackOptions(layout=LAYOUT)))
 
 
 def cloud() -> amistore.MemoryBackend:
@@ -47,22 +47,24 @@ def cloud() -> amistore.MemoryBackend:
     return made
 
 
-def pack_object(
-    given: amistore.BlockSource, store: amistore.ObjectStore, **options: Any
+def store(
+    given: amistore.backends.BlockSource, place: amistore.backends.ObjectStore, **options: Any
 ) -> amistore.StoredArchive:
-    return amistore.pack_object(
-        IMAGE, given, store, BUCKET, KEY, **{"layout": LAYOUT, "workers": 2, **options}
+    packing = amistore.PackOptions(layout=LAYOUT)
+    return amistore.store(
+        IMAGE, given, place.at(BUCKET, KEY), **{"options": packing, "workers": 2, **options}
     )
 
 
-def is_there(told: amistore.StoredArchive, store: amistore.ObjectStore) -> bool:
+def is_there(told: amistore.StoredArchive) -> bool:
     """Whether what is told of an object is so."""
-    found = store.head_object(told.bucket, told.key)
-    with amistore.open(store, bucket=told.bucket, key=told.key) as archive:
+    assert isinstance(told.location, amistore.ObjectLocation)
+    found = told.location.head()
+    with amistore.open(told.location) as archive:
         return (told.size, told.etag, told.content_id) == (found.size, found.etag, archive.content_id)
 
 
-def stored(store: amistore.ObjectStore, key: str = KEY) -> bytes | None:
+def stored(store: amistore.backends.ObjectStore, key: str = KEY) -> bytes | None:
     """The object's bytes; None where there is none."""
     try:
         return store.open_object(BUCKET, key).read()
@@ -70,7 +72,7 @@ def stored(store: amistore.ObjectStore, key: str = KEY) -> bytes | None:
         return None
 
 
-def disks(ebs: amistore.BlockSource, image: amistore.Image) -> list[tuple[int, dict[int, bytes]]]:
+def disks(ebs: amistore.backends.BlockSource, image: amistore.Image) -> list[tuple[int, dict[int, bytes]]]:
     """Size and blocks of each volume of an image, in the mappings' order."""
     ids = [m.ebs.snapshot_id for m in image.block_device_mappings if m.ebs and m.ebs.snapshot_id]
     return [images.contents(ebs, snapshot_id) for snapshot_id in ids]

@@ -52,7 +52,7 @@ class Swap:
         calls: so many came after the completion; None before it.
     """
 
-    store: amistore.ObjectStore
+    store: amistore.backends.ObjectStore
     evil: bytes
     at: int
     copied: bool
@@ -64,7 +64,7 @@ class Swap:
     _busy: bool = False
 
     def __attrs_post_init__(self) -> None:
-        for verb in dir(amistore.ObjectStore):
+        for verb in dir(amistore.backends.ObjectStore):
             if not verb.startswith("_") and callable(getattr(self.store, verb)):
                 put_in_place(self.store, verb, self._watched(verb, getattr(self.store, verb)))
 

@@ -78,10 +78,10 @@ def image(cloud):
 
 
 def test_a_restore_reads_again_what_was_damaged_on_its_way(cloud, image):
-    amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
+    amistore.store(image, cloud.ebs, cloud.s3.at("bucket", "key"), options=amistore.PackOptions(layout=SMALL))
     other = MemoryBackend()
     damaging = Damaging(cloud.s3, every=13)
-    restored = amistore.unpack_object(retrying(damaging), "bucket", "key", other.ebs, workers=2)
+    restored = amistore.unpack(retrying(damaging).at("bucket", "key"), other.ebs, workers=2)
     assert damaging.reads > damaging.every
     assert len(other.ebs._snapshots) == 2
     devices = [[each.device_name for each in given.block_device_mappings] for given in (image, restored)]
@@ -90,10 +90,10 @@ def test_a_restore_reads_again_what_was_damaged_on_its_way(cloud, image):
 
 
 def test_an_archive_is_read_again_where_it_was_damaged_on_its_way(cloud, image):
-    amistore.pack_object(image, cloud.ebs, cloud.s3, "bucket", "key", layout=SMALL)
+    amistore.store(image, cloud.ebs, cloud.s3.at("bucket", "key"), options=amistore.PackOptions(layout=SMALL))
     for every in (2, 3, 7):
         damaging = Damaging(cloud.s3, every)
-        with amistore.open(retrying(damaging), bucket="bucket", key="key") as archive:
+        with amistore.open(retrying(damaging).at("bucket", "key")) as archive:
             assert archive.verify(workers=1).ok
             for volume in archive.volumes:
                 disk = volume.open()
@@ -104,14 +104,16 @@ def test_an_archive_is_read_again_where_it_was_damaged_on_its_way(cloud, image):
 
 
 def test_what_is_damaged_is_asked_for_as_often_as_a_call_has_attempts(cloud, image, caplog):
-    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    container = bytearray(
+        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+    )
     with amistore.open(io.BytesIO(container)) as archive:
         intact = archive.verify()
     place = len(container) // 2
     container[place] ^= 1
     cloud.s3.put_object("bucket", "key", container)
     faulty = FaultyBackend(cloud)
-    with amistore.open(retrying(faulty.s3), bucket="bucket", key="key") as archive:
+    with amistore.open(retrying(faulty.s3).at("bucket", "key")) as archive:
         damaged = archive.verify()
     assert intact.ok
     assert len(damaged.findings) == 1
@@ -124,20 +126,24 @@ def test_what_is_damaged_is_asked_for_as_often_as_a_call_has_attempts(cloud, ima
 
 
 def test_a_damaged_place_is_logged_once_told_with_the_remedy_and_leaves_no_snapshot(cloud, image, caplog):
-    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    container = bytearray(
+        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+    )
     container[len(container) // 2] ^= 1
     cloud.s3.put_object("bucket", "key", container)
     other = MemoryBackend()
     calls = runs.Calls(other.ebs)
     with pytest.raises(amistore.CorruptArchiveError, match=r"take another copy, or amistore\.recover"):
-        amistore.unpack_object(retrying(cloud.s3), "bucket", "key", other.ebs, workers=2)
+        amistore.unpack(retrying(cloud.s3).at("bucket", "key"), other.ebs, workers=2)
     assert len([line for line in caplog.messages if "reading them again" in line]) == 1
     assert calls.made["put_snapshot_block"] > 0
     assert other.ebs._snapshots == {}
 
 
 def test_damage_where_it_lies_leaves_the_other_calls_their_attempts(cloud, image):
-    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    container = bytearray(
+        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+    )
     with amistore.open(io.BytesIO(container)) as archive:
         offsets = list(archive._container.index.offsets)
     for offset in offsets[:-1]:
@@ -147,7 +153,7 @@ def test_damage_where_it_lies_leaves_the_other_calls_their_attempts(cloud, image
     memory = MemoryBackend()
     policy = RetryPolicy(base_delay=0.001, budget=20)
     store = RetryingBackend(Backend(ebs=memory.ebs, s3=faulty.s3, ec2=memory.ec2), policy).s3
-    with amistore.open(store, bucket="bucket", key="key") as archive:
+    with amistore.open(store.at("bucket", "key")) as archive:
         # Of the front 3 reads, of the volumes 2, of each damaged segment 5; the next one is of the whole one.
         fault = faulty.add_fault("get_object_range", "error", calls=[5 * len(offsets) + 1])
         assert len(archive.verify(workers=1).findings) >= len(offsets) - 1
@@ -169,16 +175,18 @@ def test_a_store_that_gives_no_bytes_is_refused(kind):
     cloud.s3.create_bucket("bucket")
     cloud.s3.put_object("bucket", "key", b"x" * 5000)
     with pytest.raises(amistore.InvalidRequestError, match=r"get_object_range must give bytes"):
-        amistore.open(cloud.s3, bucket="bucket", key="key")
+        amistore.open(cloud.s3.at("bucket", "key"))
 
 
 def test_a_copy_of_what_is_damaged_tells_the_frame_and_the_remedy(cloud, image):
-    container = bytearray(b"".join(amistore.pack(image, cloud.ebs, layout=SMALL)))
+    container = bytearray(
+        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+    )
     place = len(container) // 2
     container[place] ^= 1
     cloud.s3.put_object("bucket", "key", container)
     with pytest.raises(amistore.CorruptArchiveError, match=r"amistore\.recover saves what is left") as caught:
-        amistore.copy_object(cloud.s3, cloud.s3, ("bucket", "key"), ("bucket", "copy"))
+        amistore.copy(cloud.s3.at("bucket", "key"), cloud.s3.at("bucket", "copy"))
     assert caught.value.record == "frame"
     assert 0 <= place - caught.value.offset < 2 * amistore.BLOCK_SIZE + 100  # two blocks of noise a frame
 
@@ -188,8 +196,8 @@ def test_a_kept_archive_that_is_there_is_told_with_what_goes_on_from_it(cloud, i
     other = MemoryBackend()
     other.s3.create_bucket("kept")
     other.s3.put_object("kept", "key", b"there")
-    with pytest.raises(amistore.AlreadyExistsError, match=r"amistore\.restore_image goes on from it"):
-        amistore.transfer(image_id, source=cloud, destination=other, keep=("kept", "key"))
+    with pytest.raises(amistore.AlreadyExistsError, match=r"amistore\.restore goes on from it"):
+        amistore.transfer(image_id, source=cloud, destination=other, keep=other.s3.at("kept", "key"))
 
 
 class Stop(Exception):
@@ -197,7 +205,7 @@ class Stop(Exception):
 
 
 def stop(event):
-    if event.phase is amistore.Phase.PACK and event.blocks > 40:
+    if event.phase is amistore.pipeline.Phase.PACK and event.blocks > 40:
         raise Stop
 
 
@@ -207,15 +215,20 @@ def test_a_good_object_is_not_deleted_for_a_proof_that_was_damaged_on_its_way(cl
 
     def pack(progress=None):
         with amistore.FileResumeLog(tmp_path / "log") as log:
-            place = retrying(damaging), "bucket", "key"
-            return amistore.pack_object(
-                image, cloud.ebs, *place, layout=SMALL, workers=1, log=log, progress=progress
+            return amistore.store(
+                image,
+                cloud.ebs,
+                retrying(damaging).at("bucket", "key"),
+                workers=1,
+                log=log,
+                progress=progress,
+                options=amistore.PackOptions(layout=SMALL),
             )
 
     with pytest.raises(Stop):
         pack(stop)
     told = pack()
     assert damaging.reads > 2 * damaging.every
-    assert runs.is_there(told, cloud.s3)
-    with amistore.open(cloud.s3, bucket="bucket", key="key") as archive:
+    assert runs.is_there(told)
+    with amistore.open(cloud.s3.at("bucket", "key")) as archive:
         assert archive.verify().ok

@@ -85,12 +85,11 @@ def given(container: bytes) -> amistore.MemoryBackend:
 
 
 def opened(cloud: amistore.MemoryBackend) -> amistore.Archive:
-    return amistore.open(cloud.s3, bucket=BUCKET, key=KEY)
+    return amistore.open(cloud.s3.at(BUCKET, KEY))
 
 
 def compare(cloud: amistore.MemoryBackend, folder: Path, wanted: str) -> object:
-    container = cloud.s3.open_object(BUCKET, KEY)
-    return amistore.compare(container, images.Volumes([(1, BLOCKS)]), expected_content_id=wanted)  # type: ignore[arg-type]
+    return opened(cloud).compare(images.Volumes([(1, BLOCKS)]), expected_content_id=wanted)
 
 
 def task(cloud: amistore.MemoryBackend, folder: Path, wanted: str) -> object:
@@ -100,8 +99,8 @@ def task(cloud: amistore.MemoryBackend, folder: Path, wanted: str) -> object:
 
 
 def copy(cloud: amistore.MemoryBackend, folder: Path, wanted: str) -> object:
-    return amistore.copy_object(
-        cloud.s3, cloud.s3, (BUCKET, KEY), (BUCKET, "copy.bin"), expected_content_id=wanted
+    return amistore.copy(
+        cloud.s3.at(BUCKET, KEY), cloud.s3.at(BUCKET, "copy.bin"), expected_content_id=wanted
     )
 
 
@@ -122,20 +121,18 @@ PROVING: dict[str, Use] = {
     "unpack": lambda cloud, _, wanted: amistore.unpack(
         cloud.s3.open_object(BUCKET, KEY), cloud.ebs, expected_content_id=wanted
     ),
-    "unpack_object": lambda cloud, _, wanted: amistore.unpack_object(
-        cloud.s3, BUCKET, KEY, cloud.ebs, expected_content_id=wanted
+    "unpack a location": lambda cloud, _, wanted: amistore.unpack(
+        cloud.s3.at(BUCKET, KEY), cloud.ebs, expected_content_id=wanted
     ),
-    "restore_image": lambda cloud, _, wanted: amistore.restore_image(
-        cloud.s3, BUCKET, KEY, cloud, expected_content_id=wanted
+    "restore": lambda cloud, _, wanted: (
+        amistore.restore(cloud.s3.at(BUCKET, KEY), cloud, expected_content_id=wanted).image_id
     ),
-    "copy_object": copy,
+    "copy": copy,
     "create_restore_image_task": task,
     "compare": compare,
 }
 CLAIMED: dict[str, Use] = {
-    "open": lambda cloud, _, wanted: amistore.open(
-        cloud.s3, bucket=BUCKET, key=KEY, expected_content_id=wanted
-    ),
+    "open": lambda cloud, _, wanted: amistore.open(cloud.s3.at(BUCKET, KEY), expected_content_id=wanted),
     "plan_restore": lambda cloud, _, wanted: amistore.TaskEngine(cloud).plan_restore(
         bucket=BUCKET, object_key=KEY, expected_content_id=wanted
     ),
@@ -204,7 +201,7 @@ def test_what_is_no_content_id_is_refused_before_anything_is_read(
     calls = Calls(cloud.s3)
     with pytest.raises(amistore.InvalidRequestError, match="64 hexadecimal digits"):
         use(cloud, tmp_path, wrong)
-    assert set(calls.made) <= {"open_object"}
+    assert set(calls.made) <= {"open_object", "at"}
     assert left(cloud, tmp_path) == []
 
 
@@ -237,13 +234,13 @@ def test_a_transfer_of_an_image_that_is_another_by_now_is_refused() -> None:
     cloud.s3.create_bucket(BUCKET)
     image_id = cloud.ec2.register_image(images.image([images.snapshot(cloud.ebs, 1, BLOCKS)]))
     right = amistore.transfer(image_id, source=cloud, destination=cloud, name="first").content_id
-    for number, keep in enumerate([None, (BUCKET, KEY)]):
+    for number, keep in enumerate([False, True]):
         amistore.transfer(
             image_id,
             source=cloud,
             destination=cloud,
             name=f"right {number}",
-            keep=keep and (BUCKET, f"right {number}"),
+            keep=cloud.s3.at(BUCKET, f"right {number}") if keep else None,
             expected_content_id=right,
         )
         there = images.leftovers(cloud)
@@ -253,7 +250,7 @@ def test_a_transfer_of_an_image_that_is_another_by_now_is_refused() -> None:
                 source=cloud,
                 destination=cloud,
                 name="wrong",
-                keep=keep,
+                keep=cloud.s3.at(BUCKET, KEY) if keep else None,
                 expected_content_id="0" * 64,
             )
         assert images.leftovers(cloud) == there
@@ -262,7 +259,7 @@ def test_a_transfer_of_an_image_that_is_another_by_now_is_refused() -> None:
 def test_pack_knows_the_content_id_at_its_end_and_not_before() -> None:
     source = images.Volumes([(1, BLOCKS)])
     image = images.image(source.volumes)
-    with amistore.pack(image, source, layout=FORM) as pieces:
+    with amistore.pack(image, source, options=amistore.PackOptions(layout=FORM)) as pieces:
         for _ in range(3):
             next(pieces)
             with pytest.raises(amistore.InvalidRequestError, match="take all bytes"):
@@ -270,7 +267,7 @@ def test_pack_knows_the_content_id_at_its_end_and_not_before() -> None:
     with pytest.raises(amistore.InvalidRequestError, match="take all bytes"):
         _ = pieces.content_id
     assert list(pieces) == []
-    pieces = amistore.pack(image, source, layout=FORM)
+    pieces = amistore.pack(image, source, options=amistore.PackOptions(layout=FORM))
     whole = b"".join(pieces)
     assert whole == honest()
     assert pieces.content_id == amistore.open(io.BytesIO(whole)).content_id

@@ -26,7 +26,7 @@ SCRIPT = textwrap.dedent(
     import amistore
     from amistore.backends.directory.s3 import DirectoryS3
 
-    class Counting(amistore.BlockSink):
+    class Counting(amistore.backends.BlockSink):
         blocks, lock = 0, threading.Lock()
         def start_snapshot(self, volume_size, **options):
             return "snap-0123456789abcdef0"
@@ -39,8 +39,8 @@ SCRIPT = textwrap.dedent(
             pass
 
     root, fill = sys.argv[1:]
-    place = (DirectoryS3(pathlib.Path(root)), "archive", "web.bin", Counting())
-    amistore.unpack_object(*place, fill_holes=fill == "fill", workers=2)
+    place = DirectoryS3(pathlib.Path(root)).at("archive", "web.bin"), Counting()
+    amistore.unpack(*place, fill_holes=fill == "fill", workers=2)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
 )

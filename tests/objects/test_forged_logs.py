@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from objects import runs
 from objects.runs import BUCKET, KEY, Calls, Log
-from objects.test_unpack_object import DISKS, cloud, unpack
+from objects.test_unpack import DISKS, cloud, unpack
 
 import amistore
 from amistore.container import SegmentDescriptor
@@ -33,7 +33,7 @@ def packing(given: amistore.MemoryBackend, log: Log) -> None:
     calls = Calls(given.s3)
     calls.fail("upload_part", runs.PARTS, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
-        runs.pack_object(runs.source(), given.s3, log=log, workers=1)
+        runs.store(runs.source(), given.s3, log=log, workers=1)
     calls.fail("", 0, RuntimeError())
 
 
@@ -53,14 +53,21 @@ def foreign_part() -> bytes:
     Calls(given.s3).fail("upload_part", 2, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         image = images.image(OTHER.volumes)
-        amistore.pack_object(image, OTHER, given.s3, BUCKET, KEY, log=log, workers=1, layout=runs.LAYOUT)
+        amistore.store(
+            image,
+            OTHER,
+            given.s3.at(BUCKET, KEY),
+            log=log,
+            workers=1,
+            options=amistore.PackOptions(layout=runs.LAYOUT),
+        )
     return log.entries()[2]
 
 
 def packed_with(given: amistore.MemoryBackend, entries: list[bytes]) -> None:
     """Go on with a log; the object is right, or an error is typed and no object there."""
     try:
-        runs.pack_object(runs.source(), given.s3, log=Log(entries))
+        runs.store(runs.source(), given.s3, log=Log(entries))
     except amistore.AmistoreError:
         assert runs.stored(given.s3) is None
     else:
@@ -126,10 +133,10 @@ def test_a_forged_digest_is_found_and_the_object_deleted(forgery: str) -> None:
     packing(given, log)
     forged = Log(FORGERIES[forgery](log.entries()))
     with pytest.raises(amistore.CorruptArchiveError, match="was deleted"):
-        runs.pack_object(runs.source(), given.s3, log=forged)
+        runs.store(runs.source(), given.s3, log=forged)
     assert runs.stored(given.s3) is None
     assert forged.entries() == []
-    runs.pack_object(runs.source(), given.s3, log=forged)
+    runs.store(runs.source(), given.s3, log=forged)
     assert runs.stored(given.s3) == runs.expected()
 
 
@@ -147,7 +154,7 @@ def test_an_object_that_takes_the_place_of_a_wrong_one_is_not_deleted_for_it(
     monkeypatch.setattr(given.s3, "delete_object", replaced_first)
     forged = Log(FORGERIES["a digest altered"](log.entries()))
     with pytest.raises(amistore.SourceChangedError, match="replaced"):
-        runs.pack_object(runs.source(), given.s3, log=forged)
+        runs.store(runs.source(), given.s3, log=forged)
     assert runs.stored(given.s3) == b"another's archive"
 
 
@@ -158,7 +165,7 @@ def test_a_wrong_object_that_the_store_does_not_delete_is_told(monkeypatch: pyte
     monkeypatch.setattr(given.s3, "delete_object", lambda *place, **_: delete(*place, if_match="other"))
     forged = Log(FORGERIES["a digest altered"](log.entries()))
     with pytest.raises(amistore.CorruptArchiveError, match="was not deleted, delete it"):
-        runs.pack_object(runs.source(), given.s3, log=forged)
+        runs.store(runs.source(), given.s3, log=forged)
 
 
 def test_an_object_that_an_earlier_run_made_is_refused_and_left_to_be_looked_at() -> None:
@@ -167,10 +174,10 @@ def test_an_object_that_an_earlier_run_made_is_refused_and_left_to_be_looked_at(
     forged = Log(FORGERIES["a digest altered"](log.entries()))
     Calls(given.s3).fail("delete_object", 1, RuntimeError("fault"))
     with pytest.raises(amistore.BackendError, match="fault"):
-        runs.pack_object(runs.source(), given.s3, log=forged)
+        runs.store(runs.source(), given.s3, log=forged)
     made = runs.stored(given.s3)
     with pytest.raises(amistore.CorruptArchiveError, match="verify it before you delete it"):
-        runs.pack_object(runs.source(), given.s3, log=forged)
+        runs.store(runs.source(), given.s3, log=forged)
     assert runs.stored(given.s3) == made
     assert forged.entries()
 
@@ -191,7 +198,7 @@ def test_a_log_that_does_not_fit_the_plan_or_its_parts_is_refused_before_anythin
     with pytest.raises(
         amistore.InvalidRequestError, match="damaged" if forgery in FORGERIES else "another size"
     ):
-        runs.pack_object(runs.source(), given.s3, log=forged)
+        runs.store(runs.source(), given.s3, log=forged)
     assert calls.parts() == []
     assert calls.made["complete_multipart_upload"] == 0
 
@@ -207,7 +214,7 @@ def test_a_part_that_was_altered_with_its_etag_in_the_log_makes_no_object(part: 
     sent = given.s3.upload_part(BUCKET, KEY, upload_id, part, content)
     entries[1 + part] = altered(entries[1 + part], etag=sent.etag)
     with pytest.raises(amistore.CorruptArchiveError, match="was deleted"):
-        runs.pack_object(runs.source(), given.s3, log=Log(entries))
+        runs.store(runs.source(), given.s3, log=Log(entries))
     assert runs.stored(given.s3) is None
 
 
@@ -217,7 +224,7 @@ def test_an_upload_of_another_level_under_a_log_that_says_ours_gives_no_damaged_
     entries = log.entries()
     forged = Log([altered(entries[0], level=9), *entries[1:]])
     try:
-        runs.pack_object(runs.source(), given.s3, log=forged, level=9)
+        runs.store(runs.source(), given.s3, log=forged, level=9)
     except amistore.AmistoreError:
         assert runs.stored(given.s3) is None
     else:
@@ -231,7 +238,14 @@ def test_the_upload_of_another_archive_is_not_taken_for_ours() -> None:
     Calls(given.s3).fail("upload_part", 4, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         image = images.image(OTHER.volumes)
-        amistore.pack_object(image, OTHER, given.s3, BUCKET, KEY, log=theirs, workers=1, layout=runs.LAYOUT)
+        amistore.store(
+            image,
+            OTHER,
+            given.s3.at(BUCKET, KEY),
+            log=theirs,
+            workers=1,
+            options=amistore.PackOptions(layout=runs.LAYOUT),
+        )
     entries, others = log.entries(), theirs.entries()
     packed_with(given, [entries[0], others[1], *entries[2:]])
 
@@ -240,14 +254,14 @@ def test_an_object_of_another_archive_whose_task_the_log_claims_is_left_alone() 
     given, log = runs.cloud(), Log()
     packing(given, log)
     image = images.image(OTHER.volumes)
-    amistore.pack_object(image, OTHER, given.s3, BUCKET, KEY)
+    amistore.store(image, OTHER, given.s3.at(BUCKET, KEY))
     info = given.s3.head_object(BUCKET, KEY)
     entries = log.entries()
     given.s3.abort_multipart_upload(BUCKET, KEY, json.loads(entries[1])["upload"])
     for count in (2, 5):
         forged = Log([altered(entries[0], task=info.metadata[RUN_KEY]), *entries[1:count]])
         with pytest.raises(amistore.InvalidRequestError, match="another object"):
-            runs.pack_object(runs.source(), given.s3, log=forged)
+            runs.store(runs.source(), given.s3, log=forged)
         assert given.s3.head_object(BUCKET, KEY) == info
 
 

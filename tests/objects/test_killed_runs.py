@@ -13,7 +13,7 @@ import pytest
 from deaths import Processes, Words
 from objects import runs
 from objects.runs import BUCKET, KEY
-from objects.test_unpack_object import DISKS
+from objects.test_unpack import DISKS
 
 import amistore
 

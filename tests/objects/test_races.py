@@ -34,8 +34,12 @@ def test_of_fifty_that_store_one_key_exactly_one_wins(kind: str, tmp_path: Path)
     def store(image: amistore.Image) -> amistore.StoredArchive | BaseException:
         ready.wait()
         try:
-            return amistore.pack_object(
-                image, source, cloud.s3, "archive", "key", layout=images.SMALL, workers=1
+            return amistore.store(
+                image,
+                source,
+                cloud.s3.at("archive", "key"),
+                workers=1,
+                options=amistore.PackOptions(layout=images.SMALL),
             )
         except BaseException as error:
             return error
@@ -47,7 +51,7 @@ def test_of_fifty_that_store_one_key_exactly_one_wins(kind: str, tmp_path: Path)
     assert len(won) == 1
     assert {type(each) for each in lost} == {amistore.AlreadyExistsError}
     assert cloud.s3.list_multipart_uploads("archive") == []
-    restored = amistore.unpack_object(cloud.s3, "archive", "key", cloud.ebs)
+    restored = amistore.unpack(cloud.s3.at("archive", "key"), cloud.ebs)
     assert restored.description == str(won[0])
 
 
@@ -57,7 +61,7 @@ def store_in(root: Path, ends: Any) -> None:
     store = DirectoryBackend(root).s3
     for round in range(5):
         try:
-            amistore.pack_object(images.image(given.volumes), given, store, "archive", f"{round}", workers=1)
+            amistore.store(images.image(given.volumes), given, store.at("archive", f"{round}"), workers=1)
             ends.put(round)
         except amistore.AlreadyExistsError:
             ends.put(None)

@@ -1,4 +1,4 @@
-"""A `pack_object` that ended early is gone on with: the same bytes, and little sent twice."""
+"""A `store` that ended early is resumed: the same bytes, and little sent twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _nothing_is_left() -> Iterator[None]:
         yield
 
 
-def uploads(cloud: amistore.Backend) -> list[amistore.MultipartUpload]:
+def uploads(cloud: amistore.Backend) -> list[amistore.backends.MultipartUpload]:
     return cloud.s3.list_multipart_uploads(BUCKET)
 
 
@@ -31,7 +31,7 @@ def begun(cloud: amistore.MemoryBackend, log: Log, part: int = 4, **options: Any
     calls = Calls(cloud.s3)
     calls.fail("upload_part", part, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
-        runs.pack_object(runs.source(), cloud.s3, log=log, workers=1, **options)
+        runs.store(runs.source(), cloud.s3, log=log, workers=1, **options)
     assert len(log.entries()) == 2 + part - 1
 
 
@@ -59,7 +59,7 @@ def test_after_an_error_at_any_call_the_next_run_goes_on(verb: str, step: int, l
         calls.fail(verb, number, RuntimeError("fault"), late=late)
         try:
             with runs.nothing_left():
-                runs.pack_object(given, cloud.s3, log=log, workers=workers)
+                runs.store(given, cloud.s3, log=log, workers=workers)
             done = True
         except (amistore.BackendError, RuntimeError) as error:
             assert "fault" in str(error)
@@ -69,7 +69,7 @@ def test_after_an_error_at_any_call_the_next_run_goes_on(verb: str, step: int, l
         first = [part for part in calls.parts() if not (verb == "upload_part" and part == number)]
         calls.fail("", 0, RuntimeError())
         if not done:
-            runs.pack_object(given, cloud.s3, log=log, workers=workers)
+            runs.store(given, cloud.s3, log=log, workers=workers)
         again = set(first) & set(calls.parts())
         assert len(again) <= workers
         worst = max(worst, len(again))
@@ -91,12 +91,12 @@ def test_runs_that_go_on_may_end_early_too(verb: str) -> None:
         calls = Calls(cloud.s3)
         calls.fail(verb, number, RuntimeError("fault"))
         try:
-            runs.pack_object(runs.source(), cloud.s3, log=log)
+            runs.store(runs.source(), cloud.s3, log=log)
         except (amistore.BackendError, RuntimeError) as error:
             assert "fault" in str(error)
         if not calls.failed:
             break
-        runs.pack_object(runs.source(), cloud.s3, log=log)
+        runs.store(runs.source(), cloud.s3, log=log)
         assert not {1, 2} & set(calls.parts())
         assert runs.stored(cloud.s3) == runs.expected()
         assert uploads(cloud) == log.entries() == []
@@ -109,10 +109,10 @@ def test_blocks_of_parts_that_were_sent_are_not_read_again(caplog: pytest.LogCap
     cloud, log, given = runs.cloud(), Log(), runs.source()
     begun(cloud, log)
     calls = Calls(given)
-    runs.pack_object(given, cloud.s3, log=log)
+    runs.store(given, cloud.s3, log=log)
     read = [arguments[1] for verb, arguments in calls.seen if verb == "get_snapshot_block"]
     assert read == [4012]  # all that the last part has
-    assert [each for each in caplog.messages if each.endswith("parts there, going on")]
+    assert [each for each in caplog.messages if each.startswith("resuming ") and each.endswith("uploaded")]
     assert runs.stored(cloud.s3) == runs.expected()
 
 
@@ -129,15 +129,15 @@ def test_an_interrupt_in_progress_ends_a_run_which_can_be_gone_on_with(workers: 
 
         given = log if number % 2 else None
         if number > 20:  # there are 3 pages and 17 segments
-            runs.pack_object(runs.source(), cloud.s3, log=given, workers=workers, progress=progress)
+            runs.store(runs.source(), cloud.s3, log=given, workers=workers, progress=progress)
             continue
         with runs.nothing_left(), pytest.raises(KeyboardInterrupt):
-            runs.pack_object(runs.source(), cloud.s3, log=given, workers=workers, progress=progress)
+            runs.store(runs.source(), cloud.s3, log=given, workers=workers, progress=progress)
         assert runs.stored(cloud.s3) is None
         if given is None:
             assert uploads(cloud) == []
             continue
-        runs.pack_object(runs.source(), cloud.s3, log=log, workers=workers)
+        runs.store(runs.source(), cloud.s3, log=log, workers=workers)
         assert runs.stored(cloud.s3) == runs.expected()
         assert uploads(cloud) == log.entries() == []
 
@@ -149,18 +149,26 @@ def test_a_log_of_one_snapshot_does_not_go_on_with_another_that_is_alike() -> No
     image = images.image(given.volumes)
     calls = Calls(cloud.s3)
     calls.fail("upload_part", 2, OSError("gone"))
-    pack = functools.partial(amistore.pack_object, image, given, cloud.s3, BUCKET, KEY, log=log, workers=1)
+    pack = functools.partial(
+        amistore.store,
+        image,
+        given,
+        cloud.s3.at(BUCKET, KEY),
+        log=log,
+        workers=1,
+        options=amistore.PackOptions(layout=runs.LAYOUT),
+    )
     with pytest.raises(amistore.BackendError, match="gone"):
-        pack(snapshots=[first], layout=runs.LAYOUT)
+        pack(snapshots=[first])
     entries = log.entries()
     assert len(entries) > 2
     with pytest.raises(amistore.SourceChangedError, match="abandon"):
-        pack(snapshots=[second], layout=runs.LAYOUT)
+        pack(snapshots=[second])
     assert log.entries() == entries
-    pack(snapshots=[first], layout=runs.LAYOUT)
+    pack(snapshots=[first])
     assert calls.parts() == [1, 2, 2]
     assert runs.stored(cloud.s3) == b"".join(
-        amistore.pack(image, given, snapshots=[first], layout=runs.LAYOUT)
+        amistore.pack(image, given, snapshots=[first], options=amistore.PackOptions(layout=runs.LAYOUT))
     )
 
 
@@ -171,12 +179,18 @@ def test_a_source_that_changed_between_runs_is_refused_and_the_log_kept() -> Non
     changed = images.Volumes([(1, {**runs.VOLUMES[0][1], 7: images.noise(7)}), *runs.VOLUMES[1:]])
     for given, image in [(changed, IMAGE), (runs.source(), attrs.evolve(IMAGE, description="other"))]:
         with pytest.raises(amistore.SourceChangedError, match="abandon"):
-            amistore.pack_object(image, given, cloud.s3, BUCKET, KEY, log=log, layout=runs.LAYOUT)
+            amistore.store(
+                image,
+                given,
+                cloud.s3.at(BUCKET, KEY),
+                log=log,
+                options=amistore.PackOptions(layout=runs.LAYOUT),
+            )
     with pytest.raises(amistore.SourceChangedError):
-        runs.pack_object(runs.source(), cloud.s3, log=log, layout=images.SMALL)
+        runs.store(runs.source(), cloud.s3, log=log, options=amistore.PackOptions(layout=images.SMALL))
     assert log.entries() == entries
     assert len(uploads(cloud)) == 1
-    runs.pack_object(runs.source(), cloud.s3, log=log)
+    runs.store(runs.source(), cloud.s3, log=log)
     assert runs.stored(cloud.s3) == runs.expected()
 
 
@@ -195,9 +209,17 @@ def test_a_log_of_another_request_is_refused_and_kept(options: dict[str, Any], w
     begun(cloud, log)
     entries = log.entries()
     image = attrs.evolve(IMAGE, image_id="ami-0000000a") if options.pop("image", None) else IMAGE
+    level = options.pop("level", 3)
     place = {"bucket": BUCKET, "key": KEY, **options}
-    with pytest.raises(amistore.InvalidRequestError, match=f"its {what} is"):
-        amistore.pack_object(image, runs.source(), cloud.s3, log=log, layout=runs.LAYOUT, **place)
+    with pytest.raises(amistore.InvalidRequestError, match=f"whose {what} is"):
+        amistore.store(
+            image,
+            runs.source(),
+            cloud.s3.at(**place),
+            log=log,
+            options=amistore.PackOptions(layout=runs.LAYOUT),
+            level=level,
+        )
     assert log.entries() == entries
     assert len(uploads(cloud)) == 1
 
@@ -208,9 +230,9 @@ def test_a_log_of_restoring_is_refused() -> None:
     log = Log()
     Calls(cloud.ebs).fail("complete_snapshot", 1, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
-        amistore.unpack_object(cloud.s3, BUCKET, KEY, cloud.ebs, log=log)
-    with pytest.raises(amistore.InvalidRequestError, match="not one of packing"):
-        runs.pack_object(runs.source(), cloud.s3, log=log, if_none_match=False)
+        amistore.unpack(cloud.s3.at(BUCKET, KEY), cloud.ebs, log=log)
+    with pytest.raises(amistore.InvalidRequestError, match="not one of storing"):
+        runs.store(runs.source(), cloud.s3, log=log, overwrite=True)
     assert log.entries()
 
 
@@ -218,7 +240,7 @@ def test_an_upload_that_is_gone_is_started_over() -> None:
     cloud, log = runs.cloud(), Log()
     begun(cloud, log)
     cloud.s3.abort_multipart_upload(BUCKET, KEY, uploads(cloud)[0].upload_id)
-    runs.pack_object(runs.source(), cloud.s3, log=log)
+    runs.store(runs.source(), cloud.s3, log=log)
     assert runs.stored(cloud.s3) == runs.expected()
     assert uploads(cloud) == log.entries() == []
 
@@ -229,7 +251,7 @@ def test_an_upload_that_is_gone_where_another_object_stands_is_refused() -> None
     cloud.s3.abort_multipart_upload(BUCKET, KEY, uploads(cloud)[0].upload_id)
     cloud.s3.put_object(BUCKET, KEY, [b"theirs"])
     with pytest.raises(amistore.AlreadyExistsError):
-        runs.pack_object(runs.source(), cloud.s3, log=log)
+        runs.store(runs.source(), cloud.s3, log=log)
     assert runs.stored(cloud.s3) == b"theirs"
 
 
@@ -253,10 +275,10 @@ def test_a_part_that_is_not_there_any_more_is_sent_again_in_any_number_of_runs(
         calls = Calls(cloud.s3)
         calls.fail("upload_part", 4 - part + 1, amistore.BackendError("cut"))  # the last one
         with pytest.raises(amistore.BackendError, match="cut"):
-            runs.pack_object(runs.source(), cloud.s3, log=log, workers=1)
+            runs.store(runs.source(), cloud.s3, log=log, workers=1)
         assert calls.parts() == list(range(part, 5))
     calls = Calls(cloud.s3)
-    runs.pack_object(runs.source(), cloud.s3, log=log)
+    runs.store(runs.source(), cloud.s3, log=log)
     assert calls.parts() == [4]
     assert runs.stored(cloud.s3) == runs.expected()
 
@@ -265,9 +287,9 @@ def test_an_object_completed_before_the_crash_is_given_once_it_is_proved() -> No
     cloud, log = runs.cloud(), Log()
     Calls(log).fail("clear", 1, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        runs.pack_object(runs.source(), cloud.s3, log=log)
+        runs.store(runs.source(), cloud.s3, log=log)
     calls = Calls(cloud.s3)
-    assert runs.is_there(runs.pack_object(runs.source(), cloud.s3, log=log), cloud.s3)
+    assert runs.is_there(runs.store(runs.source(), cloud.s3, log=log))
     assert calls.parts() == []
     assert log.entries() == []
 
@@ -288,10 +310,10 @@ def test_what_a_store_that_died_left_of_a_completed_upload_is_removed() -> None:
         cloud.s3.complete_multipart_upload = leaving  # type: ignore[method-assign]
         calls.fail(verb, 1, what, late=True) if verb != "clear" else calls.fail(verb, 1, what)
         with contextlib.suppress(KeyboardInterrupt):
-            runs.pack_object(runs.source(), cloud.s3, log=log)
+            runs.store(runs.source(), cloud.s3, log=log)
         if verb == "clear":
             assert uploads(cloud)
-            runs.pack_object(runs.source(), cloud.s3, log=log)
+            runs.store(runs.source(), cloud.s3, log=log)
             assert sorted(calls.parts()) == [1, 2, 3, 4]
         assert runs.stored(cloud.s3) == runs.expected()
         assert uploads(cloud) == log.entries() == []
@@ -305,8 +327,8 @@ def test_a_callers_log_that_is_a_list_is_used() -> None:
     cloud, log = runs.cloud(), Listed()
     Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
-        runs.pack_object(runs.source(), cloud.s3, log=log, workers=1)
+        runs.store(runs.source(), cloud.s3, log=log, workers=1)
     assert len(log) == 4
-    runs.pack_object(runs.source(), cloud.s3, log=log)
+    runs.store(runs.source(), cloud.s3, log=log)
     assert runs.stored(cloud.s3) == runs.expected()
     assert log == []

@@ -12,7 +12,7 @@ import images
 import pytest
 from objects import runs
 from objects.runs import BUCKET, KEY, Calls, Log
-from objects.test_unpack_object import BLOCKS, DISKS, cloud, unpack
+from objects.test_unpack import BLOCKS, DISKS, cloud, unpack
 
 import amistore
 from amistore.objects import abandon
@@ -78,16 +78,16 @@ def test_a_snapshot_deleted_between_the_runs_is_started_anew_in_a_directory_too(
     """There the token of one that was deleted gives a new one of the same id."""
     store, target = cloud(), amistore.DirectoryBackend(tmp_path)
     log = Log()
-    place = (store.s3, BUCKET, KEY, target.ebs)
+    place = store.s3.at(BUCKET, KEY), target.ebs
     calls = Calls(store.s3)
     for _ in range(3):
         calls.fail("get_object_range", 10, amistore.BackendError("cut"))
         with pytest.raises(amistore.BackendError, match="cut"):
-            amistore.unpack_object(*place, log=log, workers=1)
+            amistore.unpack(*place, log=log, workers=1)
         first = [fact["snapshot"] for fact in facts(log) if "snapshot" in fact][-1]
         assert any("put" in fact for fact in facts(log))
         target.ebs.delete_snapshot(first)
-    image = amistore.unpack_object(*place, log=log, workers=1)
+    image = amistore.unpack(*place, log=log, workers=1)
     assert runs.disks(target.ebs, image) == DISKS
     assert len(list((tmp_path / "ebs").iterdir())) == len(DISKS)
 
@@ -149,14 +149,14 @@ def test_a_log_of_another_request_is_refused_and_kept() -> None:
     given.s3.put_object(BUCKET, "other", [runs.expected()])
     begun(given, log)
     entries = log.entries()
-    with pytest.raises(amistore.InvalidRequestError, match="its key is"):
-        amistore.unpack_object(given.s3, BUCKET, "other", given.ebs, log=log)
-    with pytest.raises(amistore.InvalidRequestError, match="its snapshots is"):
+    with pytest.raises(amistore.InvalidRequestError, match="whose key is"):
+        amistore.unpack(given.s3.at(BUCKET, "other"), given.ebs, log=log)
+    with pytest.raises(amistore.InvalidRequestError, match="whose snapshots is"):
         unpack(given, log=log, snapshots=list(runs.source().volumes))
     packing = Log()
     Calls(given.s3).fail("upload_part", 1, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
-        amistore.pack_object(runs.IMAGE, runs.source(), given.s3, BUCKET, "new", log=packing)
+        amistore.store(runs.IMAGE, runs.source(), given.s3.at(BUCKET, "new"), log=packing)
     with pytest.raises(amistore.InvalidRequestError, match="not one of restoring"):
         unpack(given, log=packing)
     assert log.entries() == entries
@@ -181,9 +181,9 @@ def test_a_directorys_blocks_that_a_power_cut_took_end_the_run_though_their_dige
     store, log = cloud(), Log()
     calls = Calls(store.s3)
     calls.fail("get_object_range", 10, amistore.BackendError("cut"))
-    place = (store.s3, BUCKET, KEY)
+    place = store.s3.at(BUCKET, KEY)
     with pytest.raises(amistore.BackendError, match="cut"):
-        amistore.unpack_object(*place, amistore.DirectoryBackend(tmp_path).ebs, log=log, workers=1)
+        amistore.unpack(place, amistore.DirectoryBackend(tmp_path).ebs, log=log, workers=1)
     first = next(fact["snapshot"] for fact in facts(log) if "snapshot" in fact)
     with (tmp_path / "ebs" / first / "disk.raw").open("r+b") as disk:  # the last of what was written
         index = min(DISKS[0][1])
@@ -191,10 +191,10 @@ def test_a_directorys_blocks_that_a_power_cut_took_end_the_run_though_their_dige
         disk.write(bytes(4096))
     after = amistore.DirectoryBackend(tmp_path)  # as another process has it
     with pytest.raises(amistore.ChecksumMismatchError, match="power cut") as caught:
-        amistore.unpack_object(*place, after.ebs, log=log, workers=1)
+        amistore.unpack(place, after.ebs, log=log, workers=1)
     assert caught.value.retryable
     assert list((tmp_path / "ebs").iterdir()) == log.entries() == []
-    image = amistore.unpack_object(*place, after.ebs, log=log, workers=1)
+    image = amistore.unpack(place, after.ebs, log=log, workers=1)
     assert runs.disks(after.ebs, image) == DISKS
 
 
@@ -202,13 +202,13 @@ def test_a_directory_that_was_moved_is_gone_on_with(tmp_path: Path) -> None:
     store, log = cloud(), Log()
     calls = Calls(store.s3)
     calls.fail("get_object_range", 10, amistore.BackendError("cut"))
-    place = (store.s3, BUCKET, KEY)
+    place = store.s3.at(BUCKET, KEY)
     with pytest.raises(amistore.BackendError, match="cut"):
-        amistore.unpack_object(*place, amistore.DirectoryBackend(tmp_path / "old").ebs, log=log, workers=1)
+        amistore.unpack(place, amistore.DirectoryBackend(tmp_path / "old").ebs, log=log, workers=1)
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "link").symlink_to(tmp_path / "new")
     moved = amistore.DirectoryBackend(tmp_path / "link")
-    image = amistore.unpack_object(*place, moved.ebs, log=log, workers=1)
+    image = amistore.unpack(place, moved.ebs, log=log, workers=1)
     assert runs.disks(moved.ebs, image) == DISKS
     assert len(list((tmp_path / "new" / "ebs").iterdir())) == len(DISKS)
 
@@ -232,14 +232,14 @@ def test_abandoning_a_packing_aborts_its_upload_and_clears_the_log() -> None:
         other = given.s3.create_multipart_upload(BUCKET, KEY)
         Calls(given.s3).fail("upload_part", 3, amistore.BackendError("cut"))
         with pytest.raises(amistore.BackendError, match="cut"):
-            runs.pack_object(runs.source(), given.s3, log=log)
+            runs.store(runs.source(), given.s3, log=log)
         if gone:
             upload_id = json.loads(log.entries()[1])["upload"]
             given.s3.abort_multipart_upload(BUCKET, KEY, upload_id)
         abandon(log, given)
         assert [upload.upload_id for upload in given.s3.list_multipart_uploads(BUCKET)] == [other]
         assert log.entries() == []
-        runs.pack_object(runs.source(), given.s3, log=log)
+        runs.store(runs.source(), given.s3, log=log)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_abandoning_that_fails_keeps_the_log_to_try_again(kind: str, verb: str) 
         given.s3.delete_object(BUCKET, KEY)
         Calls(given.s3).fail("upload_part", 3, amistore.BackendError("cut"))
         with pytest.raises(amistore.BackendError, match="cut"):
-            runs.pack_object(runs.source(), given.s3, log=log)
+            runs.store(runs.source(), given.s3, log=log)
     entries = log.entries()
     calls = Calls(given.ebs, given.s3)
     calls.fail(verb, 1, RuntimeError("fault"))

@@ -27,7 +27,7 @@ def account(kind: str, folder: Path) -> Backend:
 
 def transfer(cloud: Backend, image_id: str) -> str:
     moved = amistore.transfer(
-        image_id, source=cloud, destination=cloud, name="moved", keep=(BUCKET, KEY), workers=1
+        image_id, source=cloud, destination=cloud, name="moved", keep=cloud.s3.at(BUCKET, KEY), workers=1
     )
     assert moved.kept is not None
     assert moved.kept.content_id == moved.content_id
@@ -36,7 +36,7 @@ def transfer(cloud: Backend, image_id: str) -> str:
 
 def transfer_again(cloud: Backend, image_id: str) -> str:
     """As a run does that goes on where another ended before it registered the image."""
-    logs = Log(), Log()
+    log = Log()
     register = cloud.ec2.register_image
 
     def cut(*_: object, **__: object) -> None:
@@ -50,8 +50,8 @@ def transfer_again(cloud: Backend, image_id: str) -> str:
                 source=cloud,
                 destination=cloud,
                 name="moved",
-                keep=(BUCKET, KEY),
-                logs=logs,
+                keep=cloud.s3.at(BUCKET, KEY),
+                log=log,
                 workers=1,
             ).content_id
         except amistore.BackendError as error:
@@ -63,7 +63,7 @@ def transfer_again(cloud: Backend, image_id: str) -> str:
 
 def store(cloud: Backend, image_id: str, log: Log | None = None) -> str:
     image = cloud.ec2.describe_image(image_id)
-    return amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, KEY, log=log, workers=1).content_id
+    return amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, KEY), log=log, workers=1).content_id
 
 
 def store_with_log(cloud: Backend, image_id: str) -> str:

@@ -27,7 +27,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[amistore.Image, am
 @pytest.fixture(scope="module")
 def expected(stored: tuple[amistore.Image, amistore.DirectoryBackend]) -> bytes:
     image, cloud = stored
-    return b"".join(amistore.pack(image, cloud.ebs, workers=1, layout=images.SMALL))
+    return b"".join(
+        amistore.pack(image, cloud.ebs, workers=1, options=amistore.PackOptions(layout=images.SMALL))
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -40,10 +42,22 @@ def test_bytes_are_the_same_for_any_number_of_threads_or_processes(
 ) -> None:
     image, cloud = stored
     if pool is None:
-        assert b"".join(amistore.pack(image, cloud.ebs, workers=workers, layout=images.SMALL)) == expected
+        assert (
+            b"".join(
+                amistore.pack(
+                    image, cloud.ebs, workers=workers, options=amistore.PackOptions(layout=images.SMALL)
+                )
+            )
+            == expected
+        )
         return
     with pool(workers) as executor:
-        container = amistore.pack(image, cloud.ebs, workers=workers, executor=executor, layout=images.SMALL)
+        container = amistore.pack(
+            image,
+            cloud.ebs,
+            workers=workers,
+            options=amistore.PackOptions(layout=images.SMALL, executor=executor),
+        )
         assert b"".join(container) == expected
 
 
@@ -83,7 +97,9 @@ def test_bytes_do_not_depend_on_the_order_in_which_workers_finish(
     for seed in range(3):
         # A width that divides the number of segments (16), so that none waits for ever.
         executor = Shuffling(seed, 4)
-        container = amistore.pack(image, cloud.ebs, workers=2, executor=executor, layout=images.SMALL)
+        container = amistore.pack(
+            image, cloud.ebs, workers=2, options=amistore.PackOptions(layout=images.SMALL, executor=executor)
+        )
         assert b"".join(container) == expected
         assert executor.completed != sorted(executor.completed)
         orders.add(tuple(executor.completed))
@@ -94,7 +110,7 @@ def test_a_source_that_cannot_leave_its_process_is_refused_for_a_process_pool() 
     backend = amistore.MemoryBackend()
     image = images.image([images.snapshot(backend.ebs, 1, {0: images.block(1)})])
     with ProcessPoolExecutor(1) as executor, pytest.raises(amistore.InvalidRequestError, match="threads"):
-        amistore.pack(image, backend.ebs, executor=executor)
+        amistore.pack(image, backend.ebs, options=amistore.PackOptions(executor=executor))
 
 
 @pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])

@@ -49,8 +49,12 @@ def _no_thread_is_left() -> Iterator[None]:
     [
         (RuntimeError("cable cut"), amistore.BackendError, "RuntimeError: cable cut"),
         (amistore.NotFoundError("gone"), amistore.NotFoundError, "gone"),
-        (amistore.SnapshotBlock(b"short"), amistore.BackendError, "5 bytes"),
-        (amistore.SnapshotBlock(images.block(3), bytes(32)), amistore.ChecksumMismatchError, "SHA-256"),
+        (amistore.backends.SnapshotBlock(b"short"), amistore.BackendError, "5 bytes"),
+        (
+            amistore.backends.SnapshotBlock(images.block(3), bytes(32)),
+            amistore.ChecksumMismatchError,
+            "SHA-256",
+        ),
         (None, amistore.BackendError, "NoneType"),
     ],
 )
@@ -60,7 +64,14 @@ def test_a_source_that_fails_ends_packing_with_a_typed_error(
 ) -> None:
     source = Faulty(answer)
     with pytest.raises(kind, match=message) as caught:
-        list(amistore.pack(images.image(source.volumes), source, workers=workers, layout=images.SMALL))
+        list(
+            amistore.pack(
+                images.image(source.volumes),
+                source,
+                workers=workers,
+                options=amistore.PackOptions(layout=images.SMALL),
+            )
+        )
     if not isinstance(answer, amistore.NotFoundError):
         assert caught.value.block_index == 25
         assert caught.value.snapshot_id == "snap-00000000000000000"
@@ -72,9 +83,9 @@ def test_a_source_may_use_one_buffer_for_all_its_blocks() -> None:
 
         def get_snapshot_block(
             self, snapshot_id: str, block_index: int, block_token: str
-        ) -> amistore.SnapshotBlock:
+        ) -> amistore.backends.SnapshotBlock:
             self.buffer[:] = BLOCKS[block_index]
-            return amistore.SnapshotBlock(self.buffer)
+            return amistore.backends.SnapshotBlock(self.buffer)
 
     source = Reusing([(1, BLOCKS)])
     container = b"".join(amistore.pack(images.image(source.volumes), source, workers=1))
@@ -102,7 +113,9 @@ class Changing(images.Volumes):
         super().__init__([(1, BLOCKS)])
         self.listings = [(1, BLOCKS), second]
 
-    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> amistore.BlockPage:
+    def list_snapshot_blocks(
+        self, snapshot_id: str, *, next_token: str | None = None
+    ) -> amistore.backends.BlockPage:
         self.volumes[snapshot_id] = self.listings.pop(0)
         return super().list_snapshot_blocks(snapshot_id, next_token=next_token)
 
@@ -120,7 +133,9 @@ class Changing(images.Volumes):
 )
 def test_a_second_listing_that_differs_is_refused(second: tuple[int, dict[int, bytes]]) -> None:
     source = Changing(second)
-    container = amistore.pack(images.image(source.volumes), source, layout=images.SMALL)
+    container = amistore.pack(
+        images.image(source.volumes), source, options=amistore.PackOptions(layout=images.SMALL)
+    )
     with pytest.raises(amistore.SourceChangedError, match="snap-00000000000000000"):
         list(container)
 
@@ -136,7 +151,9 @@ def test_an_empty_snapshot_that_is_not_empty_any_more_is_refused() -> None:
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_an_iterator_closed_or_dropped_leaves_no_thread(taken: int, end: str) -> None:
     source = images.Volumes([(1, BLOCKS)])
-    container = amistore.pack(images.image(source.volumes), source, workers=3, layout=images.SMALL)
+    container = amistore.pack(
+        images.image(source.volumes), source, workers=3, options=amistore.PackOptions(layout=images.SMALL)
+    )
     for _ in range(taken):
         next(container)
     if end == "close":
@@ -150,14 +167,17 @@ def test_closing_waits_for_what_runs_in_the_callers_executor_and_cancels_the_res
     class Counting(images.Volumes):
         def get_snapshot_block(
             self, snapshot_id: str, block_index: int, block_token: str
-        ) -> amistore.SnapshotBlock:
+        ) -> amistore.backends.SnapshotBlock:
             calls.append(block_index)
             return super().get_snapshot_block(snapshot_id, block_index, block_token)
 
     source = Counting([(1, {i: images.block(i) for i in range(400)})])
     with ThreadPoolExecutor(1) as executor:
         container = amistore.pack(
-            images.image(source.volumes), source, workers=20, executor=executor, layout=images.SMALL
+            images.image(source.volumes),
+            source,
+            workers=20,
+            options=amistore.PackOptions(layout=images.SMALL, executor=executor),
         )
         while not calls:
             next(container)
@@ -181,14 +201,16 @@ def test_no_more_than_twice_the_workers_segments_are_begun_and_not_taken() -> No
     class Counting(images.Volumes):
         def get_snapshot_block(
             self, snapshot_id: str, block_index: int, block_token: str
-        ) -> amistore.SnapshotBlock:
+        ) -> amistore.backends.SnapshotBlock:
             begun.append(block_index)
             return super().get_snapshot_block(snapshot_id, block_index, block_token)
 
     source = Counting([(1, {i: images.block(i) for i in range(100)})])
     taken = 0
     image = images.image(source.volumes)
-    for piece in amistore.pack(image, source, workers=2, executor=Immediate(), layout=images.SMALL):
+    for piece in amistore.pack(
+        image, source, workers=2, options=amistore.PackOptions(layout=images.SMALL, executor=Immediate())
+    ):
         taken += piece[8:16] == b"AMISSEGD"
         assert len(begun) <= (taken + 4) * 4
     assert taken == 25
@@ -213,7 +235,7 @@ def test_a_source_whose_listing_fails_is_a_typed_error() -> None:
     class Broken(images.Volumes):
         def list_snapshot_blocks(
             self, snapshot_id: str, *, next_token: str | None = None
-        ) -> amistore.BlockPage:
+        ) -> amistore.backends.BlockPage:
             raise LookupError("no list")
 
     source = Broken([(1, BLOCKS)])
@@ -225,12 +247,16 @@ def test_a_progress_callback_that_raises_ends_both_ways_cleanly() -> None:
     source = images.Volumes([(1, BLOCKS)])
 
     def interrupt(event: amistore.Progress) -> None:
-        if event.blocks > 10 and event.phase is not amistore.Phase.LIST:
+        if event.blocks > 10 and event.phase is not amistore.pipeline.Phase.LIST:
             raise KeyboardInterrupt
 
     image = images.image(source.volumes)
     with pytest.raises(KeyboardInterrupt):
-        list(amistore.pack(image, source, layout=images.SMALL, progress=interrupt))
+        list(
+            amistore.pack(
+                image, source, progress=interrupt, options=amistore.PackOptions(layout=images.SMALL)
+            )
+        )
     container = images.packed([(1, BLOCKS)])
     backend = amistore.MemoryBackend()
     with pytest.raises(KeyboardInterrupt):
@@ -379,12 +405,12 @@ def test_an_image_that_describes_another_volume_size_than_is_listed_is_refused()
     [
         (lambda image, cloud: amistore.pack(image.image_id, cloud.ebs), "describe_image gives one"),
         (lambda image, cloud: amistore.pack(image, cloud), r"give its \.ebs"),
-        (lambda image, cloud: amistore.pack(image, "disk.raw"), "subclass amistore.BlockSource"),
+        (lambda image, cloud: amistore.pack(image, "disk.raw"), "subclass amistore.backends.BlockSource"),
         (lambda image, cloud: amistore.unpack(io.BytesIO(), cloud), r"give its \.ebs"),
         (lambda image, cloud: amistore.unpack(io.StringIO("text"), cloud.ebs), "gave str"),
         (
-            lambda image, cloud: amistore.unpack("ami.bin", cloud.ebs),
-            "an open binary file or stream, not str",
+            lambda image, cloud: amistore.unpack(5, cloud.ebs),
+            r"a location such as backend\.s3\.at\(bucket, key\), not as int",
         ),
     ],
 )
@@ -397,7 +423,7 @@ def test_an_argument_of_another_kind_is_a_typed_error_with_the_remedy(
         call(image, cloud)
 
 
-@pytest.mark.parametrize("page", [["not a page"], amistore.BlockPage(volume_size="1", blocks=[])])  # type: ignore[arg-type]
+@pytest.mark.parametrize("page", [["not a page"], amistore.backends.BlockPage(volume_size="1", blocks=[])])  # type: ignore[arg-type]
 def test_a_listing_of_another_kind_is_the_sources_error(page: object) -> None:
     class Odd(images.Volumes):
         def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> Any:
@@ -411,14 +437,14 @@ def test_a_listing_of_another_kind_is_the_sources_error(page: object) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        amistore.BlockPage(volume_size=1, blocks=iter([amistore.Block(0)])),  # type: ignore[arg-type]
-        amistore.BlockPage(volume_size=1, blocks=[amistore.Block(0, None)]),  # type: ignore[arg-type]
-        amistore.BlockPage(volume_size=1, blocks=[object()]),  # type: ignore[list-item]
-        amistore.BlockPage(volume_size=1, blocks=[amistore.Block(-1)]),
-        amistore.BlockPage(volume_size=1, blocks=[amistore.Block("0")]),  # type: ignore[arg-type]
+        amistore.backends.BlockPage(volume_size=1, blocks=iter([amistore.backends.Block(0)])),  # type: ignore[arg-type]
+        amistore.backends.BlockPage(volume_size=1, blocks=[amistore.backends.Block(0, None)]),  # type: ignore[arg-type]
+        amistore.backends.BlockPage(volume_size=1, blocks=[object()]),  # type: ignore[list-item]
+        amistore.backends.BlockPage(volume_size=1, blocks=[amistore.backends.Block(-1)]),
+        amistore.backends.BlockPage(volume_size=1, blocks=[amistore.backends.Block("0")]),  # type: ignore[arg-type]
     ],
 )
-def test_a_page_with_odd_blocks_is_the_sources_error(page: amistore.BlockPage) -> None:
+def test_a_page_with_odd_blocks_is_the_sources_error(page: amistore.backends.BlockPage) -> None:
     class Odd(images.Volumes):
         def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> Any:
             return page
@@ -431,7 +457,7 @@ def test_a_page_with_odd_blocks_is_the_sources_error(page: amistore.BlockPage) -
 
 @pytest.mark.parametrize("checksum", ["text", 5, bytearray(32)])
 def test_a_checksum_that_is_no_bytes_is_the_sources_error(checksum: Any) -> None:
-    source = Faulty(amistore.SnapshotBlock(images.block(3), checksum))
+    source = Faulty(amistore.backends.SnapshotBlock(images.block(3), checksum))
     with pytest.raises(amistore.BackendError, match="not bytes"):
         list(amistore.pack(images.image(source.volumes), source))
 

@@ -19,8 +19,9 @@ from objects import runs
 from objects.runs import BUCKET, KEY, Calls, Log
 
 import amistore
-from amistore import BLOCK_SIZE, GIB, BlockRange
+from amistore import BLOCK_SIZE, GIB
 from amistore.container import Runs
+from amistore.model import BlockRange
 from amistore.pipeline.holes import FilledSum, Holes
 
 ZEROS = bytes(BLOCK_SIZE)
@@ -40,7 +41,7 @@ def restored(way: str, backend: amistore.MemoryBackend, container: bytes, **opti
         return amistore.unpack(io.BytesIO(container), backend.ebs, **{"workers": 2, **options})
     backend.s3.create_bucket(BUCKET)
     backend.s3.put_object(BUCKET, KEY, [container])
-    return amistore.unpack_object(backend.s3, BUCKET, KEY, backend.ebs, **{"workers": 2, **options})
+    return amistore.unpack(backend.s3.at(BUCKET, KEY), backend.ebs, **{"workers": 2, **options})
 
 
 WAYS = pytest.mark.parametrize("way", ["stream", "object"])
@@ -53,7 +54,7 @@ def test_every_block_is_listed_and_the_listed_ones_are_as_they_were(way: str) ->
     container = images.packed(VOLUMES)
     image = restored(way, backend, container, fill_holes=True, workers=3, progress=seen.append)
     assert runs.disks(backend.ebs, image) == FILLED
-    filling = [each for each in seen if each.phase is amistore.Phase.FILL]
+    filling = [each for each in seen if each.phase is amistore.pipeline.Phase.FILL]
     assert (filling[-1].blocks, filling[-1].total_blocks) == (HOLES, HOLES)
     assert [each.blocks for each in filling] == sorted(each.blocks for each in filling)
     assert len(images.leftovers(backend)) == len(VOLUMES)
@@ -122,14 +123,18 @@ def test_a_run_that_goes_on_puts_again_what_was_in_flight_and_no_more(block: int
     put = calls.made["put_snapshot_block"]
     seen: list[amistore.Progress] = []
     calls.fail("", 0, RuntimeError())
-    image = amistore.unpack_object(
-        backend.s3, BUCKET, KEY, backend.ebs, log=log, fill_holes=True, workers=2, progress=seen.append
+    image = amistore.unpack(
+        backend.s3.at(BUCKET, KEY), backend.ebs, log=log, fill_holes=True, workers=2, progress=seen.append
     )
     assert runs.disks(backend.ebs, image) == FILLED
     in_flight = 2 * 2 * images.SMALL.blocks_per_segment
     everything = sum(size for size, _ in VOLUMES) * PER_GIB
     assert put + calls.made["put_snapshot_block"] <= everything + in_flight + 1
-    assert (seen[-1].phase, seen[-1].blocks, seen[-1].total_blocks) == (amistore.Phase.FILL, HOLES, HOLES)
+    assert (seen[-1].phase, seen[-1].blocks, seen[-1].total_blocks) == (
+        amistore.pipeline.Phase.FILL,
+        HOLES,
+        HOLES,
+    )
     assert len(images.leftovers(backend)) == len(VOLUMES)
     assert log.entries() == []
 
@@ -143,7 +148,7 @@ def test_a_snapshot_that_was_lost_while_it_was_filled_is_filled_anew() -> None:
     assert b"filled" in b"".join(log.entries())
     for snapshot_id in images.leftovers(backend):
         backend.ebs.delete_snapshot(snapshot_id)
-    image = amistore.unpack_object(backend.s3, BUCKET, KEY, backend.ebs, log=log, fill_holes=True, workers=2)
+    image = amistore.unpack(backend.s3.at(BUCKET, KEY), backend.ebs, log=log, fill_holes=True, workers=2)
     assert runs.disks(backend.ebs, image) == FILLED
 
 
@@ -156,16 +161,16 @@ def test_a_run_is_not_gone_on_with_in_the_other_manner(fill_holes: bool) -> None
     there, entries = images.leftovers(backend), log.entries()
     for _ in range(2):
         with pytest.raises(amistore.InvalidRequestError, match=r"fill_holes is .*abandon ends that run"):
-            amistore.unpack_object(
-                backend.s3, BUCKET, KEY, backend.ebs, log=log, fill_holes=not fill_holes, workers=2
+            amistore.unpack(
+                backend.s3.at(BUCKET, KEY), backend.ebs, log=log, fill_holes=not fill_holes, workers=2
             )
     assert (images.leftovers(backend), log.entries()) == (there, entries)
-    place = (backend.s3, BUCKET, KEY, backend.ebs)
+    place = backend.s3.at(BUCKET, KEY), backend.ebs
     if not fill_holes:
-        assert runs.disks(backend.ebs, amistore.unpack_object(*place, log=log)) == VOLUMES
+        assert runs.disks(backend.ebs, amistore.unpack(*place, log=log)) == VOLUMES
 
 
-class Tally(amistore.BlockSink):
+class Tally(amistore.backends.BlockSink):
     """Notes which blocks are put, in a file that any process adds to."""
 
     def __init__(self, path: Path) -> None:

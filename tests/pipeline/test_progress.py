@@ -8,7 +8,8 @@ from pathlib import Path
 import images
 
 import amistore
-from amistore import Phase, Progress
+from amistore import Progress
+from amistore.pipeline import Phase
 
 
 def of(events: list[Progress], phase: Phase) -> list[Progress]:
@@ -19,7 +20,12 @@ def test_progress_rises_to_the_total_in_every_phase(tmp_path: Path) -> None:
     source = images.Volumes([(1, {i: images.block(i) for i in range(30)}), (1, {3: images.block(3)})])
     events: list[Progress] = []
     container = b"".join(
-        amistore.pack(images.image(source.volumes), source, layout=images.SMALL, progress=events.append)
+        amistore.pack(
+            images.image(source.volumes),
+            source,
+            progress=events.append,
+            options=amistore.PackOptions(layout=images.SMALL),
+        )
     )
     amistore.unpack(io.BytesIO(container), amistore.MemoryBackend().ebs, progress=events.append)
     with amistore.open(io.BytesIO(container)) as archive:

@@ -162,7 +162,9 @@ def test_a_restored_volume_has_the_same_content_id_under_its_new_name() -> None:
     container = b"".join(amistore.pack(images.image([old]), first.ebs))
     second = amistore.MemoryBackend()
     back = amistore.unpack(io.BytesIO(container), second.ebs)
-    again = b"".join(amistore.pack(back, second.ebs, level=9, layout=images.SMALL))
+    again = b"".join(
+        amistore.pack(back, second.ebs, level=9, options=amistore.PackOptions(layout=images.SMALL))
+    )
     with amistore.open(io.BytesIO(container)) as a, amistore.open(io.BytesIO(again)) as b:
         assert a.volumes[0].snapshot_id != b.volumes[0].snapshot_id
         assert a.volumes[0].content_id == b.volumes[0].content_id

@@ -32,13 +32,14 @@ SCRIPT = textwrap.dedent(
     def block(index):
         return index.to_bytes(8, "big") + NOISE[8:]
 
-    class Source(amistore.BlockSource):
+    class Source(amistore.backends.BlockSource):
         def list_snapshot_blocks(self, snapshot_id, *, next_token=None):
-            return amistore.BlockPage(volume_size=2, blocks=[amistore.Block(i) for i in range(BLOCKS)])
+            blocks = [amistore.backends.Block(i) for i in range(BLOCKS)]
+            return amistore.backends.BlockPage(volume_size=2, blocks=blocks)
         def get_snapshot_block(self, snapshot_id, block_index, block_token):
-            return amistore.SnapshotBlock(block(block_index))
+            return amistore.backends.SnapshotBlock(block(block_index))
 
-    class Sink(amistore.BlockSink):
+    class Sink(amistore.backends.BlockSink):
         count = 0
         def start_snapshot(self, volume_size, *, description="", tags=(), client_token=None):
             return "snap-11111111"

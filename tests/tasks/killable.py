@@ -16,7 +16,8 @@ import amistore
 from amistore.backends.directory.ebs import DirectoryEBS
 from amistore.backends.directory.ec2 import DirectoryEC2
 from amistore.backends.directory.s3 import DirectoryS3
-from amistore.tasks import run, runner, work
+from amistore.objects.store import StoreJob
+from amistore.tasks import run, runner, store
 from amistore.tasks.journal import Journal
 
 NAME = "restored"
@@ -123,7 +124,9 @@ def cancel_at(engine: amistore.TaskEngine, service: type, verb: str) -> None:
 
 
 if __name__ == "__main__":
-    work.pack_object = functools.partial(amistore.pack_object, layout=runs.LAYOUT)  # type: ignore[assignment]
+    store.StoreJob = functools.partial(  # type: ignore[assignment,misc]
+        StoreJob, options=amistore.PackOptions(layout=runs.LAYOUT)
+    )
     run._REPORT = 0.0  # type: ignore[misc]
     os.environ["AMISTORE_STATE_DIR"] = os.devnull  # nothing is to lie there
     deaths.serve(go_on, SERVICES, locked_writing())

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from objects import runs
 
 import amistore
-from amistore.tasks import run, runner, work
+from amistore.objects.store import StoreJob
+from amistore.tasks import run, runner, store
 from amistore.tasks.journal import Journal
 from amistore.tasks.record import Lease
 
@@ -47,14 +48,14 @@ os._exit(0)
 """
 """Stores of all AMIs, and restores of each second one, by a process that dies before it works."""
 
-pack_in_parts = functools.partial(amistore.pack_object, layout=runs.LAYOUT)
+pack_in_parts = functools.partial(StoreJob, options=amistore.PackOptions(layout=runs.LAYOUT))
 
 
 def main(root: str) -> None:
     runner.LEASE = LEASE  # type: ignore[misc]
     runner._HEARTBEAT = LEASE / 8  # type: ignore[misc]
     run._PAUSE = 0.0  # type: ignore[misc]
-    work.pack_object = pack_in_parts  # type: ignore[assignment]
+    store.StoreJob = pack_in_parts  # type: ignore[assignment]
     note_writes()
     with amistore.TaskEngine(amistore.DirectoryBackend(root), workers=1) as engine:
         os.write(1, b"ready\n")

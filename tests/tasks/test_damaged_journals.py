@@ -20,6 +20,7 @@ from amistore.tasks.journal import Journal
 
 DEEP = "'" + "[" * 100_000 + "'"
 
+OF_RESTORES = ("source_image_id", "name")
 DAMAGE = {
     "kind": ["x'ff'"],
     "image_id": ["5", "x'00ff'", "'ami-1'"],
@@ -105,8 +106,9 @@ def test_a_damaged_task_is_named_with_a_remedy_and_keeps_no_other_from_being_tol
     for value in DAMAGE[column]:
         shutil.copy(journal, kept := journal.with_name("kept.db"))
         with TaskEngine(cloud, journal=kept) as engine:
-            damaged = [engine.describe_store_image_tasks()[1], engine.describe_restore_image_tasks()[1]]
-            whole = [engine.describe_store_image_tasks()[0], engine.describe_restore_image_tasks()[0]]
+            tasks = [engine.describe_store_image_tasks(), engine.describe_restore_image_tasks()]
+            damaged = [page[1] for page in (tasks[1:] if column in OF_RESTORES else tasks)]
+            whole = [each for page in tasks for each in page if each not in damaged]
         ids = ", ".join(f"'{task.task_id}'" for task in damaged)
         execute(
             kept,

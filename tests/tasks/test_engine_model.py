@@ -58,7 +58,7 @@ class Expected:
         progress: the highest percentage that was told.
     """
 
-    task: amistore.Task
+    task: amistore.tasks.Task
     makes: str
     may_fail: bool = False
     progress: int = 0

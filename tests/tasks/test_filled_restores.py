@@ -13,8 +13,9 @@ from objects import runs
 from tasks.test_plans import made
 
 import amistore
-from amistore import BLOCK_SIZE, GIB, Backend, Fate, MemoryBackend, Prices, Quotas, TaskEngine
+from amistore import BLOCK_SIZE, GIB, Backend, MemoryBackend, Prices, Quotas, TaskEngine
 from amistore.backends.directory.s3 import DirectoryS3
+from amistore.model import Fate
 from amistore.testing import FaultyBackend
 from amistore.testing.aws import FakeAWS
 
@@ -45,7 +46,7 @@ def test_a_filling_task_does_what_its_plan_says() -> None:
     cloud = FaultyBackend(memory)
     seen: list[tuple[int, int]] = []
 
-    def watch(task: amistore.Task) -> None:
+    def watch(task: amistore.tasks.Task) -> None:
         assert isinstance(task, amistore.RestoreImageTask)
         seen.append((task.progress_percentage, task.snapshots[0].progress_percentage))
 
@@ -86,7 +87,7 @@ def test_a_plan_tells_of_holes_and_what_filling_takes_for_a_tebibyte() -> None:
 
 def test_a_disk_without_holes_and_what_was_lost_are_no_holes_of_a_plan() -> None:
     full = {index: images.block(1) for index in range(PER_GIB)}
-    lost = amistore.BlockRange(first_block=100, block_count=PER_GIB - 100)
+    lost = amistore.model.BlockRange(first_block=100, block_count=PER_GIB - 100)
     known = amistore.Snapshot(snapshot_id="snap-00000000000000001", lost_blocks=(lost,))
     volumes = [(1, full), (1, {index: images.block(1) for index in range(100)})]
     cloud = archived(MemoryBackend(), volumes, snapshots=(known,))

@@ -90,7 +90,7 @@ def test_any_other_leaves_a_store_unfinished_and_resume_goes_on(
         left.clear()
         engine.resume()
         assert engine.wait(task).state == "Completed"
-    with amistore.open(cloud.s3, bucket=BUCKET, key=task.object_key) as archive:
+    with amistore.open(cloud.s3.at(BUCKET, task.object_key)) as archive:
         archive.verify().check()
 
 
@@ -124,19 +124,19 @@ def test_a_call_with_a_log_keeps_and_removes_the_same(
     with monkeypatch.context() as patch:
         failing(patch, cloud.ebs, "get_snapshot_block", error())
         with pytest.raises((amistore.AmistoreError, MemoryError)):
-            amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "log.bin", log=log)
+            amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "log.bin"), log=log)
     assert bool(log.entries()) is not final
     assert bool(cloud.s3.list_multipart_uploads(BUCKET)) is not final
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "log.bin", log=log)
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "log.bin"), log=log)
     before = snapshots(cloud)
     with monkeypatch.context() as patch:
         failing(patch, cloud.ebs, "put_snapshot_block", error())
         with pytest.raises((amistore.AmistoreError, MemoryError)):
-            amistore.unpack_object(cloud.s3, BUCKET, "log.bin", cloud.ebs, log=log, workers=1)
+            amistore.unpack(cloud.s3.at(BUCKET, "log.bin"), cloud.ebs, log=log, workers=1)
     final = final and not isinstance(error(), amistore.NotFoundError)  # here of the run's own snapshot
     assert bool(log.entries()) is not final
     assert (snapshots(cloud) == before) is final
-    restored = amistore.unpack_object(cloud.s3, BUCKET, "log.bin", cloud.ebs, log=log)
+    restored = amistore.unpack(cloud.s3.at(BUCKET, "log.bin"), cloud.ebs, log=log)
     assert snapshots(cloud) == before | set(restored.snapshot_ids)
 
 

@@ -82,13 +82,13 @@ def check_journal(path: Path) -> None:
     database.close()
 
 
-def create(engine: TaskEngine, what: str, image_id: str, key: str) -> amistore.Task:
+def create(engine: TaskEngine, what: str, image_id: str, key: str) -> amistore.tasks.Task:
     if what == "store":
         return engine.create_store_image_task(image_id=image_id, bucket=f"{BUCKET}/again")
     return engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-2")
 
 
-def is_right(cloud: MemoryBackend, task: amistore.Task) -> bool:
+def is_right(cloud: MemoryBackend, task: amistore.tasks.Task) -> bool:
     assert cloud.s3.list_multipart_uploads(BUCKET) == []
     if isinstance(task, amistore.StoreImageTask):
         with amistore.open(cloud.s3.open_object(BUCKET, task.object_key)) as archive:

@@ -15,19 +15,17 @@ import amistore
 from amistore.tasks import schema
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.location import journal_path
-from amistore.tasks.record import TaskRecord, VolumeRecord
+from amistore.tasks.record import VolumeRecord
+from amistore.tasks.store import StoreRecord
 
-RECORD = TaskRecord(
+RECORD = StoreRecord(
     task_id="store-0123456789abcdef0",
-    kind="store",
     place="somewhere",
     image_id="ami-0123456789abcdef0",
-    source_image_id=None,
-    name=None,
     bucket="archive",
     object_key="größe.bin",
     size=9,
-    request={"object_tags": {"team": "images"}},
+    object_tags={"team": "images"},
     started=1_700_000_000_123,
     volumes=(VolumeRecord(stored_id="snap-0123456789abcdef0", size=9),),
     owner="me",
@@ -83,7 +81,7 @@ def test_nothing_of_an_earlier_owner_is_accepted(journal: Journal) -> None:
     writes = [
         lambda: journal.begin(RECORD.lease),
         lambda: journal.advance(RECORD.lease, 50),
-        lambda: journal.complete(RECORD.lease, image_id=None, content_id="00" * 32),
+        lambda: journal.complete(RECORD.lease, image_id="ami-0123456789abcdef0", content_id="00" * 32),
         lambda: journal.fail(RECORD.lease, "why"),
         lambda: journal.leave(RECORD.lease, ["upload 1"]),
         lambda: journal.undone(RECORD.lease),
@@ -100,7 +98,7 @@ def test_nothing_of_an_earlier_owner_is_accepted(journal: Journal) -> None:
 
 def test_a_task_that_somebody_works_on_is_not_taken(journal: Journal) -> None:
     assert journal.take(RECORD.task_id, "another", 9.0, lambda record: False) is None
-    journal.complete(RECORD.lease, image_id=None, content_id="00" * 32)
+    journal.complete(RECORD.lease, image_id="ami-0123456789abcdef0", content_id="00" * 32)
     assert journal.take(RECORD.task_id, "another", 9.0, lambda record: True) is None
 
 
@@ -133,7 +131,7 @@ def test_a_log_is_kept_in_order_and_goes_with_the_end_of_its_task(journal: Journ
     for number in range(3):
         journal.append(RECORD.lease, b'{"part":%d}' % number)
     assert journal.entries(RECORD.task_id) == [b'{"part":0}', b'{"part":1}', b'{"part":2}']
-    journal.complete(RECORD.lease, image_id=None, content_id="00" * 32)
+    journal.complete(RECORD.lease, image_id="ami-0123456789abcdef0", content_id="00" * 32)
     assert journal.entries(RECORD.task_id) == []
 
 

@@ -24,9 +24,9 @@ PROGRAM = """
 import os, sys, threading, time
 import amistore
 from tasks import sharing
-from amistore.tasks import work
+from amistore.tasks import store
 
-work.pack_object = sharing.pack_in_parts
+store.StoreJob = sharing.pack_in_parts
 cloud = amistore.DirectoryBackend(sys.argv[1])
 send = type(cloud.s3).upload_part
 sent = threading.Semaphore(0)
@@ -72,7 +72,7 @@ def parts(engines: Engines) -> int:
 def test_leaving_the_block_stops_at_a_part_and_the_next_engine_sends_the_others(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amistore.tasks.work.pack_object", pack_in_parts)
+    monkeypatch.setattr("amistore.tasks.store.StoreJob", pack_in_parts)
     send, first = DirectoryS3.upload_part, threading.Event()
 
     def upload_part(*arguments: Any) -> Any:
@@ -145,7 +145,7 @@ engine.close()
 def test_the_tasks_of_a_killed_process_whose_forked_child_outlives_it_are_free_at_once(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amistore.tasks.work.pack_object", pack_in_parts)
+    monkeypatch.setattr("amistore.tasks.store.StoreJob", pack_in_parts)
     program = """
 assert sent.acquire(timeout=60)
 if not os.fork():

@@ -66,7 +66,7 @@ def test_an_owner_that_was_stopped_and_goes_on_changes_nothing_of_the_next_ones(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_PAUSE", 0.0)
-    monkeypatch.setattr("amistore.tasks.work.pack_object", sharing.pack_in_parts)
+    monkeypatch.setattr("amistore.tasks.store.StoreJob", sharing.pack_in_parts)
     stopped, rng = 0, random.Random(f"stops {what}")
     with Engines(what, tmp_path) as engines:
         engines.finish()

@@ -16,13 +16,10 @@ from hypothesis import given, settings
 import amistore
 from amistore import (
     DirectoryBackend,
-    Fate,
     MemoryBackend,
     Prices,
     Quotas,
     RequestRates,
-    RestorePlan,
-    StorePlan,
     Tag,
     TagSpecification,
     TaskEngine,
@@ -31,8 +28,10 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend
 from amistore.backends.objects import ObjectRanges
 from amistore.container import layout
+from amistore.model import Fate
 from amistore.model.fidelity import leaves
 from amistore.objects import parts
+from amistore.tasks import RestorePlan, StorePlan
 from amistore.testing import FaultyBackend
 from amistore.testing.strategies import images as any_images
 
@@ -83,7 +82,7 @@ def test_a_task_does_what_its_plan_says(kind: str, disks: list[dict[int, bytes]]
             verb: count for verb, count in plan.requests.items() if verb not in AT_MOST
         }
         assert all(calls[verb] <= plan.requests[verb] for verb in AT_MOST)
-        archive = ContainerFile(ObjectRanges(cloud.s3, BUCKET, key))
+        archive = ContainerFile(ObjectRanges(cloud.s3.at(BUCKET, key)))
         assert archive.size <= plan.most_object_bytes
         assert calls["upload_part"] <= plan.most_parts
         if disks is NOISE:  # the bound is what happens then
@@ -135,11 +134,11 @@ def test_pads_and_an_index_beside_the_end_are_counted(tmp_path: Path) -> None:
     form = attrs.evolve(images.SMALL, segments_per_shard=2)
     disks = [{number: images.block(number) for number in range(31)}, {5: images.block(5)}]
     cut = cloud.ec2.describe_image(registered(cloud, disks))
-    amistore.pack_object(cut, cloud.ebs, cloud.s3, BUCKET, "cut", layout=form)
+    amistore.store(cut, cloud.ebs, cloud.s3.at(BUCKET, "cut"), options=amistore.PackOptions(layout=form))
     long = amistore.MIB * 3
     noted = {"Novelty": "".join(random.Random(1).choices("0123456789abcdef", k=long // 4))}
     wide = attrs.evolve(cut, extra=noted)
-    amistore.pack_object(wide, cloud.ebs, cloud.s3, BUCKET, "wide", layout=form)
+    amistore.store(wide, cloud.ebs, cloud.s3.at(BUCKET, "wide"), options=amistore.PackOptions(layout=form))
     with TaskEngine(cloud) as engine:
         # Opened twice; front and end in 3 each; 2 preludes, 9 segments, 4 PADs.
         for key, ranges in (("cut", 2 * 1 + 6 + 2 + 9 + 4), ("wide", 2 * 2 + 6 + 2 + 9 + 4)):
@@ -153,7 +152,7 @@ def test_shards_that_need_no_pad_take_fewer_requests_than_the_plan_says(tmp_path
     cloud = FaultyBackend(account("memory", tmp_path))
     image = cloud.ec2.describe_image(registered(cloud, [{number: _NOISES[number] for number in range(16)}]))
     form = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2, segments_per_shard=6)
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "noise", layout=form)
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "noise"), options=amistore.PackOptions(layout=form))
     with TaskEngine(cloud) as engine:
         plan = engine.plan_restore(bucket=BUCKET, object_key="noise", name="noise")
         made(cloud)
@@ -247,12 +246,12 @@ RESTORES: dict[str, dict[str, Any]] = {
 def test_a_plan_to_restore_raises_what_the_call_would_raise(case: str, tmp_path: Path) -> None:
     cloud = account("memory", tmp_path)
     image = cloud.ec2.describe_image(registered(cloud))
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "web")
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "web"))
     root = image.block_device_mappings[0].ebs
     others = [each for each in image.snapshot_ids if root is not None and each != root.snapshot_id]
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "rootless", snapshots=others)
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "rootless"), snapshots=others)
     large = images.image([images.snapshot(cloud.ebs, 9, {})], name="large")
-    amistore.pack_object(large, cloud.ebs, cloud.s3, BUCKET, "large")
+    amistore.store(large, cloud.ebs, cloud.s3.at(BUCKET, "large"))
     cloud.s3.put_object(BUCKET, "junk", [b"no archive"])
     with TaskEngine(cloud, quotas=Quotas(image_size=8)) as engine:
         request = {"bucket": BUCKET, "object_key": "web", "name": "web-2", **RESTORES[case]}
@@ -304,7 +303,7 @@ def test_what_a_restore_keeps_drops_and_remaps_is_what_its_plan_says(image: amis
     }
     image = attrs.evolve(image.with_snapshots(made_of), virtualization_type="hvm")
     with TaskEngine(cloud, quotas=Quotas.unlimited()) as engine:
-        amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "key")
+        amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "key"))
         tags = [Tag(key="Name", value="given")]
         specifications = [TagSpecification(resource_type=each, tags=tags) for each in ("image", "snapshot")]
         request = {
@@ -342,7 +341,7 @@ def test_warnings_tell_what_is_unwise_and_what_is_lost(
 ) -> None:
     cloud = account("memory", tmp_path)
     ids = [images.snapshot(cloud.ebs, 1, disk) for disk in SMALL]
-    lost = (amistore.BlockRange(first_block=8, block_count=1),)
+    lost = (amistore.model.BlockRange(first_block=8, block_count=1),)
     described = (
         amistore.Snapshot(snapshot_id=ids[0], encrypted=True, lost_blocks=lost),
         amistore.Snapshot(snapshot_id=ids[1]),
@@ -368,7 +367,7 @@ def test_warnings_tell_what_is_unwise_and_what_is_lost(
     # One of the snapshots only, and not that of the root device.
     root = image.block_device_mappings[0].ebs
     assert root is not None and root.snapshot_id == ids[0]
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "root", snapshots=ids[:1])
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "root"), snapshots=ids[:1])
     with TaskEngine(cloud) as engine:
         plan = engine.plan_store(image_id=image_id, bucket=BUCKET)
         size = plan.most_object_bytes

@@ -131,7 +131,7 @@ def test_an_object_copied_to_another_account_and_region_is_restored_there() -> N
     other = MemoryBackend()
     other.ec2.region_name = "us-gov-east-1"
     other.s3.create_bucket(BUCKET)
-    amistore.copy_object(cloud.s3, other.s3, (BUCKET, key), (BUCKET, "copied.bin"))
+    amistore.copy(cloud.s3.at(BUCKET, key), other.s3.at(BUCKET, "copied.bin"))
     found = restored(other, "copied.bin", None)
     assert found.name == "web"
     assert disks(other, found.image_id) == disks(cloud, image_id)

@@ -64,25 +64,25 @@ def test_one_that_is_not_known_is_told_before_the_store_and_refused_before_the_r
     assert "by hand only" in told
     assert UNKNOWN in told
     place = {"bucket": BUCKET, "object_key": "odd.bin"}
-    amistore.pack_object(image, cloud.ebs, cloud.s3, *place.values())
+    amistore.store(image, cloud.ebs, cloud.s3.at(*place.values()))
     cloud.calls.clear()
     with TaskEngine(cloud) as engine:
         for call in (engine.plan_restore, engine.create_restore_image_task):
             with pytest.raises(amistore.InvalidRequestError, match=UNKNOWN):
                 call(**place, name="odd")
     with pytest.raises(amistore.InvalidRequestError, match=UNKNOWN):
-        amistore.restore_image(cloud.s3, *place.values(), cloud, name="odd")
+        amistore.restore(cloud.s3.at(*place.values()), cloud, name="odd")
     assert not any(verb == "start_snapshot" for verb, *_ in cloud.calls)
 
 
 def test_an_archive_without_the_root_device_is_refused_before_the_restore(cloud: FaultyBackend) -> None:
     root, data = (images.snapshot(cloud.ebs, 1, {0: images.block(number)}) for number in (1, 2))
     image = images.image([root, data])
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "part.bin", snapshots=[data])
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "part.bin"), snapshots=[data])
     cloud.calls.clear()
     told = f"it does not have the root device /dev/sda, {root}"
     with pytest.raises(amistore.InvalidRequestError, match=told):
-        amistore.restore_image(cloud.s3, BUCKET, "part.bin", cloud)
+        amistore.restore(cloud.s3.at(BUCKET, "part.bin"), cloud)
     with TaskEngine(cloud) as engine, pytest.raises(amistore.InvalidRequestError, match=told):
         engine.create_restore_image_task(bucket=BUCKET, object_key="part.bin", name="part")
     assert not any(verb == "start_snapshot" for verb, *_ in cloud.calls)
@@ -96,9 +96,9 @@ def test_a_part_of_the_mappings_makes_no_root_device_known_that_was_not(cloud: F
         for number, each in enumerate(images.image(ids).block_device_mappings, 1)
     ]
     image = images.image(ids, block_device_mappings=tuple(mappings))
-    amistore.pack_object(image, cloud.ebs, cloud.s3, BUCKET, "part.bin", snapshots=ids[1:])
+    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "part.bin"), snapshots=ids[1:])
     told = "named /dev/sda, the root device, and it is not known which of /dev/sda1, /dev/sda2 is meant"
     with pytest.raises(amistore.InvalidRequestError, match=told):
-        amistore.restore_image(cloud.s3, BUCKET, "part.bin", cloud)
+        amistore.restore(cloud.s3.at(BUCKET, "part.bin"), cloud)
     with TaskEngine(cloud) as engine, pytest.raises(amistore.InvalidRequestError, match=told):
         engine.create_restore_image_task(bucket=BUCKET, object_key="part.bin", name="part")

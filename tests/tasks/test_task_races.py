@@ -18,6 +18,7 @@ import amistore
 from amistore import DirectoryBackend, TaskEngine
 from amistore.tasks.journal import Journal
 from amistore.tasks.record import TaskRecord
+from amistore.tasks.store import StoreRecord
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 THREADS, ROUNDS = 100, 100 if LONG else 10
@@ -55,26 +56,22 @@ def rounds(path: Path, name: str, count: int) -> list[Refusal]:
         else:
             running.append(record)
         if len(running) > rng.randrange(2):
-            journal.complete(running.pop(0).lease, image_id=None, content_id="00" * 32)
+            journal.complete(running.pop(0).lease, image_id="ami-0123456789abcdef0", content_id="00" * 32)
     for record in running:
-        journal.complete(record.lease, image_id=None, content_id="00" * 32)
+        journal.complete(record.lease, image_id="ami-0123456789abcdef0", content_id="00" * 32)
     database.close()
     journal.close()
     return refused
 
 
 def new_record(task_id: str, size: int) -> TaskRecord:
-    return TaskRecord(
+    return StoreRecord(
         task_id=task_id,
-        kind="store",
         place="",
         image_id="ami-0123456789abcdef0",
-        source_image_id=None,
-        name=None,
         bucket=BUCKET,
         object_key=task_id,
         size=size,
-        request={"object_tags": {}},
         started=0,
         owner="test",
         epoch=1,

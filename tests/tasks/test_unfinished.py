@@ -76,9 +76,9 @@ def test_a_failure_that_was_told_by_its_task_is_not_told_again_and_a_new_task_is
             first = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
             assert reached.wait(60)
             engine.cancel(first)
-        made: list[amistore.Task] = []
+        made: list[amistore.tasks.Task] = []
 
-        def create(task: amistore.Task) -> None:
+        def create(task: amistore.tasks.Task) -> None:
             if task.state == "Failed" and not made:
                 made.append(engine.create_store_image_task(image_id=other, bucket=BUCKET))
 

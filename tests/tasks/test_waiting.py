@@ -117,7 +117,7 @@ def test_the_lease_of_a_task_that_is_worked_on_is_renewed_and_that_of_one_left_u
         assert lease(engine, task) == lease(engine, task)
 
 
-def refused(bucket: str, key: str) -> amistore.ObjectInfo:
+def refused(bucket: str, key: str) -> amistore.backends.ObjectInfo:
     raise amistore.AccessDeniedError("refused")
 
 

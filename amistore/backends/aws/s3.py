@@ -24,7 +24,7 @@ from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -49,6 +49,8 @@ class AWSObjectStore(ObjectStore):
         connection: where and who.
         settings: how objects are written.
     """
+
+    scheme = "s3"
 
     def __init__(self, connection: Connection, settings: ObjectSettings | None = None) -> None:
         self._connection = connection
@@ -286,6 +288,26 @@ class AWSObjectStore(ObjectStore):
         with self._calling("get_object_tagging", bucket, key) as place:
             found = member_of(self._client.get_object_tagging(**place), "TagSet")
             return {str(member_of(tag, "Key")): str(member_of(tag, "Value")) for tag in found}
+
+    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
+        request: dict[str, str] = {"Prefix": prefix, "EncodingType": "url"}
+        while True:
+            with self._calling("list_objects", bucket) as place:
+                page = self._client.list_objects_v2(**place, **request)
+            decode = urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
+            keys = [decode(member_of(each, "Key")) for each in page.get("Contents", [])]
+            # A server that ignores the prefix must not have others' objects taken for those asked for.
+            yield from (self.at(bucket, key) for key in keys if key.startswith(prefix))
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated"):
+                return
+            if not token or token == request.get("ContinuationToken") or not keys:
+                raise BackendError(
+                    "the server lists the same objects again and again",
+                    operation="list_objects",
+                    bucket=bucket,
+                )
+            request["ContinuationToken"] = token
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         uploads: list[MultipartUpload] = []

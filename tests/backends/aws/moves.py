@@ -51,21 +51,19 @@ def expected_disks() -> dict[str, dict[int, str]]:
 def store(backend: Backend, image_id: str, bucket: str, key: str = KEY, **options: object) -> None:
     """Describe the image, and pack it."""
     image = backend.ec2.describe_image(image_id)
-    amistore.pack_object(
+    amistore.store(
         image,
         backend.ebs,
-        backend.s3,
-        bucket,
-        key,
-        layout=LAYOUT,
+        backend.s3.at(bucket, key),
         workers=2,
-        **options,  # type: ignore[arg-type]
+        **options,
+        options=amistore.PackOptions(layout=LAYOUT),
     )
 
 
 def restore(backend: Backend, bucket: str, key: str = KEY, **options: object) -> Image:
     """Unpack, register, and describe what was registered."""
-    made = amistore.unpack_object(backend.s3, bucket, key, backend.ebs, workers=2, **options)  # type: ignore[arg-type]
+    made = amistore.unpack(backend.s3.at(bucket, key), backend.ebs, workers=2, **options)  # type: ignore[arg-type]
     try:
         image_id = backend.ec2.register_image(made, name=NAME)
     except BaseException:

@@ -38,7 +38,7 @@ SCRIPT = textwrap.dedent(
 
     url, secret, image_id, part_size, until, key = sys.argv[1:]
 
-    class Forgetting(amistore.ObjectStore):
+    class Forgetting(amistore.backends.ObjectStore):
         def head_object(self, bucket, key):
             raise amistore.NotFoundError("no such object")
         def get_object_range(self, bucket, key, start, length, *, if_match=None):
@@ -48,7 +48,7 @@ SCRIPT = textwrap.dedent(
         def create_multipart_upload(self, bucket, key, *, metadata=None, tags=None):
             return "upload"
         def upload_part(self, bucket, key, upload_id, part_number, content):
-            return amistore.UploadedPart(part_number=part_number, size=len(content), etag="etag")
+            return amistore.backends.UploadedPart(part_number=part_number, size=len(content), etag="etag")
         def list_parts(self, bucket, key, upload_id):
             return []
         def complete_multipart_upload(self, bucket, key, upload_id, parts, *, if_none_match=False):
@@ -68,9 +68,9 @@ SCRIPT = textwrap.dedent(
     image = backend.ec2.describe_image(image_id)
     layout = amistore.Layout(part_size=int(part_size)) if int(part_size) else None
     try:
-        amistore.pack_object(
-            image, backend.ebs, Forgetting(), "b", "k", workers=2, progress=stop, layout=layout
-        )
+        options = amistore.PackOptions(layout=layout)
+        place = Forgetting().at("b", "k")
+        amistore.store(image, backend.ebs, place, workers=2, progress=stop, options=options)
     except Enough:
         # VmHWM is this program's; ru_maxrss is inherited from the process that started it.
         status = open("/proc/self/status").read()
@@ -135,7 +135,7 @@ RESTORE = textwrap.dedent(
     session = boto3.Session(key, secret, region_name="us-east-1")
     backend = amistore.AWSBackend(session, endpoint_urls={"ec2": url, "ebs": url, "s3": s3})
     try:
-        amistore.unpack_object(backend.s3, "bucket", "key", backend.ebs, workers=2, progress=stop)
+        amistore.unpack(backend.s3.at("bucket", "key"), backend.ebs, workers=2, progress=stop)
     except Enough:
         status = open("/proc/self/status").read()
         print("peak", int(status.partition("VmHWM:")[2].split()[0]) // 1024, "MiB")

@@ -51,7 +51,7 @@ class TestAWSImageRegistry(ImageRegistryContract):
         assert [snapshot.state for snapshot in described.snapshots] == ["completed", "completed"]
 
 
-def full_image(store: amistore.BlockStore) -> amistore.Image:
+def full_image(store: amistore.backends.BlockStore) -> amistore.Image:
     """An image with every attribute set to what another account's EC2 may have said."""
     described = [
         amistore.Snapshot(
@@ -102,7 +102,9 @@ def full_image(store: amistore.BlockStore) -> amistore.Image:
             "uefi_data": UEFI,
             "deprecation_time": "2030-01-02T03:04:00.000Z",
             "deregistration_protection": "enabled-with-cooldown",
-            "product_codes": (amistore.ProductCode(product_code_id="code", product_code_type="marketplace"),),
+            "product_codes": (
+                amistore.model.ProductCode(product_code_id="code", product_code_type="marketplace"),
+            ),
             "block_device_mappings": (
                 amistore.BlockDeviceMapping(
                     device_name="/dev/xvda",
@@ -183,7 +185,7 @@ def test_all_that_an_image_of_ec2_says_is_described(aws, account) -> None:
     assert image.architecture == "arm64"
     assert image.deprecation_time == image.creation_date == "2026-01-02T03:04:05.000Z"
     assert image.product_codes == (
-        amistore.ProductCode(product_code_id="code", product_code_type="marketplace"),
+        amistore.model.ProductCode(product_code_id="code", product_code_type="marketplace"),
     )
     assert image.platform == "windows"
     assert (image.source_image_id, image.source_image_region) == ("ami-00000000000000001", "eu-west-1")

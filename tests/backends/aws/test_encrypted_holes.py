@@ -52,7 +52,7 @@ def local(folder: Path, size: int = GIBIBYTES * GIB, part: int = 10) -> tuple[am
 def archived(folder: Path) -> amistore.DirectoryBackend:
     """That AMI's archive, as archive/web.bin."""
     cloud, image_id = local(folder)
-    amistore.pack_object(cloud.ec2.describe_image(image_id), cloud.ebs, cloud.s3, "archive", "web.bin")
+    amistore.store(cloud.ec2.describe_image(image_id), cloud.ebs, cloud.s3.at("archive", "web.bin"))
     return cloud
 
 
@@ -84,7 +84,7 @@ def test_a_filled_disk_read_as_an_encrypted_volume_is_its_source_byte_for_byte(
 ) -> None:
     cloud = archived(tmp_path)
     destination = account(aws, snapshots=SnapshotSettings(encrypted=True))
-    amistore.restore_image(cloud.s3, "archive", "web.bin", destination, fill_holes=True, workers=4)
+    amistore.restore(cloud.s3.at("archive", "web.bin"), destination, fill_holes=True, workers=4)
     assert aws.snapshots[made(aws)].encrypted
     assert differing(aws, made(aws), tmp_path / "disk.raw") == set()
     assert told(caplog) == []
@@ -95,7 +95,7 @@ def test_without_filling_the_holes_are_noise_and_one_warning_tells(
 ) -> None:
     aws.behaviour.encryption_by_default = True  # nobody asked for it
     cloud = archived(tmp_path)
-    amistore.restore_image(cloud.s3, "archive", "web.bin", account(aws))
+    amistore.restore(cloud.s3.at("archive", "web.bin"), account(aws))
     assert differing(aws, made(aws), tmp_path / "disk.raw") == HOLES
     (warning,) = told(caplog)
     size = len(HOLES) * BLOCK_SIZE / GIB
@@ -108,7 +108,7 @@ def test_an_unencrypted_restore_is_right_and_noise_where_it_is_launched_encrypte
     aws: FakeAWS, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cloud = archived(tmp_path)
-    amistore.restore_image(cloud.s3, "archive", "web.bin", account(aws))
+    amistore.restore(cloud.s3.at("archive", "web.bin"), account(aws))
     assert told(caplog) == []
     assert differing(aws, made(aws), tmp_path / "disk.raw") == set()
     assert differing(aws, made(aws), tmp_path / "disk.raw", encrypted=True) == HOLES
@@ -147,7 +147,8 @@ def test_a_transfer_tells_before_anything_is_begun(
     handler = Handler()
     logging.getLogger("amistore").addHandler(handler)
     try:
-        amistore.transfer(image_id, source=source, destination=destination, name="moved", keep=keep)
+        kept = keep and destination.s3.at(*keep)
+        amistore.transfer(image_id, source=source, destination=destination, name="moved", keep=kept)
     finally:
         logging.getLogger("amistore").removeHandler(handler)
     assert aws.snapshots[made(aws)].encrypted == encrypted
@@ -195,7 +196,7 @@ def test_several_volumes_are_told_of_once(aws: FakeAWS, caplog: pytest.LogCaptur
             volumes = [(1, {number: images.block(1)}) for number in range(3)]
             memory.s3.create_bucket("archive")
             memory.s3.put_object("archive", "web.bin", [images.packed(volumes)])
-            amistore.unpack_object(memory.s3, "archive", "web.bin", account(aws).ebs)
+            amistore.unpack(memory.s3.at("archive", "web.bin"), account(aws).ebs)
         assert len(told(caplog)) == 1
 
 
@@ -208,7 +209,7 @@ def test_a_snapshot_that_is_not_known_everywhere_yet_is_waited_for(
     memory = amistore.MemoryBackend()
     memory.s3.create_bucket("archive")
     memory.s3.put_object("archive", "web.bin", [images.packed(volumes)])
-    amistore.unpack_object(memory.s3, "archive", "web.bin", account(aws).ebs)
+    amistore.unpack(memory.s3.at("archive", "web.bin"), account(aws).ebs)
     assert len(told(caplog)) == 1
 
 

@@ -15,7 +15,8 @@ from backends.aws.proxy import fault_proxy
 from objects.swaps import Swap
 
 import amistore
-from amistore import BLOCK_SIZE, GIB, Fate, Tag
+from amistore import BLOCK_SIZE, GIB, Tag
+from amistore.model import Fate
 from amistore.testing import block
 from amistore.testing.aws import FakeAWS
 
@@ -98,7 +99,7 @@ def test_an_ami_goes_into_an_object_and_comes_back_in_another_partition(
     image = source.ec2.describe_image(commercial.image_id)
     source.preflight(image)
     key = f"{image.image_id}.bin"
-    amistore.pack_object(image, source.ebs, source.s3, bucket, key)
+    amistore.store(image, source.ebs, source.s3.at(bucket, key))
 
     # GNU tar opens what lies in the bucket.
     copy = tmp_path / "ami.bin"
@@ -113,7 +114,7 @@ def test_an_ami_goes_into_an_object_and_comes_back_in_another_partition(
             file.seek(index * BLOCK_SIZE)
             assert file.read(BLOCK_SIZE) == content
 
-    made = amistore.unpack_object(destination.s3, bucket, key, destination.ebs)
+    made = amistore.unpack(destination.s3.at(bucket, key), destination.ebs)
     reports = destination.ec2.fidelity(made, name="web-2")
     image_id = destination.ec2.register_image(made, name="web-2")
 
@@ -151,8 +152,9 @@ def test_transfer_moves_an_ami_with_one_get_a_block_and_few_connections(commerci
     place = (new_bucket(swift), "kept.bin") if keep else None
     with fault_proxy(swift) as s3:
         source, destination = account(commercial, s3.url), account(government, s3.url)
+        keeping = destination.s3.at(*place) if place else None
         told = amistore.transfer(
-            commercial.image_id, source=source, destination=destination, name="moved", keep=place, workers=2
+            commercial.image_id, source=source, destination=destination, name="moved", keep=keeping, workers=2
         )
         # What is not kept goes by no object store.
         assert bool(s3.requests) == keep
@@ -168,7 +170,7 @@ def test_transfer_moves_an_ami_with_one_get_a_block_and_few_connections(commerci
     for aws in (commercial, government):
         assert aws.log.connections <= 2 * 2 + 2  # workers, and the clients of EBS and EC2
     if keep:
-        with amistore.open(account(government, swift).s3, bucket=place[0], key=place[1]) as archive:
+        with amistore.open((account(government, swift).s3).at(place[0], place[1])) as archive:
             assert archive.image == image
 
 
@@ -199,8 +201,9 @@ def test_what_may_not_be_registered_is_told_before_any_data_move(commercial, gov
     credential = government.add_credential(denied=[denied])
     destination = account(government, swift, credential=credential)
     place = (new_bucket(swift), "kept.bin") if keep else None
+    keeping = destination.s3.at(*place) if place else None
     with pytest.raises(amistore.AccessDeniedError, match=f"could not be registered in the end.*{denied}"):
-        amistore.transfer(commercial.image_id, source=source, destination=destination, keep=place)
+        amistore.transfer(commercial.image_id, source=source, destination=destination, keep=keeping)
     assert commercial.log.counts["GetSnapshotBlock"] == 2  # of the source's own preflight
     assert government.log.counts["StartSnapshot"] == 0
     store = account(government, swift).s3
@@ -208,17 +211,17 @@ def test_what_may_not_be_registered_is_told_before_any_data_move(commercial, gov
         with pytest.raises(amistore.NotFoundError):
             store.head_object(*place)
     bucket = new_bucket(swift)
-    amistore.pack_object(source.ec2.describe_image(commercial.image_id), source.ebs, store, bucket, "web.bin")
+    amistore.store(source.ec2.describe_image(commercial.image_id), source.ebs, store.at(bucket, "web.bin"))
     with pytest.raises(amistore.AccessDeniedError, match="in the end"):
-        amistore.restore_image(store, bucket, "web.bin", destination)
+        amistore.restore(store.at(bucket, "web.bin"), destination)
     assert government.log.counts["StartSnapshot"] == 0
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_a_new_image_will_not_have_is_logged_once(commercial, government, swift, keep, caplog):
     source, destination = account(commercial, swift), account(government, swift)
-    place = (new_bucket(swift), "kept.bin") if keep else None
-    amistore.transfer(commercial.image_id, source=source, destination=destination, keep=place)
+    keeping = destination.s3.at(new_bucket(swift), "kept.bin") if keep else None
+    amistore.transfer(commercial.image_id, source=source, destination=destination, keep=keeping)
     (warned,) = [each for each in caplog.messages if "is restored without" in each]
     assert (
         f"{commercial.image_id} is restored without tags[aws:owner].key = 'aws:owner' dropped: tags" in warned
@@ -232,17 +235,13 @@ def test_a_transfer_with_logs_goes_on_where_it_ended(commercial, government, swi
     place = (new_bucket(swift), "kept.bin")
 
     def move(destination):
-        with (
-            amistore.FileResumeLog(tmp_path / "store.log") as storing,
-            amistore.FileResumeLog(tmp_path / "restore.log") as restoring,
-        ):
-            return amistore.transfer(
-                commercial.image_id,
-                source=source,
-                destination=destination,
-                keep=place,
-                logs=(storing, restoring),
-            )
+        return amistore.transfer(
+            commercial.image_id,
+            source=source,
+            destination=destination,
+            keep=destination.s3.at(*place),
+            log=tmp_path / "move.log",
+        )
 
     government.faults.add("RegisterImage", "500", calls=range(3, 100))  # the first ones are dry runs
     with pytest.raises(amistore.BackendError, match="InternalError"):
@@ -270,7 +269,9 @@ def test_an_object_of_a_server_that_is_swapped_is_neither_restored_nor_told(comm
         key = f"{at}.bin"
         swap = Swap(cloud.s3.inner, evil, at, copied, key, bucket=bucket)
         with pytest.raises(amistore.SourceChangedError):
-            amistore.transfer(image_id, source=cloud, destination=cloud, name=key, keep=(bucket, key))
+            amistore.transfer(
+                image_id, source=cloud, destination=cloud, name=key, keep=cloud.s3.at(bucket, key)
+            )
         assert swap.calls is not None
         assert swap.calls >= at
         assert (set(commercial.images), set(commercial.snapshots)) == there
@@ -284,19 +285,19 @@ def test_an_archive_is_copied_between_stores_only_if_it_is_whole(commercial, swi
     there = new_bucket(swift)
     packed = b"".join(amistore.pack(image, source.ebs))
     memory.s3.put_object("bucket", "ami.bin", [packed], metadata={"name": "größe"})
-    with amistore.open(memory.s3, bucket="bucket", key="ami.bin") as archive:
+    with amistore.open(memory.s3.at("bucket", "ami.bin")) as archive:
         content_id = archive.content_id
 
-    copied = amistore.copy_object(memory.s3, source.s3, ("bucket", "ami.bin"), (there, "copy.bin"))
+    copied = amistore.copy(memory.s3.at("bucket", "ami.bin"), source.s3.at(there, "copy.bin"))
     assert copied.size == len(packed)
     assert source.s3.head_object(there, "copy.bin").metadata == {"name": "größe"}
     with source.s3.open_object(there, "copy.bin") as file:
         assert file.read() == packed
     with pytest.raises(amistore.AlreadyExistsError):
-        amistore.copy_object(memory.s3, source.s3, ("bucket", "ami.bin"), (there, "copy.bin"))
+        amistore.copy(memory.s3.at("bucket", "ami.bin"), source.s3.at(there, "copy.bin"))
     with pytest.raises(amistore.CorruptArchiveError, match=content_id):
-        amistore.copy_object(
-            memory.s3, source.s3, ("bucket", "ami.bin"), (there, "other.bin"), expected_content_id="0" * 64
+        amistore.copy(
+            memory.s3.at("bucket", "ami.bin"), source.s3.at(there, "other.bin"), expected_content_id="0" * 64
         )
     small = images.packed([(1, {index: images.noise(index) for index in range(4)})])
     for at in range(3, len(small), len(small) // 100):
@@ -304,7 +305,7 @@ def test_an_archive_is_copied_between_stores_only_if_it_is_whole(commercial, swi
         damaged[at] ^= 4
         memory.s3.put_object("bucket", "damaged.bin", [damaged])
         with pytest.raises(amistore.ArchiveError):
-            amistore.copy_object(memory.s3, memory.s3, ("bucket", "damaged.bin"), ("bucket", "to.bin"))
+            amistore.copy(memory.s3.at("bucket", "damaged.bin"), memory.s3.at("bucket", "to.bin"))
         with pytest.raises(amistore.NotFoundError):
             memory.s3.head_object("bucket", "to.bin")
     assert memory.s3.list_multipart_uploads("bucket") == []
@@ -329,6 +330,6 @@ def test_the_same_snapshot_mapped_twice_is_moved_once(commercial, government, sw
         snapshots=(image.snapshot(first.ebs.snapshot_id),),
     )
     bucket = new_bucket(swift)
-    amistore.pack_object(twice, source.ebs, source.s3, bucket, "twice.bin")
-    made = amistore.unpack_object(source.s3, bucket, "twice.bin", account(government, swift).ebs)
+    amistore.store(twice, source.ebs, source.s3.at(bucket, "twice.bin"))
+    made = amistore.unpack(source.s3.at(bucket, "twice.bin"), account(government, swift).ebs)
     assert len(made.snapshot_ids) == len(government.snapshots) == 1

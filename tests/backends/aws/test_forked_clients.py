@@ -252,7 +252,7 @@ def test_archives_opened_in_s3_are_read_by_children(moto: str, certificate: Path
         archives = {}
         for number in range(1, 5):
             store.put_object(bucket, f"{number}.bin", container(number))
-            archive = amistore.open(store, bucket=bucket, key=f"{number}.bin")
+            archive = amistore.open(store.at(bucket, f"{number}.bin"))
             archives[number] = stack.enter_context(archive)
         check_opened(archives)
 

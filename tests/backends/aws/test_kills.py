@@ -60,11 +60,16 @@ def work(direction: str, options: dict[str, Any], folder: Path, image_id: str, k
     with amistore.FileResumeLog(folder / "log") as log:
         if direction == "store":
             image = aws.ec2.describe_image(image_id)
-            amistore.pack_object(
-                image, backend.ebs, backend.s3, "archive", KEY, log=log, layout=LAYOUT, workers=WORKERS
+            amistore.store(
+                image,
+                backend.ebs,
+                backend.s3.at("archive", KEY),
+                log=log,
+                workers=WORKERS,
+                options=amistore.PackOptions(layout=LAYOUT),
             )
         else:
-            made = amistore.unpack_object(backend.s3, "archive", KEY, backend.ebs, log=log, workers=WORKERS)
+            made = amistore.unpack(backend.s3.at("archive", KEY), backend.ebs, log=log, workers=WORKERS)
             (folder / "restored").write_text(" ".join(made.snapshot_ids))
 
 
@@ -96,7 +101,7 @@ def undisturbed(aws: FakeAWS, image_id: str) -> bytes:
         endpoint_urls={"ec2": aws.endpoint_url, "ebs": aws.endpoint_url},
     )
     image = backend.ec2.describe_image(image_id)
-    return b"".join(amistore.pack(image, backend.ebs, layout=LAYOUT, workers=1))
+    return b"".join(amistore.pack(image, backend.ebs, workers=1, options=amistore.PackOptions(layout=LAYOUT)))
 
 
 def test_a_killed_store_goes_on_and_sends_again_only_what_was_under_way(tmp_path: Path) -> None:

@@ -100,14 +100,18 @@ def move_and_check(backend: Backend, faulty: FaultyBackend, inner: Backend, ids:
     try:
         most_attempts(
             faulty,
-            lambda: amistore.pack_object(
-                image, backend.ebs, backend.s3, "archive", KEY, layout=LAYOUT, workers=2
+            lambda: amistore.store(
+                image,
+                backend.ebs,
+                backend.s3.at("archive", KEY),
+                workers=2,
+                options=amistore.PackOptions(layout=LAYOUT),
             ),
         )
 
         def unpack() -> None:
             nonlocal made
-            made = amistore.unpack_object(backend.s3, "archive", KEY, backend.ebs, workers=2)
+            made = amistore.unpack(backend.s3.at("archive", KEY), backend.ebs, workers=2)
 
         most_attempts(faulty, unpack)
         assert made is not None

@@ -200,7 +200,7 @@ def test_a_restore_that_is_refused_says_so(proxy: FaultProxy, store: AWSObjectSt
 
 
 PARTS = '<PartNumber>1</PartNumber><ETag>"e"</ETag><Size>5</Size><ChecksumCRC32>AAAAAA==</ChecksumCRC32>'
-COMPLETED = amistore.UploadedPart(part_number=1, size=5, etag="e")
+COMPLETED = amistore.backends.UploadedPart(part_number=1, size=5, etag="e")
 
 
 # CompleteMultipartUpload (API reference): 412 and 409 of If-None-Match, and "200 OK with an error inside".

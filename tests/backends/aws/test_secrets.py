@@ -41,19 +41,29 @@ def test_no_secret_is_told_while_a_store_and_a_restore_go_wrong(
             image = aws_backend.ec2.describe_image(image_id)
             aws.faults.add("GetSnapshotBlock", "500", calls=range(20, 40))
             try:
-                amistore.pack_object(
-                    image, aws_backend.ebs, cloud.s3, "archive", KEY, log=log, layout=LAYOUT, workers=1
+                amistore.store(
+                    image,
+                    aws_backend.ebs,
+                    cloud.s3.at("archive", KEY),
+                    log=log,
+                    workers=1,
+                    options=amistore.PackOptions(layout=LAYOUT),
                 )
             except amistore.AmistoreError as error:
                 texts += [repr(error), str(error), str(vars(error)), *traceback.format_exception(error)]
             texts.append((tmp_path / "log").read_bytes().decode("latin-1"))
             aws.faults.clear()
-            amistore.pack_object(
-                image, aws_backend.ebs, cloud.s3, "archive", KEY, log=log, layout=LAYOUT, workers=1
+            amistore.store(
+                image,
+                aws_backend.ebs,
+                cloud.s3.at("archive", KEY),
+                log=log,
+                workers=1,
+                options=amistore.PackOptions(layout=LAYOUT),
             )
         aws.remove_credential(credential)
         with pytest.raises(amistore.AccessDeniedError) as denied:
-            amistore.unpack_object(cloud.s3, "archive", KEY, aws_backend.ebs)
+            amistore.unpack(cloud.s3.at("archive", KEY), aws_backend.ebs)
         texts += [repr(denied.value), *traceback.format_exception(denied.value)]
         connection = aws_backend.connection
         texts += map(repr, (aws_backend, connection, aws_backend.ebs, aws_backend.s3, aws_backend.ec2))

@@ -16,7 +16,8 @@ from backends.aws.cases import START
 
 import amistore
 from amistore import MIB, AWSBackend, Layout, MemoryBackend
-from amistore.tasks import work
+from amistore.objects.store import StoreJob
+from amistore.tasks import store as tasks_store
 from amistore.testing import block
 from amistore.testing.aws import FakeAWS
 from amistore.testing.snapshots import sha256
@@ -70,7 +71,13 @@ def pack_while(aws, disturb, workers=2):
     cloud = backend(aws)
     image = cloud.ec2.describe_image(aws.image_id)
     return b"".join(
-        amistore.pack(image, cloud.ebs, layout=SMALL, workers=workers, progress=lambda _: disturb())
+        amistore.pack(
+            image,
+            cloud.ebs,
+            workers=workers,
+            progress=lambda _: disturb(),
+            options=amistore.PackOptions(layout=SMALL),
+        )
     )
 
 
@@ -172,7 +179,12 @@ def test_credentials_that_are_renewed_carry_a_run_of_days(aws, expected):
     rotating = Rotating(aws)
     cloud = backend(aws, rotating.session())
     image = cloud.ec2.describe_image(aws.image_id)
-    packed = amistore.pack(image, cloud.ebs, layout=SMALL, progress=lambda _: aws.clock.advance(0.1 * HOUR))
+    packed = amistore.pack(
+        image,
+        cloud.ebs,
+        progress=lambda _: aws.clock.advance(0.1 * HOUR),
+        options=amistore.PackOptions(layout=SMALL),
+    )
     assert b"".join(packed) == expected
     assert rotating.given > 2
 
@@ -186,12 +198,18 @@ def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, expec
     def pack(cloud, progress=None):
         with amistore.FileResumeLog(tmp_path / "log") as log:
             image = cloud.ec2.describe_image(aws.image_id)
-            return amistore.pack_object(
-                image, cloud.ebs, store, "bucket", "key", layout=SMALL, log=log, workers=1, progress=progress
+            return amistore.store(
+                image,
+                cloud.ebs,
+                store.at("bucket", "key"),
+                log=log,
+                workers=1,
+                progress=progress,
+                options=amistore.PackOptions(layout=SMALL),
             )
 
     def end_after_half(event):
-        if event.phase is amistore.Phase.PACK and event.blocks > 30:
+        if event.phase is amistore.pipeline.Phase.PACK and event.blocks > 30:
             aws.clock.advance(2 * HOUR)
 
     with pytest.raises(amistore.CredentialsExpiredError, match=r"Expired.*renew the credentials"):
@@ -203,7 +221,11 @@ def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, expec
 
 
 def test_a_task_whose_credentials_end_stays_and_new_ones_go_on_with_it(aws, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "pack_object", functools.partial(amistore.pack_object, layout=SMALL))
+    monkeypatch.setattr(
+        tasks_store,
+        "StoreJob",
+        functools.partial(StoreJob, options=amistore.PackOptions(layout=SMALL)),
+    )
     store = amistore.DirectoryBackend(tmp_path / "store").s3
     store.create_bucket("bucket")
     ending = aws.add_credential(session_token="token", expires_in=HOUR)
@@ -232,7 +254,7 @@ def test_a_task_whose_credentials_end_stays_and_new_ones_go_on_with_it(aws, tmp_
         (task,) = second.resume()
         assert second.wait(task).state == "Completed"
     assert aws.log.counts["GetSnapshotBlock"] < len(BLOCKS)
-    with amistore.open(store, bucket="bucket", key=task.object_key) as archive:
+    with amistore.open(store.at("bucket", task.object_key)) as archive:
         assert archive.verify().ok
 
 
@@ -243,13 +265,13 @@ def test_a_snapshot_that_completes_late_is_waited_for(aws, trouble):
     image = cloud.ec2.describe_image(aws.image_id)
     store = MemoryBackend().s3
     store.create_bucket("bucket")
-    amistore.pack_object(image, cloud.ebs, store, "bucket", "key")
+    amistore.store(image, cloud.ebs, store.at("bucket", "key"))
     fault = None
     if trouble == "appears late":
         aws.behaviour.missing_calls = 4
     else:
         fault = aws.faults.add("CompleteSnapshot", "500-after", times=1)
-    made = amistore.unpack_object(store, "bucket", "key", cloud.ebs)
+    made = amistore.unpack(store.at("bucket", "key"), cloud.ebs)
     assert fault is None or fault.fired == 1
     assert disks(aws, made) == disks(aws, image)
     assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
@@ -293,11 +315,11 @@ def test_a_pending_snapshot_that_ebs_cancelled_is_begun_anew(aws, tmp_path):
     image = cloud.ec2.describe_image(aws.image_id)
     store = MemoryBackend().s3
     store.create_bucket("bucket")
-    amistore.pack_object(image, cloud.ebs, store, "bucket", "key", layout=SMALL)
+    amistore.store(image, cloud.ebs, store.at("bucket", "key"), options=amistore.PackOptions(layout=SMALL))
 
     def unpack(progress=None):
         with amistore.FileResumeLog(tmp_path / "log") as log:
-            return amistore.unpack_object(store, "bucket", "key", cloud.ebs, log=log, progress=progress)
+            return amistore.unpack(store.at("bucket", "key"), cloud.ebs, log=log, progress=progress)
 
     def stop(event):
         if event.blocks > 20:

@@ -18,12 +18,18 @@ REGION_KEY: Final = "ami-region"
 _MOST: Final = 256
 
 
-def object_metadata(image: Image, task_id: str, now: datetime.datetime, region: str | None) -> dict[str, str]:
-    """Name, description, registration date, owner and Region of an AMI, and who stored it when.
+def object_metadata(image: Image, now: datetime.datetime | None, region: str | None) -> dict[str, str]:
+    """Name, description, registration date, owner and Region of an AMI, and when it was stored.
 
     A value is cut where it would be longer than 256 characters as HTTP headers carry it; what
     is not known is left out.
+
+    Args:
+        image: the AMI.
+        now: when it is stored; None for the time of the call.
+        region: where it is.
     """
+    now = now or datetime.datetime.now(datetime.timezone.utc)
     moment = now.astimezone(datetime.timezone.utc).replace(tzinfo=None).isoformat(timespec="milliseconds")
     values = {
         "ami-name": image.name,
@@ -32,7 +38,6 @@ def object_metadata(image: Image, task_id: str, now: datetime.datetime, region: 
         "ami-owner-account": image.owner_id,
         REGION_KEY: region,
         "ami-store-timestamp": f"{moment}Z",
-        "amistore-task": task_id,
     }
     return {key: _cut(value) for key, value in values.items() if value}
 

@@ -1,4 +1,4 @@
-"""`unpack_object` restores what was packed, or nothing: alone, and on after an error."""
+"""`unpack` restores what was packed, or nothing: alone, and on after an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cloud(content: bytes | None = None) -> amistore.MemoryBackend:
 
 
 def unpack(given: amistore.MemoryBackend, **options: Any) -> amistore.Image:
-    return amistore.unpack_object(given.s3, BUCKET, KEY, given.ebs, **{"workers": 2, **options})
+    return amistore.unpack(given.s3.at(BUCKET, KEY), given.ebs, **{"workers": 2, **options})
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -168,7 +168,7 @@ def test_lost_blocks_are_refused_without_leave() -> None:
     source = images.Volumes([(1, {3: images.block(3)})])
     (snapshot_id,) = source.volumes
     lossy = amistore.Snapshot(
-        snapshot_id=snapshot_id, lost_blocks=(amistore.BlockRange(first_block=5, block_count=2),)
+        snapshot_id=snapshot_id, lost_blocks=(amistore.model.BlockRange(first_block=5, block_count=2),)
     )
     given = cloud(b"".join(amistore.pack(images.image([snapshot_id], snapshots=(lossy,)), source)))
     log = Log()

@@ -1,4 +1,4 @@
-"""`pack_object` stores what `pack` gives, in parts, and leaves nothing behind."""
+"""`store` stores what `pack` gives, in parts, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _nothing_is_left() -> Iterator[None]:
         yield
 
 
-def uploads(cloud: amistore.Backend) -> list[amistore.MultipartUpload]:
+def uploads(cloud: amistore.Backend) -> list[amistore.backends.MultipartUpload]:
     return cloud.s3.list_multipart_uploads(BUCKET)
 
 
@@ -39,9 +39,9 @@ def uploads(cloud: amistore.Backend) -> list[amistore.MultipartUpload]:
 @pytest.mark.parametrize("log", [None, Log])
 def test_the_object_has_the_bytes_that_pack_gives(workers: int, log: Callable[[], Log] | None) -> None:
     cloud = runs.cloud()
-    told = runs.pack_object(runs.source(), cloud.s3, workers=workers, log=log() if log else None)
+    told = runs.store(runs.source(), cloud.s3, workers=workers, log=log() if log else None)
     assert runs.stored(cloud.s3) == runs.expected()
-    assert runs.is_there(told, cloud.s3)
+    assert runs.is_there(told)
     assert uploads(cloud) == []
 
 
@@ -57,8 +57,10 @@ def test_parts_end_behind_the_segment_that_reaches_the_layouts_size() -> None:
             return send(*arguments)
 
         cloud.s3.upload_part = upload_part  # type: ignore[method-assign]
-        runs.pack_object(
-            runs.source(), cloud.s3, layout=attrs.evolve(runs.LAYOUT, part_size=size * amistore.MIB)
+        runs.store(
+            runs.source(),
+            cloud.s3,
+            options=amistore.PackOptions(layout=attrs.evolve(runs.LAYOUT, part_size=size * amistore.MIB)),
         )
         assert sorted(sizes) == list(range(1, max(sizes) + 1))
         *most, _ = (sizes[number] for number in sorted(sizes))
@@ -90,9 +92,11 @@ def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:
     cloud = runs.cloud()
     seen: list[amistore.Progress] = []
     only = sorted(runs.source().volumes)[:1]
-    runs.pack_object(runs.source(), cloud.s3, level=1, snapshots=only, progress=seen.append)
+    runs.store(runs.source(), cloud.s3, level=1, snapshots=only, progress=seen.append)
     assert runs.stored(cloud.s3) == b"".join(
-        amistore.pack(IMAGE, runs.source(), level=1, snapshots=only, layout=runs.LAYOUT)
+        amistore.pack(
+            IMAGE, runs.source(), level=1, snapshots=only, options=amistore.PackOptions(layout=runs.LAYOUT)
+        )
     )
     assert (seen[-1].blocks, seen[-1].total_blocks) == (20, 20)
 
@@ -103,12 +107,12 @@ def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: py
     from_file: list[int] = []
     send = cloud.s3.upload_part_file
 
-    def upload_part_file(*arguments: Any) -> amistore.UploadedPart:
+    def upload_part_file(*arguments: Any) -> amistore.backends.UploadedPart:
         from_file.append(arguments[3])
         return send(*arguments)
 
     cloud.s3.upload_part_file = upload_part_file  # type: ignore[method-assign]
-    runs.pack_object(runs.source(), cloud.s3)
+    runs.store(runs.source(), cloud.s3)
     assert sorted(from_file) == [1, 2, 3]  # the last has less
     assert runs.stored(cloud.s3) == runs.expected()
 
@@ -121,7 +125,7 @@ def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
     cloud = runs.cloud()
     Calls(cloud.s3).fail("upload_part", part, amistore.BackendError("no"))
     with runs.nothing_left(), pytest.raises(amistore.BackendError) as caught:
-        runs.pack_object(runs.source(), cloud.s3)
+        runs.store(runs.source(), cloud.s3)
     assert caught.value.__traceback__ is not None
     assert uploads(cloud) == []
 
@@ -138,7 +142,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 cloud = runs.cloud()
 with runs.nothing_left():
     try:
-        runs.pack_object(runs.source(), cloud.s3)
+        runs.store(runs.source(), cloud.s3)
     except amistore.StorageFullError as error:
         assert os.environ["TMPDIR"] in str(error) and "set TMPDIR" in str(error), error
         print(error.operation, cloud.s3.list_multipart_uploads(runs.BUCKET))
@@ -153,9 +157,9 @@ def test_metadata_is_stored_with_the_key_of_the_run() -> None:
     tasks = set()
     for key in ("a", "b"):
         cloud = runs.cloud()
-        amistore.pack_object(IMAGE, runs.source(), cloud.s3, BUCKET, key, metadata={"a": "b"})
+        amistore.store(IMAGE, runs.source(), cloud.s3.at(BUCKET, key), metadata={"a": "b"})
         metadata = cloud.s3.head_object(BUCKET, key).metadata
-        assert {name: value for name, value in metadata.items() if name != RUN_KEY} == {"a": "b"}
+        assert {"a": "b", "ami-name": IMAGE.name}.items() <= metadata.items()
         tasks.add(metadata[RUN_KEY])
     assert len(tasks) == 2
 
@@ -167,11 +171,11 @@ def test_an_object_that_exists_is_refused_before_any_block_is_read() -> None:
     calls = Calls(given, cloud.s3)
     for log in (None, Log()):
         with pytest.raises(amistore.AlreadyExistsError) as caught:
-            runs.pack_object(given, cloud.s3, log=log)
+            runs.store(given, cloud.s3, log=log)
         assert caught.value.key == KEY
     assert calls.made["get_snapshot_block"] == calls.made["create_multipart_upload"] == 0
     assert runs.stored(cloud.s3) == b"mine"
-    runs.pack_object(given, cloud.s3, if_none_match=False)
+    runs.store(given, cloud.s3, overwrite=True)
     assert runs.stored(cloud.s3) == runs.expected()
 
 
@@ -182,7 +186,7 @@ def test_an_object_that_appears_meanwhile_is_left_and_nothing_else(kind: type[Lo
     calls = Calls(cloud.s3)
     calls.fail("upload_part", 3, lambda: put(BUCKET, KEY, [b"theirs"]) and None)
     with pytest.raises(amistore.AlreadyExistsError):
-        runs.pack_object(runs.source(), cloud.s3, log=log)
+        runs.store(runs.source(), cloud.s3, log=log)
     assert runs.stored(cloud.s3) == b"theirs"
     assert uploads(cloud) == []
     assert log is None or log.entries() == []
@@ -195,8 +199,8 @@ def test_an_answer_to_completing_that_is_lost_does_not_matter(
 ) -> None:
     cloud, log = runs.cloud(), kind and kind()
     Calls(cloud.s3).fail("complete_multipart_upload", 1, error, late=True)
-    told = runs.pack_object(runs.source(), cloud.s3, log=log)
-    assert runs.is_there(told, cloud.s3)
+    told = runs.store(runs.source(), cloud.s3, log=log)
+    assert runs.is_there(told)
     assert runs.stored(cloud.s3) == runs.expected()
     assert log is None or log.entries() == []
 
@@ -209,7 +213,7 @@ def test_an_abort_that_fails_is_logged_with_its_id_and_the_first_error_told(
     calls = Calls(cloud.s3)
     calls.fail("upload_part", 2, amistore.BackendError("first"))
     with pytest.raises(amistore.BackendError, match="first"):
-        runs.pack_object(runs.source(), cloud.s3)
+        runs.store(runs.source(), cloud.s3)
     (left,) = uploads(cloud)
     assert left.upload_id in caplog.text
 
@@ -238,7 +242,7 @@ def test_without_a_log_an_error_at_any_call_leaves_nothing(verb: str) -> None:
             number += 3  # each is like the one before it
         try:
             with runs.nothing_left():
-                runs.pack_object(given, cloud.s3)
+                runs.store(given, cloud.s3)
         except (amistore.BackendError, KeyboardInterrupt) as caught:
             assert "fault" in str(caught) or caught is error
         if not calls.failed:
@@ -256,11 +260,15 @@ def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
     given = images.Volumes([(each.volume_size, each.blocks) for each in volumes])
     image = data.draw(strategies.images(snapshot_ids=list(given.volumes)))
     cloud = runs.cloud()
-    amistore.pack_object(image, given, cloud.s3, BUCKET, KEY, workers=2, layout=images.SMALL)
-    assert runs.stored(cloud.s3) == b"".join(amistore.pack(image, given, layout=images.SMALL))
+    amistore.store(
+        image, given, cloud.s3.at(BUCKET, KEY), workers=2, options=amistore.PackOptions(layout=images.SMALL)
+    )
+    assert runs.stored(cloud.s3) == b"".join(
+        amistore.pack(image, given, options=amistore.PackOptions(layout=images.SMALL))
+    )
     with cloud.s3.open_object(BUCKET, KEY) as file, amistore.open(file) as archive:
         assert archive.image == image
-    back = amistore.unpack_object(cloud.s3, BUCKET, KEY, cloud.ebs, workers=2)
+    back = amistore.unpack(cloud.s3.at(BUCKET, KEY), cloud.ebs, workers=2)
     assert sorted(runs.disks(cloud.ebs, back), key=repr) == sorted(
         (
             (volume.volume_size, dict(sorted(volume.blocks.items())))

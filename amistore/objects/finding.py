@@ -1,0 +1,97 @@
+"""`find_archives`: which archives are in a bucket, told by their ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import attrs
+
+from amistore.archive.reader import ContainerFile
+from amistore.backends import ObjectLocation, ObjectStore
+from amistore.backends.checks import check_kind
+from amistore.backends.objects import ObjectRanges
+from amistore.container import PREAMBLE
+from amistore.errors import ArchiveError, NotFoundError
+from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.workers import ordered_map, worker_pool
+
+__all__ = ["FoundArchive", "find_archives"]
+
+_logger = logging.getLogger("amistore")
+
+
+@attrs.frozen(kw_only=True)
+class FoundArchive:
+    """An archive of a bucket, as its index tells.
+
+    Attributes:
+        location: the object; whatever takes an archive takes this.
+        image_id: the stored AMI's id.
+        name: the stored AMI's name.
+        size: of the object, in bytes.
+        content_id: what the archive claims to hold, 64 hexadecimal digits.
+        date: when the stored AMI was created, as EC2 tells it.
+    """
+
+    location: ObjectLocation
+    image_id: str
+    name: str | None
+    size: int
+    content_id: str
+    date: str | None
+
+
+def find_archives(
+    store: ObjectStore, bucket: str, prefix: str = "", *, workers: int | None = None
+) -> Iterator[FoundArchive]:
+    """Find the archives among a bucket's objects, by key.
+
+    Of each object the last 64 KiB are read, and the index where that is longer. What is no archive is passed
+    by; of a damaged one, whose end cannot be read, the log tells (WARNING).
+
+    Args:
+        store: the store that holds the bucket.
+        bucket: the bucket's name.
+        prefix: of the keys to look at.
+        workers: objects looked at at once; None for the number of CPUs.
+
+    Raises:
+        NotFoundError: no such bucket.
+        InvalidRequestError: the store cannot list objects.
+        BackendError: the store failed.
+    """
+    check_kind(store, ObjectStore, "store")
+    with foreign_errors("list_objects", bucket=bucket):
+        locations = store.list_objects(bucket, prefix)
+    with (
+        worker_pool(workers, None) as (pool, limit),
+        contextlib.closing(ordered_map(pool, _look, locations, limit)) as found,
+    ):
+        for archive in found:
+            if archive is not None:
+                yield archive
+
+
+def _look(location: ObjectLocation) -> FoundArchive | None:
+    """Runs in a worker."""
+    try:
+        with foreign_errors("get_object_range", **location.facts):
+            ranges = ObjectRanges(location)
+            try:
+                stored = ContainerFile(ranges)
+            except ArchiveError as error:
+                if ranges.read(0, len(PREAMBLE)) == PREAMBLE:
+                    _logger.warning("%s is an archive that cannot be opened: %s", location, error)
+                return None
+    except NotFoundError:  # deleted since it was listed
+        return None
+    return FoundArchive(
+        location=location,
+        image_id=stored.image.image_id,
+        name=stored.image.name,
+        size=stored.size,
+        content_id=stored.index.content_id.hex(),
+        date=stored.image.creation_date,
+    )

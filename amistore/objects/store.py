@@ -1,0 +1,220 @@
+"""`store`: an AMI becomes an object or a file. `StoreJob` is what `transfer` and a store task do, too."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import attrs
+
+from amistore.backends import Backend, BlockSource, ObjectLocation, files
+from amistore.backends.checks import check_path
+from amistore.errors import InvalidRequestError
+from amistore.model import Image
+from amistore.objects.metadata import object_metadata
+from amistore.objects.results import StoredArchive
+from amistore.objects.resumelog import ResumeLog, read_entry, using_log
+from amistore.objects.upload import RUN_KEY, refuse_existing, upload_archive
+from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.pack import DEFAULTS, ArchiveBytes, PackOptions, pack
+from amistore.pipeline.progress import ProgressCallback
+
+__all__ = ["StoreJob", "store"]
+
+
+@attrs.frozen(kw_only=True)
+class StoreJob:
+    """An AMI that becomes an archive.
+
+    Attributes:
+        image: the AMI's id, or an image whose snapshots are in a source without a registry.
+        source: the backend that has the AMI, or the source of the image's blocks.
+        to: the object.
+        metadata: the object's, beside what tells of the AMI.
+        tags: the object's.
+        overwrite, level, snapshots, options: as in `store`.
+    """
+
+    image: str | Image
+    source: Backend | BlockSource
+    to: ObjectLocation
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+    tags: Mapping[str, str] | None = None
+    overwrite: bool = False
+    level: int = 3
+    snapshots: Iterable[str] | None = None
+    options: PackOptions = DEFAULTS
+
+    def admit(self) -> Image:
+        """Check what can be checked before the work.
+
+        Returns:
+            The AMI, as it is described now.
+
+        Raises:
+            NotFoundError: no such AMI or bucket.
+            AlreadyExistsError: the object exists, without `overwrite`.
+            InvalidRequestError: the AMI cannot be stored.
+        """
+        image, _ = find_image(self.image, self.source)
+        with foreign_errors("head_bucket", **self.to.facts):
+            self.to.store.head_bucket(self.to.bucket)
+        if not self.overwrite:
+            refuse_existing(self.to)
+        return image
+
+    def run(
+        self,
+        log: ResumeLog | None,
+        *,
+        workers: int | None,
+        progress: ProgressCallback,
+        now: datetime.datetime | None = None,
+    ) -> StoredArchive:
+        """Do all of it, or what earlier runs with this log have left to do; errors are those of `store`.
+
+        The AMI is described, and tried by the backend's `preflight`, in every run.
+
+        Args:
+            log: what earlier runs have done; None to remove on an error what this one has done.
+            workers: segments worked on, and parts sent, at once; None for the number of CPUs.
+            progress: called with a `Progress`.
+            now: the object's time stamp; None for the time of the call.
+        """
+        image, blocks = find_image(self.image, self.source)
+        region = self.source.ec2.region_name if isinstance(self.source, Backend) else None
+        return upload_archive(
+            image,
+            blocks,
+            self.to,
+            log=log,
+            metadata={**object_metadata(image, now, region), **self.metadata},
+            tags=self.tags or None,
+            overwrite=self.overwrite,
+            level=self.level,
+            snapshots=self.snapshots,
+            workers=workers,
+            progress=progress,
+            options=self.options,
+        )
+
+    def is_done(self, log: ResumeLog) -> bool:
+        """Whether the object is there, and is the one that the runs of this log make."""
+        entries = log.entries()
+        with foreign_errors("head_object", **self.to.facts):
+            if not entries or not self.to.exists():
+                return False
+            return self.to.head().metadata.get(RUN_KEY) == read_entry(entries[0]).get("task")
+
+
+def find_image(image: str | Image, source: Backend | BlockSource) -> tuple[Image, BlockSource]:
+    """The image that was named or given, if it can be stored, and the source of its blocks.
+
+    Raises:
+        NotFoundError: no such AMI.
+        InvalidRequestError: the AMI cannot be stored, or the two do not go together.
+    """
+    if isinstance(image, str) and isinstance(source, Backend):
+        with foreign_errors("describe_image", image_id=image):
+            found = source.ec2.describe_image(image)
+            source.preflight(found)
+        return found, source.ebs
+    if isinstance(image, Image) and isinstance(source, BlockSource):
+        return image, source
+    raise InvalidRequestError(
+        "an AMI's id goes with a backend, and an amistore.Image with a BlockSource, not "
+        f"{type(image).__name__} with {type(source).__name__}"
+    )
+
+
+def store(
+    image: str | Image,
+    source: Backend | BlockSource,
+    to: ObjectLocation | str | os.PathLike[str],
+    *,
+    log: ResumeLog | str | os.PathLike[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    level: int = 3,
+    snapshots: Iterable[str] | None = None,
+    workers: int | None = None,
+    progress: ProgressCallback = None,
+    options: PackOptions = DEFAULTS,
+) -> StoredArchive:
+    """Store an AMI with its snapshots as one object or file, which appears when it is complete.
+
+    Parts above 32 MiB, of images above some 300 GiB or of data that cannot be compressed, are kept
+    in unlinked temporary files (in ``TMPDIR``) until they are sent: one for each worker, and one more.
+
+    Args:
+        image: the AMI's id; with a source of blocks an `Image` that names its snapshots.
+        source: the backend that has the AMI; or a source of blocks, of which less can be checked.
+        to: a location, such as ``cloud.s3.at("archive", f"{image_id}.bin")``, whose bucket must exist; or
+            the path of a file.
+        log: for objects: a path, or a log, from which an earlier run that ended in a crash or an error is
+            resumed: parts that it sent are not sent again, and their blocks not read. Without one, what was
+            sent is removed on an error.
+        metadata: the object's user metadata, beside what tells of the AMI.
+        tags: the object's tags.
+        overwrite: replace an object or file that exists.
+        level: the zstd level, 1 to 22, or negative for its fast modes.
+        snapshots: ids of the snapshots to include; None for all that the mappings name.
+        workers: segments worked on, and parts sent, at once; None for the number of CPUs.
+        progress: called with a `Progress`.
+        options: options that are rarely needed.
+
+    Returns:
+        Where the archive is, its size, and the content id that was computed.
+
+    Raises:
+        NotFoundError: no such AMI, snapshot, bucket or folder.
+        AlreadyExistsError: the object or file exists, without `overwrite`.
+        SourceChangedError: the image or a snapshot is not what it was in the run that is resumed; or
+            the object was replaced as soon as it was made.
+        CorruptArchiveError: the store does not have what was sent to it.
+        InvalidRequestError: the AMI cannot be stored; the log belongs to another job.
+        BackendError: the source or the store failed; with a log the next run resumes this one.
+    """
+    if not isinstance(to, ObjectLocation):
+        if log is not None or metadata or tags:
+            raise InvalidRequestError("log=, metadata= and tags= go with an object, not with a file")
+        path = check_path(to, "target")
+        found, blocks = find_image(image, source)
+        with pack(
+            found,
+            blocks,
+            level=level,
+            snapshots=snapshots,
+            workers=workers,
+            progress=progress,
+            options=options,
+        ) as pieces:
+            return _write(pieces, path, overwrite)
+    job = StoreJob(
+        image=image,
+        source=source,
+        to=to,
+        metadata=metadata or {},
+        tags=tags,
+        overwrite=overwrite,
+        level=level,
+        snapshots=snapshots,
+        options=options,
+    )
+    with using_log(log) as opened:
+        return job.run(opened, workers=workers, progress=progress)
+
+
+def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:
+    """Write an archive to a file, which gets its name when it is whole and on the disk."""
+    with files.operation("store", path=path):
+        files.check_target(path, overwrite=overwrite)
+        size = 0
+        with files.new_file(path, overwrite=overwrite) as descriptor:
+            for piece in pieces:
+                files.write_at(descriptor, piece, size)
+                size += len(piece)
+    return StoredArchive(location=path, size=size, content_id=pieces.content_id)

@@ -1,0 +1,154 @@
+"""Store tasks: `StoreRequest`, checked before there is one, and `StoreRecord`, the task in the journal.
+
+What the journal alone can tell, the quota of what is in progress and tasks that make the same,
+is checked by `Journal.add`. Next: `requests.py` has the rules of parameters, `objects/store.py` the job.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import attrs
+
+from amistore.backends import Backend, checks
+from amistore.errors import AlreadyExistsError
+from amistore.model import Image, Tag
+from amistore.objects import ResumeLog
+from amistore.objects.store import StoreJob
+from amistore.pipeline.foreign import foreign_errors
+from amistore.pipeline.progress import ProgressCallback
+from amistore.tasks.columns import check_tags
+from amistore.tasks.quotas import Quotas
+from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord
+from amistore.tasks.requests import check_image_id, object_place, object_tags
+from amistore.tasks.task import StoreImageTask
+
+__all__ = ["StoreRecord", "StoreRequest"]
+
+
+@attrs.frozen(kw_only=True)
+class StoreRecord(TaskRecord):
+    """A store task.
+
+    Attributes:
+        image_id: the AMI's id.
+        object_tags: of the object.
+    """
+
+    kind: ClassVar[Kind] = "store"
+    asked: ClassVar[tuple[str, ...]] = ("object_tags",)
+    unique: ClassVar[tuple[str, ...]] = ("bucket", "object_key")
+
+    image_id: str = attrs.field(validator=IMAGE_ID)
+    object_tags: Mapping[str, str] = attrs.field(factory=dict, validator=check_tags)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(volume.stored_id for volume in self.volumes)
+
+    def task(self) -> StoreImageTask:
+        return StoreImageTask(
+            ami_id=self.image_id,
+            s3_object_key=self.object_key,
+            content_id=self.content_id if self.state == "Completed" else None,
+            **self._told(),
+        )
+
+    def conflict(self, other: str) -> AlreadyExistsError:
+        return AlreadyExistsError(
+            f"{other} is storing it: wait for that task, which goes on with it if nobody does",
+            bucket=self.bucket,
+            key=self.object_key,
+        )
+
+    def run(
+        self,
+        backend: Backend,
+        log: ResumeLog,
+        *,
+        workers: int | None,
+        progress: ProgressCallback,
+        now: datetime.datetime,
+    ) -> Outcome:
+        stored = self._job(backend).run(log, workers=workers, progress=progress, now=now)
+        return Outcome(self.image_id, stored.content_id)
+
+    def is_done(self, backend: Backend, log: ResumeLog) -> bool:
+        return self._job(backend).is_done(log)
+
+    def _job(self, backend: Backend) -> StoreJob:
+        return StoreJob(
+            image=self.image_id,
+            source=backend,
+            to=backend.s3.at(self.bucket, self.object_key),
+            metadata={"amistore-task": self.task_id},
+            tags=self.object_tags,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class StoreRequest:
+    """An AMI that can be stored, and where.
+
+    Attributes:
+        image: as it is described now.
+        bucket: it goes to.
+        object_key: of its object.
+        volumes: its snapshots, each once.
+        tags: of the object.
+    """
+
+    image: Image
+    bucket: str
+    object_key: str
+    volumes: tuple[VolumeRecord, ...]
+    tags: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        backend: Backend,
+        quotas: Quotas,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str],
+    ) -> StoreRequest:
+        """Check what was asked for; see `TaskEngine.create_store_image_task`."""
+        check_image_id(image_id)
+        name, key = object_place(bucket, image_id)
+        tags = object_tags(s3_object_tags)
+        image = StoreJob(image=image_id, source=backend, to=backend.s3.at(name, key)).admit()
+        volumes = tuple(_volume(backend, image, snapshot_id) for snapshot_id in image.snapshot_ids)
+        request = cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
+        quotas.check_image(image_id, request.size)
+        return request
+
+    @property
+    def size(self) -> int:
+        """GiB of the volumes."""
+        return sum(volume.size for volume in self.volumes)
+
+    def record(self, place: str, started: int) -> StoreRecord:
+        """A new task of it; see `TaskRecord` for the arguments."""
+        return StoreRecord(
+            task_id=checks.new_id("store"),
+            place=place,
+            started=started,
+            image_id=self.image.image_id,
+            bucket=self.bucket,
+            object_key=self.object_key,
+            size=self.size,
+            object_tags=self.tags,
+            volumes=self.volumes,
+        )
+
+
+def _volume(backend: Backend, image: Image, snapshot_id: str) -> VolumeRecord:
+    size = image.snapshot(snapshot_id).volume_size
+    if size is None:
+        with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
+            size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
+    return VolumeRecord(stored_id=snapshot_id, size=size)
