@@ -102,12 +102,8 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
         *_encrypted(image, "their blocks are decrypted into the object, which only the bucket may encrypt"),
         *terms.warnings("store", request.size),
         *_dropped(fidelity),
+        *_too_large(bounds.size),
     ]
-    if bounds.size > layout.MAX_OBJECT:
-        warnings.append(
-            f"where the data cannot be compressed, the object would have {bounds.size} bytes, and S3's have "
-            f"{layout.MAX_OBJECT} at most: the task would fail when it gets there"
-        )
     return StorePlan(
         image_id=image.image_id,
         bucket=request.bucket,
@@ -128,35 +124,31 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
 
 def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> RestorePlan:
     """Tell what restoring an archive takes, by its index."""
-    stored = request.stored
+    job, stored = request.job, request.stored
     index = stored.index
     holes = {snapshot_id: count for snapshot_id, count in request.holes.items() if count}
     hole_blocks = sum(holes.values())
     filling = {"put_snapshot_block": hole_blocks}
-    blocks = stored.head.blocks + (hole_blocks if request.job.holes.fill else 0)
+    blocks = stored.head.blocks + (hole_blocks if job.holes.fill else 0)
     with foreign_errors("encrypts_snapshots"):
         encrypts = backend.ebs.encrypts_snapshots()
-    looked_at = 0 if request.job.holes.fill else min(1, len(holes)) if encrypts else len(holes)
+    unfilled = {} if job.holes.fill else holes
+    looked_at = min(1, len(unfilled)) if encrypts else len(unfilled)
     requests = _restore_requests(stored, blocks, looked_at)
-    job = request.job
     restored = job.registered(
         request.restorable.with_tags(snapshot_tags=job.snapshot_tags), stored.image.image_id, job.region
     )
     fidelity = _fidelity(backend, stored.image, restored, request.name)
-    left_out = sorted(set(stored.image.snapshot_ids) - set(restored.snapshot_ids))
-    lossy = [each.snapshot_id for each in stored.image.snapshots if each.lost_blocks]
     warnings = [
         *_bucket(backend, request.bucket),
         *_root(stored.image),
         *_encrypted(stored.image, "whether the new ones are is up to the destination's settings"),
         *terms.warnings("restore", request.size),
-        *(f"the mapping of {each} is left out: it is not in the archive" for each in left_out),
-        *_lost(lossy, job.allow_lost),
+        *_left_out(stored.image, restored),
+        *_lost(stored.image, job.allow_lost),
         *_dropped(fidelity),
+        *_noise(unfilled, encrypts),
     ]
-    if not request.job.holes.fill:
-        warnings += _noise(hole_blocks, encrypts)
-        fidelity += _noisy(holes, encrypts)
     return RestorePlan(
         image_id=stored.image.image_id,
         bucket=request.bucket,
@@ -169,13 +161,13 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         content_id=index.content_id.hex(),
         monthly_cost=terms.snapshot_storage(blocks),
         holes=hole_blocks,
-        fill_holes=request.job.holes.fill,
+        fill_holes=job.holes.fill,
         encrypts=encrypts,
         fill_seconds=terms.rates.seconds(filling),
         fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),
         fill_monthly_cost=terms.snapshot_storage(hole_blocks),
         warnings=tuple(warnings),
-        fidelity=fidelity,
+        fidelity=fidelity + _noisy(unfilled, encrypts),
         **terms.members(request.size, requests),
     )
 
@@ -249,16 +241,31 @@ def _encrypted(image: Image, consequence: str) -> Iterator[str]:
         yield f"encrypted snapshots ({', '.join(sorted(found))}): {consequence}"
 
 
-def _lost(snapshots: list[str], allowed: bool) -> Iterator[str]:
+def _left_out(image: Image, restored: Image) -> Iterator[str]:
+    for snapshot_id in sorted(set(image.snapshot_ids) - set(restored.snapshot_ids)):
+        yield f"the mapping of {snapshot_id} is left out: it is not in the archive"
+
+
+def _too_large(size: int) -> Iterator[str]:
+    if size > layout.MAX_OBJECT:
+        yield (
+            f"where the data cannot be compressed, the object would have {size} bytes, and S3's have "
+            f"{layout.MAX_OBJECT} at most: the task would fail when it gets there"
+        )
+
+
+def _lost(image: Image, allowed: bool) -> Iterator[str]:
+    snapshots = [each.snapshot_id for each in image.snapshots if each.lost_blocks]
     if snapshots:
         consequence = "restored without them" if allowed else "it will fail without allow_lost=True"
         yield f"blocks of {', '.join(snapshots)} were lost before they were stored: {consequence}"
 
 
-def _noise(holes: int, encrypts: bool | None) -> Iterator[str]:
+def _noise(holes: Mapping[str, int], encrypts: bool | None) -> Iterator[str]:
     if holes and encrypts is not False:
         where = "the new snapshots are encrypted" if encrypts else "if the new snapshots are encrypted"
-        yield f"{where}, {sized(holes * BLOCK_SIZE)} of holes read as noise: fill_holes=True puts zeros there"
+        size = sized(sum(holes.values()) * BLOCK_SIZE)
+        yield f"{where}, {size} of holes read as noise: fill_holes=True puts zeros there"
 
 
 def _noisy(holes: Mapping[str, int], encrypts: bool | None) -> tuple[AttributeReport, ...]:
