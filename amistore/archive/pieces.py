@@ -183,18 +183,18 @@ class _Search:
 
     def _find_image(self) -> Image:
         """The image from either copy of the manifest."""
-        size = len(self._head.encode()) if self._head else layout.RECORD_OVERHEAD + layout.HEAD_FIXED.size + 8
+        head = self._head
+        fixed = layout.RECORD_OVERHEAD + layout.HEAD_FIXED.size + layout.FRAME_ENTRY.size
+        size = len(head.encode()) if head else fixed
         behind = layout.ENVELOPE.size + layout.INDX_FIXED.size + size
         indexes = self._found.indexes[-_TRIED_INDEXES:]
         places = [len(PREAMBLE) + size, *(at + behind for at in reversed(indexes))]
         for place in places:
             try:
-                if self._head is not None:
-                    opened = functools.partial(open_manifest, self._head)
-                    length = sum(frame.size for frame in self._head.manifest_frames)
-                    return opened(self._ranges.read_intact(place, length, opens(opened)))[1]
-                member, _ = self._frame_at(place)
-                return decode_manifest(read_manifest(member))
+                if head is not None:
+                    opened = functools.partial(open_manifest, head)
+                    return opened(self._ranges.read_intact(place, head.payload_size, opens(opened)))[1]
+                return decode_manifest(read_manifest(self._frame_at(place)[0]))
             except ArchiveError:
                 if place == places[0]:
                     self._findings.append("the manifest in front was damaged")
@@ -238,7 +238,9 @@ class _Search:
             for at, volume in self._found.volumes
             if volume.file_id == self._file_id
         }
-        starts = [*self._found.broken_volumes, *self._front_ends()]
+        starts = list(self._found.broken_volumes)
+        if self._head is not None:
+            starts.append(len(PREAMBLE) + len(self._head.encode()) + self._head.payload_size)
         if self._index is not None:
             starts += [volume.offset for volume in self._index.volumes]
         for start in starts:
@@ -254,12 +256,6 @@ class _Search:
             if len(volumes) == len(self._image.snapshot_ids):
                 break
         return volumes
-
-    def _front_ends(self) -> list[int]:
-        if self._head is None:
-            return []
-        frames = sum(frame.size for frame in self._head.manifest_frames)
-        return [len(PREAMBLE) + len(self._head.encode()) + frames]
 
     def _prelude(self, place: int, frames: int) -> tuple[PlannedVolume, int] | None:
         """The volume whose tar headers and sparse map start at an offset, and where they end.

@@ -22,8 +22,7 @@ from amistore import forks
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
 from amistore.container import PREAMBLE, Foot, Head, Index, LocatedSegment, SegmentDescriptor, StoredSegment
-from amistore.container.envelope import open_record
-from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, SEGD
+from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
 from amistore.container.records import refuse_newer
 from amistore.container.segments import check_place, descriptor_limit
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
@@ -272,7 +271,7 @@ class ContainerFile:
             if not self._descriptor_is_intact(sequence, content):
                 refuse_newer(record)
                 raise CorruptArchiveError("SEGD's SHA-256 is not the one in the index")
-            descriptor = SegmentDescriptor.parse(open_record(record, SEGD))
+            descriptor = SegmentDescriptor.parse(record)
             blocks = self.segment_blocks(sequence)
             contents = head.layout.frame_contents(blocks)
             check_place(

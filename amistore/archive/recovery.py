@@ -34,9 +34,7 @@ from amistore.container import (
     Runs,
     SegmentDescriptor,
     decode_frame,
-    layout,
 )
-from amistore.container.envelope import open_record
 from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
@@ -248,7 +246,7 @@ class _Salvage(BlockSource):
     def _decode(self, name: str, segment: FoundSegment, frame: int) -> DecodedFrame:
         is_record = has_digest(segment.record_digest)
         record = self._ranges.read_intact(segment.offset, segment.size, is_record)
-        descriptor = SegmentDescriptor.parse(open_record(record, layout.SEGD))
+        descriptor = SegmentDescriptor.parse(record)
         offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
         entry = descriptor.frames[frame]
         content = self._ranges.read_intact(offset, entry.size, has_crc(entry.crc32))

@@ -176,31 +176,32 @@ class _Scan:
 
     def _parse(self, start: int, record: bytes, kind: bytes) -> tuple[int, int]:
         """Note what a record says: where what belongs to it ends, and where to search on."""
-        payload = open_record(record, kind)
         end = start + len(record)
-        frames: tuple[Frame, ...] = ()
         if kind == layout.HEAD:
             try:
-                head = Head.parse(payload)
+                head = Head.parse(record)
             except UnsupportedArchiveError as error:
-                self.found.newer.append((layout.HEAD_FIXED.unpack_from(payload)[-3], error))
+                self.found.newer.append(
+                    (layout.HEAD_FIXED.unpack_from(record, layout.ENVELOPE.size)[-3], error)
+                )
                 raise
             self.found.heads.append((start, head))
-            frames = head.manifest_frames
-        elif kind == layout.VOLD:
-            volume = VolumeDescriptor.parse(payload)
+            return end + head.payload_size, end
+        if kind == layout.VOLD:
+            volume = VolumeDescriptor.parse(record)
             self.found.volumes.append((start, volume))
-            frames = volume.frames
-        elif kind == layout.SEGD:
-            descriptor = SegmentDescriptor.parse(payload)
+            return end + volume.payload_size, end
+        if kind == layout.SEGD:
+            descriptor = SegmentDescriptor.parse(record)
             segment = _segment(self.window, start, record, descriptor)
             self.found.segments.append(segment)
+            behind = end + descriptor.payload_size
             if all(segment.intact):
-                end += descriptor.payload_size
-                self.found.ends.append(end)
-                return end, end
-            frames = descriptor.frames
-        return end + sum(frame.size for frame in frames), end
+                self.found.ends.append(behind)
+                return behind, behind
+            return behind, end
+        open_record(record, kind)
+        return end, end
 
 
 def _segment(window: _Window, start: int, record: bytes, descriptor: SegmentDescriptor) -> FoundSegment:

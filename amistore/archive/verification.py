@@ -27,7 +27,7 @@ from amistore.container import (
     decode_frame,
     layout,
 )
-from amistore.container.envelope import check_others, open_envelope, open_record, pad_record
+from amistore.container.envelope import check_others, open_envelope, pad_record
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.members import check_volume, open_prelude
 from amistore.container.plan import cut_segment
@@ -227,7 +227,7 @@ class Verification:
             wrong = "VOLD, tar headers or sparse map are not as the index says"
             content = self._container.read(indexed.offset, indexed.length, "VOLD", intact, wrong)
             size = open_envelope(content[: layout.ENVELOPE.size]).size
-            descriptor = VolumeDescriptor.parse(open_record(content[:size], layout.VOLD))
+            descriptor = VolumeDescriptor.parse(content[:size])
             volume = open_prelude(descriptor, content[size:], self._container.image)
             first = self._container.segments_of(number).start
             check_volume(descriptor, self._container.head.file_id, number, first)

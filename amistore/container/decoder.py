@@ -127,7 +127,7 @@ class _Reader:
         return data
 
     def _record(self, kind: bytes, limit: int) -> Generator[int, bytes, bytes]:
-        """The whole record of this kind; ones of unknown type are skipped where and if they may be."""
+        """The whole record of this kind, if its parser agrees; others are skipped where they may be."""
         name = kind.decode().rstrip("\0")
         others = 0
         while True:
@@ -141,7 +141,6 @@ class _Reader:
             record = start + (yield from self._take(envelope.size - len(start), name))
             self._offset = at
             if envelope.kind in layout.KNOWN or kind not in (layout.VOLD, layout.SEGD):
-                open_record(record, kind)
                 return record
             check_other(record, others)
             others += 1
@@ -170,7 +169,7 @@ class _Reader:
             )
         record = yield from self._record(layout.HEAD, layout.MAX_DESCRIPTOR)
         try:
-            self._head = Head.parse(_payload(record))
+            self._head = Head.parse(record)
         except ArchiveError as error:
             raise error.locate(record="HEAD") from None
         self._shards = Shards(self._head.layout, self._head.segments)
@@ -181,7 +180,7 @@ class _Reader:
     def _prelude(self, number: int) -> Generator[int, bytes, PlannedVolume]:
         record = yield from self._record(layout.VOLD, layout.MAX_DESCRIPTOR)
         at = self._offset
-        descriptor = VolumeDescriptor.parse(_payload(record))
+        descriptor = VolumeDescriptor.parse(record)
         check_volume(descriptor, self._head.file_id, number, self._segments)
         prelude = PreludeReader(descriptor, self._image)
         digest = hashlib.sha256(record)
@@ -203,7 +202,7 @@ class _Reader:
     ) -> Generator[int, bytes, StoredSegment]:
         record = yield from self._record(layout.SEGD, layout.MAX_DESCRIPTOR)
         at = self._offset
-        descriptor = SegmentDescriptor.parse(_payload(record))
+        descriptor = SegmentDescriptor.parse(record)
         check_segment(descriptor, planned)
         frames = yield from self._frames(descriptor.frames, "SEGD")
         self._ledger.add_segment(descriptor, record)
@@ -216,6 +215,7 @@ class _Reader:
         size = self._shards.pad(self._segments, self._ledger.offset)
         if size:
             record = yield from self._record(layout.PAD, size)
+            open_record(record, layout.PAD)
             if record != pad_record(size):
                 raise CorruptArchiveError("PAD has another length or does not hold zeros", record="PAD")
             self._ledger.add_other(size)
@@ -235,16 +235,13 @@ class _Reader:
         )
         record = yield from self._record(layout.INDX, min(limit, layout.MAX_INDEX))
         at = self._offset
+        index = Index.parse(record)
         foot = Foot.parse((yield from self._take(layout.FOOT_SIZE, "FOOT")))
         if foot != Foot.of(record, data_end, self._head.blocks):
             raise CorruptArchiveError("FOOT is not that of this file", record="FOOT")
-        if Index.parse(record) != collected:
+        if index != collected:
             raise CorruptArchiveError("the index is not that of this file", record="INDX", offset=at)
         self._offset = self._end
         if (yield 1):
             raise CorruptArchiveError("bytes follow the container's end", record="FOOT")
         yield ContainerEnd(collected, self._end)
-
-
-def _payload(record: bytes) -> bytes:
-    return record[layout.ENVELOPE.size : -layout.CRC.size]

@@ -221,7 +221,7 @@ class Index:
             CorruptArchiveError: they are not those of the volumes.
             UnsupportedArchiveError: a newer format.
         """
-        head = Head.parse(open_record(self.head, layout.HEAD))
+        head = Head.parse(self.head)
         manifest, image = open_manifest(head, self.manifest_frames)
         bound = check_volumes(head, manifest, image, self.volumes)
         if self.content_id != _content_id(manifest, self.volumes, bound):

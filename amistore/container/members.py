@@ -162,7 +162,7 @@ def open_prelude(descriptor: VolumeDescriptor, frames: bytes, image: Image) -> P
     Raises:
         CorruptArchiveError: they contradict VOLD or the manifest.
     """
-    if sum(frame.size for frame in descriptor.frames) != len(frames):
+    if descriptor.payload_size != len(frames):
         raise CorruptArchiveError("frames are not as long as their table says")
     reader = PreludeReader(descriptor, image)
     at = 0

@@ -1,7 +1,7 @@
 """Records: objects for the structs of `layout.py`, encoded and parsed with every check that needs no context.
 
-Each `encode()` gives the whole record, envelope and CRC included; each `parse()` takes the
-payload that `open_record` (`envelope.py`) returned. Imports the container's lower files only.
+Each `encode()` gives the whole record, envelope and CRC included; each `parse()` takes that.
+Imports the container's lower files only.
 """
 
 from __future__ import annotations
@@ -119,9 +119,10 @@ def refuse_newer(content: bytes) -> None:
     """
     with contextlib.suppress(CorruptArchiveError):
         envelope = open_envelope(content[: layout.ENVELOPE.size])
-        payload = open_record(content[: envelope.size], envelope.kind)
+        record = content[: envelope.size]
+        open_record(record, envelope.kind)
         if envelope.kind == layout.HEAD:
-            Head.parse(payload)
+            Head.parse(record)
 
 
 def frame_table(frames: Sequence[Frame]) -> bytes:
@@ -148,10 +149,12 @@ def read_snapshot_id(field: bytes) -> str:
     return name.decode()
 
 
-def _fixed(form: struct.Struct, payload: bytes) -> tuple[Any, ...]:
+def _opened(record: bytes, kind: bytes, form: struct.Struct) -> tuple[bytes, tuple[Any, ...]]:
+    """A record's payload, and the fields of its fixed part."""
+    payload = open_record(record, kind)
     if len(payload) < form.size:
         raise CorruptArchiveError("a record is shorter than its fixed part")
-    return form.unpack_from(payload)
+    return payload, form.unpack_from(payload)
 
 
 def piece_sizes(content: int) -> list[int]:
@@ -176,6 +179,11 @@ class Head:
     manifest_frames: tuple[Frame, ...]
     lost_blocks: bool = False
 
+    @property
+    def payload_size(self) -> int:
+        """Compressed bytes of the manifest's frames."""
+        return sum(frame.size for frame in self.manifest_frames)
+
     def encode(self) -> bytes:
         fixed = layout.HEAD_FIXED.pack(
             layout.LOST_BLOCKS if self.lost_blocks else 0,
@@ -195,8 +203,8 @@ class Head:
         return seal(layout.HEAD, fixed + frame_table(self.manifest_frames))
 
     @classmethod
-    def parse(cls, payload: bytes) -> Head:
-        incompatible, _, block_size, *rest = _fixed(layout.HEAD_FIXED, payload)
+    def parse(cls, record: bytes) -> Head:
+        payload, (incompatible, _, block_size, *rest) = _opened(record, layout.HEAD, layout.HEAD_FIXED)
         per_frame, per_segment, per_shard, part_size, volumes, segments, blocks, file_id, content, frames = (
             rest
         )
@@ -273,6 +281,11 @@ class VolumeDescriptor:
     content: int
     frames: tuple[Frame, ...]
 
+    @property
+    def payload_size(self) -> int:
+        """Compressed bytes of the prelude's frames."""
+        return sum(frame.size for frame in self.frames)
+
     def encode(self) -> bytes:
         fixed = layout.VOLD_FIXED.pack(
             self.file_id,
@@ -289,10 +302,9 @@ class VolumeDescriptor:
         return seal(layout.VOLD, fixed + frame_table(self.frames))
 
     @classmethod
-    def parse(cls, payload: bytes) -> VolumeDescriptor:
-        file_id, volume, snapshot_id, first, size, blocks, runs, digest, content, frames = _fixed(
-            layout.VOLD_FIXED, payload
-        )
+    def parse(cls, record: bytes) -> VolumeDescriptor:
+        payload, fields = _opened(record, layout.VOLD, layout.VOLD_FIXED)
+        file_id, volume, snapshot_id, first, size, blocks, runs, digest, content, frames = fields
         descriptor = cls(
             file_id=file_id,
             volume=volume,
@@ -351,8 +363,9 @@ class SegmentDescriptor:
         return seal(layout.SEGD, fixed + runs + frame_table(self.frames) + b"".join(self.digests))
 
     @classmethod
-    def parse(cls, payload: bytes) -> SegmentDescriptor:
-        file_id, volume, sequence, ordinal, blocks, frames, varints = _fixed(layout.SEGD_FIXED, payload)
+    def parse(cls, record: bytes) -> SegmentDescriptor:
+        payload, fields = _opened(record, layout.SEGD, layout.SEGD_FIXED)
+        file_id, volume, sequence, ordinal, blocks, frames, varints = fields
         table = layout.SEGD_FIXED.size + varints
         digests = table + frames * layout.FRAME_ENTRY.size
         if len(payload) != digests + blocks * 32 or not 1 <= blocks <= layout.MAX_SEGMENT_BLOCKS:
@@ -409,18 +422,13 @@ class Foot:
             UnsupportedArchiveError: a FOOT of a newer version.
         """
         try:
-            fields = layout.FOOT_FIXED.unpack(open_record(record, layout.FOOT))
-        except (struct.error, ArchiveError) as error:
-            if isinstance(error, ArchiveError):
-                raise error.locate(record="FOOT") from None
-            raise CorruptArchiveError("FOOT has another length", record="FOOT") from None
-        foot = cls(
-            index_offset=fields[0],
-            index_length=fields[1],
-            data_end=fields[2],
-            blocks=fields[3],
-            index_digest=fields[4],
-        )
+            payload, fields = _opened(record, layout.FOOT, layout.FOOT_FIXED)
+        except ArchiveError as error:
+            raise error.locate(record="FOOT") from None
+        if len(payload) != layout.FOOT_FIXED.size:
+            raise CorruptArchiveError("FOOT has another length", record="FOOT")
+        names = (field.name for field in attrs.fields(cls))
+        foot = cls(**dict(zip(names, fields, strict=True)))
         if foot.data_end + len(layout.END_FRAME) != foot.index_offset or foot.index_length > layout.MAX_INDEX:
             raise CorruptArchiveError("FOOT's offsets contradict each other", record="FOOT")
         return foot

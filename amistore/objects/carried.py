@@ -8,7 +8,7 @@ from amistore.archive.reader import ContainerFile, has_digest, is_exactly
 from amistore.backends import UploadedPart
 from amistore.backends.ranges import RangeReader
 from amistore.container import EncodedSegment, Plan, SegmentDescriptor, layout
-from amistore.container.envelope import open_envelope, open_record
+from amistore.container.envelope import open_envelope
 from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.objects.resumelog import read_entry
@@ -84,7 +84,7 @@ def carried_part(
         while at < len(records):
             size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
             record = records[at : at + size]
-            descriptor = SegmentDescriptor.parse(open_record(record, layout.SEGD))
+            descriptor = SegmentDescriptor.parse(record)
             if sequence >= planned.segments:
                 raise KeyError("segments beyond the plan")
             check_segment(descriptor, planned.segment(sequence))

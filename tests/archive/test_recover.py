@@ -59,7 +59,7 @@ def parts(container: bytes) -> list[Part]:
         found.append(Part("map", volume.offset + size, volume.offset + volume.length))
     for start in index.offsets:
         size = open_envelope(container[start : start + 20]).size
-        descriptor = SegmentDescriptor.parse(container[start + 20 : start + size - 4])
+        descriptor = SegmentDescriptor.parse(container[start : start + size])
         name = index.volumes[descriptor.volume].snapshot_id
         indexes = [(name, each) for each in descriptor.runs.indexes()]
         found.append(Part("SEGD", start, start + size, tuple(indexes)))
@@ -405,7 +405,7 @@ def test_small_frames_that_decode_to_much_are_decoded_within_a_budget(
     small = images.packed([(1, {0: images.block(1)})], FORM)
     start = small.index(b"AMISVOLD") - 8
     size = open_envelope(small[start : start + 20]).size
-    vold = VolumeDescriptor.parse(small[start + 20 : start + size - 4])
+    vold = VolumeDescriptor.parse(small[start : start + size])
     bomb = zstandard.ZstdCompressor(write_checksum=True).compress(b"1\n" * (4 << 20))
     lure = attrs.evolve(vold, frames=(Frame.of(bomb),)).encode() + bomb
     damaged = small[:start] + lure * 60 + small[start + 200 :]
@@ -451,7 +451,7 @@ def test_the_sparse_map_of_another_file_is_not_believed(runs: list[tuple[int, in
     container = b"".join(amistore.pack(image, source, options=amistore.PackOptions(layout=FORM)))
     start = container.index(b"AMISVOLD") - 8
     size = open_envelope(container[start : start + 20]).size
-    volume = VolumeDescriptor.parse(container[start + 20 : start + size - 4])
+    volume = VolumeDescriptor.parse(container[start : start + size])
     planned = PlannedVolume(
         number=0, snapshot_id=volume.snapshot_id, size=1 << 30, runs=Runs(runs), first_segment=0
     )
@@ -507,7 +507,7 @@ def test_very_many_losses_are_told_in_ranges_that_hold_what_was_not_listed_too(t
 def test_a_segment_with_more_frames_than_its_layout_has_is_left_alone(tmp_path: Path) -> None:
     start = CONTAINER.index(b"AMISSEGD") - 8
     size = open_envelope(CONTAINER[start : start + 20]).size
-    descriptor = SegmentDescriptor.parse(CONTAINER[start + 20 : start + size - 4])
+    descriptor = SegmentDescriptor.parse(CONTAINER[start : start + size])
     forged = attrs.evolve(descriptor, frames=descriptor.frames * 3).encode()
     foot = Foot.parse(CONTAINER[-layout.FOOT_SIZE :])
     damaged = CONTAINER[:start] + forged + CONTAINER[start + size : foot.data_end]
@@ -520,7 +520,7 @@ def test_a_segment_of_a_volume_that_cannot_be_is_left_alone(number: int, tmp_pat
     small = images.packed([(1, {0: images.block(1), 9: images.block(2)})], FORM)
     start = small.index(b"AMISSEGD") - 8
     size = open_envelope(small[start : start + 20]).size
-    descriptor = SegmentDescriptor.parse(small[start + 20 : start + size - 4])
+    descriptor = SegmentDescriptor.parse(small[start : start + size])
     forged = attrs.evolve(descriptor, volume=number).encode()
     damaged = bytearray(small[:start] + forged + small[start + size :][:-300])
     damaged[damaged.index(b"AMISHEAD") + 30] ^= 1

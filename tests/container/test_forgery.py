@@ -108,7 +108,7 @@ class Pieces:
 
 def descriptor_of(piece: bytes) -> tuple[bytes, SegmentDescriptor]:
     size = open_envelope(piece[:20]).size
-    return piece[:size], SegmentDescriptor.parse(piece[20 : size - 4])
+    return piece[:size], SegmentDescriptor.parse(piece[:size])
 
 
 def renumbered(piece: bytes, like: bytes) -> bytes:
@@ -298,7 +298,7 @@ def bomb(**members: object) -> bytes:
     member = file_header("ami-0123456789abcdef0/ami.json", len(manifest), 0) + manifest
     member += bytes(padding(len(manifest)))
     frames = FrameEncoder(3, check=True).encode_all(member)
-    parsed = Head.parse(container[head + 20 : head + size - 4])
+    parsed = Head.parse(container[head : head + size])
     forged = attrs.evolve(
         parsed, manifest_content=len(member), manifest_frames=tuple(Frame.of(frame) for frame in frames)
     )
@@ -418,7 +418,7 @@ def test_tar_headers_that_contradict_the_records_are_refused(change: Callable[[b
     pieces = Pieces.of(ONE)
     whole = pieces.body[0][1]
     size = open_envelope(whole[:20]).size
-    descriptor = VolumeDescriptor.parse(whole[20 : size - 4])
+    descriptor = VolumeDescriptor.parse(whole[:size])
     content = zstandard.ZstdDecompressor().decompress(whole[size:])
     assert change(content) != content
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(change(content))
@@ -440,7 +440,7 @@ def with_head(container: bytes, **fields: object) -> bytes:
     """The container with fields of HEAD changed, and its CRC right."""
     at = container.index(b"AMISHEAD") - 8
     size = open_envelope(container[at : at + 20]).size
-    head = Head.parse(container[at + 20 : at + size - 4])
+    head = Head.parse(container[at : at + size])
     changed = attrs.evolve(head, **fields).encode()  # type: ignore[arg-type]
     return container[:at] + changed + container[at + size :]
 

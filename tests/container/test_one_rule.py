@@ -61,7 +61,7 @@ def with_volume(
     content = zstandard.ZstdDecompressor().decompress(frame)
     if change(content) != content:
         frame = zstandard.ZstdCompressor(write_checksum=True).compress(change(content))
-    described = VolumeDescriptor.parse(whole[20 : size - 4])
+    described = VolumeDescriptor.parse(whole[:size])
     forged = attrs.evolve(described, frames=(Frame.of(frame),), **fields).encode() + frame
     pieces.body[0] = (layout.VOLD, forged)
     first, *others = pieces.index.volumes

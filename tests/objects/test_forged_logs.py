@@ -21,8 +21,6 @@ from objects.test_unpack import DISKS, cloud, unpack
 
 import amistore
 from amistore.container import SegmentDescriptor
-from amistore.container.envelope import open_record
-from amistore.container.layout import SEGD
 from amistore.objects import RUN_KEY
 
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
@@ -78,7 +76,7 @@ def altered_digest(entry: bytes, number: int) -> bytes:
     """The entry with another digest in its first descriptor, whose CRC is made anew."""
     facts, _, records = entry.partition(b"\n")
     size = int.from_bytes(records[4:8], "little") + 8
-    descriptor = SegmentDescriptor.parse(open_record(records[:size], SEGD))
+    descriptor = SegmentDescriptor.parse(records[:size])
     digests = list(descriptor.digests)
     digests[number] = bytes(32)
     return facts + b"\n" + attrs.evolve(descriptor, digests=tuple(digests)).encode() + records[size:]
