@@ -13,7 +13,13 @@ import pytest
 from typing_extensions import Buffer
 
 from amistore.backends import ObjectStore
-from amistore.errors import AlreadyExistsError, AmistoreError, NotFoundError, SourceChangedError
+from amistore.errors import (
+    AlreadyExistsError,
+    AmistoreError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
 from amistore.testing.uploads import BucketCase, MultipartUploadContract, read_object
 
 __all__ = ["ObjectStoreContract"]
@@ -69,6 +75,25 @@ class ObjectStoreContract(MultipartUploadContract):
         objects.store.delete_object(objects.bucket, key)
         with pytest.raises(NotFoundError):
             objects.store.head_object(objects.bucket, key)
+
+    def test_objects_are_listed_by_key_and_prefix(self, objects: BucketCase) -> None:
+        keys = ["list/b", "list/a", "list/a/1", "list/größe & 100%+", "list/\U0001f427", "list/￮", "other"]
+        for key in keys:
+            objects.store.put_object(objects.bucket, key, [b"x"])
+        expected = sorted((key for key in keys if key.startswith("list/")), key=str.encode)
+        try:
+            found = list(objects.store.list_objects(objects.bucket, "list/"))
+        except InvalidRequestError:
+            pytest.skip("the store cannot list objects")
+        assert found == [objects.store.at(objects.bucket, key) for key in expected]
+        assert [each.key for each in objects.store.list_objects(objects.bucket, "list/a")] == [
+            "list/a",
+            "list/a/1",
+        ]
+        assert "other" in [each.key for each in objects.store.list_objects(objects.bucket)]
+        assert list(objects.store.list_objects(objects.bucket, "none/")) == []
+        with pytest.raises(NotFoundError):
+            list(objects.store.list_objects("amistore-no-such-bucket"))
 
     def test_keys_that_look_alike_are_different_objects(self, objects: BucketCase) -> None:
         for key in _KEYS:
