@@ -182,6 +182,8 @@ def store(
         if log is not None or metadata or tags:
             raise InvalidRequestError("log=, metadata= and tags= go with an object, not with a file")
         path = check_path(to, "target")
+        with files.operation("store", path=path):
+            files.check_target(path, overwrite=overwrite)
         found, blocks = find_image(image, source)
         with pack(
             found,
@@ -210,11 +212,9 @@ def store(
 
 def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:
     """Write an archive to a file, which gets its name when it is whole and on the disk."""
-    with files.operation("store", path=path):
-        files.check_target(path, overwrite=overwrite)
-        size = 0
-        with files.new_file(path, overwrite=overwrite) as descriptor:
-            for piece in pieces:
-                files.write_at(descriptor, piece, size)
-                size += len(piece)
+    size = 0
+    with files.operation("store", path=path), files.new_file(path, overwrite=overwrite) as descriptor:
+        for piece in pieces:
+            files.write_at(descriptor, piece, size)
+            size += len(piece)
     return StoredArchive(location=path, size=size, content_id=pieces.content_id)

@@ -147,6 +147,13 @@ def test_a_file_that_could_not_be_filled_is_not_there(source: Backend, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_cannot_be_made_is_told_before_anything_is_asked(source: Backend, tmp_path: Path) -> None:
+    calls = Calls(source.ebs, source.ec2)
+    with pytest.raises(amistore.NotFoundError, match="no such folder"):
+        amistore.store("ami-00000000", source, tmp_path / "none" / "web.bin")
+    assert not calls.made
+
+
 @pytest.mark.parametrize("kind", ["path", "text", "url", "location"])
 def test_whatever_open_takes_is_restored_and_unpacked(source: Backend, tmp_path: Path, kind: str) -> None:
     image_id = registered(source)
@@ -208,25 +215,29 @@ def test_a_location_reads_as_its_object_is_named() -> None:
 # One log for a transfer.
 
 
-def cut(cloud: Backend, verb: str, number: int) -> None:
+def cut(
+    cloud: Backend, verb: str, number: int, error: type = amistore.BackendError, late: bool = False
+) -> None:
     service = cloud.s3 if verb.endswith(("part", "upload")) else cloud.ebs
     service = cloud.ec2 if verb == "register_image" else service
-    Calls(service).fail(verb, number, amistore.BackendError("cut"))
+    Calls(service).fail(verb, number, error("cut"), late=late)
 
 
 @pytest.mark.parametrize(
-    ("verb", "number"),
+    ("verb", "number", "error", "late"),
     [
-        ("upload_part", 1),
-        ("complete_multipart_upload", 1),
-        ("start_snapshot", 2),
-        ("put_snapshot_block", 2),
-        ("complete_snapshot", 1),
-        ("register_image", 1),
+        ("upload_part", 1, amistore.BackendError, False),
+        ("complete_multipart_upload", 1, amistore.BackendError, False),
+        ("start_snapshot", 2, amistore.BackendError, True),
+        ("put_snapshot_block", 2, amistore.BackendError, False),
+        ("complete_snapshot", 1, amistore.BackendError, False),
+        ("complete_snapshot", 1, amistore.ChecksumMismatchError, False),  # final: restoring begins anew
+        ("register_image", 1, amistore.BackendError, False),
+        ("register_image", 1, amistore.BackendError, True),
     ],
 )
 def test_a_transfer_is_resumed_wherever_it_ended_and_does_nothing_twice(
-    source: Backend, tmp_path: Path, verb: str, number: int
+    source: Backend, tmp_path: Path, verb: str, number: int, error: type, late: bool
 ) -> None:
     image_id = registered(source)
     other = runs.cloud()
@@ -238,7 +249,7 @@ def test_a_transfer_is_resumed_wherever_it_ended_and_does_nothing_twice(
         )
 
     parts = Calls(other.s3) if not verb.endswith(("part", "upload")) else None
-    cut(other, verb, number)
+    cut(other, verb, number, error, late)
     with pytest.raises(amistore.BackendError, match="cut"):
         move()
     sent = parts.made["upload_part"] if parts else 0
