@@ -31,6 +31,7 @@ __all__ = [
     "state",
     "text",
     "to_wire",
+    "wire_name",
 ]
 
 V = TypeVar("V")

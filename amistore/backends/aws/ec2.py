@@ -7,10 +7,11 @@ after RegisterImage is patient by itself, since the image is there then.
 from __future__ import annotations
 
 import datetime
+import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -20,6 +21,7 @@ from amistore.backends import checks
 from amistore.backends.aws import ec2_images
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
+from amistore.backends.aws.listing import pages
 from amistore.backends.images import ImageRegistry
 from amistore.errors import (
     AccessDeniedError,
@@ -38,12 +40,16 @@ _logger = logging.getLogger("amistore")
 
 _MOST_IDS = 200  # snapshots in a call
 _PAGE = 1000  # images, the most (DescribeImages, MaxResults)
-_MOST_PAGES = 1000  # an account has 50,000 images, unless AWS raises its quota
+_MOST_IMAGES = 1_000_000  # an account has 50,000, unless AWS raises its quota
 _FIRST_PAUSE = 0.5  # seconds
 _LAST_PAUSE = 15.0  # seconds, as boto3's waiter image_available
 _ATTEMPTS = 10  # with their pauses about a minute and a half
 # It will not become available from these (EC2 API reference, Image, imageState).
 _ENDED = frozenset({"invalid", "failed", "error", "deregistered", "disabled"})
+
+
+def _following(page: Mapping[str, Any]) -> dict[str, str]:
+    return {"NextToken": page["NextToken"]} if page.get("NextToken") else {}
 
 
 def _now() -> datetime.datetime:
@@ -162,23 +168,18 @@ class AWSImageRegistry(ImageRegistry):
 
     def _owned(self, filters: dict[str, str]) -> list[Image]:
         found: list[dict[str, Any]] = []
-        place: dict[str, str] = {}
-        tokens: set[str | None] = set()
-        while None not in tokens:
-            page = self._ec2.describe_images(
-                Owners=["self"],
-                IncludeDeprecated=True,
-                IncludeDisabled=True,
-                Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
-                MaxResults=_PAGE,
-                **place,
-            )
+        ask = functools.partial(
+            self._ec2.describe_images,
+            Owners=["self"],
+            IncludeDeprecated=True,
+            IncludeDisabled=True,
+            Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
+            MaxResults=_PAGE,
+        )
+        for page in pages(ask, _following, "Images"):
             found += (each for each in member_of(page, "Images") if each["State"] != "deregistered")
-            following = page.get("NextToken") or None
-            if following in tokens or len(tokens) > _MOST_PAGES:
-                raise BackendError("EC2 lists the same images again and again")
-            tokens.add(following)
-            place = {"NextToken": following or ""}
+            if len(found) > _MOST_IMAGES:
+                raise BackendError(f"EC2 lists more than {_MOST_IMAGES} images")
         return sorted(self._images(found), key=lambda image: image.image_id)
 
     def _images(self, found: Sequence[dict[str, Any]]) -> Iterator[Image]:

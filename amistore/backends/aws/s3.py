@@ -7,9 +7,9 @@ What a server answers is not taken at its word: ranges, ETags and sizes are comp
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
+from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
 from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
@@ -36,8 +37,6 @@ from amistore.errors import (
 
 __all__ = ["AWSObjectStore"]
 
-_MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
-_MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
 _ABORT_ROUNDS = 5  # S3 API reference, AbortMultipartUpload: "might be necessary to abort ... multiple times"
 _OF_UPLOAD = re.compile(r"-\d+$")
 
@@ -187,25 +186,7 @@ class AWSObjectStore(ObjectStore):
     ) -> list[tuple[UploadedPart, str | None]]:
         """The parts, each with its CRC-32 where the server keeps it."""
         with self._calling(operation, bucket, key, upload_id) as place:
-            found: list[tuple[UploadedPart, str | None]] = []
-            marker = 0
-            while True:
-                page = self._client.list_parts(**place, **({"PartNumberMarker": marker} if marker else {}))
-                found += [
-                    (
-                        UploadedPart(
-                            part_number=part["PartNumber"], size=part["Size"], etag=_unquoted(part["ETag"])
-                        ),
-                        part.get("ChecksumCRC32"),
-                    )
-                    for part in page.get("Parts", [])
-                ]
-                if not page.get("IsTruncated"):
-                    return sorted(found, key=lambda pair: pair[0].part_number)
-                following = page.get("NextPartNumberMarker", 0)
-                if not marker < following <= _MAXIMUM_PARTS or len(found) > _MAXIMUM_PARTS:
-                    raise BackendError("the server lists the same parts again and again")
-                marker = following
+            return listed_parts(functools.partial(self._client.list_parts, **place))
 
     def complete_multipart_upload(
         self,
@@ -290,54 +271,18 @@ class AWSObjectStore(ObjectStore):
             return {str(member_of(tag, "Key")): str(member_of(tag, "Value")) for tag in found}
 
     def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
-        request: dict[str, str] = {"Prefix": prefix, "EncodingType": "url"}
+        with self._calling("list_objects", bucket) as place:
+            keys = listed_keys(functools.partial(self._client.list_objects_v2, **place), prefix)
         while True:
-            with self._calling("list_objects", bucket) as place:
-                page = self._client.list_objects_v2(**place, **request)
-            decode = urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
-            keys = [decode(member_of(each, "Key")) for each in page.get("Contents", [])]
-            # A server that ignores the prefix must not have others' objects taken for those asked for.
-            yield from (self.at(bucket, key) for key in keys if key.startswith(prefix))
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated"):
+            with aws_errors("list_objects", bucket=bucket):  # around no yield: what callers raise is theirs
+                key = next(keys, None)
+            if key is None:
                 return
-            if not token or token == request.get("ContinuationToken") or not keys:
-                raise BackendError(
-                    "the server lists the same objects again and again",
-                    operation="list_objects",
-                    bucket=bucket,
-                )
-            request["ContinuationToken"] = token
+            yield self.at(bucket, key)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
-        uploads: list[MultipartUpload] = []
-        marker: dict[str, str] = {}
-        markers: set[tuple[str, str]] = set()
         with self._calling("list_multipart_uploads", bucket) as place:
-            while True:
-                # Keys may hold characters that XML cannot, so they come URL-encoded.
-                try:
-                    page = self._client.list_multipart_uploads(
-                        **place, Prefix=prefix, EncodingType="url", **marker
-                    )
-                except botocore.exceptions.ClientError as error:
-                    if _code(error) == "NoSuchUpload":  # rclone's answer where there is none
-                        break
-                    raise
-                decode = urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
-                uploads += [
-                    MultipartUpload(key=decode(each["Key"]), upload_id=each["UploadId"])
-                    for each in page.get("Uploads", [])
-                ]
-                if not page.get("IsTruncated"):
-                    break
-                following = decode(page.get("NextKeyMarker", "")), page.get("NextUploadIdMarker", "")
-                if following in markers or len(markers) + len(uploads) > _MOST_UPLOADS:
-                    raise BackendError("the server lists the same uploads again and again")
-                markers.add(following)
-                marker = {"KeyMarker": following[0], "UploadIdMarker": following[1]}
-        # A server that ignores the prefix would have another's uploads aborted.
-        return [upload for upload in uploads if upload.key.startswith(prefix)]
+            return listed_uploads(functools.partial(self._client.list_multipart_uploads, **place), prefix)
 
     def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
         """Ask for a readable copy of an archived object; one that is on its way is fine.

@@ -80,6 +80,8 @@ def s3_operation(method: str, target: str) -> str:
         }[method]
     if "uploads" in query:
         return "create_multipart_upload" if method == "POST" else "list_multipart_uploads"
+    if "list-type" in query:
+        return "list_objects"
     for name in ("restore", "publicAccessBlock", "encryption"):
         if name in query:
             return f"{method.lower()}_{name}"

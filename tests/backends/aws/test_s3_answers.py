@@ -312,7 +312,7 @@ def test_uploads_are_listed_over_pages_and_a_server_that_goes_in_circles_is_left
 def test_uploads_that_are_invented_for_ever_end(
     monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, store: AWSObjectStore
 ) -> None:
-    monkeypatch.setattr("amistore.backends.aws.s3._MOST_UPLOADS", 20)
+    monkeypatch.setattr("amistore.backends.aws.listing._MOST_UPLOADS", 20)
     for number in range(1, 100):
         page = xml(
             "ListMultipartUploadsResult",
@@ -321,8 +321,32 @@ def test_uploads_that_are_invented_for_ever_end(
             Upload=f"<Key>k{number}</Key><UploadId>1</UploadId>",
         )
         proxy.fail("list_multipart_uploads", page, nth=number)
-    with pytest.raises(BackendError, match="again and again"):
+    with pytest.raises(BackendError, match="more than 20 uploads"):
         store.list_multipart_uploads("bucket")
+
+
+def test_objects_are_listed_over_pages_and_a_server_that_goes_in_circles_or_gives_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    def page(key: str, token: str = "") -> Answer:
+        more = {"IsTruncated": "true", "NextContinuationToken": token} if token else {}
+        found = {"Contents": f"<Key>{key}</Key>"} if key else {}
+        return xml("ListBucketResult", EncodingType="url", **found, **more)
+
+    def listed(*answers: Answer) -> list[str]:
+        for number, answer in enumerate(answers, 1):
+            proxy.fail("list_objects", answer, nth=number)
+        return [location.key for location in store.list_objects("bucket", "a+")]
+
+    assert listed(page("a%2Bb+c", "1"), page("", "2"), page("other", "3"), page("a%2Bd")) == ["a+b c", "a+d"]
+    with pytest.raises(BackendError, match="again and again") as caught:
+        listed(page("a%2B1", "1"), page("a%2B2", "2"), page("a%2B3", "1"))
+    assert (caught.value.operation, caught.value.bucket) == ("list_objects", "bucket")
+    with pytest.raises(BackendError, match="no NextContinuationToken"):
+        listed(xml("ListBucketResult", IsTruncated="true"))
+    monkeypatch.setattr("amistore.backends.aws.listing.MOST_EMPTY_PAGES", 3)
+    with pytest.raises(BackendError, match="again and again"):
+        listed(*(page("", str(number)) for number in range(1, 9)))
 
 
 @pytest.mark.parametrize("markers", [["1"] * 9, ["2", "1"] * 9, ["0"], [""], ["1", "2", "10001"], ["-1"]])

@@ -1,0 +1,118 @@
+"""Lists that a service gives by pages, read to their end, and not for ever where it never ends them."""
+
+from __future__ import annotations
+
+import functools
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import botocore.exceptions
+
+from amistore.backends.aws.errors import member_of
+from amistore.backends.blocks import MOST_EMPTY_PAGES
+from amistore.backends.objects import MultipartUpload, UploadedPart
+from amistore.errors import BackendError
+
+__all__ = ["listed_keys", "listed_parts", "listed_uploads", "pages"]
+
+_MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
+_MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
+
+
+def pages(
+    ask: Callable[..., Any], following: Callable[[Any], Mapping[str, Any]], member: str
+) -> Iterator[Mapping[str, Any]]:
+    """Every page of a list.
+
+    Args:
+        ask: gives a page, by the parameters that lead to it; the first one without any.
+        following: the parameters that lead from a page to the next; empty for the last one.
+        member: of a page, that has what is listed.
+
+    Raises:
+        BackendError: a page leads to one that was there before, or many have nothing.
+    """
+    place: Mapping[str, Any] = {}
+    empty = 0
+    asked: set[tuple[Any, ...]] = set()
+    while True:
+        page = ask(**place)
+        yield page
+        place = following(page)
+        if not place:
+            return
+        empty = 0 if page.get(member) else empty + 1
+        if tuple(place.values()) in asked or empty > MOST_EMPTY_PAGES:
+            raise BackendError(f"the service lists the same {member} again and again")
+        asked.add(tuple(place.values()))
+
+
+def listed_keys(ask: Callable[..., Any], prefix: str) -> Iterator[str]:
+    """The keys of the objects of a bucket; `ask` is boto3's list_objects_v2 of it."""
+
+    def following(page: Mapping[str, Any]) -> dict[str, str]:
+        return {"ContinuationToken": member_of(page, "NextContinuationToken")} if _more(page) else {}
+
+    for page in pages(_encoded(ask, prefix), following, "Contents"):
+        keys = map(_decoded(page), (member_of(each, "Key") for each in page.get("Contents", [])))
+        # A server that ignores the prefix must not have others' objects taken for those asked for.
+        yield from (key for key in keys if key.startswith(prefix))
+
+
+def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload]:
+    """The uploads of a bucket; `ask` is boto3's list_multipart_uploads of it."""
+
+    def following(page: Mapping[str, Any]) -> dict[str, str]:
+        if not _more(page):
+            return {}
+        key = _decoded(page)(page.get("NextKeyMarker", ""))
+        return {"KeyMarker": key, "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+
+    found: list[MultipartUpload] = []
+    try:
+        for page in pages(_encoded(ask, prefix), following, "Uploads"):
+            decoded = _decoded(page)
+            found += [
+                MultipartUpload(key=decoded(each["Key"]), upload_id=each["UploadId"])
+                for each in page.get("Uploads", [])
+            ]
+            if len(found) > _MOST_UPLOADS:
+                raise BackendError(f"the service lists more than {_MOST_UPLOADS} uploads")
+    except botocore.exceptions.ClientError as error:
+        if error.response["Error"].get("Code") != "NoSuchUpload":  # rclone's answer where there is none
+            raise
+    # A server that ignores the prefix would have another's uploads aborted.
+    return [upload for upload in found if upload.key.startswith(prefix)]
+
+
+def listed_parts(ask: Callable[..., Any]) -> list[tuple[UploadedPart, str | None]]:
+    """The parts of an upload, each with its CRC-32 where the server keeps it; `ask` is boto3's list_parts."""
+
+    def following(page: Mapping[str, Any]) -> dict[str, int]:
+        return {"PartNumberMarker": page.get("NextPartNumberMarker", 0)} if _more(page) else {}
+
+    found: dict[int, tuple[UploadedPart, str | None]] = {}
+    for page in pages(ask, following, "Parts"):
+        for each in page.get("Parts", []):
+            number, etag = each["PartNumber"], each["ETag"].strip('"')
+            if number in found:
+                raise BackendError("the service lists the same Parts again and again")
+            part = UploadedPart(part_number=number, size=each["Size"], etag=etag)
+            found[number] = part, each.get("ChecksumCRC32")
+        if len(found) > _MAXIMUM_PARTS:
+            raise BackendError(f"the service lists more than {_MAXIMUM_PARTS} parts")
+    return [found[number] for number in sorted(found)]
+
+
+def _more(page: Mapping[str, Any]) -> bool:
+    return bool(page.get("IsTruncated"))
+
+
+def _encoded(ask: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+    return functools.partial(ask, Prefix=prefix, EncodingType="url")
+
+
+def _decoded(page: Mapping[str, Any]) -> Callable[[str], str]:
+    """Keys may hold characters that XML cannot, so they come URL-encoded."""
+    return urllib.parse.unquote_plus if page.get("EncodingType") == "url" else str
