@@ -190,6 +190,25 @@ class BackendError(AmistoreError):
                 setattr(self, name, value)
 
 
+@contextlib.contextmanager
+def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
+    """Wrap what a user's object raises beyond this tree in a `BackendError`; say on what it was called."""
+    try:
+        yield
+    except BackendError as error:
+        error.locate(operation=operation, **facts)
+        raise
+    except (AmistoreError, MemoryError):
+        raise
+    except Exception as error:
+        raise BackendError(
+            f"{type(error).__name__}: {error}",
+            retryable=isinstance(error, (ConnectionError, TimeoutError)),
+            operation=operation,
+            **facts,
+        ) from error
+
+
 class NotFoundError(BackendError):
     """The snapshot, image, bucket, object or upload does not exist."""
 

@@ -6,6 +6,7 @@ Never imports the container or the pipeline.
 from amistore.backends.base import Backend
 from amistore.backends.blocks import Block, BlockPage, BlockSink, BlockSource, BlockStore, SnapshotBlock
 from amistore.backends.directory.backend import DirectoryBackend
+from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.memory import MemoryBackend
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
@@ -20,6 +21,7 @@ __all__ = [
     "BlockSource",
     "BlockStore",
     "DirectoryBackend",
+    "Forwarding",
     "ImageRegistry",
     "MemoryBackend",
     "MultipartUpload",

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 from amistore.backends import checks
 from amistore.backends.blocks import BlockStore
 from amistore.backends.images import ImageRegistry
+from amistore.backends.interface import Interface
 from amistore.backends.objects import ObjectStore
 from amistore.model import Image
 
@@ -19,7 +20,7 @@ S3 = TypeVar("S3", bound=ObjectStore, default=ObjectStore, covariant=True)
 EC2 = TypeVar("EC2", bound=ImageRegistry, default=ImageRegistry, covariant=True)
 
 
-class Backend(Generic[EBS, S3, EC2]):
+class Backend(Interface, Generic[EBS, S3, EC2]):
     """The three services together; replace any one of them.
 
     Attributes:

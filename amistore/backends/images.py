@@ -1,4 +1,9 @@
-"""EC2's interface: `ImageRegistry`, where images are described and registered."""
+"""EC2's interface: `ImageRegistry`, where images are described and registered.
+
+As in `blocks.py`: any `BackendError` may be raised, any method called from several threads. An image's id is
+``ami-`` and 8 or 17 hexadecimal digits; a method that takes one raises `NotFoundError` for an image that
+is not registered, and for text of another form.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,14 @@ import abc
 from collections.abc import Mapping
 from typing import Final
 
+from amistore.backends.interface import Interface
 from amistore.model import AttributeReport, Fate, Image
 from amistore.model.fidelity import Leaf, report
 
 __all__ = ["ImageRegistry"]
 
 
-class ImageRegistry(abc.ABC):
+class ImageRegistry(Interface):
     """Where images are described and registered: EC2.
 
     Attributes:
@@ -29,6 +35,8 @@ class ImageRegistry(abc.ABC):
     def describe_image(self, image_id: str) -> Image:
         """All that is known of an image, its snapshots' descriptions included.
 
+        It is what was registered, but for the id; `fidelity` says where not.
+
         Raises:
             NotFoundError: no such image.
         """
@@ -41,17 +49,21 @@ class ImageRegistry(abc.ABC):
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         """Register an image like `image`, whose snapshots must be there and completed, under a new id.
 
+        An image that is refused leaves none. Of several calls with one name at once, one succeeds.
+
         Args:
             image: such as `amistore.unpack` returns.
-            name: its name; None for that of `image`. Names are unique.
+            name: its name, 3 to 128 letters, digits or characters of ``()[] ./-'@_``; None for that of
+                `image`. Names are unique; that of a deregistered image is free.
             image_id: one that `reserve_image_id` gave.
 
         Raises:
-            AlreadyExistsError: the name is taken.
-            InvalidRequestError: the image cannot be registered as it is.
+            AlreadyExistsError: the name is taken, or the id is an image's.
+            AmistoreError: of any kind, there is no such name, a snapshot is not there or pending, or the root
+                device has no mapping.
         """
 
-    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:  # noqa: B027
+    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
         """Find out, before its snapshots are made, whether `register_image` would be permitted.
 
         Override it where that can be asked.
@@ -66,7 +78,11 @@ class ImageRegistry(abc.ABC):
 
     @abc.abstractmethod
     def deregister_image(self, image_id: str) -> None:
-        """Remove an image; its snapshots stay."""
+        """Remove an image; its snapshots stay.
+
+        Raises:
+            NotFoundError: no such image.
+        """
 
     def find_images(self, name: str) -> list[Image]:
         """The account's images of that name: one at most, since names are unique.
@@ -75,7 +91,7 @@ class ImageRegistry(abc.ABC):
         """
         return [image for image in self.describe_images() if image.name == name]
 
-    def finish_registration(self, image_id: str, image: Image) -> None:  # noqa: B027 - nothing, here
+    def finish_registration(self, image_id: str, image: Image) -> None:
         """Do what registering does after the image has its id; doing it again is fine.
 
         `register_image` has done it when it returns. It is for a caller who lost the answer and

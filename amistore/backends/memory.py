@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 from typing_extensions import Buffer
@@ -18,7 +18,7 @@ from amistore.backends import checks
 from amistore.backends.base import Backend
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -278,10 +278,10 @@ class _MemoryS3(ObjectStore):
     def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
         return dict(self._object(bucket, key).tags)
 
-    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
+    def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
         with self._lock:
             keys = sorted(self._bucket(bucket), key=str.encode)
-        return (self.at(bucket, key) for key in keys if key.startswith(prefix))
+        return [key for key in keys if key.startswith(prefix)]
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         self._bucket(bucket)

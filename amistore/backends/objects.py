@@ -1,6 +1,8 @@
 """S3's interface: `ObjectStore`, ranged reads and multipart upload.
 
-As in `blocks.py`: any `BackendError` may be raised, any method called from several threads.
+As in `blocks.py`: any `BackendError` may be raised, any method called from several threads. A method
+raises `NotFoundError` for a bucket that is not there; for an object or upload that is not there where
+it is not said to be fine. Keys are any text: no two of them are one object, and none leads out of its bucket.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore import forks
+from amistore.backends.interface import Interface, composed
 from amistore.backends.ranges import RangeReader, RangeStream
 from amistore.errors import AmistoreError, BackendError, InvalidRequestError, NotFoundError
 from amistore.units import MIB
@@ -53,7 +56,7 @@ class MultipartUpload:
     upload_id: str
 
 
-class ObjectStore(abc.ABC):
+class ObjectStore(Interface):
     """Where objects lie: S3's ranged reads and multipart upload.
 
     Attributes:
@@ -64,11 +67,12 @@ class ObjectStore(abc.ABC):
     where: str = ""
     scheme: str = ""
 
+    @composed
     def at(self, bucket: str, key: str) -> ObjectLocation:
         """Name an object of this store, whether it exists or not."""
         return ObjectLocation(self, bucket, key)
 
-    def head_bucket(self, bucket: str) -> None:  # noqa: B027 - nothing is known, here
+    def head_bucket(self, bucket: str) -> None:
         """Find out whether a bucket can be used. Override it where that can be asked.
 
         Raises:
@@ -100,8 +104,10 @@ class ObjectStore(abc.ABC):
         Raises:
             NotFoundError: no such bucket or object.
             SourceChangedError: `if_match` is not the object's ETag.
+            AmistoreError: of any kind, `start` or `length` is negative.
         """
 
+    @composed
     def get_intact_range(
         self,
         bucket: str,
@@ -137,7 +143,7 @@ class ObjectStore(abc.ABC):
         metadata: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Begin an upload and return its id; the object stays invisible.
+        """Begin an upload and return its id; the object stays invisible, or as it was.
 
         Args:
             bucket: must exist.
@@ -150,7 +156,19 @@ class ObjectStore(abc.ABC):
     def upload_part(
         self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
     ) -> UploadedPart:
-        """Store one part, over an earlier one of the same number (1 to 10,000)."""
+        """Store one part, over an earlier one of the same number.
+
+        Args:
+            bucket: of the upload.
+            key: of the upload.
+            upload_id: one that `create_multipart_upload` gave for this key.
+            part_number: from 1 to 10,000; there may be gaps.
+            content: of the part, valid only during the call: copy what you keep.
+
+        Raises:
+            NotFoundError: no such upload.
+            AmistoreError: of any kind, the number is another.
+        """
 
     def upload_part_file(
         self, bucket: str, key: str, upload_id: str, part_number: int, file: BinaryIO
@@ -168,7 +186,11 @@ class ObjectStore(abc.ABC):
 
     @abc.abstractmethod
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        """The parts that are there, ascending."""
+        """The parts that are there, ascending.
+
+        Raises:
+            NotFoundError: no such upload: it was completed, aborted, or is another key's.
+        """
 
     @abc.abstractmethod
     def complete_multipart_upload(
@@ -180,10 +202,21 @@ class ObjectStore(abc.ABC):
         *,
         if_none_match: bool = False,
     ) -> ObjectInfo:
-        """Make the object of these parts, in ascending order, visible as a whole.
+        """Make the object of these parts visible as a whole; parts that are not named are dropped.
+
+        The upload is gone then. Of several completions of a key at once with `if_none_match`, one succeeds.
+
+        Args:
+            bucket: of the upload.
+            key: of the upload.
+            upload_id: of the upload.
+            parts: as `upload_part` gave them, ascending, one at least.
+            if_none_match: refuse when the object exists.
 
         Raises:
             AlreadyExistsError: `if_none_match` is set and the object exists.
+            NotFoundError: no such upload.
+            AmistoreError: of any kind, a part is not there, was replaced since, or is out of order.
         """
 
     @abc.abstractmethod
@@ -199,8 +232,8 @@ class ObjectStore(abc.ABC):
         self.head_object(bucket, key)
         return {}
 
-    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
-        """Give the objects whose keys have this prefix, by key in the order of their UTF-8 bytes.
+    def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """The keys with this prefix, in the order of their UTF-8 bytes.
 
         Override it where objects can be listed.
 
@@ -208,7 +241,17 @@ class ObjectStore(abc.ABC):
             NotFoundError: no such bucket.
             InvalidRequestError: this store cannot list.
         """
-        raise InvalidRequestError(f"{type(self).__name__} cannot list objects: it has no list_objects")
+        raise InvalidRequestError(f"{type(self).__name__} cannot list objects: it has no list_keys")
+
+    @composed
+    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
+        """Give the objects whose keys have this prefix, by key in the order of their UTF-8 bytes.
+
+        Raises:
+            NotFoundError: no such bucket.
+            InvalidRequestError: this store cannot list.
+        """
+        return (self.at(bucket, key) for key in self.list_keys(bucket, prefix))
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         """Uploads of keys with this prefix that were neither completed nor aborted, by key.
@@ -217,6 +260,7 @@ class ObjectStore(abc.ABC):
         """
         return []
 
+    @composed
     def put_object(
         self,
         bucket: str,
@@ -270,6 +314,7 @@ class ObjectStore(abc.ABC):
             forks.check_owner(process, "this upload")
             return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)
 
+    @composed
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
         """An object as a seekable binary file, pinned to the ETag it has now."""
         return io.BufferedReader(RangeStream(ObjectRanges(self.at(bucket, key))), 1 * MIB)

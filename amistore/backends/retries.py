@@ -23,7 +23,7 @@ import attrs
 
 from amistore import forks
 from amistore.backends.redaction import hide_secrets
-from amistore.errors import BackendError, InvalidValueError, NotFoundError, ThrottledError
+from amistore.errors import BackendError, InvalidValueError, ThrottledError
 
 __all__ = ["Retrier", "RetryPolicy"]
 
@@ -51,7 +51,6 @@ class RetryPolicy:
         base_delay: most seconds before the second attempt; doubled for each further one.
         max_delay: most seconds between two attempts.
         operation_limit: seconds after a call's beginning when no further attempt is made.
-            Until then a snapshot just started may be not found (EBS user guide: up to 2 minutes).
         budget: retries that all calls share: each takes 5, each call that succeeds at once
             gives 1 back. When a service is down for all, calls fail at their first error.
 
@@ -133,8 +132,7 @@ class Retrier:
             function: is given the arguments; its errors say whether to try again.
 
         Raises:
-            AmistoreError: of the last attempt; `attempts` says how many there were. An OSError of a
-                user's backend stays one.
+            AmistoreError: of the last attempt; a `BackendError` has their number in `attempts`.
         """
         began = self._clock()
         attempt = 0
@@ -143,11 +141,10 @@ class Retrier:
             self._wait_turn(pace)
             try:
                 result = function(*arguments, **options)
-            except (BackendError, OSError) as error:
+            except BackendError as error:
                 delay = self._delay(error, attempt, began, pace)
                 if delay is None:
-                    if isinstance(error, BackendError):
-                        error.attempts = attempt
+                    error.attempts = attempt
                     raise
                 if not isinstance(error, _NotGoodError):  # who reads has told of that
                     told = hide_secrets(f"{type(error).__name__}: {error}")
@@ -194,17 +191,15 @@ class Retrier:
         if wait > 0:
             self._sleep(wait)
 
-    def _delay(self, error: Exception, attempt: int, began: float, pace: str) -> float | None:
+    def _delay(self, error: BackendError, attempt: int, began: float, pace: str) -> float | None:
         """Seconds until the next attempt; None for none."""
-        if not _retryable(error):
+        if not error.retryable:
             return None
         policy = self.policy
         if isinstance(error, _NotGoodError):  # it says nothing of the service: no pause, and no budget
             late = self._clock() - began > policy.operation_limit
             return 0.0 if attempt < policy.attempts and not late else None
-        # A snapshot just started appears after up to two minutes: attempts do not count then.
-        appearing = isinstance(error, NotFoundError)
-        if attempt >= policy.attempts and not appearing:
+        if attempt >= policy.attempts:
             return None
         delay: float = self._draw() * min(policy.base_delay * 2 ** min(attempt - 1, 20), policy.max_delay)
         now = self._clock()
@@ -213,10 +208,9 @@ class Retrier:
         with self._lock:
             if isinstance(error, ThrottledError):
                 self._paces[pace].throttled(now, delay)
-            if not appearing:
-                if self._budget < _RETRY_COST:
-                    return None
-                self._budget -= _RETRY_COST
+            if self._budget < _RETRY_COST:
+                return None
+            self._budget -= _RETRY_COST
         return delay
 
 
@@ -226,9 +220,3 @@ class _NotGoodError(BackendError):
     def __init__(self, result: Any) -> None:
         super().__init__("the result is not a good one", retryable=True)
         self.result = result
-
-
-def _retryable(error: Exception) -> bool:
-    if isinstance(error, BackendError):
-        return error.retryable
-    return isinstance(error, (ConnectionError, TimeoutError))

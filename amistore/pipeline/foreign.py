@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Any
 
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError
+from amistore.errors import InvalidRequestError, foreign_errors
 
 __all__ = ["check_picklable", "foreign_errors"]
-
-
-@contextlib.contextmanager
-def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
-    """Wrap what a backend raises beyond our error tree in a `BackendError`, and say on what it was called."""
-    try:
-        yield
-    except BackendError as error:
-        error.locate(operation=operation, **facts)
-        raise
-    except (AmistoreError, MemoryError):
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        raise BackendError(message, operation=operation, **facts) from error
 
 
 def check_picklable(executor: Executor | None, backend: object, role: str) -> None:

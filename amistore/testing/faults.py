@@ -18,49 +18,50 @@ new in each run, do not matter.
 from __future__ import annotations
 
 import collections
+import inspect
 import random
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Final, Literal, TypeVar, cast
 
 import attrs
-from typing_extensions import Buffer
 
 from amistore import forks
-from amistore.backends import (
-    Backend,
-    BlockPage,
-    BlockStore,
-    ImageRegistry,
-    MultipartUpload,
-    ObjectInfo,
-    ObjectLocation,
-    ObjectStore,
-    SnapshotBlock,
-    UploadedPart,
-)
+from amistore.backends import Backend, BlockStore, ImageRegistry, ObjectStore, SnapshotBlock
+from amistore.backends.forwarding import Forwarding
+from amistore.backends.interface import Interface, verbs
 from amistore.errors import AccessDeniedError, BackendError, ThrottledError
-from amistore.model import AttributeReport, Image, Snapshot, Tag
 
 __all__ = ["BackendFault", "BackendFaultKind", "FaultyBackend"]
 
 R = TypeVar("R")
+S = TypeVar("S", bound=Interface)
 
 BackendFaultKind = Literal["error", "throttle", "refusal", "lost-reply", "short", "flipped"]
 
 _CONTENT = ("get_snapshot_block", "get_object_range")
-_VERBS = frozenset(
-    {name for kind in (BlockStore, ObjectStore, ImageRegistry) for name in kind.__abstractmethods__}
-    | {"describe_snapshot", "head_bucket", "bucket_warnings", "get_object_tagging", "list_multipart_uploads"}
-    | {"list_objects"}
-    | {
-        "encrypts_snapshots",
-        "reserve_image_id",
-        "find_images",
-        "finish_registration",
-        "dry_run_register_image",
-    }
+_SIGNATURES: Final[Mapping[str, inspect.Signature]] = {
+    verb: inspect.signature(declared)
+    for kind in (BlockStore, ObjectStore, ImageRegistry)
+    for verb, declared in verbs(kind).items()
+}
+_VERBS: Final = frozenset(_SIGNATURES) - {
+    "upload_part_file",
+    "fidelity",
+}  # UploadPart again, and no call at all
+# The arguments that tell a verb's calls apart: ids, which are new in each run, and where in those.
+_IDS = (
+    "snapshot_id",
+    "next_token",
+    "client_token",
+    "bucket",
+    "key",
+    "upload_id",
+    "prefix",
+    "name",
+    "image_id",
 )
+_PARTS = ("block_index", "start", "length", "part_number")
 
 
 @attrs.define(eq=False)
@@ -98,7 +99,7 @@ class BackendFault:
         return wanted and (self.times is None or self.fired < self.times)
 
 
-class FaultyBackend(Backend):
+class FaultyBackend(Forwarding[Backend], Backend):
     """A backend whose calls go wrong when they are told to.
 
     Args:
@@ -111,26 +112,20 @@ class FaultyBackend(Backend):
 
     def __init__(self, inner: Backend) -> None:
         self.calls: collections.Counter[tuple[object, ...]] = collections.Counter()
-        self.journal = inner.journal
-        self._inner = inner
         self._attempts: collections.Counter[tuple[object, ...]] = collections.Counter()
         self._faults: list[BackendFault] = []
         self._renew_lock()
         forks.register(self, FaultyBackend._renew_lock)
-        super().__init__(
-            ebs=_FaultyBlockStore(inner.ebs, self._call),
-            s3=_FaultyObjectStore(inner.s3, self._call),
-            ec2=_FaultyImageRegistry(inner.ec2, self._call),
+        Forwarding.__init__(self, inner)
+        Backend.__init__(
+            self,
+            ebs=_FaultyBlockStore.around(inner.ebs, self),
+            s3=_FaultyObjectStore.around(inner.s3, self),
+            ec2=_FaultyImageRegistry.around(inner.ec2, self),
         )
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()
-
-    def preflight(self, image: Image) -> None:
-        self._inner.preflight(image)
-
-    def sweep(self) -> tuple[str, ...]:
-        return self._inner.sweep()
 
     def add_fault(
         self,
@@ -173,7 +168,7 @@ class FaultyBackend(Backend):
         with self._lock:
             self._faults.clear()
 
-    def _call(
+    def make(
         self, verb: str, ids: tuple[object, ...], place: tuple[object, ...], function: Callable[[], R]
     ) -> R:
         """Make a call on `place` of what has the `ids`, or let it go wrong."""
@@ -201,14 +196,6 @@ class FaultyBackend(Backend):
         return result
 
 
-class _Call(Protocol):
-    """`FaultyBackend._call`."""
-
-    def __call__(
-        self, verb: str, ids: tuple[object, ...], place: tuple[object, ...], function: Callable[[], R]
-    ) -> R: ...
-
-
 def _damaged(result: Any, kind: str) -> Any:
     """Content of a block or a range, made short or changed by a bit."""
     if isinstance(result, SnapshotBlock):
@@ -219,214 +206,32 @@ def _damaged(result: Any, kind: str) -> Any:
     return result[:middle] + bytes([result[middle] ^ 1]) + result[middle + 1 :]
 
 
-@attrs.frozen
-class _FaultyBlockStore(BlockStore):
-    inner: BlockStore
-    call: _Call
+class _Faulty(Forwarding[S]):
+    def __init__(self, inner: S, backend: FaultyBackend) -> None:
+        super().__init__(inner)
+        self._backend = backend
 
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return self.inner.where
-
-    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
-        def function() -> BlockPage:
-            return self.inner.list_snapshot_blocks(snapshot_id, next_token=next_token)
-
-        return self.call("list_snapshot_blocks", (snapshot_id, next_token), (), function)
-
-    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        def function() -> SnapshotBlock:
-            return self.inner.get_snapshot_block(snapshot_id, block_index, block_token)
-
-        return self.call("get_snapshot_block", (snapshot_id,), (block_index,), function)
-
-    def start_snapshot(
-        self,
-        volume_size: int,
-        *,
-        description: str = "",
-        tags: Sequence[Tag] = (),
-        client_token: str | None = None,
-    ) -> str:
-        def function() -> str:
-            return self.inner.start_snapshot(
-                volume_size, description=description, tags=tags, client_token=client_token
-            )
-
-        return self.call("start_snapshot", (client_token,), (), function)
-
-    def put_snapshot_block(
-        self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
-    ) -> None:
-        def function() -> None:
-            self.inner.put_snapshot_block(snapshot_id, block_index, content, checksum)
-
-        self.call("put_snapshot_block", (snapshot_id,), (block_index,), function)
-
-    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
-        def function() -> None:
-            self.inner.complete_snapshot(snapshot_id, changed_blocks_count, checksum)
-
-        self.call("complete_snapshot", (snapshot_id,), (), function)
-
-    def delete_snapshot(self, snapshot_id: str) -> None:
-        self.call("delete_snapshot", (snapshot_id,), (), lambda: self.inner.delete_snapshot(snapshot_id))
-
-    def encrypts_snapshots(self) -> bool | None:
-        return self.call("encrypts_snapshots", (), (), self.inner.encrypts_snapshots)
-
-    def describe_snapshot(self, snapshot_id: str) -> Snapshot:
-        return self.call(
-            "describe_snapshot", (snapshot_id,), (), lambda: self.inner.describe_snapshot(snapshot_id)
-        )
+    def _call(self, verb: str, function: Callable[..., R], /, *arguments: Any, **options: Any) -> R:
+        if verb == "fidelity":
+            return function(*arguments, **options)
+        bound = _SIGNATURES[verb].bind(self, *arguments, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        if "image" in given and "name" in given:
+            given["name"] = given["name"] or given["image"].name
+        ids = tuple(given[name] for name in _IDS if name in given)
+        place = tuple(given[name] for name in _PARTS if name in given)
+        verb = "upload_part" if verb == "upload_part_file" else verb
+        return self._backend.make(verb, ids, place, lambda: function(*arguments, **options))
 
 
-@attrs.frozen
-class _FaultyObjectStore(ObjectStore):
-    inner: ObjectStore
-    call: _Call
-
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return self.inner.where
-
-    @property
-    def scheme(self) -> str:  # type: ignore[override]
-        return self.inner.scheme
-
-    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
-        def function() -> list[str]:
-            return [each.key for each in self.inner.list_objects(bucket, prefix)]
-
-        keys = self.call("list_objects", (bucket, prefix), (), function)
-        return (self.at(bucket, key) for key in keys)
-
-    def head_bucket(self, bucket: str) -> None:
-        self.call("head_bucket", (bucket,), (), lambda: self.inner.head_bucket(bucket))
-
-    def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
-        return self.call("bucket_warnings", (bucket,), (), lambda: self.inner.bucket_warnings(bucket))
-
-    def head_object(self, bucket: str, key: str) -> ObjectInfo:
-        return self.call("head_object", (bucket, key), (), lambda: self.inner.head_object(bucket, key))
-
-    def get_object_range(
-        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
-    ) -> bytes:
-        def function() -> bytes:
-            return self.inner.get_object_range(bucket, key, start, length, if_match=if_match)
-
-        return self.call("get_object_range", (bucket, key), (start, length), function)
-
-    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
-        def function() -> None:
-            self.inner.delete_object(bucket, key, if_match=if_match)
-
-        self.call("delete_object", (bucket, key), (), function)
-
-    def create_multipart_upload(
-        self,
-        bucket: str,
-        key: str,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> str:
-        def function() -> str:
-            return self.inner.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
-
-        return self.call("create_multipart_upload", (bucket, key), (), function)
-
-    def upload_part(
-        self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
-    ) -> UploadedPart:
-        def function() -> UploadedPart:
-            return self.inner.upload_part(bucket, key, upload_id, part_number, content)
-
-        return self.call("upload_part", (bucket, key, upload_id), (part_number,), function)
-
-    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        def function() -> list[UploadedPart]:
-            return self.inner.list_parts(bucket, key, upload_id)
-
-        return self.call("list_parts", (bucket, key, upload_id), (), function)
-
-    def complete_multipart_upload(
-        self,
-        bucket: str,
-        key: str,
-        upload_id: str,
-        parts: Sequence[UploadedPart],
-        *,
-        if_none_match: bool = False,
-    ) -> ObjectInfo:
-        def function() -> ObjectInfo:
-            return self.inner.complete_multipart_upload(
-                bucket, key, upload_id, parts, if_none_match=if_none_match
-            )
-
-        return self.call("complete_multipart_upload", (bucket, key, upload_id), (), function)
-
-    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
-        def function() -> None:
-            self.inner.abort_multipart_upload(bucket, key, upload_id)
-
-        self.call("abort_multipart_upload", (bucket, key, upload_id), (), function)
-
-    def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
-        def function() -> dict[str, str]:
-            return self.inner.get_object_tagging(bucket, key)
-
-        return self.call("get_object_tagging", (bucket, key), (), function)
-
-    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
-        def function() -> list[MultipartUpload]:
-            return self.inner.list_multipart_uploads(bucket, prefix)
-
-        return self.call("list_multipart_uploads", (bucket, prefix), (), function)
+class _FaultyBlockStore(_Faulty[BlockStore], BlockStore):
+    pass
 
 
-@attrs.frozen
-class _FaultyImageRegistry(ImageRegistry):
-    inner: ImageRegistry
-    call: _Call
+class _FaultyObjectStore(_Faulty[ObjectStore], ObjectStore):
+    pass
 
-    def describe_image(self, image_id: str) -> Image:
-        return self.call("describe_image", (image_id,), (), lambda: self.inner.describe_image(image_id))
 
-    def describe_images(self) -> list[Image]:
-        return self.call("describe_images", (), (), self.inner.describe_images)
-
-    @property
-    def region_name(self) -> str | None:  # type: ignore[override]
-        return self.inner.region_name
-
-    def reserve_image_id(self) -> str | None:
-        return self.call("reserve_image_id", (), (), self.inner.reserve_image_id)
-
-    def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
-        def function() -> str:
-            return self.inner.register_image(image, name=name, image_id=image_id)
-
-        return self.call("register_image", (name or image.name,), (), function)
-
-    def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
-        def function() -> None:
-            self.inner.dry_run_register_image(image, name=name)
-
-        self.call("dry_run_register_image", (name or image.name,), (), function)
-
-    def deregister_image(self, image_id: str) -> None:
-        self.call("deregister_image", (image_id,), (), lambda: self.inner.deregister_image(image_id))
-
-    def find_images(self, name: str) -> list[Image]:
-        return self.call("find_images", (name,), (), lambda: self.inner.find_images(name))
-
-    def finish_registration(self, image_id: str, image: Image) -> None:
-        def function() -> None:
-            self.inner.finish_registration(image_id, image)
-
-        self.call("finish_registration", (image_id,), (), function)
-
-    def fidelity(self, image: Image, *, name: str | None = None) -> tuple[AttributeReport, ...]:
-        return self.inner.fidelity(image, name=name)
+class _FaultyImageRegistry(_Faulty[ImageRegistry], ImageRegistry):
+    pass

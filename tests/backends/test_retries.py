@@ -20,7 +20,7 @@ from amistore import (
     StorageFullError,
     ThrottledError,
 )
-from amistore.backends import SnapshotBlock
+from amistore.backends import Backend, BlockStore, Forwarding, ImageRegistry, ObjectStore, SnapshotBlock
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
 from amistore.testing import (
@@ -115,18 +115,6 @@ def test_an_error_of_the_program_is_not_hidden_by_retries(clock):
     assert call.calls == 1
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("late")])
-def test_a_broken_connection_of_a_users_backend_is_tried_again(clock, error):
-    assert clock.retrier().call("lane", Failing(error)) == "done"
-
-
-def test_a_missing_file_is_not_tried_again(clock):
-    call = Failing(FileNotFoundError("gone"))
-    with pytest.raises(FileNotFoundError):
-        clock.retrier().call("lane", call)
-    assert call.calls == 1
-
-
 def test_no_attempt_begins_after_the_time_limit(clock):
     def slow():
         clock.now += 50
@@ -134,16 +122,6 @@ def test_no_attempt_begins_after_the_time_limit(clock):
 
     with pytest.raises(BackendError, match="attempts 3"):
         clock.retrier(attempts=100).call("lane", slow)
-
-
-def test_what_was_just_made_is_waited_for_until_the_time_limit(clock):
-    call = Failing(*(NotFoundError("not yet", retryable=True) for _ in range(12)))
-    assert clock.retrier().call("lane", call) == "done"
-    assert call.calls == 13
-    call = Failing(*(NotFoundError("not yet", retryable=True) for _ in range(1000)))
-    with pytest.raises(NotFoundError):
-        clock.retrier().call("lane", call)
-    assert 100 < clock.now - 1000 - sum(clock.sleeps[:12]) <= 120
 
 
 def test_a_service_that_is_down_is_not_stormed(clock):
@@ -216,31 +194,49 @@ def test_a_retrier_that_went_to_another_process_keeps_its_policy():
 # Through a backend.
 
 
-class LostAnswers:
-    """Any of a backend's services: each call takes effect, and the first one's answer is lost."""
+def failing_once(service, kind, error, *, before):
+    """A service whose first call of each verb fails, before it has an effect or behind it."""
+    failed = set()
 
-    def __init__(self, inner):
-        self._inner = inner
-        self._failed = set()
-
-    def __getattr__(self, name):
-        method = getattr(self._inner, name)
-
-        def call(*arguments, **options):
-            result = method(*arguments, **options)
-            if name not in self._failed:
-                self._failed.add(name)
-                raise ConnectionResetError("the answer was lost")
+    class FailingOnce(Forwarding, kind):
+        def _call(self, verb, function, /, *arguments, **options):
+            fails = verb not in failed
+            failed.add(verb)
+            if fails and before:
+                raise error
+            result = function(*arguments, **options)
+            if fails:
+                raise error
             return result
 
-        return call
+    return FailingOnce(service)
+
+
+def failing_backend(inner, error, *, before=False):
+    kinds = {"ebs": BlockStore, "s3": ObjectStore, "ec2": ImageRegistry}
+    services = {
+        part: failing_once(getattr(inner, part), kind, error, before=before) for part, kind in kinds.items()
+    }
+    return Backend(**services)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("late")])
+def test_a_broken_connection_of_a_users_backend_is_tried_again(clock, error):
+    retrying = RetryingBackend(failing_backend(MemoryBackend(), error, before=True), clock.retrier())
+    assert retrying.ec2.describe_images() == []
+    assert len(clock.sleeps) == 1
+
+
+def test_a_missing_file_of_a_users_backend_is_not_tried_again(clock):
+    broken = failing_backend(MemoryBackend(), FileNotFoundError("gone"), before=True)
+    with pytest.raises(BackendError, match="attempts 1"):
+        RetryingBackend(broken, clock.retrier()).ec2.describe_images()
 
 
 @pytest.fixture
 def losing(clock):
     memory = MemoryBackend()
-    inner = MemoryBackend()
-    inner.ebs, inner.s3, inner.ec2 = (LostAnswers(each) for each in (memory.ebs, memory.s3, memory.ec2))
+    inner = failing_backend(memory, ConnectionResetError("the answer was lost"))
     memory.s3.create_bucket("bucket")
     return memory, RetryingBackend(inner, clock.retrier())
 
@@ -317,7 +313,7 @@ def test_a_damaged_answer_is_asked_for_again(clock):
 
 
 def test_a_result_that_is_not_good_is_another_reason_to_try_again(clock):
-    results = iter([b"short", ConnectionError("reset"), b"whole"])
+    results = iter([b"short", transient(), b"whole"])
 
     def function():
         result = next(results)
@@ -350,7 +346,7 @@ def test_results_that_are_not_good_take_nothing_of_the_budget(clock):
     retrier = clock.retrier(budget=10)
     for _ in range(20):
         retrier.call_until(lambda result: False, "s3", lambda: b"damaged where it lies")
-    failing = Failing(ConnectionError("reset"))
+    failing = Failing(transient())
     assert retrier.call("s3", failing) == "done"
 
 

@@ -42,10 +42,10 @@ class Mortal(FaultyBackend):
 
     dead = False
 
-    def _call(self, verb: str, ids: Any, place: Any, function: Callable[[], R]) -> R:
+    def make(self, verb: str, ids: Any, place: Any, function: Callable[[], R]) -> R:
         if self.dead:
             raise amistore.AccessDeniedError("the process has died")
-        return super()._call(verb, ids, place, function)
+        return super().make(verb, ids, place, function)
 
 
 @attrs.define

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import attrs
 import botocore.exceptions
@@ -42,12 +43,41 @@ from amistore.wire.ebs import block_path, data_headers
 
 __all__ = ["AWSBlockStore"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _logger = logging.getLogger("amistore")
 
 PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
 _IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives tokens too
-APPEARING = 120.0  # seconds in which a snapshot just started may be unknown
+APPEARING = 120.0  # seconds in which a snapshot just started may be unknown (EBS user guide: up to 2 minutes)
+_FIRST_PAUSE = 0.1  # seconds between two calls then
+_LAST_PAUSE = 5.0
+
+
+def _appearing(method: F) -> F:
+    """Have a call made again where a snapshot is not found soon after this store has started it.
+
+    Also one that was found before: not every host of the service knows it at the same time.
+    """
+
+    @functools.wraps(method)
+    def call(self: AWSBlockStore, snapshot_id: str, *arguments: Any, **options: Any) -> Any:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return method(self, snapshot_id, *arguments, **options)
+            except NotFoundError as error:
+                started = self._started.get(snapshot_id)
+                if started is None or self.clock() + pause - started > APPEARING:
+                    raise
+                _logger.info(
+                    "%s was just started: it is asked for again in %.1f s: %s", snapshot_id, pause, error
+                )
+            self.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE)
+
+    return call  # type: ignore[return-value]
 
 
 class _Tokens:
@@ -78,11 +108,15 @@ class AWSBlockStore(BlockStore):
         connection: where and who.
         settings: of restored snapshots.
         limits: of time, for each block.
+        sleep: waits for so many seconds.
+        clock: seconds, never going back.
     """
 
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
     limits: TimeLimits = attrs.field(factory=TimeLimits, repr=False)
+    sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
+    clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)
     _wire: Wire | None = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
@@ -239,16 +273,17 @@ class AWSBlockStore(BlockStore):
                     _logger.error("%s is begun without all its tags: delete it if the run fails", snapshot_id)
                     raise
         with self._lock:
-            self._started[snapshot_id] = time.monotonic()
+            self._started[snapshot_id] = self.clock()
         return snapshot_id
 
+    @_appearing
     def put_snapshot_block(
         self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
     ) -> None:
         if memoryview(content).nbytes != BLOCK_SIZE or block_index < 0:
             checks.check_block(snapshot_id, 65_536, block_index, content, checksum)
         facts: dict[str, Any] = {"snapshot_id": snapshot_id, "block_index": block_index}
-        with self._appearing(snapshot_id), aws_errors("put_snapshot_block", **facts):
+        with aws_errors("put_snapshot_block", **facts):
             checks.check_snapshot_id(snapshot_id)
             headers = data_headers(checksum)
             path = block_path(snapshot_id, block_index)
@@ -257,8 +292,9 @@ class AWSBlockStore(BlockStore):
             if answer.headers.get("X-Amz-Checksum") != headers["X-Amz-Checksum"]:
                 raise BackendError("EBS did not acknowledge the block's checksum", retryable=True)
 
+    @_appearing
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
-        with self._appearing(snapshot_id), aws_errors("complete_snapshot", snapshot_id=snapshot_id):
+        with aws_errors("complete_snapshot", snapshot_id=snapshot_id):
             checks.check_snapshot_id(snapshot_id)
             client = self.connection.client("ebs")
             try:
@@ -295,27 +331,15 @@ class AWSBlockStore(BlockStore):
             self._started.pop(snapshot_id, None)
             self.connection.client("ec2").delete_snapshot(SnapshotId=snapshot_id)
 
+    @_appearing
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
-        with self._appearing(snapshot_id), aws_errors("describe_snapshot", snapshot_id=snapshot_id):
+        with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
             checks.check_snapshot_id(snapshot_id)
             answer = self.connection.client("ec2").describe_snapshots(SnapshotIds=[snapshot_id])
             for found in member_of(answer, "Snapshots"):
                 member_of(found, "State")  # what broke off must not pass for a completed snapshot
                 return snapshot_from(found)
             raise NotFoundError("no such snapshot")
-
-    @contextlib.contextmanager
-    def _appearing(self, snapshot_id: str) -> Iterator[None]:
-        """Mark a snapshot that is not found soon after it was started as worth another attempt.
-
-        Also one that was found before: not every host of the service knows it at the same time.
-        """
-        try:
-            yield
-        except NotFoundError as error:
-            started = self._started.get(snapshot_id)
-            error.retryable = started is not None and time.monotonic() - started < APPEARING
-            raise
 
     def encryption_by_default(self) -> str | None:
         """The KMS key that EBS encrypts every new snapshot with; None where it does not."""

@@ -25,7 +25,7 @@ from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -270,15 +270,9 @@ class AWSObjectStore(ObjectStore):
             found = member_of(self._client.get_object_tagging(**place), "TagSet")
             return {str(member_of(tag, "Key")): str(member_of(tag, "Value")) for tag in found}
 
-    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
-        with self._calling("list_objects", bucket) as place:
-            keys = listed_keys(functools.partial(self._client.list_objects_v2, **place), prefix)
-        while True:
-            with aws_errors("list_objects", bucket=bucket):  # around no yield: what callers raise is theirs
-                key = next(keys, None)
-            if key is None:
-                return
-            yield self.at(bucket, key)
+    def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
+        with self._calling("list_keys", bucket) as place:
+            return list(listed_keys(functools.partial(self._client.list_objects_v2, **place), prefix))
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         with self._calling("list_multipart_uploads", bucket) as place:

@@ -27,7 +27,7 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.locking import FileLock
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
+from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -208,15 +208,15 @@ class DirectoryS3(ObjectStore):
         with files.operation("get_object_tagging", bucket=bucket, key=key):
             return self._info(self.path(bucket, key))[1]
 
-    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
-        with files.operation("list_objects", bucket=bucket):
+    def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
+        with files.operation("list_keys", bucket=bucket):
             # Only names that `_file_name` gives: a file that was put there under another is no object.
             keys = [
                 urllib.parse.unquote(each.name)
                 for each in os.scandir(self._bucket(bucket))
                 if _is_object(each)
             ]
-        return (self.at(bucket, key) for key in sorted(keys, key=str.encode) if key.startswith(prefix))
+        return [key for key in sorted(keys, key=str.encode) if key.startswith(prefix)]
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         with files.operation("list_multipart_uploads", bucket=bucket):

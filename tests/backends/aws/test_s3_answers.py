@@ -341,7 +341,7 @@ def test_objects_are_listed_over_pages_and_a_server_that_goes_in_circles_or_give
     assert listed(page("a%2Bb+c", "1"), page("", "2"), page("other", "3"), page("a%2Bd")) == ["a+b c", "a+d"]
     with pytest.raises(BackendError, match="again and again") as caught:
         listed(page("a%2B1", "1"), page("a%2B2", "2"), page("a%2B3", "1"))
-    assert (caught.value.operation, caught.value.bucket) == ("list_objects", "bucket")
+    assert (caught.value.operation, caught.value.bucket) == ("list_keys", "bucket")
     with pytest.raises(BackendError, match="no NextContinuationToken"):
         listed(xml("ListBucketResult", IsTruncated="true"))
     monkeypatch.setattr("amistore.backends.aws.listing.MOST_EMPTY_PAGES", 3)

@@ -16,6 +16,7 @@ from backends.aws.cases import START
 
 import amistore
 from amistore import MIB, AWSBackend, Layout, MemoryBackend
+from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.objects.store import StoreJob
 from amistore.tasks import store as tasks_store
 from amistore.testing import block
@@ -284,6 +285,29 @@ def test_a_snapshot_that_one_call_has_found_may_still_be_unknown_to_the_next(aws
         cloud.ebs.put_snapshot_block(snapshot_id, index, block(index), sha256(block(index)))
         aws.snapshots[snapshot_id].missing_calls = 1
     assert aws.read_snapshot(snapshot_id) == {index: block(index) for index in range(3)}
+
+
+@pytest.mark.parametrize(("missing", "calls"), [(9, 10), (10_000, None)])
+def test_a_snapshot_just_started_is_waited_for_two_minutes_and_no_longer(aws, missing, calls):
+    """Longer and longer, however often it is not found, whatever the policy of retries."""
+    now = [1000.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    store = AWSBlockStore(backend(aws).connection, sleep=sleep, clock=lambda: now[0])
+    snapshot_id = store.start_snapshot(1)
+    aws.snapshots[snapshot_id].missing_calls = missing
+    aws.log.reset()
+    if calls is None:
+        with pytest.raises(amistore.NotFoundError) as raised:
+            store.put_snapshot_block(snapshot_id, 0, block(1), sha256(block(1)))
+        assert not raised.value.retryable
+        assert 1110 < now[0] <= 1120
+    else:
+        store.put_snapshot_block(snapshot_id, 0, block(1), sha256(block(1)))
+        assert aws.log.counts["PutSnapshotBlock"] == calls
+        assert now[0] == pytest.approx(1000 + 0.1 + 0.2 + 0.4 + 0.8 + 1.6 + 3.2 + 3 * 5.0)
 
 
 @pytest.mark.parametrize("who", ["this process", "another one"])
