@@ -20,6 +20,7 @@ from amistore.testing.faults import BackendFault, BackendFaultKind, FaultyBacken
 from amistore.testing.snapshots import SnapshotCase, block, read_snapshot, store_snapshot
 
 if TYPE_CHECKING:
+    from amistore.testing.block_sink import BlockSinkContract, SinkCase
     from amistore.testing.block_source import BlockSourceContract
     from amistore.testing.block_store import BlockStoreContract
     from amistore.testing.image_registry import ImageRegistryContract, RegistryCase
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendFault",
     "BackendFaultKind",
+    "BlockSinkContract",
     "BlockSourceContract",
     "BlockStoreContract",
     "BucketCase",
@@ -36,6 +38,7 @@ __all__ = [
     "ImageRegistryContract",
     "ObjectStoreContract",
     "RegistryCase",
+    "SinkCase",
     "SnapshotCase",
     "block",
     "read_snapshot",
@@ -43,12 +46,14 @@ __all__ = [
 ]
 
 _SUITES = {
+    "BlockSinkContract": "block_sink",
     "BlockSourceContract": "block_source",
     "BlockStoreContract": "block_store",
     "BucketCase": "uploads",
     "ImageRegistryContract": "image_registry",
     "ObjectStoreContract": "object_store",
     "RegistryCase": "image_registry",
+    "SinkCase": "block_sink",
 }
 
 
