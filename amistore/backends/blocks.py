@@ -145,7 +145,7 @@ def _check_page(page: BlockPage, size: int | None, last: int) -> int:
 
 
 def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> SnapshotBlock:
-    """Refuse what a source gave for a block and is none; one of another size may have been cut on its way."""
+    """Refuse a block that has not 524,288 bytes, and may have been cut on its way, or is none."""
     facts: Any = {
         "operation": "get_snapshot_block",
         "snapshot_id": snapshot_id,
@@ -155,7 +155,7 @@ def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> S
         size = memoryview(answer.content).cast("B").nbytes
         if answer.checksum is not None and not isinstance(answer.checksum, bytes):
             raise TypeError(f"the checksum is a {type(answer.checksum).__name__}, not bytes")
-    except (AttributeError, TypeError) as error:
+    except TypeError as error:
         raise BackendError(f"the source gave no block: {error}", **facts) from error
     if size != BLOCK_SIZE:
         raise BackendError(

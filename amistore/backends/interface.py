@@ -33,6 +33,7 @@ class Interface(abc.ABC):  # noqa: B024 - those of the interfaces are
     An exception beyond our error tree becomes a `BackendError` with that one as its cause; `retryable`
     where it is a `ConnectionError` or `TimeoutError`. A `BackendError` gets the operation, which is the
     verb, and of the arguments the snapshot, block, image, bucket and key, where it does not have them.
+    So does an answer of another kind than the interface says, such as None for a block.
     `AmistoreError` beside it, `MemoryError` and what is no `Exception` pass as they are.
 
     A method that is put in place of a verb on one object is called as it is.
@@ -72,11 +73,15 @@ def _declared(kind: type) -> list[tuple[str, Any]]:
 def _telling(verb: str, declared: Any, method: Any) -> Callable[..., Any]:
     """A verb's method that tells of its errors what the call was."""
     function = method if isinstance(method, FunctionType) else _function_of(method)
+    kind = _answer(declared)
 
     @functools.wraps(method)
     def call(self: Interface, /, *arguments: Any, **options: Any) -> Any:
         try:
-            return function(self, *arguments, **options)
+            answer = function(self, *arguments, **options)
+            if not isinstance(answer, kind):
+                raise TypeError(f"{verb} must give {kind.__name__}, not {type(answer).__name__}")
+            return answer
         except Exception:
             try:
                 given = inspect.signature(declared).bind(self, *arguments, **options).arguments
@@ -90,6 +95,14 @@ def _telling(verb: str, declared: Any, method: Any) -> Callable[..., Any]:
 
     vars(call)["tells"] = True
     return call
+
+
+def _answer(declared: Any) -> type:
+    """The class that a verb gives, where that is bytes or one of ours; else `object`."""
+    function = inspect.unwrap(declared)
+    name = function.__annotations__.get("return")
+    found = bytes if name == "bytes" else function.__globals__.get(name)
+    return found if isinstance(found, type) else object
 
 
 def _function_of(method: Any) -> Callable[..., Any]:

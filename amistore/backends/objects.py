@@ -22,7 +22,7 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends.interface import Interface, composed
 from amistore.backends.ranges import RangeReader, RangeStream
-from amistore.errors import AmistoreError, BackendError, InvalidRequestError, NotFoundError
+from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.units import MIB
 
 __all__ = ["MultipartUpload", "ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore", "UploadedPart"]
@@ -410,18 +410,5 @@ class ObjectRanges(RangeReader):
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
-        try:
-            content = get(
-                self.location.bucket, self.location.key, offset, length, *checks, if_match=self.etag
-            )
-        except (AmistoreError, MemoryError):
-            raise
-        except Exception as error:
-            message = f"{self.name}: {type(error).__name__}: {error}"
-            raise BackendError(message, operation="get_object_range") from error
-        if not isinstance(content, bytes):
-            store = type(self.location.store).__name__
-            raise InvalidRequestError(
-                f"{store}.get_object_range must give bytes, not {type(content).__name__}"
-            )
-        return content
+        at = self.location
+        return get(at.bucket, at.key, offset, length, *checks, if_match=self.etag)

@@ -89,6 +89,27 @@ def test_what_is_not_the_backends_error_passes_as_it_is(error: BaseException) ->
     assert raised.value is error
 
 
+@pytest.mark.parametrize(
+    ("kind", "verb"),
+    [
+        (backends.BlockSource, "list_snapshot_blocks"),
+        (backends.BlockSource, "get_snapshot_block"),
+        (backends.BlockSink, "describe_snapshot"),
+        (backends.ObjectStore, "head_object"),
+        (backends.ObjectStore, "get_object_range"),
+        (backends.ObjectStore, "upload_part"),
+        (backends.ObjectStore, "complete_multipart_upload"),
+        (backends.ImageRegistry, "describe_image"),
+    ],
+)
+def test_an_answer_of_another_kind_is_the_backends_error(kind: type, verb: str) -> None:
+    names = [name for name in inspect.signature(verbs(kind)[verb]).parameters if name != "self"]
+    odd: Any = type("Odd", (kind,), dict.fromkeys(verbs(kind), lambda self, **given: None))()
+    with pytest.raises(amistore.BackendError, match=f"{verb} must give .*, not NoneType") as raised:
+        getattr(odd, verb)(**dict.fromkeys(names, "other"))
+    assert raised.value.operation == verb
+
+
 def test_a_call_that_is_none_of_the_interfaces_is_the_callers_own_mistake() -> None:
     with pytest.raises(TypeError, match="block_token"):
         Disk().get_snapshot_block("snap-00000001", 7)  # type: ignore[call-arg]

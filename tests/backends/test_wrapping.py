@@ -17,14 +17,18 @@ from amistore import (
     InvalidRequestError,
     MemoryBackend,
     RetryingBackend,
+    Snapshot,
 )
 from amistore.backends import (
     Backend,
+    BlockPage,
     BlockStore,
     Forwarding,
     ImageRegistry,
+    ObjectInfo,
     ObjectStore,
     SnapshotBlock,
+    UploadedPart,
 )
 from amistore.backends.interface import Interface, composed, verbs
 from amistore.testing import FaultyBackend
@@ -46,10 +50,21 @@ VALUES = {
 }
 
 
+# By the kind that a verb gives; others give their name.
+ANSWERS = {
+    "None": None,
+    "bytes": b"content",
+    "BlockPage": BlockPage(volume_size=1, blocks=[]),
+    "SnapshotBlock": SnapshotBlock(images.block(1)),
+    "Snapshot": Snapshot(snapshot_id="snap-00000001"),
+    "ObjectInfo": ObjectInfo(size=7, etag="etag"),
+    "UploadedPart": UploadedPart(part_number=2, size=7, etag="etag"),
+    "Image": VALUES["image"],
+}
+
+
 def answer_of(verb: str, declared: Any) -> Any:
-    if verb == "get_snapshot_block":
-        return SnapshotBlock(images.block(1))
-    return None if inspect.signature(declared).return_annotation == "None" else verb
+    return ANSWERS.get(inspect.signature(declared).return_annotation, verb)
 
 
 def recording(calls: list[tuple[str, dict[str, Any]]]) -> Backend:
