@@ -51,7 +51,7 @@ def restore_stream(
 ) -> Image:
     """Restore the snapshots of a container from a stream; see `unpack` for the arguments and errors."""
     check_picklable(executor, sink, "sink")
-    with machine_limits():
+    with machine_limits(), advising():
         restore = _Restore(sink, read_events(stream), snapshots, tags, allow_lost, holes, expected)
     with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():

@@ -86,6 +86,16 @@ def test_a_flipped_bit_of_any_records_envelope_or_crc_is_damage_to_every_reader(
     assert wrong == []
 
 
+@pytest.mark.parametrize("kind", RECORDS)
+def test_unpack_tells_which_record_is_damaged_where_it_stands_and_what_to_do(kind: bytes) -> None:
+    damaged = bytearray(TINY)
+    at = place(TINY, kind)
+    damaged[at + 21] ^= 1
+    with pytest.raises(amistore.CorruptArchiveError, match=r"amistore\.recover") as caught:
+        images.read_streaming(bytes(damaged))
+    assert (caught.value.record, caught.value.offset) == (kind.decode(), at)
+
+
 def resealed(record: bytes, **fields: object) -> bytes:
     """The record with another type, version or flags, and its CRC right over all of it."""
     magic, length, signature, kind, version, flags = layout.ENVELOPE.unpack(record[:20])
