@@ -8,12 +8,12 @@ and `restoration.py` do them, `resumelog.py` is what they resume from. Imports `
 from amistore.objects.abandonment import abandon
 from amistore.objects.copy import copy
 from amistore.objects.finding import FoundArchive, find_archives
+from amistore.objects.multipart import RUN_KEY
 from amistore.objects.restore import restore, unpack
 from amistore.objects.results import RestoredImage, StoredArchive
 from amistore.objects.resumelog import FileResumeLog, ResumeLog
 from amistore.objects.store import store
 from amistore.objects.transfer import transfer
-from amistore.objects.upload import RUN_KEY
 
 __all__ = [
     "RUN_KEY",

@@ -38,7 +38,7 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
             raise InvalidRequestError("a log is needed: give its path, or an amistore.ResumeLog")
         entries = [read_entry(entry) for entry in opened.entries()]
         starts = [at for at, entry in enumerate(entries) if "kind" in entry]
-        if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "unpack")):
+        if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "copy", "unpack")):
             raise InvalidRequestError("the resume log is damaged")
         ends = [*starts[1:], len(entries)]
         phases = [entries[at:end] for at, end in zip(starts, ends, strict=False)]
@@ -46,7 +46,7 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
             _check_place(phase[0], backend)
         try:
             for phase in phases:
-                if phase[0]["kind"] == "pack":
+                if phase[0]["kind"] in ("pack", "copy"):
                     for entry in phase[1:]:
                         _abort(phase[0], entry, backend)
                 elif phase[0]["kind"] == "unpack":
@@ -58,7 +58,11 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
 
 def _check_place(header: dict[str, Any], backend: Backend) -> None:
     """Refuse another backend than the one that a job wrote to: a store for objects, a sink for snapshots."""
-    written = {"pack": ("store", backend.s3.where), "unpack": ("sink", backend.ebs.where)}
+    written = {
+        "pack": (store := ("store", backend.s3.where)),
+        "copy": store,
+        "unpack": ("sink", backend.ebs.where),
+    }
     name, where = written.get(header["kind"], ("", ""))
     if header.get(name, where) != where:
         raise InvalidRequestError(f"this log belongs to a run against {header[name]!r}, not {where!r}")

@@ -5,30 +5,33 @@ from __future__ import annotations
 import contextlib
 
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly
-from amistore.backends import UploadedPart
 from amistore.backends.ranges import RangeReader
 from amistore.container import EncodedSegment, Plan, SegmentDescriptor, layout
 from amistore.container.envelope import open_envelope
 from amistore.container.segments import check_segment
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.objects.resumelog import read_entry
-from amistore.pipeline.packing import WrittenArchive
 from amistore.pipeline.workers import ordered_map, worker_pool
 
-__all__ = ["carried_part", "check_object", "part_entries", "upload_id_of"]
+__all__ = ["carried_segments", "check_end", "check_object"]
 
 
-def check_end(ranges: RangeReader, written: WrittenArchive) -> None:
-    """Find at an object's end what was written there: FOOT, which binds the index and so all digests.
+def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
+    """Find at an object's end what was sent: FOOT, which binds the index and so all digests.
+
+    Args:
+        ranges: the object.
+        size: in bytes, of what was sent.
+        foot: its last bytes.
 
     Raises:
         CorruptArchiveError: something else is there.
     """
-    offset = written.size - len(written.foot)
-    found = ranges.read_intact(offset, len(written.foot), is_exactly(written.foot))
-    if (ranges.size, found) != (written.size, written.foot):
+    offset = size - len(foot)
+    found = ranges.read_intact(offset, len(foot), is_exactly(foot))
+    if (ranges.size, found) != (size, foot):
         raise CorruptArchiveError(
-            "the object does not end as what was packed does", record="FOOT", offset=offset
+            "the object does not end as what was sent does", record="FOOT", offset=offset
         )
 
 
@@ -70,16 +73,13 @@ def _check_preludes(container: ContainerFile) -> None:
         container.read(offset, length, "front or VOLD", has_digest(digest), wrong)
 
 
-def carried_part(
-    number: int, entry: bytes, planned: Plan, sequence: int
-) -> tuple[UploadedPart, list[EncodedSegment]]:
-    """A part as the log has it, each of its segments, from `sequence` on, checked against the plan."""
+def carried_segments(number: int, entry: bytes, planned: Plan, sequence: int) -> list[EncodedSegment]:
+    """The segments of a part as the log has them, from `sequence` on, each checked against the plan."""
     described, records = read_entry(entry), entry.partition(b"\n")[2]
+    segments: list[EncodedSegment] = []
     try:
-        part = UploadedPart(part_number=described["part"], size=described["size"], etag=described["etag"])
-        if part.part_number != number or not records:
+        if described["part"] != number or not records:
             raise KeyError("part")
-        segments: list[EncodedSegment] = []
         at = 0
         while at < len(records):
             size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
@@ -93,28 +93,4 @@ def carried_part(
             at += size
     except (ArchiveError, KeyError) as error:
         raise InvalidRequestError(f"the resume log is damaged, or of another run: {error}") from None
-    return part, segments
-
-
-def part_entries(entries: list[bytes]) -> list[bytes]:
-    """The entry of each part from the first on.
-
-    A part that the store had lost is sent and noted again, and those behind it: its new entry
-    counts, and none that stood behind the old one.
-    """
-    found: list[bytes] = []
-    for entry in entries:
-        number = read_entry(entry).get("part")
-        if type(number) is not int or not 1 <= number <= len(found) + 1:
-            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
-        del found[number - 1 :]
-        found.append(entry)
-    return found
-
-
-def upload_id_of(entries: list[bytes]) -> str | None:
-    """The id of the upload; None where the run did not come to know it."""
-    if len(entries) < 2:
-        return None
-    upload_id = read_entry(entries[1]).get("upload")
-    return upload_id if isinstance(upload_id, str) else None
+    return segments

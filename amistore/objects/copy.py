@@ -6,20 +6,32 @@ Through bounded memory, and no disk of this machine.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Iterator
 
 import attrs
 
+from amistore import forks
 from amistore.backends import ObjectLocation
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import ContainerEnd, ContainerStart, StoredSegment, container_events, decode_segment
+from amistore.container import (
+    ContainerEnd,
+    ContainerStart,
+    StoredSegment,
+    container_events,
+    decode_segment,
+    layout,
+)
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.segments import check_stored_frame
-from amistore.errors import advising
+from amistore.errors import CorruptArchiveError, SourceChangedError, advising
+from amistore.objects.carried import check_end
+from amistore.objects.multipart import RUN_KEY, LoggedUpload
 from amistore.objects.piecereader import PieceReader
 from amistore.objects.results import StoredArchive
-from amistore.objects.upload import refuse_existing
+from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, using_log
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -28,12 +40,15 @@ from amistore.units import MIB
 __all__ = ["copy"]
 
 _RANGE = 8 * MIB  # bytes of a read
+_PART = 16 * MIB  # bytes of a part, more where there would be too many
+_MOST_PARTS = 9_000
 
 
 def copy(
     archive: ObjectLocation,
     to: ObjectLocation,
     *,
+    log: ResumeLog | str | os.PathLike[str] | None = None,
     expected_content_id: str | None = None,
     workers: int | None = None,
     progress: ProgressCallback = None,
@@ -46,6 +61,9 @@ def copy(
     Args:
         archive: the object to copy.
         to: the copy, in the same store or another; it must not exist.
+        log: a path, or a log, from which an earlier run that ended in a crash or an error is resumed: parts
+            that it sent are read and verified again, and not sent. Without one, what was sent is removed on
+            an error.
         expected_content_id: refuse another archive; 64 hexadecimal digits.
         workers: ranges read at once; None for the number of CPUs.
         progress: called with a `Progress`.
@@ -58,35 +76,112 @@ def copy(
         NotFoundError: no such object.
         AlreadyExistsError: the copy's name is taken.
         CorruptArchiveError: the archive is damaged; no copy is left.
-        SourceChangedError: the archive was replaced meanwhile.
+        SourceChangedError: the archive was replaced, during the run or since the one that is resumed.
+        InvalidRequestError: the log belongs to another job.
     """
-    expected = parse_content_id(expected_content_id)
+    verified = _Verified(parse_content_id(expected_content_id), progress)
     for given, role in ((archive, "archive"), (to, "target")):
         check_kind(given, ObjectLocation, role, "backend.s3.at(bucket, key) gives one")
-    with foreign_errors("head_object", **archive.facts):
-        ranges = ObjectRanges(archive)
-    refuse_existing(to)
-
-    def read(offset: int) -> bytes:
-        with foreign_errors("get_object_range", **archive.facts):
-            return ranges.read(offset, _RANGE)
-
-    verified = _Verified(expected, progress)
-    with (
-        worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, read, range(0, ranges.size, _RANGE), limit)) as pieces,
-        foreign_errors("put_object", **to.facts),
-        advising(),
-    ):
-        info = to.store.put_object(
-            to.bucket,
-            to.key,
-            verified.pieces(PieceReader(pieces)),
-            metadata=ranges.metadata,
-            if_none_match=True,
-            part_size=max(16 * MIB, -(-ranges.size // 9_000)),
-        )
+    with using_log(log) as opened:
+        with foreign_errors("head_object", **archive.facts):
+            ranges = ObjectRanges(archive)
+        part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
+        upload = _begin(ranges, to, part_size, MemoryResumeLog() if opened is None else opened)
+        info = done = upload.begin(_metadata(ranges), None, overwrite=False)
+        with forks.undoing(
+            lambda error: upload.end_run(error, durable=opened is not None, done=done is not None)
+        ):
+            sending = _Sending(ranges, upload, part_size, sends=info is None)
+            with advising():
+                sending.run(verified, workers)
+            info = info or upload.complete(overwrite=False)
+            upload.prove(info, sending.prove, new=not done)
+        upload.log.end()
     return StoredArchive(location=to, size=info.size, etag=info.etag, content_id=verified.content_id.hex())
+
+
+def _begin(ranges: ObjectRanges, to: ObjectLocation, part_size: int, log: ResumeLog) -> LoggedUpload:
+    replaced = SourceChangedError(
+        "the archive was replaced since the run began that the resume log is of: "
+        "amistore.abandon ends that run",
+        **ranges.location.facts,
+    )
+    identity = {f"from_{name}": value for name, value in ranges.identity.items()}
+    return LoggedUpload(
+        to, log, "copy", {**identity, "part_size": part_size}, changed={"from_etag": replaced}
+    )
+
+
+def _metadata(ranges: ObjectRanges) -> dict[str, str]:
+    """The archive's, but for which run made it: another one makes the copy."""
+    return {name: value for name, value in ranges.metadata.items() if name != RUN_KEY}
+
+
+@attrs.define
+class _Sending:
+    """The bytes of a copy, part by part.
+
+    Attributes:
+        ranges: the archive.
+        upload: of the copy.
+        part_size: of each part but the last.
+        sends: whether parts are missing; not where an earlier run has completed the copy.
+        end: the archive's last bytes.
+        digests: of the first parts, those that this run has not sent: nothing of a log is believed.
+    """
+
+    ranges: ObjectRanges
+    upload: LoggedUpload
+    part_size: int
+    sends: bool
+    end: bytes = b""
+    digests: list[bytes] = attrs.field(factory=list)
+
+    def run(self, verified: _Verified, workers: int | None) -> None:
+        """Read and verify all of the archive, and send what is not there.
+
+        Each part is logged once it is there, but for the last one: it is sent when all has verified.
+        """
+        number = 1
+        pending = bytearray()
+        with (
+            worker_pool(workers, None) as (pool, limit),
+            contextlib.closing(
+                ordered_map(pool, self._read, range(0, self.ranges.size, _RANGE), limit)
+            ) as pieces,
+        ):
+            for piece in verified.pieces(PieceReader(pieces)):
+                pending += piece
+                while len(pending) > self.part_size + layout.FOOT_SIZE:
+                    self._send(number, pending[: self.part_size], b"verified")
+                    del pending[: self.part_size]
+                    number += 1
+        self._send(number, pending)
+        self.end = bytes(pending[-layout.FOOT_SIZE :])
+
+    def _read(self, offset: int) -> bytes:
+        with foreign_errors("get_object_range", **self.ranges.location.facts):
+            return self.ranges.read(offset, _RANGE)
+
+    def _send(self, number: int, content: bytearray, records: bytes = b"") -> None:
+        if number <= len(self.upload.carried) or not self.sends:
+            self.digests.append(hashlib.sha256(content).digest())
+            return
+        to = self.upload.to
+        with foreign_errors("upload_part", **to.facts):
+            part = to.store.upload_part(to.bucket, to.key, self.upload.upload_id, number, content)
+        self.upload.note(part, records)
+
+    def prove(self, copied: ObjectRanges) -> None:
+        """Find in the copy what other runs have sent, and the archive's end."""
+        for number, digest in enumerate(self.digests):
+            found = hashlib.sha256()
+            start = number * self.part_size
+            for offset in range(start, min(start + self.part_size, copied.size), _RANGE):
+                found.update(copied.read(offset, min(_RANGE, start + self.part_size - offset)))
+            if found.digest() != digest:
+                raise CorruptArchiveError("a part of an earlier run is not the archive's", offset=start)
+        check_end(copied, self.ranges.size, self.end)
 
 
 @attrs.define

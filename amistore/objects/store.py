@@ -14,9 +14,10 @@ from amistore.backends.checks import check_path
 from amistore.errors import InvalidRequestError
 from amistore.model import Image
 from amistore.objects.metadata import object_metadata
+from amistore.objects.multipart import RUN_KEY, refuse_existing
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
-from amistore.objects.upload import RUN_KEY, refuse_existing, upload_archive
+from amistore.objects.upload import upload_archive
 from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import DEFAULTS, ArchiveBytes, PackOptions, pack
 from amistore.pipeline.progress import ProgressCallback

@@ -1,0 +1,275 @@
+"""`LoggedUpload`: a multipart upload that a log resumes, and its object, proved.
+
+The log has a header, the upload's id, and of each part number, size and ETag; what its owner puts behind
+these is the owner's. Nothing in it is believed: a run takes over the parts that the upload's own list
+confirms, up to the first that it does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from amistore import forks
+from amistore.backends import ObjectInfo, ObjectLocation, UploadedPart
+from amistore.backends.objects import ObjectRanges
+from amistore.errors import (
+    AlreadyExistsError,
+    ArchiveError,
+    BackendError,
+    CorruptArchiveError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+)
+from amistore.objects.finality import is_final
+from amistore.objects.resumelog import ResumeLog, read_entry, read_task, write_entry
+from amistore.pipeline.foreign import foreign_errors
+from amistore.units import counted
+
+__all__ = ["RUN_KEY", "LoggedUpload", "refuse_existing"]
+
+RUN_KEY = "amistore-run"
+"""Of an object's metadata: which run made it."""
+
+_logger = logging.getLogger("amistore")
+
+
+def refuse_existing(to: ObjectLocation) -> None:
+    """Tell before the work what completing an upload would tell after it.
+
+    Raises:
+        AlreadyExistsError: the object exists.
+    """
+    with foreign_errors("head_object", **to.facts):
+        if to.exists():
+            raise AlreadyExistsError("the object exists: give another key, or delete it first", **to.facts)
+
+
+@attrs.define
+class LoggedUpload:
+    """One run's upload.
+
+    Attributes:
+        to: the object.
+        log: what earlier runs have done, and where this one notes what it does.
+        kind: of the job, for the log.
+        identity: facts that the log's run must have had, too.
+        changed: by their names, the error to raise where it had others; else the log is of another job.
+        upload_id: of the upload; empty where there is none to abort.
+        task: of the run that the log is of.
+        parts: those that are there, this run's included.
+        carried: the log's entries of the parts that earlier runs have sent.
+    """
+
+    to: ObjectLocation
+    log: ResumeLog
+    kind: str
+    identity: Mapping[str, Any]
+    changed: Mapping[str, SourceChangedError]
+    upload_id: str = ""
+    task: str = ""
+    parts: list[UploadedPart] = attrs.field(factory=list)
+    carried: list[bytes] = attrs.field(factory=list)
+
+    def begin(
+        self, metadata: Mapping[str, str], tags: Mapping[str, str] | None, overwrite: bool
+    ) -> ObjectInfo | None:
+        """Begin an upload, or resume the log's; gives the object if a run has completed it already."""
+        entries = self.log.entries()
+        identity = {"store": self.to.store.where, **self.to.facts, **self.identity}
+        if entries:
+            self.task = read_task(entries[0], self.kind, identity, self.changed)
+            upload_id = _upload_id_of(entries)
+            if upload_id is not None:
+                self.upload_id = upload_id
+                info = self.made()
+                if info is not None:
+                    self.abort()
+                    self._carry(entries[2:], None)
+                    return info
+                if self._resume(entries[2:]):
+                    _logger.info("resuming %s: %s uploaded", self.to, counted(len(self.parts), "part"))
+                    return None
+                _logger.warning("the upload to %s is gone: starting over", self.to)
+            self.log.clear()
+        if not overwrite:
+            refuse_existing(self.to)
+        self.task = secrets.token_hex(16)
+        self.log.append(write_entry(kind=self.kind, task=self.task, **identity))
+        with forks.undoing(lambda _: self.undo()):
+            with foreign_errors("create_multipart_upload", **self.to.facts):
+                self.upload_id = self.to.store.create_multipart_upload(
+                    self.to.bucket, self.to.key, metadata={**metadata, RUN_KEY: self.task}, tags=tags
+                )
+            self.log.append(write_entry(upload=self.upload_id))
+        return None
+
+    def _resume(self, entries: list[bytes]) -> bool:
+        """Take over what the log says and the upload has; whether the upload is there."""
+        try:
+            with foreign_errors("list_parts", **self.to.facts):
+                listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
+        except NotFoundError:
+            return False
+        self._carry(entries, {part.part_number: part for part in listed})
+        return True
+
+    def _carry(self, entries: list[bytes], there: Mapping[int, UploadedPart] | None) -> None:
+        """Take over the log's parts, up to the first that is not there; all of an object that is."""
+        for entry in _part_entries(entries):
+            said = read_entry(entry)
+            try:
+                part = UploadedPart(part_number=said["part"], size=said["size"], etag=said["etag"])
+            except KeyError as error:
+                raise InvalidRequestError(
+                    f"the resume log is damaged, or of another run: no {error}"
+                ) from None
+            if there is not None and there.get(part.part_number) != part:
+                break
+            self.parts.append(part)
+            self.carried.append(entry)
+
+    def made(self) -> ObjectInfo | None:
+        """The object, if it is this run's."""
+        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **self.to.facts):
+            info = self.to.head()
+            if info.metadata.get(RUN_KEY) == self.task:
+                return info
+        return None
+
+    def note(self, part: UploadedPart, records: bytes = b"") -> None:
+        """A part is there; with its owner's records it is logged, for the next run to take over."""
+        self.parts.append(part)
+        if records:
+            entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
+            self.log.append(entry + b"\n" + records)
+
+    def complete(self, overwrite: bool) -> ObjectInfo:
+        """Make the object visible."""
+        try:
+            with foreign_errors("complete_multipart_upload", **self.to.facts):
+                info = self.to.store.complete_multipart_upload(
+                    self.to.bucket, self.to.key, self.upload_id, self.parts, if_none_match=not overwrite
+                )
+        except BackendError:
+            # This attempt or an earlier one, whose answer was lost, may have made it.
+            ours = self.made()
+            if ours is None:
+                raise
+            info = ours
+            self.abort()
+        self.upload_id = ""
+        return info
+
+    def outdated(self) -> bool:
+        """Whether the upload is gone, or its parts are not those this run has sent.
+
+        Another run has changed it, or a sweep or a rule of the bucket aborted it; the next run begins
+        with what is there.
+        """
+        if not self.upload_id:
+            return False
+        try:
+            listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
+        except Exception as error:
+            return isinstance(error, NotFoundError)
+        there = {part.part_number: part for part in listed}
+        return any(there.get(part.part_number) != part for part in self.parts)
+
+    def prove(self, info: ObjectInfo, check: Callable[[ObjectRanges], None], *, new: bool) -> None:
+        """Refuse an object that is not what was sent.
+
+        One that this run has made is deleted; one that was there, or is another's, is not.
+
+        Args:
+            info: what its completion said of it.
+            check: raises an `ArchiveError` where the object's bytes are others.
+            new: whether this run has made it.
+        """
+        try:
+            with foreign_errors("get_object_range", **self.to.facts):
+                check(ObjectRanges(self.to, info))
+        except (ArchiveError, SourceChangedError) as error:
+            replaced = SourceChangedError("the object was replaced as soon as it was made", **self.to.facts)
+            if isinstance(error, SourceChangedError) or self.made() is None:
+                raise replaced from None
+            if not new:
+                raise CorruptArchiveError(
+                    f"the object that an earlier run made is not what was sent, or its log is not: verify "
+                    f"it before you delete it: {error}"
+                ) from None
+            try:
+                with foreign_errors("delete_object", **self.to.facts):
+                    # Another's that has taken its place stays: an archive lost is worse than one left.
+                    self.to.store.delete_object(self.to.bucket, self.to.key, if_match=info.etag)
+            except SourceChangedError as refusal:
+                if self.made() is None:
+                    raise replaced from None
+                raise CorruptArchiveError(
+                    f"the object is not what was sent, and was not deleted, delete it: {refusal}; {error}"
+                ) from None
+            raise CorruptArchiveError(
+                f"the object of {info.size} bytes was not what was sent, and was deleted: {error}"
+            ) from None
+
+    def end_run(self, error: BaseException, *, durable: bool, done: bool) -> None:
+        """After an error: remove what was sent, where no later run can resume it.
+
+        Args:
+            error: that ended the run; made `retryable` where the next run begins another upload.
+            durable: whether the log outlives the run.
+            done: whether an earlier run had completed the object.
+        """
+        if durable and isinstance(error, BackendError) and self.outdated():
+            error.retryable = True
+        if not done and (not durable or is_final(error)):
+            self.undo()
+
+    def undo(self) -> None:
+        """Abort the upload, and end the run, unless that failed."""
+        if self.abort():
+            self.log.clear()
+
+    def abort(self) -> bool:
+        """Abort the upload, or what a store that died while it completed it has left of it.
+
+        Gives whether it is gone; what cannot be aborted is logged by its id.
+        """
+        if self.upload_id:
+            try:
+                self.to.store.abort_multipart_upload(self.to.bucket, self.to.key, self.upload_id)
+            except Exception as error:
+                _logger.error("upload %s of %s is left behind, abort it: %s", self.upload_id, self.to, error)
+                return False
+            self.upload_id = ""
+        return True
+
+
+def _part_entries(entries: list[bytes]) -> list[bytes]:
+    """The entry of each part from the first on.
+
+    A part that the store had lost is sent and noted again, and those behind it: its new entry
+    counts, and none that stood behind the old one.
+    """
+    found: list[bytes] = []
+    for entry in entries:
+        number = read_entry(entry).get("part")
+        if type(number) is not int or not 1 <= number <= len(found) + 1:
+            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
+        del found[number - 1 :]
+        found.append(entry)
+    return found
+
+
+def _upload_id_of(entries: list[bytes]) -> str | None:
+    """The id of the upload; None where the run did not come to know it."""
+    if len(entries) < 2:
+        return None
+    upload_id = read_entry(entries[1]).get("upload")
+    return upload_id if isinstance(upload_id, str) else None
