@@ -24,7 +24,7 @@ from typing_extensions import Buffer
 from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs_connections import Incoming, Pool, TimeLimits
-from amistore.backends.aws.errors import certificate_trouble, origin, service_error
+from amistore.backends.aws.errors import connection_error, service_error
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.units import MIB
 from amistore.wire.ebs import error_of
@@ -93,7 +93,7 @@ class Wire:
         try:
             answer, content, whole = self._exchange(method, head, body)
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise _failed(error, self._url, operation, **facts) from None
+            raise connection_error(error, self._url, operation, **facts) from None
         found: Any = answer.headers  # a mapping in all that is used of it
         refuse_redirect(answer.status, found)
         if answer.status >= 300:
@@ -178,15 +178,3 @@ def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
     except (BrokenPipeError, ConnectionResetError):
         return False  # who hangs up on a body may have said why
     return True
-
-
-def _failed(error: Exception, url: str, operation: str, **facts: Any) -> BackendError:
-    """Of a connection's error only what it is, since its text may hold a URL; a proxy's refusal is plain."""
-    refusal = f": {error}" if type(error) is OSError and not error.errno else ""
-    distrust = certificate_trouble(error)
-    return BackendError(
-        f"the connection to {origin(url)} failed: {type(error).__name__}{refusal}{distrust}",
-        retryable=not distrust,
-        operation=operation,
-        **facts,
-    )

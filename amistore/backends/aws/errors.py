@@ -39,9 +39,8 @@ from amistore.wire.errors import ServiceError
 __all__ = [
     "InvalidTokenError",
     "aws_errors",
-    "certificate_trouble",
+    "connection_error",
     "member_of",
-    "origin",
     "service_error",
 ]
 
@@ -168,16 +167,7 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         botocore.exceptions.ConnectionError,
         botocore.exceptions.IncompleteReadError,
     ) as error:
-        # The message of a connection's error holds the URL, and a presigned one's holds a signature.
-        url = error.kwargs.get("endpoint_url")
-        to = f" to {origin(url)}" if url else ""
-        distrust = certificate_trouble(error)
-        raise BackendError(
-            f"the connection{to} failed: {type(error).__name__}{distrust}",
-            retryable=not distrust,
-            operation=operation,
-            **facts,
-        ) from None
+        raise connection_error(error, error.kwargs.get("endpoint_url"), operation, **facts) from None
     except botocore.exceptions.ParamValidationError as error:
         raise InvalidRequestError(f"{operation}: {error}", code="InvalidParameterValue") from None
     except botocore.parsers.ResponseParserError:
@@ -221,7 +211,24 @@ def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDenied
     return CredentialsExpiredError(told, retryable=busy, operation=operation, **facts)
 
 
-def certificate_trouble(error: BaseException) -> str:
+def connection_error(error: Exception, url: str | None, operation: str, **facts: Any) -> BackendError:
+    """The error that stands for a connection that failed.
+
+    Of the error only what it is, since its text may hold the URL, and a presigned one holds a signature;
+    a proxy's refusal is plain.
+    """
+    to = f" to {_origin(url)}" if url else ""
+    refusal = f": {error}" if type(error) is OSError and not error.errno else ""
+    distrust = _certificate_trouble(error)
+    return BackendError(
+        f"the connection{to} failed: {type(error).__name__}{refusal}{distrust}",
+        retryable=not distrust,
+        operation=operation,
+        **facts,
+    )
+
+
+def _certificate_trouble(error: BaseException) -> str:
     """Why a server's certificate cannot be trusted, and what to do; empty for all other errors.
 
     Such an error does not pass by asking again.
@@ -238,7 +245,7 @@ def certificate_trouble(error: BaseException) -> str:
     return ""
 
 
-def origin(url: str) -> str:
+def _origin(url: str) -> str:
     """Scheme, host and port of a request's URL, whose query may hold a signature."""
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
