@@ -20,7 +20,7 @@ TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=
 @nox.session
 def demo(session: nox.Session) -> None:
     """Store and restore a disk, and compare it byte by byte."""
-    session.install("-q", "-e", ".[demo]")
+    session.install("-e", ".[demo]", silent=False)  # it may take minutes: pip tells what it does
     session.run("python", "examples/quickstart.py", *session.posargs)
 
 
@@ -29,7 +29,7 @@ def tests(session: nox.Session) -> None:
     """All tests."""
     # pytest-xdist 3.8 does not see its groups under pytest 9.2: servers and loop devices would be shared.
     session.install(
-        "-q", "-e", ".[testing,plot,remote,aws,progress]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE
+        "-e", ".[testing,plot,remote,aws,progress]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE, silent=False
     )
     session.run(*PYTEST, *session.posargs)
 
