@@ -33,7 +33,6 @@ from amistore.errors import (
     machine_limits,
 )
 from amistore.model import Image, encode_manifest
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import ProgressCallback
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
@@ -105,8 +104,7 @@ def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> Ran
     if options is not None and not (url and isinstance(options, Mapping)):
         raise InvalidRequestError("options= is a mapping, and for URLs only")
     if isinstance(what, ObjectLocation):
-        with foreign_errors("head_object", **what.facts):
-            return ObjectRanges(what)
+        return ObjectRanges(what)
     if isinstance(what, str) and url:
         return open_url(what, options)
     if isinstance(what, (str, os.PathLike)):

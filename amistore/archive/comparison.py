@@ -14,10 +14,10 @@ from amistore.archive.difference import AttributeChange, Difference, VolumeDiffe
 from amistore.archive.volume import Volume
 from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
+from amistore.backends.blocks import check_answer
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import GIB, ZERO_DIGEST
@@ -221,9 +221,9 @@ class _Live:
     def digests(self, workers: int | None) -> Generator[_Digest, None, None]:
         def digest(block: tuple[int, str]) -> _Digest:
             index, token = block
-            with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
-                content = self.source.get_snapshot_block(self.snapshot_id, index, token).content
-                return index, hashlib.sha256(content).digest()
+            answer = self.source.get_snapshot_block(self.snapshot_id, index, token)
+            content = check_answer(answer, self.snapshot_id, index).content
+            return index, hashlib.sha256(content).digest()
 
         with (
             worker_pool(workers, None) as (pool, limit),
@@ -232,10 +232,9 @@ class _Live:
             yield from digests
 
     def _listed(self) -> Iterator[tuple[int, str]]:
-        with foreign_errors("list_snapshot_blocks", snapshot_id=self.snapshot_id):
-            for page in self.source.pages(self.snapshot_id):
-                self.size = page.volume_size * GIB
-                yield from ((block.block_index, block.block_token) for block in page.blocks)
+        for page in self.source.pages(self.snapshot_id):
+            self.size = page.volume_size * GIB
+            yield from ((block.block_index, block.block_token) for block in page.blocks)
 
 
 class _Ranges:

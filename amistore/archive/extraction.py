@@ -30,8 +30,8 @@ from amistore.errors import (
     BackendError,
     InvalidRequestError,
     LostBlocksError,
+    foreign_errors,
 )
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB

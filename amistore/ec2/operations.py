@@ -12,7 +12,6 @@ from amistore.ec2.errors import refusal
 from amistore.errors import AmistoreError, InvalidRequestError, NotFoundError
 from amistore.model import Image, Snapshot, Tag
 from amistore.model.fields import to_wire
-from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks import StoreImageTask, TagSpecification, TaskEngine
 from amistore.tasks.requests import dry_run_succeeded
 from amistore.wire.describing import IMAGE_FILTERS, SNAPSHOT_FILTERS, fitting, owned, page
@@ -133,8 +132,7 @@ def _deregister_image(engine: TaskEngine, asked: Members) -> Members:
     (image,) = engine.describe_images([image_id])
     _end_dry_run(asked)
     try:
-        with foreign_errors("deregister_image", image_id=image_id):
-            engine.backend.ec2.deregister_image(image_id)
+        engine.backend.ec2.deregister_image(image_id)
     except NotFoundError:
         raise InvalidRequestError(
             f"{image_id} is {image.state}: a restore task has it", code="InvalidAMIID.Unavailable"
@@ -150,8 +148,7 @@ def _deleted(engine: TaskEngine, snapshot_id: str) -> str:
     if _images_on(engine, snapshot_id):
         return "skipped"
     try:
-        with foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
-            engine.backend.ebs.delete_snapshot(snapshot_id)
+        engine.backend.ebs.delete_snapshot(snapshot_id)
     except AmistoreError:
         return "internal-error"
     return "success"
@@ -167,8 +164,7 @@ def _delete_snapshot(engine: TaskEngine, asked: Members) -> Members:
             code="InvalidSnapshot.InUse",
         )
     _end_dry_run(asked)
-    with foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
-        engine.backend.ebs.delete_snapshot(snapshot_id)
+    engine.backend.ebs.delete_snapshot(snapshot_id)
     return {}
 
 

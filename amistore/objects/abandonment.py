@@ -12,7 +12,6 @@ from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.objects.restoring import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
-from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB
 
 __all__ = ["abandon"]
@@ -71,8 +70,7 @@ def _check_place(header: dict[str, Any], backend: Backend) -> None:
 def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> None:
     if "upload" in entry:
         place = header["bucket"], header["key"]
-        with foreign_errors("abort_multipart_upload", bucket=place[0], key=place[1]):
-            backend.s3.abort_multipart_upload(*place, entry["upload"])
+        backend.s3.abort_multipart_upload(*place, entry["upload"])
 
 
 def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, completed: bool) -> None:
@@ -82,8 +80,7 @@ def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, comp
         if "size" in entry and (entry["volume"], entry["generation"]) not in known:
             # Begun, it may be, without an answer: its token tells the id, or begins it only now.
             token = client_token(task, entry["volume"], entry["generation"])
-            with foreign_errors("start_snapshot"):
-                snapshot_id = backend.ebs.start_snapshot(entry["size"] // GIB, client_token=token)
+            snapshot_id = backend.ebs.start_snapshot(entry["size"] // GIB, client_token=token)
             begun.append({"snapshot": snapshot_id, "size": entry["size"]})
     in_use = {
         snapshot_id
@@ -95,7 +92,7 @@ def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, comp
 
 
 def _delete(snapshot_id: str, size: int, backend: Backend, completed: bool) -> None:
-    with contextlib.suppress(NotFoundError), foreign_errors("delete_snapshot", snapshot_id=snapshot_id):
+    with contextlib.suppress(NotFoundError):
         found = backend.ebs.describe_snapshot(snapshot_id)
         if found.volume_size is not None and found.volume_size * GIB != size:
             raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")

@@ -32,7 +32,6 @@ from amistore.objects.multipart import RUN_KEY, LoggedUpload
 from amistore.objects.piecereader import PieceReader
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, using_log
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
@@ -83,8 +82,7 @@ def copy(
     for given, role in ((archive, "archive"), (to, "target")):
         check_kind(given, ObjectLocation, role, "backend.s3.at(bucket, key) gives one")
     with using_log(log) as opened:
-        with foreign_errors("head_object", **archive.facts):
-            ranges = ObjectRanges(archive)
+        ranges = ObjectRanges(archive)
         part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
         upload = _begin(ranges, to, part_size, MemoryResumeLog() if opened is None else opened)
         info = done = upload.begin(_metadata(ranges), None, overwrite=False)
@@ -160,16 +158,14 @@ class _Sending:
         self.end = bytes(pending[-layout.FOOT_SIZE :])
 
     def _read(self, offset: int) -> bytes:
-        with foreign_errors("get_object_range", **self.ranges.location.facts):
-            return self.ranges.read(offset, _RANGE)
+        return self.ranges.read(offset, _RANGE)
 
     def _send(self, number: int, content: bytearray, records: bytes = b"") -> None:
         if number <= len(self.upload.carried) or not self.sends:
             self.digests.append(hashlib.sha256(content).digest())
             return
         to = self.upload.to
-        with foreign_errors("upload_part", **to.facts):
-            part = to.store.upload_part(to.bucket, to.key, self.upload.upload_id, number, content)
+        part = to.store.upload_part(to.bucket, to.key, self.upload.upload_id, number, content)
         self.upload.note(part, records)
 
     def prove(self, copied: ObjectRanges) -> None:

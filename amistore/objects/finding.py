@@ -14,7 +14,6 @@ from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
 from amistore.container import PREAMBLE
 from amistore.errors import ArchiveError, NotFoundError
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = ["FoundArchive", "find_archives"]
@@ -63,8 +62,7 @@ def find_archives(
         BackendError: the store failed.
     """
     check_kind(store, ObjectStore, "store")
-    with foreign_errors("list_objects", bucket=bucket):
-        locations = store.list_objects(bucket, prefix)
+    locations = store.list_objects(bucket, prefix)
     with (
         worker_pool(workers, None) as (pool, limit),
         contextlib.closing(ordered_map(pool, _look, locations, limit)) as found,
@@ -77,14 +75,13 @@ def find_archives(
 def _look(location: ObjectLocation) -> FoundArchive | None:
     """Runs in a worker."""
     try:
-        with foreign_errors("get_object_range", **location.facts):
-            ranges = ObjectRanges(location)
-            try:
-                stored = ContainerFile(ranges)
-            except ArchiveError as error:
-                if ranges.read(0, len(PREAMBLE)) == PREAMBLE:
-                    _logger.warning("%s is an archive that cannot be opened: %s", location, error)
-                return None
+        ranges = ObjectRanges(location)
+        try:
+            stored = ContainerFile(ranges)
+        except ArchiveError as error:
+            if ranges.read(0, len(PREAMBLE)) == PREAMBLE:
+                _logger.warning("%s is an archive that cannot be opened: %s", location, error)
+            return None
     except NotFoundError:  # deleted since it was listed
         return None
     return FoundArchive(

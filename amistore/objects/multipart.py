@@ -29,7 +29,6 @@ from amistore.errors import (
 )
 from amistore.objects.finality import is_final
 from amistore.objects.resumelog import ResumeLog, read_entry, read_task, write_entry
-from amistore.pipeline.foreign import foreign_errors
 from amistore.units import counted
 
 __all__ = ["RUN_KEY", "LoggedUpload", "refuse_existing"]
@@ -46,9 +45,8 @@ def refuse_existing(to: ObjectLocation) -> None:
     Raises:
         AlreadyExistsError: the object exists.
     """
-    with foreign_errors("head_object", **to.facts):
-        if to.exists():
-            raise AlreadyExistsError("the object exists: give another key, or delete it first", **to.facts)
+    if to.exists():
+        raise AlreadyExistsError("the object exists: give another key, or delete it first", **to.facts)
 
 
 @attrs.define
@@ -103,18 +101,16 @@ class LoggedUpload:
         self.task = secrets.token_hex(16)
         self.log.append(write_entry(kind=self.kind, task=self.task, **identity))
         with forks.undoing(lambda _: self.undo()):
-            with foreign_errors("create_multipart_upload", **self.to.facts):
-                self.upload_id = self.to.store.create_multipart_upload(
-                    self.to.bucket, self.to.key, metadata={**metadata, RUN_KEY: self.task}, tags=tags
-                )
+            self.upload_id = self.to.store.create_multipart_upload(
+                self.to.bucket, self.to.key, metadata={**metadata, RUN_KEY: self.task}, tags=tags
+            )
             self.log.append(write_entry(upload=self.upload_id))
         return None
 
     def _resume(self, entries: list[bytes]) -> bool:
         """Take over what the log says and the upload has; whether the upload is there."""
         try:
-            with foreign_errors("list_parts", **self.to.facts):
-                listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
+            listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
         except NotFoundError:
             return False
         self._carry(entries, {part.part_number: part for part in listed})
@@ -137,7 +133,7 @@ class LoggedUpload:
 
     def made(self) -> ObjectInfo | None:
         """The object, if it is this run's."""
-        with contextlib.suppress(NotFoundError), foreign_errors("head_object", **self.to.facts):
+        with contextlib.suppress(NotFoundError):
             info = self.to.head()
             if info.metadata.get(RUN_KEY) == self.task:
                 return info
@@ -153,10 +149,9 @@ class LoggedUpload:
     def complete(self, overwrite: bool) -> ObjectInfo:
         """Make the object visible."""
         try:
-            with foreign_errors("complete_multipart_upload", **self.to.facts):
-                info = self.to.store.complete_multipart_upload(
-                    self.to.bucket, self.to.key, self.upload_id, self.parts, if_none_match=not overwrite
-                )
+            info = self.to.store.complete_multipart_upload(
+                self.to.bucket, self.to.key, self.upload_id, self.parts, if_none_match=not overwrite
+            )
         except BackendError:
             # This attempt or an earlier one, whose answer was lost, may have made it.
             ours = self.made()
@@ -193,8 +188,7 @@ class LoggedUpload:
             new: whether this run has made it.
         """
         try:
-            with foreign_errors("get_object_range", **self.to.facts):
-                check(ObjectRanges(self.to, info))
+            check(ObjectRanges(self.to, info))
         except (ArchiveError, SourceChangedError) as error:
             replaced = SourceChangedError("the object was replaced as soon as it was made", **self.to.facts)
             if isinstance(error, SourceChangedError) or self.made() is None:
@@ -205,9 +199,8 @@ class LoggedUpload:
                     f"it before you delete it: {error}"
                 ) from None
             try:
-                with foreign_errors("delete_object", **self.to.facts):
-                    # Another's that has taken its place stays: an archive lost is worse than one left.
-                    self.to.store.delete_object(self.to.bucket, self.to.key, if_match=info.etag)
+                # Another's that has taken its place stays: an archive lost is worse than one left.
+                self.to.store.delete_object(self.to.bucket, self.to.key, if_match=info.etag)
             except SourceChangedError as refusal:
                 if self.made() is None:
                     raise replaced from None

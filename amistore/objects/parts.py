@@ -74,7 +74,9 @@ class Part:
         if (sent.part_number, sent.size) != (self.number, self.size):
             raise BackendError(
                 f"part {self.number} of {self.size} bytes was stored as number {sent.part_number} "
-                f"with {sent.size}"
+                f"with {sent.size}",
+                operation="upload_part",
+                **to.facts,
             )
         return sent
 

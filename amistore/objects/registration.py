@@ -13,7 +13,6 @@ from amistore.backends import Backend, checks
 from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Fate, Image
 from amistore.objects.resumelog import ResumeLog
-from amistore.pipeline.foreign import foreign_errors
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
@@ -29,9 +28,8 @@ _logger = logging.getLogger("amistore")
 
 def refuse_taken(destination: Backend, name: str) -> None:
     """Tell before the work what registering would tell after it."""
-    with foreign_errors("find_images"):
-        if destination.ec2.find_images(name):
-            raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
+    if destination.ec2.find_images(name):
+        raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
 
 def restorable_image(stored: ContainerFile) -> Image:
@@ -55,9 +53,8 @@ def restorable_image(stored: ContainerFile) -> Image:
 
 def warn_of_holes(image: Image, source: Backend, destination: Backend) -> bool:
     """Log that holes will read as noise, where that can be known before the work; whether it was told."""
-    with foreign_errors("encrypts_snapshots"):
-        if not destination.ebs.encrypts_snapshots():
-            return False
+    if not destination.ebs.encrypts_snapshots():
+        return False
     for snapshot_id in image.snapshot_ids:
         if _has_hole(snapshot_id, source):
             _logger.warning(
@@ -72,19 +69,17 @@ def warn_of_holes(image: Image, source: Backend, destination: Backend) -> bool:
 
 def _has_hole(snapshot_id: str, source: Backend) -> bool:
     expected = size = 0
-    with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-        for page in source.ebs.pages(snapshot_id):
-            size = page.volume_size * GIB
-            expected += len(page.blocks)
-            if page.blocks and page.blocks[-1].block_index >= expected:
-                return True
+    for page in source.ebs.pages(snapshot_id):
+        size = page.volume_size * GIB
+        expected += len(page.blocks)
+        if page.blocks and page.blocks[-1].block_index >= expected:
+            return True
     return expected * BLOCK_SIZE < size
 
 
 def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:
     """Log which attributes the new image will not have; an archive keeps them."""
-    with foreign_errors("fidelity"):
-        reports = destination.ec2.fidelity(image, name=name)
+    reports = destination.ec2.fidelity(image, name=name)
     dropped = [str(each) for each in reports if each.fate is Fate.DROPPED]
     if dropped:
         _logger.warning("%s is restored without %s", image.image_id, "; ".join(dropped))
@@ -118,7 +113,7 @@ def register_restored(
                 except Exception as error:
                     _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
 
-    with forks.undoing(undo), foreign_errors("register_image"):
+    with forks.undoing(undo):
         for found in destination.ec2.find_images(wanted) if log is not None and wanted else ():
             if found.snapshot_ids == restored.snapshot_ids:
                 destination.ec2.finish_registration(found.image_id, restored)

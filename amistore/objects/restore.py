@@ -31,7 +31,6 @@ from amistore.objects.registration import (
 from amistore.objects.restoration import restore_snapshots
 from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, read_entry, using_log
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.unpack import restore_stream
@@ -83,8 +82,7 @@ class RestoreJob:
         """
         wanted = checks.check_registrable(image, self.name)
         refuse_taken(self.backend, wanted)
-        with foreign_errors("register_image"):
-            self.backend.ec2.dry_run_register_image(image, name=self.name)
+        self.backend.ec2.dry_run_register_image(image, name=self.name)
         return wanted
 
     def run(
@@ -151,8 +149,7 @@ class RestoreJob:
         begun = {entry["snapshot"] for entry in map(read_entry, entries) if "snapshot" in entry}
         if not begun:
             return False
-        with foreign_errors("find_images"):
-            images = self.backend.ec2.find_images(name)
+        images = self.backend.ec2.find_images(name)
         return any(image.snapshot_ids and begun.issuperset(image.snapshot_ids) for image in images)
 
 

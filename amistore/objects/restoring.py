@@ -21,7 +21,6 @@ from amistore.backends import BlockSink
 from amistore.container import LocatedSegment, PlannedVolume, StoredSegment
 from amistore.errors import ArchiveError, InvalidRequestError, NotFoundError, SourceChangedError
 from amistore.objects.resumelog import ResumeLog, read_entry, read_task, write_entry
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import SegmentPut
 from amistore.pipeline.snapshots import RestoredSnapshots
@@ -214,11 +213,10 @@ class Restoring:
         return 0
 
     def _usable(self, snapshot_id: str) -> bool:
-        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
-            try:
-                return self._sink.describe_snapshot(snapshot_id).state in ("pending", "completed")
-            except NotFoundError:
-                return False
+        try:
+            return self._sink.describe_snapshot(snapshot_id).state in ("pending", "completed")
+        except NotFoundError:
+            return False
 
     def _report(self, phase: Phase, done: int, total: int, stored: int) -> None:
         if self._progress is not None:

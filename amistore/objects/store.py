@@ -18,7 +18,6 @@ from amistore.objects.multipart import RUN_KEY, refuse_existing
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.objects.upload import upload_archive
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import DEFAULTS, ArchiveBytes, PackOptions, pack
 from amistore.pipeline.progress import ProgressCallback
 
@@ -60,8 +59,7 @@ class StoreJob:
             InvalidRequestError: the AMI cannot be stored.
         """
         image, _ = find_image(self.image, self.source)
-        with foreign_errors("head_bucket", **self.to.facts):
-            self.to.store.head_bucket(self.to.bucket)
+        self.to.store.head_bucket(self.to.bucket)
         if not self.overwrite:
             refuse_existing(self.to)
         return image
@@ -104,10 +102,9 @@ class StoreJob:
     def is_done(self, log: ResumeLog) -> bool:
         """Whether the object is there, and is the one that the runs of this log make."""
         entries = log.entries()
-        with foreign_errors("head_object", **self.to.facts):
-            if not entries or not self.to.exists():
-                return False
-            return self.to.head().metadata.get(RUN_KEY) == read_entry(entries[0]).get("task")
+        if not entries or not self.to.exists():
+            return False
+        return self.to.head().metadata.get(RUN_KEY) == read_entry(entries[0]).get("task")
 
 
 def find_image(image: str | Image, source: Backend | BlockSource) -> tuple[Image, BlockSource]:
@@ -118,9 +115,8 @@ def find_image(image: str | Image, source: Backend | BlockSource) -> tuple[Image
         InvalidRequestError: the AMI cannot be stored, or the two do not go together.
     """
     if isinstance(image, str) and isinstance(source, Backend):
-        with foreign_errors("describe_image", image_id=image):
-            found = source.ec2.describe_image(image)
-            source.preflight(found)
+        found = source.ec2.describe_image(image)
+        source.preflight(found)
         return found, source.ebs
     if isinstance(image, Image) and isinstance(source, BlockSource):
         return image, source

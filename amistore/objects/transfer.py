@@ -24,7 +24,6 @@ from amistore.objects.restore import RestoreJob
 from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback
@@ -157,8 +156,7 @@ def _keep(
     check_content_id(computed, restoring.expected)
     # What was made is opened, not what has its name by now.
     ranges = ObjectRanges(storing.to, ObjectInfo(size=kept.size, etag=str(kept.etag)))
-    with foreign_errors("get_object_range", **storing.to.facts):
-        stored = ContainerFile(ranges)
+    stored = ContainerFile(ranges)
     job = attrs.evolve(restoring, expected=computed)
     restored = job.run(stored, phases.unpack, workers=workers, progress=progress)
     return attrs.evolve(restored, kept=kept)

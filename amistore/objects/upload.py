@@ -28,7 +28,6 @@ from amistore.objects.multipart import LoggedUpload
 from amistore.objects.parts import Part, cut_parts, skip_segments
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import PackOptions, check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
@@ -146,8 +145,7 @@ class _Run:
 
     def _send(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
         """Runs in a worker."""
-        with foreign_errors("upload_part", **self.upload.to.facts):
-            return part.send(self.upload.to, self.upload.upload_id), part.records
+        return part.send(self.upload.to, self.upload.upload_id), part.records
 
     def prove(self, info: ObjectInfo, workers: int | None, *, new: bool) -> None:
         """Refuse an object that is not what was packed, by its last bytes and what came from the log."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from amistore.backends import Block, BlockPage, BlockSource
+from amistore.backends import Block, BlockSource
 from amistore.container import PlannedSegment, PlannedVolume, Runs
 from amistore.errors import BackendError, SourceChangedError
-from amistore.pipeline.foreign import foreign_errors
 from amistore.units import GIB
 
 __all__ = ["list_runs", "list_tokens"]
@@ -19,7 +18,7 @@ def list_runs(source: BlockSource, snapshot_id: str, progress: Callable[[int], N
 
     def indexes() -> Iterator[int]:
         nonlocal size, count
-        for page in _pages(source, snapshot_id):
+        for page in source.pages(snapshot_id):
             size = page.volume_size
             yield from (block.block_index for block in page.blocks)
             count += len(page.blocks)
@@ -52,13 +51,8 @@ def list_tokens(
         raise _changed(snapshot_id, None, block)
 
 
-def _pages(source: BlockSource, snapshot_id: str) -> Iterator[BlockPage]:
-    with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-        yield from source.pages(snapshot_id)
-
-
 def _listed(source: BlockSource, snapshot_id: str, size: int) -> Iterator[Block]:
-    for page in _pages(source, snapshot_id):
+    for page in source.pages(snapshot_id):
         if page.volume_size != size:
             raise SourceChangedError(
                 f"the volume had {size} GiB and now has {page.volume_size}", snapshot_id=snapshot_id

@@ -21,11 +21,10 @@ from amistore.backends.checks import check_kind
 from amistore.container import Layout, Plan, Runs, plan
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
-from amistore.pipeline.foreign import check_picklable
 from amistore.pipeline.listing import list_runs
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.workers import worker_count
+from amistore.pipeline.workers import check_picklable, worker_count
 
 __all__ = [
     "DEFAULTS",

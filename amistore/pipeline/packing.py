@@ -14,6 +14,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends import BlockSource
+from amistore.backends.blocks import check_answer
 from amistore.container import (
     ContainerWriter,
     EncodedSegment,
@@ -23,12 +24,10 @@ from amistore.container import (
     encode_segment,
 )
 from amistore.container.layout import MAX_OBJECT
-from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError
-from amistore.pipeline.foreign import foreign_errors
+from amistore.errors import ChecksumMismatchError, InvalidRequestError
 from amistore.pipeline.listing import list_tokens
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import BLOCK_SIZE
 
 __all__ = ["PackedUnit", "SegmentEncode", "WrittenArchive", "packed_units"]
 
@@ -154,21 +153,9 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[Buffer]:
         for index, token in zip(self.segment.runs.indexes(), self.tokens, strict=True):
-            with foreign_errors("get_snapshot_block", snapshot_id=self.snapshot_id, block_index=index):
-                block = self.source.get_snapshot_block(self.snapshot_id, index, token)
-                size = memoryview(block.content).cast("B").nbytes
-                checksum = block.checksum
-                if checksum is not None and not isinstance(checksum, bytes):
-                    raise TypeError(f"the checksum is a {type(checksum).__name__}, not bytes")
-            if size != BLOCK_SIZE:
-                raise BackendError(
-                    f"the source gave {size} bytes for a block of {BLOCK_SIZE}",
-                    retryable=True,
-                    operation="get_snapshot_block",
-                    snapshot_id=self.snapshot_id,
-                    block_index=index,
-                )
-            self.checksums.append(checksum)
+            answer = self.source.get_snapshot_block(self.snapshot_id, index, token)
+            block = check_answer(answer, self.snapshot_id, index)
+            self.checksums.append(block.checksum)
             yield block.content
 
     def compare(self, digests: tuple[bytes, ...]) -> None:

@@ -8,7 +8,6 @@ import attrs
 
 from amistore.backends import BlockSink
 from amistore.container import StoredSegment, decode_segment
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.holes import HolePiece
 from amistore.units import BLOCK_SIZE, ZERO_DIGEST
 
@@ -28,8 +27,7 @@ class SegmentPut:
         stored, snapshot_id = item
         for block in decode_segment(stored):
             if snapshot_id is not None:
-                with foreign_errors("put_snapshot_block", snapshot_id=snapshot_id, block_index=block.index):
-                    self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
+                self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
         return stored.located.descriptor.runs.blocks
 
 
@@ -43,6 +41,5 @@ class HolePut:
         """Take the piece, and give it back."""
         for start, count in piece.ranges:
             for index in range(start, start + count):
-                with foreign_errors("put_snapshot_block", snapshot_id=piece.snapshot_id, block_index=index):
-                    self.sink.put_snapshot_block(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
+                self.sink.put_snapshot_block(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
         return piece

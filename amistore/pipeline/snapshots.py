@@ -12,7 +12,6 @@ from amistore.backends.checks import check_flag
 from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
 from amistore.model import Image, Snapshot
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.holes import FilledSum, HolePiece, HolePolicy, Holes
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.puts import HolePut
@@ -86,13 +85,12 @@ class RestoredSnapshots:
         if stored_id not in self._wanted:
             return None
         known = self._image.snapshot(stored_id)
-        with foreign_errors("start_snapshot"):
-            started = self._sink.start_snapshot(
-                volume.size // GIB,
-                description=known.description or "",
-                tags=known.tags,
-                client_token=client_token,
-            )
+        started = self._sink.start_snapshot(
+            volume.size // GIB,
+            description=known.description or "",
+            tags=known.tags,
+            client_token=client_token,
+        )
         again = started in self._started.values()
         self._started[stored_id] = started
         try:
@@ -113,8 +111,7 @@ class RestoredSnapshots:
         if self._told or snapshot_id is None or not blocks:
             return
         # What StartSnapshot has made of it: an account may encrypt whatever was asked for.
-        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
-            self._told = self._sink.describe_snapshot(snapshot_id).encrypted is True
+        self._told = self._sink.describe_snapshot(snapshot_id).encrypted is True
         if self._told:
             _logger.warning(
                 "%s is restored encrypted as %s, and %s of it are holes, which read as noise on an encrypted "
@@ -167,12 +164,10 @@ class RestoredSnapshots:
                 blocks, linear = volume.blocks, volume.linear
                 if volume.snapshot_id in self._sums:
                     blocks, linear = self._sums[volume.snapshot_id].end()
-                with foreign_errors("complete_snapshot", snapshot_id=snapshot_id):
-                    self._sink.complete_snapshot(snapshot_id, blocks, linear)
+                self._sink.complete_snapshot(snapshot_id, blocks, linear)
                 waiting.append(snapshot_id)
         for snapshot_id in waiting:
-            with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
-                self._sink.wait_snapshot(snapshot_id)
+            self._sink.wait_snapshot(snapshot_id)
 
     def undo(self) -> bool:
         """Delete every snapshot that was begun; whether all are gone. What is not is logged by id."""

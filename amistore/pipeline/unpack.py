@@ -23,14 +23,13 @@ from amistore.container import (
     container_events,
 )
 from amistore.container.identity import check_content_id
-from amistore.errors import InvalidRequestError, advising, machine_limits
+from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
 from amistore.model import Image, Tag
-from amistore.pipeline.foreign import check_picklable, foreign_errors
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import SegmentPut
 from amistore.pipeline.snapshots import RestoredSnapshots
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
 from amistore.units import MIB
 
 __all__ = ["restore_stream"]

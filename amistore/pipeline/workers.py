@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from amistore import forks
 from amistore.errors import InvalidRequestError, machine_limits
 
-__all__ = ["ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
+__all__ = ["check_picklable", "ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -115,3 +116,16 @@ def _first(pending: deque[Future[R]]) -> R:
     result = pending[0].result()
     pending.popleft()
     return result
+
+
+def check_picklable(executor: Executor | None, backend: object, role: str) -> None:
+    """Refuse a process pool for a backend that cannot follow it there."""
+    if not isinstance(executor, ProcessPoolExecutor):
+        return
+    try:
+        pickle.dumps(backend)
+    except Exception as error:
+        raise InvalidRequestError(
+            f"the {role} {type(backend).__name__} cannot be sent to another process ({error}): "
+            "use threads, or a backend that can be pickled"
+        ) from error

@@ -15,7 +15,6 @@ from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.descriptions import TaskDescriptions
@@ -215,8 +214,7 @@ class TaskEngine(TaskDescriptions):
             allow_lost=allow_lost,
             expected_content_id=expected_content_id,
         )
-        with foreign_errors("reserve_image_id"):
-            reserved = self.backend.ec2.reserve_image_id()
+        reserved = self.backend.ec2.reserve_image_id()
         warn_of_dropped(self.backend, request.stored.image, request.name)
         record = attrs.evolve(request.record(self._place, self._now()), image_id=reserved)
         self._admit(record, dry_run=dry_run)
@@ -389,8 +387,7 @@ class TaskEngine(TaskDescriptions):
         uploads = sweep_uploads(self.backend, self._journal, self._place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
         left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
-        with foreign_errors("sweep"):
-            files = self.backend.sweep()
+        files = self.backend.sweep()
         self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 

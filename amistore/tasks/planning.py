@@ -19,7 +19,6 @@ from amistore.model import AttributeReport, Fate, Image
 from amistore.model.fidelity import Leaf, leaves, report
 from amistore.objects.parts import ObjectBounds
 from amistore.pipeline import Progress
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.pack import plan_pack
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.restore import RestoreRequest
@@ -130,8 +129,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
     hole_blocks = sum(holes.values())
     filling = {"put_snapshot_block": hole_blocks}
     blocks = stored.head.blocks + (hole_blocks if job.holes.fill else 0)
-    with foreign_errors("encrypts_snapshots"):
-        encrypts = backend.ebs.encrypts_snapshots()
+    encrypts = backend.ebs.encrypts_snapshots()
     unfilled = {} if job.holes.fill else holes
     looked_at = min(1, len(unfilled)) if encrypts else len(unfilled)
     requests = _restore_requests(stored, blocks, looked_at)
@@ -203,8 +201,7 @@ def _fidelity(
     backend: Backend, image: Image, restored: Image | None = None, name: str | None = None
 ) -> tuple[AttributeReport, ...]:
     """What becomes of an image's attributes, where `restored` is what is registered of it."""
-    with foreign_errors("fidelity"):
-        registered = {each.attribute: each for each in backend.ec2.fidelity(restored or image, name=name)}
+    registered = {each.attribute: each for each in backend.ec2.fidelity(restored or image, name=name)}
     given = {leaf.path: leaf.value for leaf in leaves(restored or image)}
 
     def fate(leaf: Leaf) -> tuple[Fate, str]:
@@ -220,8 +217,7 @@ def _fidelity(
 
 
 def _bucket(backend: Backend, bucket: str) -> tuple[str, ...]:
-    with foreign_errors("bucket_warnings", bucket=bucket):
-        return backend.s3.bucket_warnings(bucket)
+    return backend.s3.bucket_warnings(bucket)
 
 
 def _root(image: Image) -> Iterator[str]:

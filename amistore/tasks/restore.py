@@ -25,7 +25,6 @@ from amistore.objects import ResumeLog
 from amistore.objects.metadata import REGION_KEY
 from amistore.objects.registration import restorable_image
 from amistore.objects.restore import RestoreJob
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.columns import TEXT, check_image, check_tags
@@ -193,8 +192,7 @@ class RestoreRequest:
             holes=HolePolicy(fill_holes),
             allow_lost=allow_lost,
         )
-        with foreign_errors("head_bucket", bucket=bucket):
-            backend.s3.head_bucket(bucket)
+        backend.s3.head_bucket(bucket)
         stored = open_container(location)
         # A claim so far: the task's run proves that what it restores is of this id.
         check_content_id(stored.index.content_id, job.expected)

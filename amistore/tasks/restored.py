@@ -15,7 +15,6 @@ from amistore.backends import Backend
 from amistore.errors import NotFoundError
 from amistore.model import Image, Snapshot
 from amistore.model.fields import from_wire
-from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.requests import check_image_id, check_snapshot_id, listed
 from amistore.tasks.restore import RestoreRecord, tags_of
 from amistore.tasks.task import SnapshotProgress
@@ -38,15 +37,13 @@ def describe_images(
     """
     made = {str(each.image_id): each for each in restores if each.image_id and each.state != "Completed"}
     if image_ids is None:
-        with foreign_errors("describe_images"):
-            registered = {image.image_id: image for image in backend.ec2.describe_images()}
+        registered = {image.image_id: image for image in backend.ec2.describe_images()}
         unregistered = {each: _image(made[each]) for each in made if each not in registered}
         return tuple(image for _, image in sorted({**unregistered, **registered}.items()))
     found = []
     for image_id in dict.fromkeys(map(check_image_id, listed(image_ids, "image ids"))):
         try:
-            with foreign_errors("describe_image", image_id=image_id):
-                found.append(backend.ec2.describe_image(image_id))
+            found.append(backend.ec2.describe_image(image_id))
         except NotFoundError:
             if image_id not in made:
                 raise
@@ -93,8 +90,7 @@ def describe_snapshots(
     if snapshot_ids is not None:
         wanted = dict.fromkeys(map(check_snapshot_id, listed(snapshot_ids, "snapshot ids")))
         return tuple(_snapshot(backend, each, *made.get(each, (None, None))) for each in wanted)
-    with foreign_errors("describe_images"):
-        mapped = [each for image in backend.ec2.describe_images() for each in image.snapshot_ids]
+    mapped = [each for image in backend.ec2.describe_images() for each in image.snapshot_ids]
     found = []
     for snapshot_id in sorted({*mapped, *made}):
         try:
@@ -108,8 +104,7 @@ def _snapshot(
     backend: Backend, snapshot_id: str, record: RestoreRecord | None, made: SnapshotProgress | None
 ) -> Snapshot:
     if record is None or made is None:
-        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
-            found = backend.ebs.describe_snapshot(snapshot_id)
+        found = backend.ebs.describe_snapshot(snapshot_id)
         return _progressed(found, 100) if found.state == "completed" else found
     promised = Snapshot(
         snapshot_id=snapshot_id,
@@ -121,8 +116,7 @@ def _snapshot(
         promised = attrs.evolve(promised, state="error", extra={"StateMessage": record.failure_reason})
         return _progressed(promised, made.progress_percentage)
     try:
-        with foreign_errors("describe_snapshot", snapshot_id=snapshot_id):
-            found = backend.ebs.describe_snapshot(snapshot_id)
+        found = backend.ebs.describe_snapshot(snapshot_id)
     except NotFoundError:
         if record.state == "Completed":
             raise  # somebody has deleted it since

@@ -17,7 +17,6 @@ from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
 from amistore.objects import ResumeLog
 from amistore.objects.store import StoreJob
-from amistore.pipeline.foreign import foreign_errors
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.columns import check_tags
 from amistore.tasks.quotas import Quotas
@@ -149,6 +148,5 @@ class StoreRequest:
 def _volume(backend: Backend, image: Image, snapshot_id: str) -> VolumeRecord:
     size = image.snapshot(snapshot_id).volume_size
     if size is None:
-        with foreign_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
-            size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
+        size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
     return VolumeRecord(stored_id=snapshot_id, size=size)

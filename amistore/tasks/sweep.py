@@ -6,7 +6,6 @@ import attrs
 
 from amistore.backends import Backend, MultipartUpload
 from amistore.errors import AmistoreError, NotFoundError
-from amistore.pipeline.foreign import foreign_errors
 from amistore.tasks.journal import Journal
 from amistore.tasks.record import TaskRecord
 from amistore.tasks.store import StoreRecord
@@ -39,8 +38,7 @@ def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport
     places = {_place(record): None for record in journal.ended(place) if isinstance(record, StoreRecord)}
     for bucket, key in places:
         try:
-            with foreign_errors("list_multipart_uploads", bucket=bucket, key=key):
-                uploads = [each for each in backend.s3.list_multipart_uploads(bucket, key) if each.key == key]
+            uploads = [each for each in backend.s3.list_multipart_uploads(bucket, key) if each.key == key]
         except NotFoundError:
             continue  # the bucket is gone
         except AmistoreError as error:
@@ -69,10 +67,9 @@ def _place(record: TaskRecord) -> tuple[str, str]:
 
 
 def _abort_empty(backend: Backend, bucket: str, upload: MultipartUpload) -> bool:
-    with foreign_errors("abort_multipart_upload", bucket=bucket, key=upload.key):
-        if backend.s3.list_parts(bucket, upload.key, upload.upload_id):
-            return False
-        backend.s3.abort_multipart_upload(bucket, upload.key, upload.upload_id)
+    if backend.s3.list_parts(bucket, upload.key, upload.upload_id):
+        return False
+    backend.s3.abort_multipart_upload(bucket, upload.key, upload.upload_id)
     return True
 
 

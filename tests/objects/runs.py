@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import images
+from objects.swaps import put_in_place
 
 import amistore
 from amistore.objects.resumelog import MemoryResumeLog
@@ -96,7 +97,7 @@ class Calls:
         for service in services:
             for verb in dir(service):
                 if not verb.startswith("_") and callable(getattr(service, verb)):
-                    setattr(service, verb, self._watched(verb, getattr(service, verb)))
+                    put_in_place(service, verb, self._watched(verb, getattr(service, verb)))
 
     def fail(
         self, verb: str, number: int, what: BaseException | Callable[[], None], *, late: bool = False

@@ -56,7 +56,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, service: object, verb: str, error: 
             raise error
         return inner(*arguments, **options)
 
-    monkeypatch.setattr(service, verb, call)
+    # In its class, where a backend's errors are told.
+    method = {verb: lambda self, *arguments, **options: call(*arguments, **options)}
+    monkeypatch.setattr(service, "__class__", type("Failing", (type(service),), method))
     return left
 
 
