@@ -2,8 +2,8 @@
 
 Sans-IO: nothing here opens a file or socket, starts a thread or reads a clock. Imports the
 model only. Where to look: `layout.py` declares every byte, `envelope.py` and `records.py` turn records into
-objects, `plan.py` says what stands where, `encoder.py` writes, `decoder.py` reads from
-front to end, `index.py` is the way in from the end, `segments.py` proves blocks.
+objects, `plan.py` says what stands where and `shards.py` where PAD does, `encoder.py` writes, `decoder.py`
+reads from front to end, `index.py` is the way in from the end, `segments.py` proves blocks.
 `docs/format.md` is the normative text.
 """
 
