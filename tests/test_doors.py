@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[Call, str]] = {
         "log= goes with keep=",
     ),
     "what is kept": (
-        lambda c, _: amistore.transfer("x", source=c, destination=c, keep=c.s3.at("bucket", "key")),
+        lambda c, _: amistore.transfer("x", source=c, destination=c, keep=("bucket", "key")),
         "keep= is a location",
     ),
     "a source": (
