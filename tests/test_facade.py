@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pydoc
 import re
-import sys
 from pathlib import Path
 
 import boto3
-import pytest
 
 import amistore
 
@@ -36,13 +34,3 @@ def test_a_backend_and_its_parts_say_shortly_what_they_are(tmp_path: Path) -> No
     assert repr(mixed).startswith(f"Backend(ebs={directory.ebs!r}, s3=")
     for part in (aws.ebs, aws.s3, aws.ec2):
         assert "us-east-2" in repr(part) and "canary" not in repr(part) and " at 0x" not in repr(part)
-
-
-def test_a_bar_without_tqdm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tqdm", "tqdm.auto"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with (
-        amistore.TaskEngine(amistore.MemoryBackend()) as engine,
-        pytest.raises(ImportError, match=r"pip install 'amistore\[progress\]'"),
-    ):
-        engine.wait(progress=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Union
 
+import attrs
 from typing_extensions import Self
 
 from amistore.archive.comparison import compare_live, compare_stored
@@ -33,7 +34,7 @@ from amistore.errors import (
     machine_limits,
 )
 from amistore.model import Image, encode_manifest
-from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.progress import Progress, ProgressCallback, ProgressOption, reporting
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
@@ -242,7 +243,7 @@ class Archive:
         quick: bool = False,
         expected_content_id: str | None = None,
         workers: int | None = None,
-        progress: ProgressCallback = None,
+        progress: ProgressOption = None,
     ) -> VerifyReport:
         """Read all of it and check every byte; `report.check()` raises what was found.
 
@@ -252,7 +253,8 @@ class Archive:
             expected_content_id: from a place of yours, 64 hexadecimal digits: only with it is an archive
                 proved that an attacker may have written.
             workers: threads; None for the number of CPUs.
-            progress: called with a `Progress` after each segment.
+            progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
+                after each segment.
 
         Returns:
             What was checked and found. Damage does not raise here.
@@ -261,13 +263,14 @@ class Archive:
             InvalidRequestError: `expected_content_id` is none, or with `quick`.
             BackendError: the archive could not be read.
         """
-        return verify(
-            self._container,
-            quick=quick,
-            expected_content_id=expected_content_id,
-            workers=workers,
-            progress=progress,
-        )
+        with reporting(progress) as report:
+            return verify(
+                self._container,
+                quick=quick,
+                expected_content_id=expected_content_id,
+                workers=workers,
+                progress=report,
+            )
 
     def extract(
         self,
@@ -278,7 +281,7 @@ class Archive:
         allow_lost: bool = False,
         expected_content_id: str | None = None,
         workers: int | None = None,
-        progress: ProgressCallback = None,
+        progress: ProgressOption = None,
     ) -> list[Path]:
         """Write ``ami.json`` and each volume, as ``<snapshot id>.raw``, into a folder.
 
@@ -293,7 +296,8 @@ class Archive:
             expected_content_id: refuse another archive, before anything is written; 64 hexadecimal digits.
                 Each volume is proved before it appears.
             workers: threads; None for the number of CPUs.
-            progress: called with a `Progress` after each segment.
+            progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
+                after each segment.
 
         Returns:
             The paths of the disks, in the order of `volumes`.
@@ -305,7 +309,7 @@ class Archive:
         paths = [root / _disk_name(volume) for volume in self.volumes]
         for volume in self.volumes:
             check_lost(volume._reader, allow_lost)
-        with advising(), files.operation("extract"):
+        with reporting(progress) as report, advising(), files.operation("extract"):
             root.mkdir(parents=True, exist_ok=True)
             for path in (manifest, *paths):  # names that the archive chose: no link there is followed
                 files.check_target(path, overwrite=True)
@@ -316,6 +320,7 @@ class Archive:
                 )
             if overwrite:  # it comes back last, to tell that all is there
                 manifest.unlink(missing_ok=True)
+            blocks, total = 0, sum(volume.blocks for volume in self.volumes)
             for volume, path in zip(self.volumes, paths, strict=True):
                 if path in done and not overwrite:
                     prove(volume._reader, path, workers)
@@ -328,8 +333,9 @@ class Archive:
                         allow_lost=allow_lost,
                         expected=expected,
                         workers=workers,
-                        progress=progress,
+                        progress=_part(report, blocks, total),
                     )
+                blocks += volume.blocks
             _write_manifest(
                 manifest, encode_manifest(self.image), there=manifest in done, overwrite=overwrite
             )
@@ -342,7 +348,7 @@ class Archive:
         snapshots: Mapping[str, str] | Image | None = None,
         expected_content_id: str | None = None,
         workers: int | None = None,
-        progress: ProgressCallback = None,
+        progress: ProgressOption = None,
     ) -> Difference:
         """What differs between this archive and another, or live snapshots. Nothing is decompressed.
 
@@ -357,7 +363,8 @@ class Archive:
             expected_content_id: refuse another archive on this side; 64 hexadecimal digits. What is
                 compared of it is proved: its blocks' digests are those that the id stands for.
             workers: threads; None for the number of CPUs.
-            progress: called with a `Progress` now and then, where blocks are read.
+            progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
+                now and then.
 
         Raises:
             NotFoundError: a snapshot does not exist.
@@ -366,14 +373,25 @@ class Archive:
                 all of the archive's devices, or `after` is an archive.
         """
         check_content_id(self._container.index.content_id, parse_content_id(expected_content_id))
-        if isinstance(after, (BlockSource, Backend)):
-            check_kind(after, BlockSource, "source")
-            return compare_live(self.image, self.volumes, after, snapshots, workers, progress)
-        if snapshots is not None:
-            raise InvalidRequestError("snapshots= goes with a source of live snapshots only")
         with contextlib.ExitStack() as stack:
+            report = stack.enter_context(reporting(progress))
+            if isinstance(after, (BlockSource, Backend)):
+                check_kind(after, BlockSource, "source")
+                return compare_live(self.image, self.volumes, after, snapshots, workers, report)
+            if snapshots is not None:
+                raise InvalidRequestError("snapshots= goes with a source of live snapshots only")
             other = after if isinstance(after, Archive) else stack.enter_context(open_archive(after))
-            return compare_stored((self.image, self.volumes), (other.image, other.volumes), workers)
+            return compare_stored((self.image, self.volumes), (other.image, other.volumes), workers, report)
+
+
+def _part(report: ProgressCallback, before: int, total: int) -> ProgressCallback:
+    """What tells of one volume as a part of all, behind the blocks of those before it."""
+
+    def tell(event: Progress) -> None:
+        if report is not None:
+            report(attrs.evolve(event, blocks=before + event.blocks, total_blocks=total))
+
+    return tell
 
 
 def _write_manifest(path: Path, content: bytes, *, there: bool, overwrite: bool) -> None:

@@ -31,11 +31,12 @@ Side = tuple[Image, Sequence[Volume]]
 """What is compared of an archive."""
 
 
-def compare_stored(before: Side, after: Side, workers: int | None) -> Difference:
+def compare_stored(before: Side, after: Side, workers: int | None, progress: ProgressCallback) -> Difference:
     """What differs between two archives; see `Archive.compare`."""
     attributes = tuple(_attribute_changes(_members(before[0]), _members(after[0])))
+    count = _Count(progress, sum(volume.blocks for volume in before[1]))
     pairs = _pairs(before[1], after[1])
-    return Difference(attributes, tuple(_volume_difference(*pair, workers) for pair in pairs))
+    return Difference(attributes, tuple(_volume_difference(*pair, workers, count) for pair in pairs))
 
 
 def compare_live(
@@ -56,8 +57,7 @@ def compare_live(
             code="InvalidSnapshot.NotFound",
         )
     compared = [volume for volume in archived if volume.snapshot_id in live]
-    total = sum(volume.blocks for volume in compared)
-    done = 0
+    count = _Count(progress, sum(volume.blocks for volume in compared))
     volumes = []
     for volume in compared:
         other = _Live(source, live[volume.snapshot_id])
@@ -66,11 +66,7 @@ def compare_live(
             contextlib.closing(_digests(volume._reader, workers)) as digests,
             contextlib.closing(other.digests(workers)) as live_digests,
         ):
-            for index in _merged(digests, live_digests, ranges):
-                done += index is not None
-                if done % 64 == 0:
-                    _report(progress, done, total)
-        _report(progress, done, total)
+            count.walk(_merged(digests, live_digests, ranges))
         volumes.append(
             VolumeDifference(
                 devices=volume.device_names,
@@ -123,9 +119,28 @@ def _devices(image: Image) -> dict[str, str]:
     }
 
 
-def _report(progress: ProgressCallback, blocks: int, total: int) -> None:
-    if progress is not None:
-        progress(Progress(phase=Phase.COMPARE, blocks=blocks, total_blocks=total, stored_bytes=0))
+@attrs.define
+class _Count:
+    """How many blocks of the first side are compared, of how many."""
+
+    progress: ProgressCallback
+    total: int
+    done: int = 0
+
+    def walk(self, merged: Iterable[int | None]) -> None:
+        """Go through what `_merged` gives."""
+        for index in merged:
+            self.done += index is not None
+            if self.done % 64 == 0:
+                self.add(0)
+        self.add(0)
+
+    def add(self, blocks: int) -> None:
+        self.done += blocks
+        if self.progress is not None:
+            self.progress(
+                Progress(phase=Phase.COMPARE, blocks=self.done, total_blocks=self.total, stored_bytes=0)
+            )
 
 
 def _members(image: Image) -> dict[str, Any]:
@@ -178,18 +193,22 @@ def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[_Pair]:
 
 
 def _volume_difference(
-    before: VolumeReader | None, after: VolumeReader | None, devices: tuple[str, ...], workers: int | None
+    before: VolumeReader | None,
+    after: VolumeReader | None,
+    devices: tuple[str, ...],
+    workers: int | None,
+    count: _Count,
 ) -> VolumeDifference:
     unknown = {*(before.lost_blocks if before else ()), *(after.lost_blocks if after else ())}
     ranges = _Ranges(sorted(unknown, key=lambda lost: lost.first_block))
-    same = before and after and before.indexed.content_id == after.indexed.content_id
-    if not same:
+    if before and after and before.indexed.content_id == after.indexed.content_id:
+        count.add(before.indexed.blocks)
+    else:
         with (
             contextlib.closing(_digests(before, workers)) as first,
             contextlib.closing(_digests(after, workers)) as second,
         ):
-            for _ in _merged(first, second, ranges):
-                pass
+            count.walk(_merged(first, second, ranges))
     return VolumeDifference(
         devices=devices,
         before=before.indexed.snapshot_id if before else None,

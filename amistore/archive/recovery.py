@@ -38,7 +38,7 @@ from amistore.container import (
 from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.workers import ordered_map, worker_count, worker_pool
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted
@@ -123,7 +123,7 @@ def recover(
     options: Mapping[str, Any] | None = None,
     level: int = 3,
     workers: int | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
 ) -> RecoveryReport:
     """Save what is left of a damaged archive into a new, valid one.
 
@@ -138,7 +138,8 @@ def recover(
         options: as for `open`.
         level: zstd level of the new archive.
         workers: segments worked on at once; None for the number of CPUs.
-        progress: called with a `Progress`: phase RECOVER while reading, then PACK.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`:
+            phase RECOVER while reading, then LIST and PACK.
 
     Returns:
         What was saved and what was not.
@@ -154,19 +155,22 @@ def recover(
         raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
     path = Path(target)
     ranges = open_ranges(damaged, options)
-    with contextlib.closing(ranges), files.operation("recover", path=path), machine_limits():
+    with (
+        contextlib.closing(ranges),
+        reporting(progress) as report,
+        files.operation("recover", path=path),
+        machine_limits(),
+    ):
         files.check_target(path, overwrite=False)
-        pieces = find_pieces(ranges, scan(ranges, lambda offset: _report(progress, 0, offset)))
+        pieces = find_pieces(ranges, scan(ranges, lambda offset: _scanned(report, offset, ranges.size)))
         salvage = _Salvage(ranges, pieces, worker_count(workers))
-        salvage.prove(workers, progress)
+        salvage.prove(workers, report)
         outcomes = tuple(map(salvage.outcome, pieces.volumes))
         image = salvage.image(outcomes)
         with files.new_file(path) as descriptor:
             offset = 0
             names = [volume.snapshot_id for volume in pieces.volumes]
-            for piece in pack(
-                image, salvage, snapshots=names, level=level, workers=workers, progress=progress
-            ):
+            for piece in pack(image, salvage, snapshots=names, level=level, workers=workers, progress=report):
                 files.write_at(descriptor, piece, offset)
                 offset += len(piece)
     with open_archive(path) as archive:
@@ -179,9 +183,11 @@ def recover(
         )
 
 
-def _report(progress: ProgressCallback, blocks: int, stored: int) -> None:
+def _scanned(progress: ProgressCallback, offset: int, size: int) -> None:
     if progress is not None:
-        progress(Progress(phase=Phase.RECOVER, blocks=blocks, total_blocks=None, stored_bytes=stored))
+        progress(
+            Progress(phase=Phase.RECOVER, blocks=0, total_blocks=None, stored_bytes=offset, total_bytes=size)
+        )
 
 
 @attrs.frozen
@@ -217,7 +223,10 @@ class _Salvage(BlockSource):
         tasks = [
             (name, place) for name, volume in self._volumes.items() for place in range(len(volume.segments))
         ]
-        done = 0
+        done, total = (
+            0,
+            sum(each.runs.blocks for volume in self._volumes.values() for each in volume.segments),
+        )
         with (
             worker_pool(workers, None) as (pool, limit),
             contextlib.closing(ordered_map(pool, self._prove_segment, tasks, limit)) as proved,
@@ -226,8 +235,17 @@ class _Salvage(BlockSource):
                 for index, frame in blocks:
                     self._proved[name].indexes.append(index)
                     self._proved[name].places.append(place << _FRAME_BITS | frame)
-                done += len(blocks)
-                _report(progress, done, self._volumes[name].segments[place].offset)
+                segment = self._volumes[name].segments[place]
+                done += segment.runs.blocks
+                if progress is not None:
+                    progress(
+                        Progress(
+                            phase=Phase.RECOVER,
+                            blocks=done,
+                            total_blocks=total,
+                            stored_bytes=segment.offset,
+                        )
+                    )
 
     def _prove_segment(self, task: tuple[str, int]) -> list[tuple[int, int]]:
         """Index and frame of each block of a segment whose SHA-256 is right."""

@@ -15,7 +15,7 @@ from amistore.archive.volumereader import VolumeReader
 from amistore.container.identity import parse_content_id
 from amistore.errors import advising
 from amistore.model import BlockRange
-from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.progress import ProgressOption, reporting
 from amistore.text import printable
 from amistore.units import MIB, counted
 
@@ -75,7 +75,7 @@ class Volume:
         allow_lost: bool = False,
         expected_content_id: str | None = None,
         workers: int | None = None,
-        progress: ProgressCallback = None,
+        progress: ProgressOption = None,
     ) -> None:
         """Write the disk to a new sparse raw file, a block device, or a writable stream.
 
@@ -93,7 +93,8 @@ class Volume:
                 digits. The volume's blocks are proved to be those that it stands for before the file
                 appears, and before a stream gets its first byte; a device has them by then.
             workers: threads; None for the number of CPUs.
-            progress: called with a `Progress` after each segment.
+            progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
+                after each segment.
 
         Raises:
             AlreadyExistsError: the file exists, or a device without `overwrite`.
@@ -106,7 +107,7 @@ class Volume:
         """
         if isinstance(target, (str, os.PathLike)):
             target = os.path.realpath(target)  # a link stays, what it leads to is written
-        with advising():
+        with reporting(progress) as report, advising():
             extract(
                 self._reader,
                 target,
@@ -115,7 +116,7 @@ class Volume:
                 allow_lost=allow_lost,
                 expected=parse_content_id(expected_content_id),
                 workers=workers,
-                progress=progress,
+                progress=report,
             )
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:

@@ -32,7 +32,7 @@ from amistore.objects.multipart import RUN_KEY, LoggedUpload
 from amistore.objects.piecereader import PieceReader
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, using_log
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 
@@ -50,7 +50,7 @@ def copy(
     log: ResumeLog | str | os.PathLike[str] | None = None,
     expected_content_id: str | None = None,
     workers: int | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
 ) -> StoredArchive:
     """Copy an archive between stores, verified on the way: the copy appears only if all of it is right.
 
@@ -65,7 +65,7 @@ def copy(
             an error.
         expected_content_id: refuse another archive; 64 hexadecimal digits.
         workers: ranges read at once; None for the number of CPUs.
-        progress: called with a `Progress`.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
 
     Returns:
         Where the copy is, its size and ETag, and its content id: proved with an expected one, else what
@@ -78,10 +78,11 @@ def copy(
         SourceChangedError: the archive was replaced, during the run or since the one that is resumed.
         InvalidRequestError: the log belongs to another job.
     """
-    verified = _Verified(parse_content_id(expected_content_id), progress)
+    expected = parse_content_id(expected_content_id)
     for given, role in ((archive, "archive"), (to, "target")):
         check_kind(given, ObjectLocation, role, "backend.s3.at(bucket, key) gives one")
-    with using_log(log) as opened:
+    with reporting(progress) as report, using_log(log) as opened:
+        verified = _Verified(expected, report)
         ranges = ObjectRanges(archive)
         part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
         upload = _begin(ranges, to, part_size, MemoryResumeLog() if opened is None else opened)

@@ -32,7 +32,7 @@ from amistore.objects.restoration import restore_snapshots
 from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, read_entry, using_log
 from amistore.pipeline.holes import HolePolicy
-from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.unpack import restore_stream
 
 __all__ = ["RestoreJob", "restore", "unpack"]
@@ -165,7 +165,7 @@ def restore(
     fill_holes: bool = False,
     allow_lost: bool = False,
     workers: int | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
     options: Mapping[str, Any] | None = None,
 ) -> RestoredImage:
     """Make an AMI of an archive: restore its snapshots, and register the image on them.
@@ -186,7 +186,7 @@ def restore(
             A run that is resumed must have the same.
         allow_lost: restore snapshots with lost blocks, too; see `unpack`.
         workers: segments worked on at once; None for the number of CPUs.
-        progress: called with a `Progress`.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
         options: for a URL, as in `open`.
 
     Returns:
@@ -211,12 +211,16 @@ def restore(
         holes=HolePolicy(fill_holes),
         allow_lost=allow_lost,
     )
-    with using_log(log) as opened, contextlib.closing(open_container(archive, options)) as stored:
+    with (
+        reporting(progress) as report,
+        using_log(log) as opened,
+        contextlib.closing(open_container(archive, options)) as stored,
+    ):
         check_content_id(stored.index.content_id, job.expected)
         if opened is None or not opened.entries():
             job.admit(restorable_image(stored))
         warn_of_dropped(backend, stored.image, name)
-        return job.run(stored, opened, workers=workers, progress=progress)
+        return job.run(stored, opened, workers=workers, progress=report)
 
 
 def unpack(
@@ -231,7 +235,7 @@ def unpack(
     allow_lost: bool = False,
     workers: int | None = None,
     executor: Executor | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
     options: Mapping[str, Any] | None = None,
 ) -> Image:
     """Restore the snapshots of an archive, verifying all of it.
@@ -262,7 +266,8 @@ def unpack(
         workers: segments worked on at once; None for the number of CPUs.
         executor: where a stream's segments are worked on; None for threads. For processes `sink` must be
             picklable.
-        progress: called with a `Progress` after each segment.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress` after
+            each segment.
         options: for a URL, as in `open`.
 
     Returns:
@@ -285,21 +290,26 @@ def unpack(
     if hasattr(archive, "read"):
         if log is not None or options is not None:
             raise InvalidRequestError("log= and options= do not go with an open file: give its path")
-        return restore_stream(
-            cast(BinaryIO, archive),
-            sink,
-            holes,
-            expected=expected,
-            snapshots=snapshots,
-            tags=tags,
-            allow_lost=allow_lost,
-            workers=workers,
-            executor=executor,
-            progress=progress,
-        )
+        with reporting(progress) as report:
+            return restore_stream(
+                cast(BinaryIO, archive),
+                sink,
+                holes,
+                expected=expected,
+                snapshots=snapshots,
+                tags=tags,
+                allow_lost=allow_lost,
+                workers=workers,
+                executor=executor,
+                progress=report,
+            )
     if executor is not None:
         raise InvalidRequestError("executor= goes with an open file or stream only")
-    with using_log(log) as opened, contextlib.closing(open_container(archive, options)) as stored:
+    with (
+        reporting(progress) as report,
+        using_log(log) as opened,
+        contextlib.closing(open_container(archive, options)) as stored,
+    ):
         return restore_snapshots(
             stored,
             sink,
@@ -310,5 +320,5 @@ def unpack(
             tags=tags,
             allow_lost=allow_lost,
             workers=workers,
-            progress=progress,
+            progress=report,
         )

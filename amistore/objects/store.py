@@ -19,7 +19,7 @@ from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.objects.upload import upload_archive
 from amistore.pipeline.pack import DEFAULTS, ArchiveBytes, PackOptions, pack
-from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 
 __all__ = ["StoreJob", "store"]
 
@@ -138,7 +138,7 @@ def store(
     level: int = 3,
     snapshots: Iterable[str] | None = None,
     workers: int | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
     options: PackOptions = DEFAULTS,
 ) -> StoredArchive:
     """Store an AMI with its snapshots as one object or file, which appears when it is complete.
@@ -160,7 +160,7 @@ def store(
         level: the zstd level, 1 to 22, or negative for its fast modes.
         snapshots: ids of the snapshots to include; None for all that the mappings name.
         workers: segments worked on, and parts sent, at once; None for the number of CPUs.
-        progress: called with a `Progress`.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
         options: options that are rarely needed.
 
     Returns:
@@ -203,8 +203,8 @@ def store(
         snapshots=snapshots,
         options=options,
     )
-    with using_log(log) as opened:
-        return job.run(opened, workers=workers, progress=progress)
+    with reporting(progress) as report, using_log(log) as opened:
+        return job.run(opened, workers=workers, progress=report)
 
 
 def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:

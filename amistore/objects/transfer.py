@@ -26,7 +26,7 @@ from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.pack import pack
-from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.unpack import restore_stream
 
 __all__ = ["transfer"]
@@ -45,7 +45,7 @@ def transfer(
     expected_content_id: str | None = None,
     fill_holes: bool = False,
     workers: int | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
 ) -> RestoredImage:
     """Make an AMI of one backend an AMI of another: between Regions, accounts or partitions.
 
@@ -65,7 +65,7 @@ def transfer(
             if it is another by now, before a snapshot is completed.
         fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
         workers: segments worked on at once, on each side; None for the number of CPUs.
-        progress: called with a `Progress`.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
 
     Returns:
         The new AMI, and the archive that was kept. What is restored is proved block by block to be what was
@@ -89,7 +89,7 @@ def transfer(
     expected = parse_content_id(expected_content_id)
     check_backend(source, "source")
     check_backend(destination, "destination")
-    with using_log(log) as opened:
+    with reporting(progress) as report, using_log(log) as opened:
         phases = _Phases(opened)
         image, _ = find_image(image_id, source)
         job = RestoreJob(backend=destination, name=name, region=source.ec2.region_name, expected=expected)
@@ -99,9 +99,9 @@ def transfer(
         told = not fill_holes and (phases.begun or warn_of_holes(image, source, destination))
         job = attrs.evolve(job, holes=HolePolicy(fill_holes, told))
         if keep is None:
-            return _stream(image, source, job, workers, progress)
+            return _stream(image, source, job, workers, report)
         storing = StoreJob(image=image_id, source=source, to=keep)
-        restored = _keep(storing, job, phases, workers, progress)
+        restored = _keep(storing, job, phases, workers, report)
         if opened is not None:
             opened.end()
         return restored

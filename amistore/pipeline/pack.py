@@ -23,7 +23,7 @@ from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
 from amistore.pipeline.listing import list_runs
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.workers import check_picklable, worker_count
 
 __all__ = [
@@ -62,8 +62,9 @@ class ArchiveBytes(Iterator[bytes]):
     Closing or dropping it ends its threads. A context manager that closes it.
     """
 
-    def __init__(self, units: Generator[PackedUnit, None, None]) -> None:
-        self._pieces = _pieces(units)
+    def __init__(self, units: Generator[PackedUnit, None, None], reports: contextlib.ExitStack) -> None:
+        self._pieces = _pieces(units, reports)
+        self._reports = reports
         self._content_id: bytes | None = None
 
     def __next__(self) -> bytes:
@@ -91,6 +92,7 @@ class ArchiveBytes(Iterator[bytes]):
     def close(self) -> None:
         """End its threads; no more bytes come."""
         self._pieces.close()
+        self._reports.close()  # where no piece was taken
 
     def __enter__(self) -> Self:
         return self
@@ -104,11 +106,13 @@ class ArchiveBytes(Iterator[bytes]):
         self.close()
 
 
-def _pieces(units: Generator[PackedUnit, None, None]) -> Generator[bytes, None, bytes]:
+def _pieces(
+    units: Generator[PackedUnit, None, None], reports: contextlib.ExitStack
+) -> Generator[bytes, None, bytes]:
     """All bytes, and at the end the content id."""
     process = os.getpid()
     content_id = b""
-    with contextlib.closing(units):
+    with reports, contextlib.closing(units):
         for unit in units:
             pieces = unit.pieces
             if unit.written is not None:
@@ -127,7 +131,7 @@ def pack(
     level: int = 3,
     snapshots: Iterable[str] | None = None,
     workers: int | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressOption = None,
     options: PackOptions = DEFAULTS,
 ) -> ArchiveBytes:
     """Pack an image with its snapshots into one container.
@@ -142,7 +146,8 @@ def pack(
         level: zstd level, 1 to 22, or negative for its fast modes.
         snapshots: ids of those to include; None for all that the mappings name.
         workers: segments worked on at once; None for the number of CPUs.
-        progress: called with a `Progress` after each listed page and each segment.
+        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress` after
+            each listed page and each segment.
         options: those that are rarely needed.
 
     Returns:
@@ -157,11 +162,12 @@ def pack(
         BackendError: the source failed.
     """
     check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
-    planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=options.layout)
     encode = SegmentEncode(source, level, options.check_frames)
-    return ArchiveBytes(
-        packed_units(planned, encode, workers=workers, executor=options.executor, progress=progress)
-    )
+    with contextlib.ExitStack() as reports:
+        report = reports.enter_context(reporting(progress))
+        planned = plan_pack(image, source, snapshots=snapshots, progress=report, layout=options.layout)
+        units = packed_units(planned, encode, workers=workers, executor=options.executor, progress=report)
+        return ArchiveBytes(units, reports.pop_all())
 
 
 def check_packing(

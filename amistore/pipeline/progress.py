@@ -1,14 +1,23 @@
-"""Progress events, typed; given to `progress=` callbacks in the caller's own thread."""
+"""`Progress` events, and `reporting`, which alone knows what `progress=` may be: below it is a function.
+
+It is called in the caller's own thread. Next: `bars.py` draws bars.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Callable
-from typing import Optional
+import functools
+from collections.abc import Callable, Iterator
+from typing import Optional, TypeVar, Union
 
 import attrs
 
-__all__ = ["Phase", "Progress", "ProgressCallback"]
+from amistore.errors import InvalidRequestError
+from amistore.pipeline.bars import Bars
+from amistore.units import BLOCK_SIZE
+
+__all__ = ["Phase", "Progress", "ProgressCallback", "ProgressOption", "reporting", "reporting_by"]
 
 
 class Phase(enum.Enum):
@@ -22,6 +31,7 @@ class Phase(enum.Enum):
         VERIFY: an archive is verified.
         EXTRACT: disks are written out of one.
         COMPARE: its blocks are compared with live snapshots'.
+        COPY: an archive is copied.
         RECOVER: a damaged one is searched for what is left.
     """
 
@@ -43,14 +53,60 @@ class Progress:
     Attributes:
         phase: what is being done.
         blocks: listed blocks done so far, of 524,288 bytes each; while filling, blocks of holes.
-        total_blocks: of how many; None while listing.
+        total_blocks: of how many; None while that is not known.
         stored_bytes: compressed bytes of the container written or read so far.
+        total_bytes: of how many; None where that is not known before the end.
     """
 
     phase: Phase
     blocks: int
     total_blocks: int | None
     stored_bytes: int
+    total_bytes: int | None = None
 
 
 ProgressCallback = Optional[Callable[[Progress], None]]
+"""What is called below the calls of users."""
+
+ProgressOption = Union[bool, ProgressCallback]
+"""What users give: True for a bar, or a function."""
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+@contextlib.contextmanager
+def reporting(progress: ProgressOption) -> Iterator[ProgressCallback]:
+    """What to call with each `Progress` of a call, as its user wants it; bars end with the block.
+
+    Raises:
+        InvalidRequestError: `progress` is neither True, False, None nor a function.
+        ImportError: a bar is wanted, and tqdm is not installed.
+    """
+
+    def draw(bars: Bars) -> Callable[[Progress], None]:
+        return functools.partial(_show, bars)
+
+    with reporting_by(progress, draw) as report:
+        yield report
+
+
+@contextlib.contextmanager
+def reporting_by(progress: bool | F | None, draw: Callable[[Bars], F]) -> Iterator[F | None]:
+    """`reporting` of anything that `draw` shows in bars; see there for the errors."""
+    if progress is True:
+        with Bars() as bars:
+            yield draw(bars)
+    elif progress is None or progress is False:
+        yield None
+    elif callable(progress):
+        yield progress
+    else:
+        raise InvalidRequestError(f"progress is True, False or a function, not {progress!r:.80}")
+
+
+def _show(bars: Bars, event: Progress) -> None:
+    done, total = event.blocks * BLOCK_SIZE, event.total_blocks
+    if event.total_bytes is not None:
+        bars.show(event.phase.value, event.stored_bytes, event.total_bytes)
+    else:
+        bars.show(event.phase.value, done, None if total is None else total * BLOCK_SIZE)

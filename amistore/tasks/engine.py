@@ -16,7 +16,6 @@ from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.workers import worker_count
-from amistore.tasks.bars import ProgressReport, progress_reports
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.journal import Journal
 from amistore.tasks.location import journal_path
@@ -25,6 +24,7 @@ from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import TaskRecord
+from amistore.tasks.reports import TaskCallback, reporting_tasks
 from amistore.tasks.requests import dry_run_succeeded
 from amistore.tasks.restore import RestoreRequest
 from amistore.tasks.runner import TaskRunner
@@ -300,21 +300,21 @@ class TaskEngine(TaskDescriptions):
         return plan_restore(self.backend, request, terms)
 
     @overload
-    def wait(self, task: T, *, progress: bool | ProgressReport = False) -> T: ...
+    def wait(self, task: T, *, progress: bool | TaskCallback | None = None) -> T: ...
     @overload
-    def wait(self, task: str, *, progress: bool | ProgressReport = False) -> Task: ...
+    def wait(self, task: str, *, progress: bool | TaskCallback | None = None) -> Task: ...
     @overload
-    def wait(self, task: None = None, *, progress: bool | ProgressReport = False) -> tuple[Task, ...]: ...
+    def wait(self, task: None = None, *, progress: bool | TaskCallback | None = None) -> tuple[Task, ...]: ...
     def wait(
-        self, task: Task | str | None = None, *, progress: bool | ProgressReport = False
+        self, task: Task | str | None = None, *, progress: bool | TaskCallback | None = None
     ) -> Task | tuple[Task, ...]:
         """Wait until a task has ended, however long that takes, or every task of this engine.
 
         Args:
             task: a task or its id, also one of another process; None for all that this engine has
                 created or resumed, but for those whose failure it has told.
-            progress: True for a bar a task (tqdm; extra ``progress``), or what to call with a task
-                when its percentage has changed.
+            progress: True for a bar (extra ``progress``), or a function that is called with a task when
+                its percentage or state has changed.
 
         Returns:
             The task as it is then; for None all of them, oldest first.
@@ -330,7 +330,7 @@ class TaskEngine(TaskDescriptions):
         if task is None:
             self._tell_unowned()
         wanted = list(self._runner.mine) if task is None else [self._own(task)]
-        with progress_reports(progress) as report:
+        with reporting_tasks(progress, len(wanted)) as report:
             records = self._runner.wait(wanted, report)
         failed = [record for record in records if record.state == "Failed"]
         if failed:

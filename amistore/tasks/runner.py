@@ -26,10 +26,10 @@ from amistore.errors import (
     machine_limits,
 )
 from amistore.pipeline.workers import threads_can_begin
-from amistore.tasks.bars import ProgressReport
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.record import Lease, TaskRecord
+from amistore.tasks.reports import TaskCallback
 from amistore.tasks.run import CancelledError, StoppedError, TaskRun, tell
 
 __all__ = ["LEASE", "TaskRunner"]
@@ -146,7 +146,7 @@ class TaskRunner:
             or not self._ownership.alive(record.owner)
         )
 
-    def wait(self, task_ids: Sequence[str], report: ProgressReport | None = None) -> list[TaskRecord]:
+    def wait(self, task_ids: Sequence[str], report: TaskCallback | None = None) -> list[TaskRecord]:
         """Wait until tasks are at rest; those that nobody works on are taken.
 
         Args:

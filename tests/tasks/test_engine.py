@@ -231,7 +231,7 @@ def test_a_bar_shows_what_is_done_and_ends_full(capfd: pytest.CaptureFixture[str
         engine.wait(progress=True)
     shown = capfd.readouterr().err
     assert f"{image_id} to {BUCKET}/{image_id}.bin" in shown
-    assert "100 % |" in shown
+    assert "100%|" in shown
 
 
 def test_a_closed_engine_refuses_every_call() -> None:

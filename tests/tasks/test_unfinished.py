@@ -157,13 +157,6 @@ def test_a_task_prints_as_a_line_and_a_page_as_lines() -> None:
     assert "'a[b]'" in str(restore)
 
 
-@pytest.mark.parametrize("progress", [5, "bar"])
-def test_progress_is_a_bar_or_a_function(progress: object) -> None:
-    cloud, _ = account()
-    with TaskEngine(cloud) as engine, pytest.raises(amistore.InvalidRequestError, match="progress"):
-        engine.wait(progress=progress)
-
-
 def test_tags_of_a_specification_may_be_a_mapping() -> None:
     given = amistore.TagSpecification(resource_type="image", tags={"team": "images"})
     assert given.tags == (amistore.Tag(key="team", value="images"),)
