@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import images
 import pytest
+from objects.swaps import put_in_place
 from tasks.accounts import BUCKET, DISKS, account, disks, held, registered, snapshots, stored
 
 import amistore
@@ -190,7 +191,7 @@ def test_a_registry_that_cannot_say_what_it_keeps_refuses_the_call_and_nothing_i
     def fidelity(*arguments: object, **options: object) -> None:
         raise RuntimeError("no answer")
 
-    cloud.ec2.fidelity = fidelity
+    put_in_place(cloud.ec2, "fidelity", fidelity)
     with TaskEngine(cloud) as engine:
         with pytest.raises(amistore.BackendError, match="no answer"):
             engine.create_restore_image_task(bucket=BUCKET, object_key=key, name="web-2")
