@@ -10,7 +10,7 @@ from typing import Any
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
 from amistore.errors import InvalidRequestError, NotFoundError
-from amistore.objects.restoring import client_token
+from amistore.objects.restoration import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.units import GIB
 

@@ -27,12 +27,12 @@ from amistore.container import (
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.segments import check_stored_frame
 from amistore.errors import CorruptArchiveError, SourceChangedError, advising
-from amistore.objects.carried import check_end
 from amistore.objects.multipart import RUN_KEY, LoggedUpload
-from amistore.objects.piecereader import PieceReader
+from amistore.objects.parts import check_end
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, using_log
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.unpack import PieceReader
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
 

@@ -1,28 +1,50 @@
 """`restore_snapshots`: snapshots from a container that is read by ranges, segment by segment; resumable.
 
-`restoring.py` verifies all of it and puts each block that is proved. The tail
-is checked before anything is started; nothing is completed before all has been checked.
+A run verifies all of the container and puts each block that is proved. The tail is checked before anything
+is started; nothing is completed before all has been checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import hashlib
+import logging
+import operator
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import attrs
 
 from amistore import forks
 from amistore.archive.reader import ContainerFile
+from amistore.archive.verification import Checked, Verification, check_mapped
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_kind
+from amistore.container import LocatedSegment, PlannedVolume, StoredSegment
 from amistore.container.identity import check_content_id
-from amistore.errors import ChecksumMismatchError, NotFoundError, advising
+from amistore.errors import (
+    ArchiveError,
+    ChecksumMismatchError,
+    InvalidRequestError,
+    NotFoundError,
+    SourceChangedError,
+    advising,
+)
 from amistore.model import Image, Tag
 from amistore.objects.finality import is_final
-from amistore.objects.restoring import RestoreLog, Restoring
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog
+from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
 from amistore.pipeline.holes import HolePolicy
-from amistore.pipeline.progress import ProgressCallback
-from amistore.pipeline.snapshots import RestoredSnapshots
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.snapshots import RestoredSnapshots, SegmentPut
+from amistore.pipeline.workers import ordered_map, worker_pool
 
-__all__ = ["restore_snapshots"]
+__all__ = [
+    "RestoreLog",
+    "Restoring",
+    "client_token",
+    "restore_snapshots",
+]
 
 
 def restore_snapshots(
@@ -72,3 +94,202 @@ def restore_snapshots(
         restored.complete(container.index.volumes)
     journal.log.end()
     return image
+
+
+_logger = logging.getLogger("amistore")
+
+
+def client_token(task: str, stored_id: str, generation: int) -> str:
+    """The client token of a snapshot: the same in each run, another for each attempt to make it."""
+    return hashlib.sha256(f"{task} {stored_id} {generation}".encode()).hexdigest()[:64]
+
+
+class RestoreLog:
+    """What a log says of an earlier run of the same restore, and what this run notes in it."""
+
+    def __init__(self, log: ResumeLog, identity: dict[str, Any]) -> None:
+        self.log = log
+        # By the stored id: generation and id of the new snapshot; which segments it has: those before; and
+        # the block index before which its holes are filled.
+        self._snapshots: dict[str, tuple[int, str]] = {}
+        self._put: dict[str, int] = {}
+        self._filled: dict[str, int] = {}
+        entries = log.entries()
+        self.fresh = not entries
+        if not entries:
+            self.task = secrets.token_hex(16)
+            log.append(write_entry(kind="unpack", task=self.task, **identity))
+            return
+        changed = SourceChangedError(
+            "the archive was replaced since the run began that the resume log is of: "
+            "amistore.abandon ends that run",
+            bucket=identity.get("bucket"),
+            key=identity.get("key"),
+        )
+        self.task = read_task(entries[0], "unpack", identity, {"etag": changed, "content": changed})
+        try:
+            for entry in map(read_entry, entries[1:]):
+                if "put" in entry:
+                    self._put[entry["volume"]] = operator.index(entry["put"])
+                elif "filled" in entry:
+                    self._filled[entry["volume"]] = operator.index(entry["filled"])
+                elif "snapshot" in entry:
+                    self._begin(entry["volume"], operator.index(entry["generation"]), entry["snapshot"])
+        except (KeyError, TypeError):
+            raise InvalidRequestError("the resume log is damaged") from None
+
+    def begun(self, stored_id: str) -> tuple[int, str | None]:
+        """Generation and id of the snapshot that an earlier run began; 0 and None for none."""
+        return self._snapshots.get(stored_id, (0, None))
+
+    def note_beginning(self, stored_id: str, generation: int, size: int) -> None:
+        """Before the call: its answer, and with it the new snapshot's id, may be lost."""
+        self.log.append(write_entry(volume=stored_id, generation=generation, size=size))
+
+    def note_begun(self, stored_id: str, generation: int, snapshot_id: str, size: int) -> None:
+        self._begin(stored_id, generation, snapshot_id)
+        self.log.append(write_entry(volume=stored_id, generation=generation, snapshot=snapshot_id, size=size))
+
+    def _begin(self, stored_id: str, generation: int, snapshot_id: str) -> None:
+        """What was put into the snapshot before is not in this one."""
+        self._snapshots[stored_id] = generation, snapshot_id
+        self._put.pop(stored_id, None)
+        self._filled.pop(stored_id, None)
+
+    def put(self, stored_id: str) -> int:
+        """The sequence number of the first segment that was not put for sure."""
+        return self._put.get(stored_id, 0)
+
+    def note_put(self, stored_id: str, end: int) -> None:
+        self._put[stored_id] = end
+        self.log.append(write_entry(volume=stored_id, put=end))
+
+    def filled(self, stored_id: str) -> int:
+        """The block index before which all holes were filled for sure."""
+        return self._filled.get(stored_id, 0)
+
+    def note_filled(self, stored_id: str, end: int) -> None:
+        self.log.append(write_entry(volume=stored_id, filled=end))
+
+
+@attrs.frozen
+class _Task:
+    """A segment to work on.
+
+    Attributes:
+        volume: that it is of.
+        sequence: its number.
+        target: the new snapshot; None where none is wanted.
+        put: whether an earlier run has put it: then its descriptor is checked alone.
+    """
+
+    volume: PlannedVolume
+    sequence: int
+    target: str | None
+    put: bool
+
+
+class Restoring:
+    """A verification of an object whose blocks are put as they are proved, and its holes filled behind it."""
+
+    def __init__(
+        self,
+        container: ContainerFile,
+        sink: BlockSink,
+        restored: RestoredSnapshots,
+        log: RestoreLog,
+        progress: ProgressCallback,
+    ) -> None:
+        self._container = container
+        self._sink = sink
+        self._restored = restored
+        self._log = log
+        self._progress = progress
+        self._put = SegmentPut(sink)
+
+    def run(self, workers: int | None) -> None:
+        """Put every block, and fill holes once the whole container has verified."""
+        container = self._container
+        verification = Verification(container, _raise)
+        volumes = cast("list[PlannedVolume]", verification.volumes())  # all of them: damage was raised
+        with worker_pool(workers, None) as (pool, limit):
+            tasks = self._tasks(volumes)
+            with contextlib.closing(ordered_map(pool, self._segment, tasks, limit)) as checked:
+                blocks = 0
+                for segment in verification.segments(checked):
+                    self._note_put(segment)
+                    blocks += container.segment_blocks(segment.sequence)
+                    self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
+            verification.end()
+            most = container.head.layout.blocks_per_segment
+            with contextlib.closing(self._restored.fill(pool, limit, most, self._log.filled)) as pieces:
+                for piece, blocks in pieces:
+                    self._log.note_filled(piece.stored_id, piece.end)
+                    self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
+
+    def _tasks(self, volumes: list[PlannedVolume]) -> Iterator[_Task]:
+        """Each segment, its volume's snapshot begun before."""
+        for volume in volumes:
+            first = self._begin(volume)
+            target = self._restored.get(volume.snapshot_id)
+            for sequence in self._container.segments_of(volume.number):
+                yield _Task(volume, sequence, target, sequence < first)
+
+    def _segment(self, task: _Task) -> Checked:
+        """Runs in a worker."""
+        container, sequence = self._container, task.sequence
+        with container.locating(sequence):
+            stored = StoredSegment(container.segment(sequence), ()) if task.put else container.load(sequence)
+        located = stored.located
+        check_mapped(container, task.volume, located)
+        self._put((stored, task.target))
+        return Checked(sequence, located.end, located)
+
+    def _note_put(self, segment: Checked) -> None:
+        located = cast(LocatedSegment, segment.located)
+        stored_id = located.snapshot_id
+        if self._restored.get(stored_id) is not None and segment.sequence >= self._log.put(stored_id):
+            self._log.note_put(stored_id, segment.sequence + 1)
+        self._restored.add(stored_id, located.descriptor)
+
+    def _begin(self, volume: PlannedVolume) -> int:
+        """Start a volume's snapshot, or go on with the one that an earlier run began.
+
+        Returns:
+            The sequence number of the first segment that was not put for sure.
+        """
+        stored_id = volume.snapshot_id
+        generation, before = self._log.begun(stored_id)
+        # Asked first: a sink may give the token of a snapshot that was deleted to a new, empty one.
+        if before is not None and not self._usable(before):
+            _logger.warning("snapshot %s cannot be resumed: starting another", before)
+            generation += 1
+            before = None
+        # With the same token: the same snapshot, if it is one that this task began.
+        token = client_token(self._log.task, stored_id, generation)
+        if before is None and self._restored.wanted(stored_id):
+            self._log.note_beginning(stored_id, generation, volume.size)
+        snapshot_id = self._restored.begin(volume, client_token=token)
+        if snapshot_id is None:
+            return 0
+        if snapshot_id == before:
+            first = self._log.put(stored_id)
+            _logger.info("resuming snapshot %s at segment %d", snapshot_id, first)
+            return first
+        self._log.note_begun(stored_id, generation, snapshot_id, volume.size)
+        self._restored.warn_of_holes(volume)
+        return 0
+
+    def _usable(self, snapshot_id: str) -> bool:
+        try:
+            return self._sink.describe_snapshot(snapshot_id).state in ("pending", "completed")
+        except NotFoundError:
+            return False
+
+    def _report(self, phase: Phase, done: int, total: int, stored: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
+
+
+def _raise(error: ArchiveError) -> None:
+    raise error

@@ -21,7 +21,6 @@ from amistore.backends.checks import check_flag, check_kind
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import InvalidRequestError
 from amistore.model import Image, Tag
-from amistore.objects.metadata import REGION_KEY
 from amistore.objects.registration import (
     refuse_taken,
     register_restored,
@@ -31,6 +30,7 @@ from amistore.objects.registration import (
 from amistore.objects.restoration import restore_snapshots
 from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, read_entry, using_log
+from amistore.objects.store import REGION_KEY
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.unpack import restore_stream

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 import attrs
 
@@ -13,7 +15,6 @@ from amistore.backends import Backend, BlockSource, ObjectLocation, files
 from amistore.backends.checks import check_path
 from amistore.errors import InvalidRequestError
 from amistore.model import Image
-from amistore.objects.metadata import object_metadata
 from amistore.objects.multipart import RUN_KEY, refuse_existing
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
@@ -21,7 +22,12 @@ from amistore.objects.upload import upload_archive
 from amistore.pipeline.pack import DEFAULTS, ArchiveBytes, PackOptions, pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 
-__all__ = ["StoreJob", "store"]
+__all__ = [
+    "REGION_KEY",
+    "StoreJob",
+    "object_metadata",
+    "store",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -215,3 +221,41 @@ def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:
             files.write_at(descriptor, piece, size)
             size += len(piece)
     return StoredArchive(location=path, size=size, content_id=pieces.content_id)
+
+
+REGION_KEY: Final = "ami-region"
+"""Of the object's metadata: where the AMI was."""
+
+# S3 keeps 2 KB of names and values together; Swift 256 characters of a value. All of the
+# image's metadata stands in the archive, so nothing is lost where this is cut.
+_MOST: Final = 256
+
+
+def object_metadata(image: Image, now: datetime.datetime | None, region: str | None) -> dict[str, str]:
+    """Name, description, registration date, owner and Region of an AMI, and when it was stored.
+
+    A value is cut where it would be longer than 256 characters as HTTP headers carry it; what
+    is not known is left out.
+
+    Args:
+        image: the AMI.
+        now: when it is stored; None for the time of the call.
+        region: where it is.
+    """
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    moment = now.astimezone(datetime.timezone.utc).replace(tzinfo=None).isoformat(timespec="milliseconds")
+    values = {
+        "ami-name": image.name,
+        "ami-description": image.description,
+        "ami-registration-date": image.creation_date,
+        "ami-owner-account": image.owner_id,
+        REGION_KEY: region,
+        "ami-store-timestamp": f"{moment}Z",
+    }
+    return {key: _cut(value) for key, value in values.items() if value}
+
+
+def _cut(value: str) -> str:
+    while len(urllib.parse.quote(value, safe="")) + len("UTF-8''") > _MOST:
+        value = value[: min(len(value) - 1, _MOST)]
+    return value

@@ -18,7 +18,6 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Image
-from amistore.objects.piecereader import PieceReader
 from amistore.objects.registration import warn_of_dropped, warn_of_holes
 from amistore.objects.restore import RestoreJob
 from amistore.objects.results import RestoredImage
@@ -27,7 +26,7 @@ from amistore.objects.store import StoreJob, find_image
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
-from amistore.pipeline.unpack import restore_stream
+from amistore.pipeline.unpack import PieceReader, restore_stream
 
 __all__ = ["transfer"]
 

@@ -23,9 +23,8 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container import EncodedSegment, Plan
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
-from amistore.objects.carried import carried_segments, check_end, check_object
 from amistore.objects.multipart import LoggedUpload
-from amistore.objects.parts import Part, cut_parts, skip_segments
+from amistore.objects.parts import Part, carried_segments, check_end, check_object, cut_parts, skip_segments
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog
 from amistore.pipeline.pack import PackOptions, check_packing, plan_pack

@@ -2,7 +2,7 @@
 
 A hole reads as zeros on an unencrypted EBS volume, and as noise on an encrypted one: what was never
 written is decrypted like the rest. Everything here holds runs only, never an entry per block.
-Next: `puts.py` fills them.
+Next: `snapshots.py` fills them.
 """
 
 from __future__ import annotations

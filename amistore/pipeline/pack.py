@@ -21,8 +21,7 @@ from amistore.backends.checks import check_kind
 from amistore.container import Layout, Plan, Runs, plan
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
-from amistore.pipeline.listing import list_runs
-from amistore.pipeline.packing import PackedUnit, SegmentEncode, packed_units
+from amistore.pipeline.packing import PackedUnit, SegmentEncode, list_runs, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.workers import check_picklable, worker_count
 

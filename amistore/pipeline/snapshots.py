@@ -6,19 +6,26 @@ import contextlib
 import logging
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor
+from typing import Final
+
+import attrs
 
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_flag
-from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor
+from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor, StoredSegment, decode_segment
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
 from amistore.model import Image, Snapshot
 from amistore.pipeline.holes import FilledSum, HolePiece, HolePolicy, Holes
 from amistore.pipeline.pack import choose_snapshots
-from amistore.pipeline.puts import HolePut
 from amistore.pipeline.workers import ordered_map
-from amistore.units import BLOCK_SIZE, GIB, sized
+from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
-__all__ = ["RestoredSnapshots"]
+__all__ = [
+    "HolePut",
+    "RestoredSnapshots",
+    "SegmentPut",
+]
+
 
 _logger = logging.getLogger("amistore")
 
@@ -200,3 +207,35 @@ class RestoredSnapshots:
             if snapshot_id not in self._started:
                 _logger.warning("the mapping of %s is left out: it was not restored", snapshot_id)
         return self._image.with_snapshots(self._started)
+
+
+_ZEROS: Final = bytes(BLOCK_SIZE)
+
+
+@attrs.frozen
+class SegmentPut:
+    """Decode a segment, prove each of its blocks and put it; without a snapshot only prove them."""
+
+    sink: BlockSink
+
+    def __call__(self, item: tuple[StoredSegment, str | None]) -> int:
+        """Take a segment, and the new snapshot of its volume; give the number of its blocks."""
+        stored, snapshot_id = item
+        for block in decode_segment(stored):
+            if snapshot_id is not None:
+                self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
+        return stored.located.descriptor.runs.blocks
+
+
+@attrs.frozen
+class HolePut:
+    """Put a block of zeros for each of a piece of holes."""
+
+    sink: BlockSink
+
+    def __call__(self, piece: HolePiece) -> HolePiece:
+        """Take the piece, and give it back."""
+        for start, count in piece.ranges:
+            for index in range(start, start + count):
+                self.sink.put_snapshot_block(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
+        return piece

@@ -8,9 +8,12 @@ was started is deleted.
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO
+
+from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends import BlockSink
@@ -27,12 +30,14 @@ from amistore.errors import InvalidRequestError, advising, foreign_errors, machi
 from amistore.model import Image, Tag
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.puts import SegmentPut
-from amistore.pipeline.snapshots import RestoredSnapshots
+from amistore.pipeline.snapshots import RestoredSnapshots, SegmentPut
 from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
 from amistore.units import MIB
 
-__all__ = ["restore_stream"]
+__all__ = [
+    "PieceReader",
+    "restore_stream",
+]
 
 
 def restore_stream(
@@ -160,3 +165,26 @@ class _Restore:
                 check_content_id(event.index.content_id, self._expected)
                 self._end = event
             del event  # up to 32 MiB, while the next one is read
+
+
+class PieceReader(io.RawIOBase):
+    """The pieces of an iterator, which stays its owner's to close, as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._left))
+        view[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count

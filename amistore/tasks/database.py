@@ -3,7 +3,8 @@
 SQLite forbids that ("How To Corrupt An SQLite Database File", 2.7), and a connection that a child opens
 beside an inherited one takes that one's locks for its own, so takes none, or waits for one in vain. So each
 fork waits until no thread of ours is in SQLite, and closes the file; the parent opens it again when it is
-wanted. A child opens it by itself. Next: `journal.py`.
+wanted. A child opens it by itself. Here are the tables, too, how an older file becomes one of this version,
+and where it lies. Next: `journal.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Final
 
 from amistore import forks
 from amistore.errors import InvalidRequestError, JournalError
-from amistore.tasks.schema import migrate, refuse_foreign
 
-__all__ = ["Database"]
+__all__ = ["MIGRATIONS", "Database", "journal_path", "migrate", "refuse_foreign"]
+
 
 _BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
 
@@ -144,3 +145,122 @@ class Database:
 
     def _go_on(self) -> None:
         self._lock.release()
+
+
+def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path | None:
+    """Where a journal lies: where it was said, or in the backend's own place, or in the user's state folder.
+
+    Args:
+        given: to the engine.
+        own: the backend's.
+
+    Returns:
+        None for one in memory.
+
+    Raises:
+        InvalidRequestError: it is no path, or the user has no folder.
+    """
+    chosen = own if given is None else given
+    if chosen is not None:
+        if not isinstance(chosen, (str, os.PathLike)):
+            raise InvalidRequestError(f"a journal is a path, not {type(chosen).__name__}")
+        # Its real name: engines that know it by several ones must see each other.
+        return None if chosen == ":memory:" else Path(os.path.realpath(chosen))
+    folder = os.environ.get("AMISTORE_STATE_DIR") or Path(_state_folder(), "amistore")
+    return Path(os.path.realpath(Path(folder, "tasks.db")))
+
+
+def _state_folder() -> str | Path:
+    """As the XDG Base Directory Specification has it."""
+    try:
+        return os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise InvalidRequestError(
+            "the user has no home for the journal: give TaskEngine(journal=...), or set AMISTORE_STATE_DIR"
+        ) from None
+
+
+_APPLICATION: Final = int.from_bytes(b"amis", "big")
+"""SQLite's application id of a journal; file(1) shows it."""
+
+MIGRATIONS: Final = (
+    # Times are milliseconds since 1970, UTC, but for `lease_until`: seconds of the machine's
+    # monotonic clock, which no change of its date moves.
+    """
+    CREATE TABLE task (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        task_id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL CHECK (kind IN ('store', 'restore')),
+        place TEXT NOT NULL,
+        image_id TEXT,
+        source_image_id TEXT,
+        name TEXT,
+        bucket TEXT NOT NULL,
+        object_key TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        request TEXT NOT NULL,
+        started INTEGER NOT NULL,
+        stage TEXT NOT NULL CHECK (stage IN ('queued', 'running', 'undoing', 'ended')),
+        progress INTEGER NOT NULL DEFAULT 0,
+        failure_reason TEXT,
+        content_id TEXT,
+        volumes TEXT NOT NULL DEFAULT '[]',
+        left_behind TEXT NOT NULL DEFAULT '[]',
+        cancelled INTEGER NOT NULL DEFAULT 0,
+        owner TEXT,
+        epoch INTEGER NOT NULL DEFAULT 0,
+        lease_until REAL NOT NULL DEFAULT 0
+    );
+    CREATE INDEX task_newest ON task (place, kind, sequence);
+    CREATE INDEX task_unfinished ON task (place, kind) WHERE stage != 'ended';
+    CREATE INDEX task_owned ON task (owner) WHERE stage != 'ended';
+    CREATE INDEX task_image ON task (place, kind, image_id);
+    CREATE TABLE entry (
+        task_id TEXT NOT NULL REFERENCES task (task_id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        content BLOB NOT NULL,
+        PRIMARY KEY (task_id, number)
+    ) WITHOUT ROWID;
+    """,
+)
+"""One script for each version, in order; a script that was released is never changed."""
+
+
+def refuse_foreign(database: sqlite3.Connection, path: str) -> None:
+    """Refuse a database that is another program's, before anything of it is changed.
+
+    Raises:
+        InvalidRequestError: it is.
+    """
+    tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+        raise InvalidRequestError(f"{path} is a database of another program: name another file")
+
+
+def migrate(database: sqlite3.Connection, path: str) -> None:
+    """Bring a journal, also a new one, to this version.
+
+    Raises:
+        InvalidRequestError: a newer amistore has made it.
+    """
+    if _version(database) == len(MIGRATIONS):
+        return
+    database.execute("BEGIN IMMEDIATE")
+    with forks.undoing(lambda _: database.execute("ROLLBACK")):
+        version = _version(database)  # another process may have been faster
+        if version > len(MIGRATIONS):
+            raise InvalidRequestError(
+                f"the journal {path} is of version {version}, and this amistore knows {len(MIGRATIONS)}: "
+                "install a newer one"
+            )
+        database.execute(f"PRAGMA application_id = {_APPLICATION}")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            for statement in script.split(";"):
+                if statement.strip():
+                    database.execute(statement)
+            database.execute(f"PRAGMA user_version = {number}")
+        database.execute("COMMIT")
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])

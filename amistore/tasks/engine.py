@@ -16,9 +16,9 @@ from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.workers import worker_count
+from amistore.tasks.database import journal_path
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.journal import Journal
-from amistore.tasks.location import journal_path
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan

@@ -2,8 +2,8 @@
 
 Each method is one transaction, on the disk once it returns (write-ahead log, synchronous=FULL).
 What a task's owner writes carries its lease: after another has taken the task over, nothing of
-an earlier owner is accepted. Nothing secret is kept. Next: `schema.py` has the columns,
-`database.py` the file, `ownership.py` tells who is alive, `tasklog.py` is the pipeline's view of it.
+an earlier owner is accepted. Nothing secret is kept. Next: `database.py` has the file and
+its columns, `ownership.py` tells who is alive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -27,10 +27,16 @@ from amistore.errors import (
 )
 from amistore.objects.resumelog import read_entry
 from amistore.tasks.database import Database
-from amistore.tasks.kinds import record_of
 from amistore.tasks.record import MOST_GIB, Kind, Lease, TaskRecord
+from amistore.tasks.restore import RestoreRecord
+from amistore.tasks.store import StoreRecord
 
-__all__ = ["Journal", "LeaseLostError"]
+__all__ = [
+    "Journal",
+    "LeaseLostError",
+    "record_of",
+]
+
 
 _logger = logging.getLogger("amistore")
 
@@ -355,3 +361,18 @@ _STATE: Final = (
     "CASE WHEN stage IN ('queued', 'running') THEN 'InProgress' "
     "WHEN failure_reason IS NULL THEN 'Completed' ELSE 'Failed' END"
 )
+
+
+_KINDS: Final[Mapping[str, type[TaskRecord]]] = {kind.kind: kind for kind in (StoreRecord, RestoreRecord)}
+
+
+def record_of(row: dict[str, Any]) -> TaskRecord:
+    """The record of a row's columns.
+
+    Raises:
+        InvalidValueError: it is damaged.
+    """
+    kind = _KINDS.get(row["kind"])
+    if kind is None:
+        raise InvalidValueError(f"{row['kind']!r:.80} is no kind of task", field="kind", value=row["kind"])
+    return kind.of_row(row)

@@ -1,7 +1,7 @@
 """`TaskRecord`: a row of the journal, what is told of it, and the job that it stands for.
 
 A row may be damaged, or written by another program: a record is valid from birth, so that nothing
-else has to look. Next: `columns.py` has the rules; `store.py` and `restore.py` have the two kinds.
+else has to look. Next: `store.py` and `restore.py` have the two kinds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 import datetime
 import json
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Literal, get_args
 
 import attrs
@@ -18,13 +20,97 @@ from typing_extensions import Self
 from amistore.backends import Backend
 from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import AlreadyExistsError, InvalidValueError
+from amistore.model import Image
+from amistore.model.fields import from_wire
 from amistore.objects import ResumeLog
 from amistore.pipeline import Phase, Progress
 from amistore.pipeline.progress import ProgressCallback
-from amistore.tasks.columns import TEXT, json_list, like, rule, tuple_of, whole
 from amistore.tasks.task import Task, TaskState
 
-__all__ = ["IMAGE_ID", "MOST_GIB", "Kind", "Lease", "Outcome", "Stage", "TaskRecord", "VolumeRecord"]
+__all__ = [
+    "IMAGE_ID",
+    "MOST_GIB",
+    "TEXT",
+    "Kind",
+    "Lease",
+    "Outcome",
+    "Stage",
+    "TaskRecord",
+    "VolumeRecord",
+    "check_image",
+    "check_tags",
+    "json_list",
+    "like",
+    "rule",
+    "tuple_of",
+    "whole",
+]
+
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def rule(told: str, holds: Callable[[Any], bool]) -> Validator:
+    """A value must be what is told."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not holds(value):
+            field = f"{type(instance).__name__}.{attribute.name}"
+            raise InvalidValueError(f"{field} must be {told}, not {value!r:.80}", field=field, value=value)
+
+    return check
+
+
+def _is_text(value: Any) -> bool:
+    """SQLite hands over bytes that are no UTF-8 as lone surrogates, which no string of ours has."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+TEXT: Final = rule("a string of Unicode", _is_text)
+
+
+def whole(*, most: int) -> Validator:
+    """A whole number from 0 on."""
+    return rule(f"a whole number from 0 to {most}", lambda value: type(value) is int and 0 <= value <= most)
+
+
+def like(pattern: str, told: str) -> Validator:
+    """A string of this form."""
+    form = re.compile(pattern)
+    return rule(told, lambda value: isinstance(value, str) and form.fullmatch(value) is not None)
+
+
+def tuple_of(kind: type) -> Validator:
+    """A tuple of such values; strings must be text."""
+    return rule(
+        f"a tuple of {kind.__name__}",
+        lambda value: (
+            isinstance(value, tuple)
+            and all(isinstance(each, kind) and (kind is not str or _is_text(each)) for each in value)
+        ),
+    )
+
+
+def json_list(column: str) -> list[Any]:
+    """A column's list, in JSON."""
+    found = json.loads(column)
+    if not isinstance(found, list):
+        raise TypeError(f"{column:.80} is no list")
+    return found
+
+
+def check_tags(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """A mapping of texts to texts, or None; no key is empty."""
+    if not isinstance(value, Mapping) or not all(
+        key and _is_text(key) and (each is None or _is_text(each)) for key, each in value.items()
+    ):
+        raise InvalidValueError(f"{attribute.name} must be tags", field=attribute.name, value=value)
+
+
+def check_image(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """The wire form of an image; the error of one that is none tells why."""
+    from_wire(Image, value)
+
 
 Kind = Literal["store", "restore"]
 

@@ -22,14 +22,22 @@ from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
 from amistore.model.fields import to_wire
 from amistore.objects import ResumeLog
-from amistore.objects.metadata import REGION_KEY
 from amistore.objects.registration import restorable_image
 from amistore.objects.restore import RestoreJob
+from amistore.objects.store import REGION_KEY
 from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import ProgressCallback
-from amistore.tasks.columns import TEXT, check_image, check_tags
 from amistore.tasks.quotas import Quotas
-from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord
+from amistore.tasks.record import (
+    IMAGE_ID,
+    TEXT,
+    Kind,
+    Outcome,
+    TaskRecord,
+    VolumeRecord,
+    check_image,
+    check_tags,
+)
 from amistore.tasks.requests import needed, split_tags
 from amistore.tasks.task import RestoreImageTask, SnapshotProgress, TagSpecification
 from amistore.units import BLOCK_SIZE, GIB

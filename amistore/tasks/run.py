@@ -7,24 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import logging
 import time
 from collections.abc import Callable
 from typing import Final
+
+import attrs
 
 from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, CredentialsExpiredError, JournalError, StorageFullError
 from amistore.objects import abandon
 from amistore.objects.finality import is_final
-from amistore.objects.resumelog import read_entry
+from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline import Progress
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.record import TaskRecord
-from amistore.tasks.tasklog import TaskLog
 
-__all__ = ["CancelledError", "StoppedError", "TaskRun", "tell"]
+__all__ = [
+    "CancelledError",
+    "StoppedError",
+    "TaskLog",
+    "TaskRun",
+    "tell",
+]
+
 
 _RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
 _PAUSE: Final = 5.0  # seconds, doubled
@@ -181,3 +190,39 @@ def _thing(entry: dict[str, object]) -> str:
     with contextlib.suppress(KeyError):
         return f"upload {entry['upload']}"
     return ""
+
+
+class TaskLog(ResumeLog):
+    """The log of one task, as its owner writes it.
+
+    Args:
+        journal: that has it.
+        record: of the task, with the owner's lease.
+    """
+
+    def __init__(self, journal: Journal, record: TaskRecord) -> None:
+        self._journal = journal
+        self._lease = record.lease
+        self._volumes = record.volumes
+
+    def entries(self) -> list[bytes]:
+        return self._journal.entries(self._lease.task_id)
+
+    def append(self, entry: bytes) -> None:
+        said = read_entry(entry)
+        volumes = None
+        if "snapshot" in said:
+            self._volumes = tuple(
+                attrs.evolve(volume, snapshot_id=said["snapshot"])
+                if volume.stored_id == said["volume"]
+                else volume
+                for volume in self._volumes
+            )
+            volumes = json.dumps([attrs.asdict(volume) for volume in self._volumes])
+        self._journal.append(self._lease, entry, volumes)
+
+    def clear(self) -> None:
+        self._journal.clear(self._lease)
+
+    def end(self) -> None:
+        """Kept: the journal ends it in the transaction that completes the task."""

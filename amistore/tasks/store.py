@@ -18,9 +18,8 @@ from amistore.model import Image, Tag
 from amistore.objects import ResumeLog
 from amistore.objects.store import StoreJob
 from amistore.pipeline.progress import ProgressCallback
-from amistore.tasks.columns import check_tags
 from amistore.tasks.quotas import Quotas
-from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord
+from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import check_image_id, object_place, object_tags
 from amistore.tasks.task import StoreImageTask
 

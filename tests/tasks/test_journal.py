@@ -12,9 +12,9 @@ import attrs
 import pytest
 
 import amistore
-from amistore.tasks import schema
+from amistore.tasks import database as schema
+from amistore.tasks.database import journal_path
 from amistore.tasks.journal import Journal, LeaseLostError
-from amistore.tasks.location import journal_path
 from amistore.tasks.record import VolumeRecord
 from amistore.tasks.store import StoreRecord
 
