@@ -2,7 +2,7 @@
 
 The class tells whose fault it is: the bytes (`ArchiveError`), the other side
 (`BackendError`) or the caller (`InvalidRequestError`). The facts are attributes, and
-`str()` puts those that are known behind the message. Every error survives pickling, so
+`str()` appends the known ones to the message. Every error survives pickling, so
 it crosses a process pool whole.
 """
 
@@ -61,7 +61,7 @@ class AmistoreError(Exception):
 
 
 def _cut(fact: object) -> str:
-    """Some callers give an image for its id, whose attribute has all of it. No key is cut."""
+    """Cut what is no string and long, such as an image given for its id. Keys are never cut."""
     text = str(fact)
     return text if isinstance(fact, str) or len(text) <= 100 else f"{text[:100]}..."
 
@@ -123,7 +123,7 @@ REMEDY: Final = "take another copy, or amistore.recover saves what is left"
 
 @contextlib.contextmanager
 def advising() -> Iterator[None]:
-    """Add the remedy to an error that says that an archive is damaged."""
+    """Add the remedy to an error about a damaged archive."""
     try:
         yield
     except CorruptArchiveError as error:
@@ -146,7 +146,7 @@ class UnsupportedArchiveError(ArchiveError):
 
 
 class LostBlocksError(ArchiveError):
-    """The archive was recovered from a damaged one, and blocks that are wanted were lost."""
+    """The archive was recovered from a damaged one, and blocks that the call needs were lost."""
 
 
 class BackendError(AmistoreError):
@@ -154,9 +154,9 @@ class BackendError(AmistoreError):
 
     Attributes:
         retryable: whether the same call may succeed later.
-        attempts: how many were made; None where nothing retries.
+        attempts: the number of attempts; None where nothing retries.
         operation: the verb that failed, such as ``"get_snapshot_block"``.
-        snapshot_id, block_index, image_id, bucket, key: what it was called on, where known.
+        snapshot_id, block_index, image_id, bucket, key: the call's arguments, where known.
     """
 
     _facts = ("operation", "snapshot_id", "block_index", "image_id", "bucket", "key", "attempts")
@@ -192,7 +192,7 @@ class BackendError(AmistoreError):
 
 @contextlib.contextmanager
 def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
-    """Wrap what a user's object raises beyond this tree in a `BackendError`; say on what it was called."""
+    """Wrap an exception of a user's object from outside this tree in a `BackendError` that names the call."""
     try:
         yield
     except BackendError as error:
@@ -218,14 +218,14 @@ class AccessDeniedError(BackendError):
 
 
 class CredentialsExpiredError(AccessDeniedError):
-    """The credentials have ended, or could not be renewed; or this machine's clock is wrong.
+    """The credentials expired or could not be renewed, or this machine's clock is wrong.
 
-    With others, or the clock set, a log or a task goes on.
+    A log or a task is resumed with fresh credentials, or once the clock is set.
     """
 
 
 class AlreadyExistsError(BackendError):
-    """The object or name exists, and the call was to create it."""
+    """The call was to create an object or name that exists."""
 
 
 class ThrottledError(BackendError):
@@ -237,11 +237,11 @@ class ChecksumMismatchError(BackendError):
 
 
 class SourceChangedError(BackendError):
-    """What was listed before differs from what is there now."""
+    """The source is not what it was when it was listed or opened."""
 
 
 class ArchivedObjectError(BackendError):
-    """The object lies in a storage class that cannot be read before it is restored."""
+    """The object's storage class cannot be read until the object is restored from it."""
 
 
 class StorageFullError(BackendError):
@@ -249,27 +249,27 @@ class StorageFullError(BackendError):
 
 
 class JournalError(BackendError):
-    """The journal of tasks cannot be read or written; what is in it stays as it was."""
+    """The journal of tasks cannot be read or written; its content is unchanged."""
 
 
 class ResourcesExhaustedError(AmistoreError):
-    """The machine, or a limit of the process, has no memory or no thread left; fewer workers need less."""
+    """The machine or the process has run out of memory or threads; fewer workers need less."""
 
 
 @contextlib.contextmanager
 def machine_limits() -> Iterator[None]:
-    """Raise a typed error where Python says that memory or threads have run out."""
+    """Raise a typed error where Python runs out of memory or threads."""
     try:
         yield
     except MemoryError as error:
         raise ResourcesExhaustedError(
-            "there is no memory left for this: take fewer workers (`workers=`), or give it more memory"
+            "out of memory: use fewer workers (`workers=`), or give the process more memory"
         ) from error
     except RuntimeError as error:
         if "can't start new thread" not in str(error):  # CPython's words, from 3.10 to 3.14
             raise
         raise ResourcesExhaustedError(
-            "the system starts no more threads: take fewer workers (`workers=`), or raise the limit of "
+            "the system starts no more threads: use fewer workers (`workers=`), or raise the limit of "
             "processes or memory (`ulimit -u`, the container's pids.max)"
         ) from error
 
@@ -292,7 +292,7 @@ class TaskFailedError(AmistoreError):
     """A task that was waited for has failed.
 
     Attributes:
-        task_ids: of all that have.
+        task_ids: the ids of all failed tasks.
     """
 
     def __init__(self, message: str, *, task_ids: tuple[str, ...] = ()) -> None:
@@ -305,7 +305,7 @@ class InvalidValueError(InvalidRequestError):
 
     Attributes:
         field: ``Class.field`` of the value.
-        value: the value, as given.
+        value: the refused value.
     """
 
     def __init__(

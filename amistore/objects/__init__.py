@@ -1,8 +1,8 @@
 """Archives as objects and files: stored, restored, moved, copied, found; resumed after a crash.
 
-`store.py` and `restore.py` have the jobs, which `transfer.py` and the task engine drive, too; `upload.py`
-and `restoration.py` do them, `resumelog.py` is what they resume from. Imports `archive`, `pipeline` and
-`backends`.
+`store.py` and `restore.py` hold the jobs, which `transfer.py` and the task engine drive, too. `upload.py`
+and `restoration.py` do the work; `resumelog.py` holds the logs that they resume from. Imports `archive`,
+`pipeline` and `backends`.
 """
 
 from amistore.objects.abandonment import abandon

@@ -23,9 +23,9 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
     """Give an unfinished run up: abort its upload, delete the snapshots it began, and clear the log.
 
     Args:
-        log: of the run, or its path.
-        backend: that it wrote to; of a transfer, the destination.
-        completed: delete snapshots that are completed too, but for those of an image.
+        log: the run's log, or its path.
+        backend: the backend that the run wrote to; a transfer's destination.
+        completed: delete completed snapshots too, except those of a registered image.
 
     Raises:
         InvalidRequestError: the log is damaged, or belongs to a run against another backend.
@@ -97,6 +97,6 @@ def _delete(snapshot_id: str, size: int, backend: Backend, completed: bool) -> N
         if found.volume_size is not None and found.volume_size * GIB != size:
             raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
         if found.state == "completed" and not completed:
-            _logger.warning("snapshot %s is completed, and stays; it may be an image's", snapshot_id)
+            _logger.warning("keeping snapshot %s, which is completed: an image may be on it", snapshot_id)
             return
         backend.ebs.delete_snapshot(snapshot_id)

@@ -1,6 +1,6 @@
 """`copy`: an archive from one store to another, verified on the way.
 
-Through bounded memory, and no disk of this machine.
+The bytes pass through bounded memory, and no local disk.
 """
 
 from __future__ import annotations
@@ -54,18 +54,17 @@ def copy(
 ) -> StoredArchive:
     """Copy an archive between stores, verified on the way: the copy appears only if all of it is right.
 
-    Every record, the index, the tail and each frame's CRC are checked. Nothing is decompressed but with
-    an expected content id: to prove that, each block is decoded and hashed.
+    Every record, the index, the tail and each frame's CRC are checked. Blocks are decoded and hashed only to
+    prove an expected content id.
 
     Args:
-        archive: the object to copy.
-        to: the copy, in the same store or another; it must not exist.
-        log: a path, or a log, from which an earlier run that ended in a crash or an error is resumed: parts
-            that it sent are read and verified again, and not sent. Without one, what was sent is removed on
-            an error.
-        expected_content_id: refuse another archive; 64 hexadecimal digits.
-        workers: ranges read at once; None for the number of CPUs.
-        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
+        archive: the location of the archive.
+        to: the location of the copy, in the same store or another; it must not exist.
+        log: a path, or a log, from which a failed or killed run is resumed: its parts are read and verified
+            again, but not sent again. Without a log, parts are removed on an error.
+        expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any.
+        workers: the number of ranges read at once; None for the number of CPUs.
+        progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
 
     Returns:
         Where the copy is, its size and ETag, and its content id: proved with an expected one, else what

@@ -1,8 +1,7 @@
 """`is_final`: whether a run ended for a reason that the next run would meet again.
 
-Only then is what a durable run has made removed, and the run ended: a one-shot call with a log, and
-a task. For any other reason both stay: their owner resumes the run, or gives it up.
-docs/tasks.md has the table.
+Only then does a durable run (a task, or a one-shot call with a log) end, and is its output removed.
+For any other reason both stay: their owner resumes the run, or gives it up. docs/tasks.md has the table.
 """
 
 from __future__ import annotations
@@ -35,5 +34,5 @@ room, networks, certificates, an environment's settings, states, and what nobody
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether the next run would meet it again; never what may pass by itself."""
+    """Whether the next run would meet the error again; False where it may pass by itself."""
     return isinstance(error, FINAL) and not (isinstance(error, BackendError) and error.retryable)

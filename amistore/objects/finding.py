@@ -1,4 +1,4 @@
-"""`find_archives`: which archives are in a bucket, told by their ends."""
+"""`find_archives`: the archives of a bucket, recognized by their ends."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _logger = logging.getLogger("amistore")
 
 @attrs.frozen(kw_only=True)
 class FoundArchive:
-    """An archive of a bucket, as its index tells.
+    """An archive of a bucket, as its index describes it.
 
     Attributes:
-        location: the object; whatever takes an archive takes this.
+        location: the object's location; every call that takes an archive takes this.
         image_id: the stored AMI's id.
         name: the stored AMI's name.
-        size: of the object, in bytes.
-        content_id: what the archive claims to hold, 64 hexadecimal digits.
-        date: when the stored AMI was created, as EC2 tells it.
+        size: the object's size in bytes.
+        content_id: the content id that the archive claims, 64 hexadecimal digits; `Archive.verify` proves it.
+        date: the creation date of the stored AMI, in EC2's format.
     """
 
     location: ObjectLocation
@@ -47,14 +47,14 @@ def find_archives(
 ) -> Iterator[FoundArchive]:
     """Find the archives among a bucket's objects, by key.
 
-    Of each object the last 64 KiB are read, and the index where that is longer. What is no archive is passed
-    by; of a damaged one, whose end cannot be read, the log tells (WARNING).
+    The last 64 KiB of each object are read, and the whole index where it is longer. Other objects are
+    skipped. An archive whose end is damaged is skipped, too, and logged (WARNING).
 
     Args:
         store: the store that holds the bucket.
         bucket: the bucket's name.
-        prefix: of the keys to look at.
-        workers: objects looked at at once; None for the number of CPUs.
+        prefix: the prefix of the keys to look at.
+        workers: the number of objects read at once; None for the number of CPUs.
 
     Raises:
         NotFoundError: no such bucket.
@@ -80,7 +80,7 @@ def _look(location: ObjectLocation) -> FoundArchive | None:
             stored = ContainerFile(ranges)
         except ArchiveError as error:
             if ranges.read(0, len(PREAMBLE)) == PREAMBLE:
-                _logger.warning("%s is an archive that cannot be opened: %s", location, error)
+                _logger.warning("skipping %s, an archive that cannot be opened: %s", location, error)
             return None
     except NotFoundError:  # deleted since it was listed
         return None

@@ -1,8 +1,8 @@
 """`LoggedUpload`: a multipart upload that a log resumes, and its object, proved.
 
-The log has a header, the upload's id, and of each part number, size and ETag; what its owner puts behind
-these is the owner's. Nothing in it is believed: a run takes over the parts that the upload's own list
-confirms, up to the first that it does not.
+The log has a header, the upload's id, and each part's number, size and ETag; the job may append records of
+its own. Nothing in it is believed: a run takes over the parts that the upload's own list confirms, up to the
+first that it does not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _logger = logging.getLogger("amistore")
 
 
 def refuse_existing(to: ObjectLocation) -> None:
-    """Tell before the work what completing an upload would tell after it.
+    """Refuse an object that exists before the work, not after it.
 
     Raises:
         AlreadyExistsError: the object exists.
@@ -54,15 +54,16 @@ class LoggedUpload:
     """One run's upload.
 
     Attributes:
-        to: the object.
-        log: what earlier runs have done, and where this one notes what it does.
-        kind: of the job, for the log.
-        identity: facts that the log's run must have had, too.
-        changed: by their names, the error to raise where it had others; else the log is of another job.
-        upload_id: of the upload; empty where there is none to abort.
-        task: of the run that the log is of.
-        parts: those that are there, this run's included.
-        carried: the log's entries of the parts that earlier runs have sent.
+        to: the object's location.
+        log: the log of the earlier runs and of this one.
+        kind: the kind of job that the log's header names.
+        identity: the facts that the log's run must share.
+        changed: the error to raise where one of these facts differs; without one, the log belongs to another
+            job.
+        upload_id: the upload's id; empty where there is none to abort.
+        task: the id of the run that began the log.
+        parts: the parts that were uploaded, this run's included.
+        carried: the log's entries for the parts of earlier runs.
     """
 
     to: ObjectLocation
@@ -78,7 +79,7 @@ class LoggedUpload:
     def begin(
         self, metadata: Mapping[str, str], tags: Mapping[str, str] | None, overwrite: bool
     ) -> ObjectInfo | None:
-        """Begin an upload, or resume the log's; gives the object if a run has completed it already."""
+        """Begin an upload, or resume the log's; return the object if an earlier run completed it."""
         entries = self.log.entries()
         identity = {"store": self.to.store.where, **self.to.facts, **self.identity}
         if entries:
@@ -108,7 +109,7 @@ class LoggedUpload:
         return None
 
     def _resume(self, entries: list[bytes]) -> bool:
-        """Take over what the log says and the upload has; whether the upload is there."""
+        """Take over what the log says and the upload has; return whether the upload exists."""
         try:
             listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
         except NotFoundError:
@@ -117,14 +118,14 @@ class LoggedUpload:
         return True
 
     def _carry(self, entries: list[bytes], there: Mapping[int, UploadedPart] | None) -> None:
-        """Take over the log's parts, up to the first that is not there; all of an object that is."""
+        """Take over the log's parts, up to the first that the upload lacks; all of a completed object."""
         for entry in _part_entries(entries):
             said = read_entry(entry)
             try:
                 part = UploadedPart(part_number=said["part"], size=said["size"], etag=said["etag"])
             except KeyError as error:
                 raise InvalidRequestError(
-                    f"the resume log is damaged, or of another run: no {error}"
+                    f"the resume log is damaged, or belongs to another run: no {error}"
                 ) from None
             if there is not None and there.get(part.part_number) != part:
                 break
@@ -132,7 +133,7 @@ class LoggedUpload:
             self.carried.append(entry)
 
     def made(self) -> ObjectInfo | None:
-        """The object, if it is this run's."""
+        """The object's description if this run made it, else None."""
         with contextlib.suppress(NotFoundError):
             info = self.to.head()
             if info.metadata.get(RUN_KEY) == self.task:
@@ -140,7 +141,7 @@ class LoggedUpload:
         return None
 
     def note(self, part: UploadedPart, records: bytes = b"") -> None:
-        """A part is there; with its owner's records it is logged, for the next run to take over."""
+        """Log an uploaded part, with the job's records, for the next run to take over."""
         self.parts.append(part)
         if records:
             entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
@@ -163,10 +164,10 @@ class LoggedUpload:
         return info
 
     def outdated(self) -> bool:
-        """Whether the upload is gone, or its parts are not those this run has sent.
+        """Whether the upload is gone, or has other parts than this run sent.
 
-        Another run has changed it, or a sweep or a rule of the bucket aborted it; the next run begins
-        with what is there.
+        Another run changed it, or a sweep or a lifecycle rule aborted it. The next run begins with what is
+        there.
         """
         if not self.upload_id:
             return False
@@ -180,12 +181,12 @@ class LoggedUpload:
     def prove(self, info: ObjectInfo, check: Callable[[ObjectRanges], None], *, new: bool) -> None:
         """Refuse an object that is not what was sent.
 
-        One that this run has made is deleted; one that was there, or is another's, is not.
+        An object that this run made is deleted; any other stays.
 
         Args:
-            info: what its completion said of it.
-            check: raises an `ArchiveError` where the object's bytes are others.
-            new: whether this run has made it.
+            info: the object's description, from its completion.
+            check: a function that raises an `ArchiveError` where the object's bytes differ.
+            new: whether this run made the object.
         """
         try:
             check(ObjectRanges(self.to, info))
@@ -212,12 +213,12 @@ class LoggedUpload:
             ) from None
 
     def end_run(self, error: BaseException, *, durable: bool, done: bool) -> None:
-        """After an error: remove what was sent, where no later run can resume it.
+        """After an error, remove what was sent if no later run can resume it.
 
         Args:
-            error: that ended the run; made `retryable` where the next run begins another upload.
+            error: the run's error; it becomes `retryable` where the next run begins another upload.
             durable: whether the log outlives the run.
-            done: whether an earlier run had completed the object.
+            done: whether an earlier run completed the object.
         """
         if durable and isinstance(error, BackendError) and self.outdated():
             error.retryable = True
@@ -225,14 +226,14 @@ class LoggedUpload:
             self.undo()
 
     def undo(self) -> None:
-        """Abort the upload, and end the run, unless that failed."""
+        """Abort the upload and, unless that fails, end the run."""
         if self.abort():
             self.log.clear()
 
     def abort(self) -> bool:
-        """Abort the upload, or what a store that died while it completed it has left of it.
+        """Abort the upload, also one that a store left behind as it died while completing it.
 
-        Gives whether it is gone; what cannot be aborted is logged by its id.
+        Returns whether the upload is gone; one that cannot be aborted is logged by its id.
         """
         if self.upload_id:
             try:
@@ -245,23 +246,25 @@ class LoggedUpload:
 
 
 def _part_entries(entries: list[bytes]) -> list[bytes]:
-    """The entry of each part from the first on.
+    """The latest log entry of each part, in order.
 
-    A part that the store had lost is sent and noted again, and those behind it: its new entry
-    counts, and none that stood behind the old one.
+    A part that the store lost is sent and logged again, and so are those behind it: its new entry counts,
+    and none that stood behind the old one.
     """
     found: list[bytes] = []
     for entry in entries:
         number = read_entry(entry).get("part")
         if type(number) is not int or not 1 <= number <= len(found) + 1:
-            raise InvalidRequestError("the resume log is damaged, or of another run: a part is missing")
+            raise InvalidRequestError(
+                "the resume log is damaged, or belongs to another run: a part is missing"
+            )
         del found[number - 1 :]
         found.append(entry)
     return found
 
 
 def _upload_id_of(entries: list[bytes]) -> str | None:
-    """The id of the upload; None where the run did not come to know it."""
+    """The upload's id; None where the run never learned it."""
     if len(entries) < 2:
         return None
     upload_id = read_entry(entries[1]).get("upload")

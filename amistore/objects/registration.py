@@ -1,6 +1,6 @@
-"""`register_restored`: the last step of a restore, an image on the snapshots that were made.
+"""`register_restored`: the last step of a restore, which registers the image on its new snapshots.
 
-What can be known of it beforehand is asked first.
+The other functions check beforehand whether that will succeed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _logger = logging.getLogger("amistore")
 
 
 def refuse_taken(destination: Backend, name: str) -> None:
-    """Tell before the work what registering would tell after it."""
+    """Refuse a name that is taken before the work, not after it."""
     if destination.ec2.find_images(name):
         raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
@@ -36,7 +36,7 @@ def restorable_image(stored: ContainerFile) -> Image:
     """The image of an archive, without the mappings whose snapshots are not in it.
 
     Raises:
-        InvalidRequestError: the root device's snapshot is one of those, or it is not known which one that is.
+        InvalidRequestError: the root device's snapshot is missing, or not known.
     """
     checks.check_root(stored.image)  # of what is left one mapping may look like it that is not
     there = {volume.snapshot_id: volume.snapshot_id for volume in stored.index.volumes}
@@ -52,7 +52,7 @@ def restorable_image(stored: ContainerFile) -> Image:
 
 
 def warn_of_holes(image: Image, source: Backend, destination: Backend) -> bool:
-    """Log that holes will read as noise, where that can be known before the work; whether it was told."""
+    """Log that holes will read as noise, where that is known before the work; return whether it is."""
     if not destination.ebs.encrypts_snapshots():
         return False
     for snapshot_id in image.snapshot_ids:
@@ -78,7 +78,7 @@ def _has_hole(snapshot_id: str, source: Backend) -> bool:
 
 
 def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:
-    """Log which attributes the new image will not have; an archive keeps them."""
+    """Log which attributes the new image will lack; the archive keeps them."""
     reports = destination.ec2.fidelity(image, name=name)
     dropped = [str(each) for each in reports if each.fate is Fate.DROPPED]
     if dropped:
@@ -93,15 +93,15 @@ def register_restored(
     *,
     image_id: str | None = None,
 ) -> str:
-    """Register what was restored, once: with a log, an image that an earlier call has registered is found.
+    """Register a restored image, once: with a log, an image that an earlier call registered is found.
 
     Args:
-        restored: on its new snapshots.
-        name: of the image; None for that of `restored`.
-        destination: where they are.
-        log: of the run; ended once the image is there. Without one, the snapshots are deleted on
+        restored: the image, on its new snapshots.
+        name: the new image's name; None for that of `restored`.
+        destination: the backend that has the snapshots.
+        log: the run's log, ended once the image is registered. Without a log, the snapshots are deleted on
             an error.
-        image_id: one that `reserve_image_id` gave.
+        image_id: an id from `reserve_image_id`; None for the registry's choice.
     """
     wanted = name or restored.name
 
@@ -127,11 +127,11 @@ def register_restored(
 
 
 def _registered(restored: Image, wanted: str | None, destination: Backend) -> bool:
-    """Whether the image is there all the same, or it cannot be known that it is not."""
+    """Whether the image was registered in spite of the error, or may have been."""
     try:
         found = destination.ec2.find_images(wanted) if wanted else []
     except Exception as error:
         ids = ", ".join(restored.snapshot_ids)
-        _logger.error("%s stay: whether an image is on them cannot be asked: %s", ids, error)
+        _logger.error("keeping %s: an image may be on them, which cannot be asked: %s", ids, error)
         return True
     return any(each.snapshot_ids == restored.snapshot_ids for each in found)

@@ -1,6 +1,6 @@
 """`restore`: an archive becomes an AMI; `unpack`: its snapshots alone.
 
-`RestoreJob` is what `transfer` and a restore task do, too.
+`transfer` and restore tasks run `RestoreJob`, too.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class RestoreJob:
     """An archive that becomes an AMI.
 
     Attributes:
-        backend: where the AMI is made.
-        name: the AMI's; None for the stored one's.
-        image_tags: the AMI's, over those that were stored.
-        snapshot_tags: each of its snapshots', likewise.
-        region: where the stored AMI was; None for what the archive's object tells.
-        expected: the content id of the archive; None for whatever it is.
-        holes: what is done with blocks that a snapshot does not list.
-        allow_lost: restore snapshots with lost blocks, too.
-        image_id: one that `reserve_image_id` gave; None for the registry's choice.
+        backend: the backend that gets the AMI.
+        name: the AMI's name; None for the stored name.
+        image_tags: the tags to set on the AMI, over the stored ones.
+        snapshot_tags: the tags to set on each of its snapshots, over the stored ones.
+        region: the stored AMI's Region; None for the one in the object's metadata.
+        expected: the only content id to accept; None for any.
+        holes: the treatment of blocks that a snapshot does not list.
+        allow_lost: whether to restore snapshots with lost blocks, too.
+        image_id: an id from `reserve_image_id`; None for the registry's choice.
     """
 
     backend: Backend
@@ -70,7 +70,7 @@ class RestoreJob:
         """Check what can be checked before the work.
 
         Args:
-            image: the one to restore, such as `restorable_image` gives.
+            image: the image to restore, such as `restorable_image` returns.
 
         Returns:
             The name of the new AMI.
@@ -78,7 +78,7 @@ class RestoreJob:
         Raises:
             AlreadyExistsError: the name is taken.
             AccessDeniedError: registering would be refused in the end.
-            InvalidRequestError: the image cannot be registered so.
+            InvalidRequestError: the image cannot be registered as it is.
         """
         wanted = checks.check_registrable(image, self.name)
         refuse_taken(self.backend, wanted)
@@ -88,15 +88,15 @@ class RestoreJob:
     def run(
         self, stored: ContainerFile, log: ResumeLog | None, *, workers: int | None, progress: ProgressCallback
     ) -> RestoredImage:
-        """Do all of it, or what earlier runs with this log have left to do; errors are those of `restore`.
+        """Do the job, or what earlier runs with this log left to do; errors are those of `restore`.
 
-        The name is looked up in every run: a run may begin hours after it was admitted.
+        Every run looks the name up again: it may begin hours after the job was admitted.
 
         Args:
             stored: the archive.
-            log: what earlier runs have done; None to remove on an error what this one has done.
-            workers: segments worked on at once; None for the number of CPUs.
-            progress: called with a `Progress`.
+            log: the log of earlier runs; None to remove on an error what this run made.
+            workers: the number of segments worked on at once; None for the number of CPUs.
+            progress: a function called with a `Progress`.
         """
         check_content_id(stored.index.content_id, self.expected)
         wanted = checks.check_registrable(restorable_image(stored), self.name)
@@ -129,9 +129,10 @@ class RestoreJob:
         Args:
             restored: the stored image on its new snapshots.
             stored_id: the stored image's id.
-            region: where the stored AMI was; None where that is not known.
-            content_id: of the archive.
-            log: of the run; ended once the AMI is there. Without one, the snapshots are deleted on an error.
+            region: the stored AMI's Region; None where it is not known.
+            content_id: the archive's content id.
+            log: the run's log, ended once the AMI is registered. Without a log, the snapshots are deleted on
+                an error.
         """
         image = self.registered(restored, stored_id, region)
         image_id = register_restored(image, self.name, self.backend, log, image_id=self.image_id)
@@ -139,12 +140,12 @@ class RestoreJob:
         return RestoredImage(image=image, content_id=content_id)
 
     def registered(self, restored: Image, stored_id: str, region: str | None) -> Image:
-        """What is registered of a restored image; see `register` for the arguments."""
+        """The image to register, made from the restored one; arguments as in `register`."""
         tagged = restored.with_tags(self.image_tags)
         return attrs.evolve(tagged, source_image_id=stored_id, source_image_region=region)
 
     def is_done(self, name: str, log: ResumeLog | None) -> bool:
-        """Whether an AMI of this name is there, on snapshots that the runs of this log have begun."""
+        """Whether an AMI of this name exists on snapshots that this log's runs began."""
         entries = [] if log is None else log.entries()
         begun = {entry["snapshot"] for entry in map(read_entry, entries) if "snapshot" in entry}
         if not begun:
@@ -170,24 +171,24 @@ def restore(
 ) -> RestoredImage:
     """Make an AMI of an archive: restore its snapshots, and register the image on them.
 
-    Attributes that the new AMI will not have are logged (WARNING) before the work.
+    Attributes that the new AMI will lack are logged (WARNING) before the work.
 
     Args:
-        archive: what `open` takes, such as ``cloud.s3.at("archive", "web.bin")`` or a path.
-        backend: where the AMI is made.
-        name: the AMI's name; None for the stored one's.
-        image_tags: tags of the AMI, over those that were stored.
-        snapshot_tags: tags of each of its snapshots, likewise.
-        log: a path, or a log, from which an earlier call that ended in a crash or an error is resumed, also
-            one that ended between restoring and registering; cleared once the AMI is registered.
-        expected_content_id: refuse another archive; 64 hexadecimal digits. Every block that is
-            restored is proved to be one that it stands for.
-        fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
-            A run that is resumed must have the same.
-        allow_lost: restore snapshots with lost blocks, too; see `unpack`.
-        workers: segments worked on at once; None for the number of CPUs.
-        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
-        options: for a URL, as in `open`.
+        archive: the archive's location, path, URL or open file, as in `open`.
+        backend: the backend that gets the AMI.
+        name: the AMI's name; None for the stored name.
+        image_tags: the tags to set on the AMI, over the stored ones.
+        snapshot_tags: the tags to set on each of its snapshots, over the stored ones.
+        log: a path, or a log, from which a failed or killed call is resumed, also one that ended between
+            restoring and registering; cleared once the AMI is registered.
+        expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Every
+            restored block is proved to be one that it stands for.
+        fill_holes: whether to put a block of zeros for each block that a snapshot does not list, as in
+            `unpack`. A resumed run must have the same.
+        allow_lost: whether to restore snapshots with lost blocks, too, as in `unpack`.
+        workers: the number of segments worked on at once; None for the number of CPUs.
+        progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
+        options: the options for a URL, as in `open`.
 
     Returns:
         The new AMI, and the archive's content id.
@@ -195,11 +196,11 @@ def restore(
     Raises:
         NotFoundError: no such archive.
         AlreadyExistsError: the name is taken.
-        AccessDeniedError: registering would be refused in the end, told before anything is made.
-        ArchiveError: the archive is damaged, or another one.
-        SourceChangedError: the archive was replaced, during the run or since the one that is resumed.
-        InvalidRequestError: the image cannot be registered so; the log belongs to another job.
-        BackendError: the archive's store or the backend failed. Without a log, what was begun is deleted.
+        AccessDeniedError: registering would be refused; raised before anything is made.
+        ArchiveError: the archive is damaged, or has another content id.
+        SourceChangedError: the archive was replaced, during this run or since the resumed one.
+        InvalidRequestError: the image cannot be registered as it is; the log belongs to another job.
+        BackendError: the archive's store or the backend failed. Without a log, new snapshots are deleted.
     """
     check_backend(backend, "backend")
     job = RestoreJob(
@@ -240,47 +241,47 @@ def unpack(
 ) -> Image:
     """Restore the snapshots of an archive, verifying all of it.
 
-    Everything is checked before success is reported: each record and frame, each block's
-    SHA-256, LINEAR per volume, index, tail and content ids, and that nothing follows. An open file is read
-    once, in order. Of all else the end is checked before the first snapshot is started, and each worker reads
-    its segments by itself.
+    Everything is checked before a snapshot is completed: each record and frame, each block's SHA-256, each
+    volume's LINEAR, index, tail and content ids, and that nothing follows. An open file is read once, in
+    order. Of any other archive the end is checked before the first snapshot is started, and each worker
+    reads its segments by itself.
 
-    Blocks that a snapshot does not list stay unlisted. On an encrypted volume these read as noise, not
-    as zeros: without `fill_holes` that is logged (WARNING), once, where the new snapshots are encrypted.
+    Blocks that a snapshot does not list stay unlisted. On an encrypted volume they read as noise, not as
+    zeros: without `fill_holes` that is logged (WARNING), once, where the new snapshots are encrypted.
 
     Args:
-        archive: an open binary file or stream, read from where it stands to its end, a pipe too; or what
-            `open` takes: a location, a path or a URL.
-        sink: where new snapshots are made.
-        snapshots: ids, as in the archive, of those to restore; None for all. All are verified.
-        tags: set on every new snapshot, over those that were stored.
-        log: a path, or a log, from which an earlier run that ended in a crash or an error is resumed:
-            segments that it has put are neither read nor put again. Without one, the snapshots that were
-            begun are deleted on an error. Not for a stream.
-        expected_content_id: refuse another archive before a snapshot is completed; 64 hexadecimal digits.
-        fill_holes: put a block of zeros for each block that a snapshot does not list, after all was
-            verified; the new snapshots then list every block, 2,048 per GiB. A run that is resumed must
-            have the same.
-        allow_lost: restore snapshots with lost blocks, of an archive that `recover` wrote, too.
-            What was lost is not put, nor filled; `Snapshot.lost_blocks` of the returned image lists it.
-        workers: segments worked on at once; None for the number of CPUs.
-        executor: where a stream's segments are worked on; None for threads. For processes `sink` must be
+        archive: an open binary file or stream, also a pipe, read from its position to its end; or a
+            location, path or URL, as in `open`.
+        sink: the sink that gets the new snapshots.
+        snapshots: the archived ids of the snapshots to restore; None for all. All are verified.
+        tags: the tags to set on every new snapshot, over the stored ones.
+        log: a path, or a log, from which a failed or killed run is resumed: segments that it put are neither
+            read nor put again. Without a log, new snapshots are deleted on an error. Not for a stream.
+        expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. It is
+            compared before a snapshot is completed.
+        fill_holes: whether to put a block of zeros for each block that a snapshot does not list, once all is
+            verified. The new snapshots then list every block, 2,048 per GiB. A resumed run must have the
+            same.
+        allow_lost: whether to restore snapshots with lost blocks, from an archive that `recover` wrote. Lost
+            blocks are neither put nor filled; `Snapshot.lost_blocks` of the returned image lists them.
+        workers: the number of segments worked on at once; None for the number of CPUs.
+        executor: the executor for a stream's segments; None for threads. For processes `sink` must be
             picklable.
-        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress` after
-            each segment.
-        options: for a URL, as in `open`.
+        progress: True for a bar (extra ``progress``), or a function called with a `Progress` after each
+            segment.
+        options: the options for a URL, as in `open`.
 
     Returns:
-        The stored image on its new snapshots, ready for `register_image`. Mappings whose
-        snapshot was not restored are left out, and logged.
+        The stored image on its new snapshots, ready for `register_image`. Mappings whose snapshot was not
+        restored are left out, and logged.
 
     Raises:
         NotFoundError: no such archive.
-        CorruptArchiveError: damaged bytes, with the place, or another content id than the expected one;
-            no snapshot was completed.
-        UnsupportedArchiveError: a newer format.
+        CorruptArchiveError: the bytes are damaged, or the content id is not the expected one; no snapshot
+            was completed.
+        UnsupportedArchiveError: the archive has a newer format.
         LostBlocksError: blocks of a snapshot were lost, without `allow_lost`.
-        SourceChangedError: the archive was replaced, during the run or since the one that is resumed.
+        SourceChangedError: the archive was replaced, during this run or since the resumed one.
         InvalidRequestError: `snapshots` names one that is not in the archive; the log belongs to another job.
         BackendError: the archive's store or the sink failed; with a log the next run resumes this one.
     """

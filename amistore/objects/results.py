@@ -1,4 +1,4 @@
-"""What a job has made: `StoredArchive`, `RestoredImage`."""
+"""The results of the jobs: `StoredArchive`, `RestoredImage`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class StoredArchive:
     """An archive that was stored as an object or a file.
 
     Attributes:
-        location: the object's, or the file's path.
-        size: in bytes.
-        etag: the object's, as its completion gave it; None for a file.
-        content_id: computed while the archive was made, never read back: 64 hexadecimal digits. Keep it
-            where nobody who can write the archive can: `expected_content_id` proves later that it is this.
+        location: the object's location, or the file's path.
+        size: the archive's size in bytes.
+        etag: the object's ETag, from its completion; None for a file.
+        content_id: the archive's content id, 64 hexadecimal digits, computed while the archive was made,
+            never read back. Keep it out of reach of those who can write the archive: `expected_content_id`
+            proves later that the archive is the same.
     """
 
     location: ObjectLocation | Path
@@ -36,9 +37,9 @@ class RestoredImage:
 
     Attributes:
         image: the new AMI, on its new snapshots.
-        content_id: of the archive that it was made of, also where that was on the way only: 64 hexadecimal
-            digits. Every block of the new snapshots is one that it stands for.
-        kept: the archive that `transfer` was to keep.
+        content_id: the content id of the archive that the AMI was made of, 64 hexadecimal digits, also where
+            `transfer` kept no archive. Every block of the new snapshots is one that it stands for.
+        kept: the archive that `transfer` kept; None where it kept none.
     """
 
     image: Image

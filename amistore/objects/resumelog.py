@@ -1,7 +1,7 @@
-"""`ResumeLog`: what a run has done, so that the next one goes on where it ended.
+"""`ResumeLog`: what a run has done, so that the next run resumes it.
 
-A log is a list of entries that outlives its writer. It holds no secret, and nothing in it is
-believed: who goes on checks all that it says against the source, the store and the plan.
+A log is a list of entries that outlives its writer. It holds no secret, and nothing in it is believed: the
+next run checks all of it against the source, the store and the plan.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _A_TRY = 4 << 10
 
 
 def write_entry(**facts: Any) -> bytes:
-    """An entry that says this, in JSON; bytes may be put behind it after a line feed."""
+    """A log entry with this JSON; bytes may follow it after a line feed."""
     return json.dumps(facts, separators=(",", ":")).encode()
 
 
 def read_entry(entry: bytes) -> dict[str, Any]:
-    """What an entry says.
+    """The JSON of a log entry.
 
     Raises:
-        InvalidRequestError: nothing that one of ours says.
+        InvalidRequestError: the entry is damaged.
     """
     try:
         facts = json.loads(entry.partition(b"\n")[0])
@@ -73,22 +73,22 @@ _KINDS = {"pack": "storing", "unpack": "restoring", "copy": "copying"}
 def read_task(
     entry: bytes, kind: str, identity: Mapping[str, Any], changed: Mapping[str, SourceChangedError]
 ) -> str:
-    """The task of the run whose first entry this is, if that run is the one to go on with.
+    """The id of the run whose first entry this is, if the run belongs to this job.
 
     Args:
-        entry: with the kind, the task and the identity of its run.
-        kind: ``"pack"`` or ``"unpack"``.
-        identity: the facts that must be the same.
-        changed: by the names of those facts that say what the source is, the error to raise.
+        entry: the entry with the run's kind, id and identity.
+        kind: the kind of job.
+        identity: the facts that the run must share.
+        changed: for facts that tell what the source is, the error to raise where they differ.
 
     Raises:
-        InvalidRequestError: it is of another run.
+        InvalidRequestError: the entry belongs to another job.
     """
     header = read_entry(entry)
     task = header.get("task")
     if header.get("kind") != kind or not isinstance(task, str) or not re.fullmatch("[0-9a-f]{32}", task):
         raise InvalidRequestError(
-            f"the resume log is not one of {_KINDS[kind]}: give another one; amistore.abandon ends its run"
+            f"the resume log is not one of {_KINDS[kind]}: give another log; amistore.abandon ends its run"
         )
     for name, value in identity.items():
         if header.get(name) != value:
@@ -100,28 +100,28 @@ def read_task(
 
 
 class ResumeLog(abc.ABC):
-    """Entries of bytes, in order. Used by one run at a time."""
+    """A list of entries of bytes that outlives its run. One run uses it at a time."""
 
     @abc.abstractmethod
     def entries(self) -> list[bytes]:
-        """All entries, oldest first; none of a log that is new."""
+        """All entries, oldest first; a new log has none."""
 
     @abc.abstractmethod
     def append(self, entry: bytes) -> None:
-        """Add an entry; it outlives a crash once this returns."""
+        """Add an entry, which survives a crash once this returns."""
 
     @abc.abstractmethod
     def clear(self) -> None:
-        """Remove all entries: there is nothing to go on with."""
+        """Remove all entries: nothing is left to resume."""
 
     def end(self) -> None:
-        """The run has come to its end. Override it where the entries are still wanted."""
+        """End the log, since its run succeeded. Override it to keep the entries."""
         self.clear()
 
 
 @contextlib.contextmanager
 def using_log(given: ResumeLog | str | os.PathLike[str] | None) -> Iterator[ResumeLog | None]:
-    """The log that a caller gave as such or as its path, which is let go of at the end."""
+    """The caller's log; one that was given by its path is closed at the end."""
     if isinstance(given, (str, os.PathLike)):
         with FileResumeLog(given) as log:
             yield log
@@ -148,15 +148,15 @@ class MemoryResumeLog(ResumeLog):
 
 
 class LogPhase(ResumeLog):
-    """The part of a log that is about one of its jobs: a transfer stores, and then restores.
+    """The part of a log that belongs to one of its jobs: a transfer stores, and then restores.
 
-    Its entries begin with the job's header. They stay when its run ends: what follows is still to be done,
-    and who owns the log ends it.
+    Its entries begin with the job's header. They are kept when the job ends, since the next job follows; the
+    log's owner ends the whole.
 
     Args:
-        log: the whole.
-        kind: of the job, as its header has it.
-        first: of the job that the whole begins with; None for this one.
+        log: the whole log.
+        kind: the kind of this job, as in its header.
+        first: the kind of the first job in the log; None where that is this job.
     """
 
     def __init__(self, log: ResumeLog, kind: str, first: str | None = None) -> None:
@@ -190,19 +190,19 @@ class LogPhase(ResumeLog):
             self._log.append(write_entry(kind="", cleared=self._kind))
 
     def end(self) -> None:
-        """The entries stay."""
+        """Keep the entries: the next job follows."""
 
 
 class FileResumeLog(ResumeLog):
-    """A log in a file, which is made when the first entry is added, and removed by `clear`.
+    """A log in a file, which the first entry makes and `clear` removes.
 
-    What a crash left half written at its end is dropped; damage before that is an
-    `InvalidRequestError` that tells what to do, and so is a symbolic link, what is no regular
-    file, and a file that others can write. Two runs cannot use it at once, and a forked child not
-    while its parent does. A context manager: leaving it lets go of the file.
+    An entry that a crash left half written at the end is dropped. Damage before that is an
+    `InvalidRequestError` that says what to do; so is a symbolic link, anything but a regular file, and a file
+    that others can write. Two runs cannot use it at once, and a forked child not while its parent does. A
+    context manager that closes the file.
 
     Args:
-        path: of the file; readable by its owner only.
+        path: the file's path; the file is readable by its owner only.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -219,7 +219,7 @@ class FileResumeLog(ResumeLog):
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; the entries stay."""
+        """Close the file; the entries stay."""
         if self._lock is not None:
             self._lock.release()
 
@@ -255,7 +255,7 @@ class FileResumeLog(ResumeLog):
         return self._lock is not None and self._lock.held
 
     def _open(self) -> int:
-        """The descriptor of the file, which is ours alone and ends with a whole entry."""
+        """Open the file, for this process alone, and drop a torn entry at its end."""
         while self._lock is None or not self._lock.held:
             lock = self._hold()
             try:
@@ -267,7 +267,7 @@ class FileResumeLog(ResumeLog):
         return self._lock.descriptor
 
     def _hold(self) -> FileLock:
-        """Open or make it."""
+        """Open or make the file."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         try:
             return FileLock(self.path, flags, wait=False)
@@ -279,7 +279,7 @@ class FileResumeLog(ResumeLog):
             raise
 
     def _prepare(self, descriptor: int) -> bool:
-        """Refuse what is no log, and drop what is torn; whether the file has its name still."""
+        """Refuse a file that is no log, and drop a torn entry; return whether the file still has its name."""
         self._check_mode(descriptor)
         if not self._named(descriptor):  # cleared by another run meanwhile
             return False
@@ -299,7 +299,7 @@ class FileResumeLog(ResumeLog):
         return True
 
     def _check_mode(self, descriptor: int) -> None:
-        """Refuse what is not a file, or not its owner's alone."""
+        """Refuse anything but a regular file that only its owner can write."""
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise InvalidRequestError(f"{self.path} is no regular file")
@@ -311,7 +311,7 @@ class FileResumeLog(ResumeLog):
             os.fchmod(descriptor, 0o600)
 
     def _read(self, descriptor: int) -> tuple[list[bytes], int]:
-        """The whole entries, and the offset behind the last."""
+        """All whole entries, and the offset behind the last."""
         size = os.fstat(descriptor).st_size
         found: list[bytes] = []
         end = len(_MAGIC)
@@ -335,7 +335,7 @@ class FileResumeLog(ResumeLog):
 
 
 def _entry_at(descriptor: int, offset: int, size: int) -> bytes | None:
-    """The entry there in a file of this size, if it is whole."""
+    """The entry at an offset of a file of this size; None if it is not whole."""
     header = files.read_at(descriptor, _ENTRY.size, offset)
     if len(header) < _ENTRY.size:
         return None
@@ -351,10 +351,10 @@ def _entry_at(descriptor: int, offset: int, size: int) -> bytes | None:
 
 
 def _more_than_torn(content: bytes) -> bool:
-    """Whether a whole entry of ours stands behind the first byte, or so many may that it is no accident.
+    """Whether a whole entry follows the first byte, or so many beginnings do that it is no accident.
 
-    Looked for by what each begins with: of 128 MiB of zeros not every byte is tried. A forged log
-    may have a beginning everywhere, and to check them all would take hours.
+    The search is for the bytes that each entry begins with, so 128 MiB of zeros are skipped at once. A forged
+    log may hold a beginning everywhere, and checking them all would take hours.
     """
     tried = 0
     at = content.find(_START, 1 + _ENTRY.size)
@@ -372,5 +372,5 @@ def _more_than_torn(content: bytes) -> bool:
 
 
 def _crc32(entry: bytes) -> int:
-    """Of the length too: the zeros that a power cut leaves at a file's end must not be empty entries."""
+    """CRC-32 of length and content: zeros that a power cut leaves at the end must not be empty entries."""
     return zlib.crc32(entry, zlib.crc32(_LENGTH.pack(len(entry))))

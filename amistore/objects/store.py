@@ -1,4 +1,4 @@
-"""`store`: an AMI becomes an object or a file. `StoreJob` is what `transfer` and a store task do, too."""
+"""`store`: an AMI becomes an object or a file. `transfer` and store tasks run `StoreJob`, too."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class StoreJob:
     Attributes:
         image: the AMI's id, or an image whose snapshots are in a source without a registry.
         source: the backend that has the AMI, or the source of the image's blocks.
-        to: the object.
-        metadata: the object's, beside what tells of the AMI.
-        tags: the object's.
-        overwrite, level, snapshots, options: as in `store`.
+        to: the object's location.
+        metadata: the object's user metadata, beside the facts about the AMI.
+        tags: the object's tags.
+        overwrite, level, snapshots, options: the arguments of `store`.
     """
 
     image: str | Image
@@ -57,7 +57,7 @@ class StoreJob:
         """Check what can be checked before the work.
 
         Returns:
-            The AMI, as it is described now.
+            The AMI's present description.
 
         Raises:
             NotFoundError: no such AMI or bucket.
@@ -78,14 +78,14 @@ class StoreJob:
         progress: ProgressCallback,
         now: datetime.datetime | None = None,
     ) -> StoredArchive:
-        """Do all of it, or what earlier runs with this log have left to do; errors are those of `store`.
+        """Do the job, or what earlier runs with this log left to do; errors are those of `store`.
 
-        The AMI is described, and tried by the backend's `preflight`, in every run.
+        Every run describes the AMI again and runs the backend's `preflight`.
 
         Args:
-            log: what earlier runs have done; None to remove on an error what this one has done.
-            workers: segments worked on, and parts sent, at once; None for the number of CPUs.
-            progress: called with a `Progress`.
+            log: the log of earlier runs; None to remove on an error what this run made.
+            workers: the number of segments worked on, and parts sent, at once; None for the number of CPUs.
+            progress: a function called with a `Progress`.
             now: the object's time stamp; None for the time of the call.
         """
         image, blocks = find_image(self.image, self.source)
@@ -106,7 +106,7 @@ class StoreJob:
         )
 
     def is_done(self, log: ResumeLog) -> bool:
-        """Whether the object is there, and is the one that the runs of this log make."""
+        """Whether the object exists, and this log's runs made it."""
         entries = log.entries()
         if not entries or not self.to.exists():
             return False
@@ -114,11 +114,11 @@ class StoreJob:
 
 
 def find_image(image: str | Image, source: Backend | BlockSource) -> tuple[Image, BlockSource]:
-    """The image that was named or given, if it can be stored, and the source of its blocks.
+    """The image, if it can be stored, and the source of its blocks.
 
     Raises:
         NotFoundError: no such AMI.
-        InvalidRequestError: the AMI cannot be stored, or the two do not go together.
+        InvalidRequestError: the AMI cannot be stored, or image and source do not go together.
     """
     if isinstance(image, str) and isinstance(source, Backend):
         found = source.ec2.describe_image(image)
@@ -149,34 +149,33 @@ def store(
 ) -> StoredArchive:
     """Store an AMI with its snapshots as one object or file, which appears when it is complete.
 
-    Parts above 32 MiB, of images above some 300 GiB or of data that cannot be compressed, are kept
-    in unlinked temporary files (in ``TMPDIR``) until they are sent: one for each worker, and one more.
+    Parts above 32 MiB, of images above some 300 GiB or of data that does not compress, wait in unlinked
+    temporary files (in ``TMPDIR``) until they are sent: one for each worker, and one more.
 
     Args:
         image: the AMI's id; with a source of blocks an `Image` that names its snapshots.
-        source: the backend that has the AMI; or a source of blocks, of which less can be checked.
+        source: the backend that has the AMI; or a source of blocks, with which less can be checked.
         to: a location, such as ``cloud.s3.at("archive", f"{image_id}.bin")``, whose bucket must exist; or
             the path of a file.
-        log: for objects: a path, or a log, from which an earlier run that ended in a crash or an error is
-            resumed: parts that it sent are not sent again, and their blocks not read. Without one, what was
-            sent is removed on an error.
-        metadata: the object's user metadata, beside what tells of the AMI.
+        log: for objects, a path, or a log, from which a failed or killed run is resumed: its parts are not
+            sent again, and their blocks not read. Without a log, parts are removed on an error.
+        metadata: the object's user metadata, beside the facts about the AMI.
         tags: the object's tags.
-        overwrite: replace an object or file that exists.
+        overwrite: whether to replace an object or file that exists.
         level: the zstd level, 1 to 22, or negative for its fast modes.
-        snapshots: ids of the snapshots to include; None for all that the mappings name.
-        workers: segments worked on, and parts sent, at once; None for the number of CPUs.
-        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
-        options: options that are rarely needed.
+        snapshots: the ids of the snapshots to include; None for all that the mappings name.
+        workers: the number of segments worked on, and parts sent, at once; None for the number of CPUs.
+        progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
+        options: the options that are rarely needed.
 
     Returns:
-        Where the archive is, its size, and the content id that was computed.
+        The archive's location, size, and computed content id.
 
     Raises:
         NotFoundError: no such AMI, snapshot, bucket or folder.
         AlreadyExistsError: the object or file exists, without `overwrite`.
-        SourceChangedError: the image or a snapshot is not what it was in the run that is resumed; or
-            the object was replaced as soon as it was made.
+        SourceChangedError: the image or a snapshot is not what it was in the resumed run; or the object was
+            replaced as soon as it was made.
         CorruptArchiveError: the store does not have what was sent to it.
         InvalidRequestError: the AMI cannot be stored; the log belongs to another job.
         BackendError: the source or the store failed; with a log the next run resumes this one.
@@ -214,7 +213,7 @@ def store(
 
 
 def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:
-    """Write an archive to a file, which gets its name when it is whole and on the disk."""
+    """Write an archive to a file, which gets its name once it is whole and on the disk."""
     size = 0
     with files.operation("store", path=path), files.new_file(path, overwrite=overwrite) as descriptor:
         for piece in pieces:

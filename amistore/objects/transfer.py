@@ -1,7 +1,7 @@
-"""`transfer`: an AMI of one backend becomes one of another.
+"""`transfer`: copy an AMI from one backend to another.
 
-Two sets of credentials, no local disk: what is read from one side goes to the other through
-bounded memory. On the way it is a container, so every block is verified as in any restore.
+It takes two sets of credentials and no local disk: data passes through bounded memory. On the way it is a
+container, so every block is verified as in any restore.
 """
 
 from __future__ import annotations
@@ -46,45 +46,46 @@ def transfer(
     workers: int | None = None,
     progress: ProgressOption = None,
 ) -> RestoredImage:
-    """Make an AMI of one backend an AMI of another: between Regions, accounts or partitions.
+    """Copy an AMI from one backend to another: between Regions, accounts or partitions.
 
-    Attributes that the new image will not have are logged (WARNING) before the work. So is, without
-    `fill_holes`, that the destination encrypts new snapshots and blocks that were never written will read as
-    noise; where only starting a snapshot tells, then.
+    Attributes that the new image will lack are logged (WARNING) before the work. Without `fill_holes`, a
+    warning says that holes will read as noise where the destination encrypts new snapshots; it comes before
+    the work, or once the first snapshot is started, where only that tells.
 
     Args:
         image_id: the AMI's id in `source`.
-        source: where the AMI is.
-        destination: where it goes.
-        name: the new AMI's name; None for the same.
-        keep: the location of an archive to make on the way and to keep, in any store; it stays, whatever
-            comes after it.
-        log: with `keep`, a path or a log: what an earlier call with it has done is not done again.
-        expected_content_id: of an earlier archive of the image, 64 hexadecimal digits: refuse the image
-            if it is another by now, before a snapshot is completed.
-        fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
-        workers: segments worked on at once, on each side; None for the number of CPUs.
-        progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`.
+        source: the backend that has the AMI.
+        destination: the backend that gets the AMI.
+        name: the new AMI's name; None for the same name.
+        keep: the location, in any store, of an archive to make on the way. It is kept, also if a later step
+            fails.
+        log: with `keep`, a path, or a log, from which a failed or killed call is resumed.
+        expected_content_id: the content id of an earlier archive of the image, 64 hexadecimal digits. An
+            image that has changed since is refused before a snapshot is completed.
+        fill_holes: whether to put a block of zeros for each block that a snapshot does not list, as in
+            `unpack`.
+        workers: the number of segments worked on at once, on each side; None for the number of CPUs.
+        progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
 
     Returns:
-        The new AMI, and the archive that was kept. What is restored is proved block by block to be what was
-        packed, also where the kept object is replaced meanwhile.
+        The new AMI, and the archive that was kept. Each restored block is proved to be the packed one, also
+        if the kept object is replaced meanwhile.
 
     Raises:
         NotFoundError: no such image.
         SourceChangedError: the object to keep was replaced as soon as it was made.
         CorruptArchiveError: the image's content id is not the expected one.
-        InvalidRequestError: the image cannot be read, or not registered so.
-        AlreadyExistsError: the name, or the object to keep, is taken.
-        AccessDeniedError: registering would be refused in the end, told before anything is read or made.
-        BackendError: either side failed. What was begun is deleted, but for what `log` resumes.
+        InvalidRequestError: the image cannot be read, or cannot be registered as it is.
+        AlreadyExistsError: the name, or the object to keep, exists.
+        AccessDeniedError: registering would be refused; raised before anything is read or made.
+        BackendError: either side failed. What was made is deleted, except what `log` resumes.
     """
     if keep is not None and not isinstance(keep, ObjectLocation):
         raise InvalidRequestError(
             f"keep= is a location, such as backend.s3.at(bucket, key), not {keep!r:.80}"
         )
     if log is not None and keep is None:
-        raise InvalidRequestError("log= goes with keep=: what is not kept cannot be resumed")
+        raise InvalidRequestError("log= goes with keep=: only a kept archive can be resumed")
     expected = parse_content_id(expected_content_id)
     check_backend(source, "source")
     check_backend(destination, "destination")
@@ -107,12 +108,12 @@ def transfer(
 
 
 class _Phases:
-    """A transfer's log: of storing, and behind it of restoring.
+    """A transfer's log: first the entries of storing, then those of restoring.
 
     Attributes:
         pack, unpack: the logs of the two jobs; None without a log.
-        begun: whether an earlier run has begun, and told what is told before the work.
-        restoring: whether it has begun to restore.
+        begun: whether an earlier run has begun, and logged its warnings.
+        restoring: whether an earlier run has begun to restore.
     """
 
     def __init__(self, log: ResumeLog | None) -> None:
@@ -125,7 +126,7 @@ class _Phases:
 def _stream(
     image: Image, source: Backend, job: RestoreJob, workers: int | None, progress: ProgressCallback
 ) -> RestoredImage:
-    """`transfer` by an archive that nobody keeps."""
+    """`transfer` without an archive to keep."""
     with pack(image, source.ebs, level=_LEVEL, workers=workers) as pieces:
         restored = restore_stream(
             cast(BinaryIO, PieceReader(pieces)),
@@ -145,7 +146,7 @@ def _keep(
     workers: int | None,
     progress: ProgressCallback,
 ) -> RestoredImage:
-    """`transfer` by an archive that is kept: what is restored is bound to what was packed, not to a name."""
+    """`transfer` with a kept archive: the restore is bound to the packed content, not to a name."""
     try:
         kept = storing.run(phases.pack, workers=workers, progress=progress)
     except AlreadyExistsError as error:

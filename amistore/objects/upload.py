@@ -1,11 +1,11 @@
-"""`upload_archive`: a container straight into an object, part by part, and on after a crash.
+"""`upload_archive`: a container goes straight into an object, part by part, and is resumed after a crash.
 
-The log says of each part which segments it holds, and keeps their descriptors: what the
-index at the container's end needs of them. A run that goes on plans anew, and takes from the
-log what the plan, the upload's own list of parts and, in the end, the object confirm.
+The log keeps the segment descriptors of each part, which the index at the container's end needs. A resumed
+run plans anew, and takes from the log what the plan, the upload's own list of parts and, in the end, the
+object confirm.
 
-What was stored is told by what was computed here. The store is asked only whether it has that: by the
-ETag of the object's completion, and by its last bytes, which bind all others.
+The result is computed here. The store only confirms it: by the ETag of the object's completion, and by the
+object's last bytes, which bind all others.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ class _Run:
     def begin(
         self, metadata: Mapping[str, str], tags: Mapping[str, str] | None, overwrite: bool
     ) -> ObjectInfo | None:
-        """Begin the upload, or take over what an earlier run has sent; gives the object if that is there."""
+        """Begin the upload, or take over an earlier run's parts; return the object if it is complete."""
         info = self.upload.begin(metadata, tags, overwrite)
         for number, entry in enumerate(self.upload.carried, 1):
             self.carried += carried_segments(number, entry, self.planned, len(self.carried))
         return info
 
     def send(self, units: Generator[PackedUnit, None, None], workers: int | None) -> None:
-        """Send all parts that were not carried over; each is logged once all before it are."""
+        """Send all parts that are missing; each is logged once all before it are."""
         with (
             contextlib.closing(units),
             worker_pool(workers, None) as (pool, limit),
@@ -122,20 +122,20 @@ class _Run:
                 self.upload.note(part, b"".join(records))
 
     def make_end(self, units: Generator[PackedUnit, None, None]) -> None:
-        """Make again what the log has nothing of, the last part: what the object must end with."""
+        """Make the last part again, which the log does not have: the object must end with it."""
         with contextlib.closing(units):
             for unit in self._noted(units):
                 unit.pieces.clear()
 
     def _noted(self, units: Iterator[PackedUnit]) -> Iterator[PackedUnit]:
-        """The units, of which the last one tells what the whole is."""
+        """The units; the last one's facts about the whole archive are kept."""
         for unit in units:
             if unit.written is not None:
                 self.written = unit.written
             yield unit
 
     def _cut(self, units: Iterator[PackedUnit], begun: deque[Part]) -> Iterator[Part]:
-        """The parts that were not carried over."""
+        """The parts that are missing."""
         parts = self.upload.parts
         end = skip_segments(units, len(self.carried))
         if end != sum(part.size for part in parts):
@@ -147,7 +147,7 @@ class _Run:
         return part.send(self.upload.to, self.upload.upload_id), part.records
 
     def prove(self, info: ObjectInfo, workers: int | None, *, new: bool) -> None:
-        """Refuse an object that is not what was packed, by its last bytes and what came from the log."""
+        """Refuse an object whose last bytes, or parts from the log, are not what was packed."""
         count = len(self.carried) if new else self.planned.segments  # what this run has sent needs no more
 
         def check(ranges: ObjectRanges) -> None:
@@ -160,7 +160,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _closing_parts() -> Iterator[deque[Part]]:
-    """Parts that were begun and not sent yet; those left at the end are closed."""
+    """A list of parts begun and not sent; those left at the end are closed."""
     begun: deque[Part] = deque()
     try:
         yield begun

@@ -205,7 +205,7 @@ class RestoredSnapshots:
             )
         for snapshot_id in self._image.snapshot_ids:
             if snapshot_id not in self._started:
-                _logger.warning("the mapping of %s is left out: it was not restored", snapshot_id)
+                _logger.warning("leaving out the mapping of %s: its snapshot was not restored", snapshot_id)
         return self._image.with_snapshots(self._started)
 
 

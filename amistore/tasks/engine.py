@@ -122,9 +122,9 @@ class TaskEngine(TaskDescriptions):
         try:
             left = self._journal.release(self._ownership.owner)
             if left:
-                _logger.warning("unfinished, resume() goes on: %s", ", ".join(left))
+                _logger.warning("unfinished; resume() continues: %s", ", ".join(left))
         except JournalError as error:  # they are free all the same once it counts as ended
-            _logger.warning("this engine's tasks stay in the journal, resume() goes on with them: %s", error)
+            _logger.warning("this engine's tasks stay in the journal; resume() continues them: %s", error)
         finally:
             self._ownership.close()
             self._journal.close()
@@ -345,7 +345,7 @@ class TaskEngine(TaskDescriptions):
         unfinished = [each for each in self._journal.unfinished(self._place) if each.state == "InProgress"]
         unowned = [each.task_id for each in unfinished if self._runner.is_free(each)]
         if unowned:
-            _logger.warning("nobody works on these, resume() goes on with them: %s", ", ".join(unowned))
+            _logger.warning("no engine runs these tasks; resume() continues them: %s", ", ".join(unowned))
 
     def cancel(self, task: Task | str) -> None:
         """Give a task up, of whatever process: what it has made is removed, and it counts as failed.

@@ -326,7 +326,7 @@ class TaskRunner:
                 self._ownership.hold()
                 owned = self._journal.renew(self._ownership.owner, before, self.until())
             except JournalError as error:
-                _logger.warning("leases are not renewed: %s", error)
+                _logger.warning("cannot renew leases: %s", error)
                 continue
             with self.changed:
                 # What was left meanwhile is not in `owned` any more.

@@ -36,7 +36,7 @@ def test_closing_tells_which_tasks_are_unfinished(
 ) -> None:
     task = left(cloud)
     warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-    assert warnings == [f"unfinished, resume() goes on: {task.task_id}"]
+    assert warnings == [f"unfinished; resume() continues: {task.task_id}"]
 
 
 def test_waiting_for_all_tells_of_tasks_that_nobody_works_on(
@@ -46,7 +46,7 @@ def test_waiting_for_all_tells_of_tasks_that_nobody_works_on(
     caplog.clear()
     with TaskEngine(cloud) as engine:
         assert engine.wait() == ()
-        assert f"nobody works on these, resume() goes on with them: {task.task_id}" in caplog.text
+        assert f"no engine runs these tasks; resume() continues them: {task.task_id}" in caplog.text
         caplog.clear()
         engine.resume()
         engine.wait()

@@ -264,13 +264,13 @@ class AWSBlockStore(BlockStore):
             )
             snapshot_id: str = member_of(answer, "SnapshotId")
             key = answer.get("KmsKeyArn")
-            _logger.info("%s is begun, %s", snapshot_id, f"encrypted with {key}" if key else "not encrypted")
+            _logger.info("started %s, %s", snapshot_id, f"encrypted with {key}" if key else "not encrypted")
             if len(early) < len(kept):
                 late = [tag for tag in kept if tag not in early]
                 try:
                     self.connection.client("ec2").create_tags(Resources=[snapshot_id], Tags=late)
                 except BaseException:
-                    _logger.error("%s is begun without all its tags: delete it if the run fails", snapshot_id)
+                    _logger.error("started %s without all its tags: delete it if the run fails", snapshot_id)
                     raise
         with self._lock:
             self._started[snapshot_id] = self.clock()

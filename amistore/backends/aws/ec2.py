@@ -226,7 +226,7 @@ class AWSImageRegistry(ImageRegistry):
             # EC2's answer to anyone but the owner; a permission that is missing has another code.
             if error.response["Error"].get("Code") != "AuthFailure":
                 raise
-            _logger.warning("%s: only its owner can read its UEFI data; it is left out", image_id)
+            _logger.warning("leaving out the UEFI data of %s: only its owner can read it", image_id)
             return None
         value = answer.get("UefiData", {}).get("Value")
         return value or None

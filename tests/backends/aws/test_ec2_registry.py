@@ -210,7 +210,7 @@ def test_images_of_others_are_described_but_not_listed(aws, account, caplog) -> 
         mappings=[{"deviceName": "/dev/xvda", "ebs": {"snapshotId": snapshot_id}}],
     )
     assert account.registry.describe_image(image_id).name == "theirs"
-    assert "only its owner can read its UEFI data" in caplog.text
+    assert "leaving out the UEFI data of" in caplog.text
     assert account.registry.describe_images() == []
     assert account.registry.find_images("theirs") == []
 
