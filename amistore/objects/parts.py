@@ -49,9 +49,9 @@ class Part:
     """One part: in memory or, if it is large, in an unlinked temporary file.
 
     Attributes:
-        number: from 1 on.
-        size: in bytes.
-        records: the SEGD records of its segments; none of the last part, which each run sends.
+        number: the part's number, from 1.
+        size: the part's size in bytes.
+        records: the SEGD records of its segments; none for the last part, which each run sends.
     """
 
     def __init__(self, number: int) -> None:
@@ -62,7 +62,7 @@ class Part:
         self._file: BinaryIO | None = None
 
     def add(self, unit: PackedUnit) -> None:
-        """Take a unit's pieces out of it."""
+        """Append a unit; its pieces move into the part."""
         if unit.segment is not None:
             self.records.append(unit.segment)
         pieces = unit.pieces
@@ -81,13 +81,13 @@ class Part:
                 files.write_at(self._file.fileno(), piece, self.size - len(piece))
 
     def close(self) -> None:
-        """Let go of its bytes."""
+        """Free the part's bytes."""
         self._content = bytearray()
         if self._file is not None:
             self._file.close()
 
     def send(self, to: ObjectLocation, upload_id: str) -> UploadedPart:
-        """Upload it, and let go of its bytes."""
+        """Upload the part, and free its bytes."""
         if self._file is None:
             sent = to.store.upload_part(to.bucket, to.key, upload_id, self.number, self._content)
         else:
@@ -113,16 +113,16 @@ def _temporary_file() -> BinaryIO:
 
 
 def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int, begun: deque[Part]) -> Iterator[Part]:
-    """Parts of the units that are left, numbered from `number` on.
+    """Cut the remaining units into parts, numbered from `number`.
 
     Args:
-        units: of a container.
-        part_size: bytes from which on a part ends behind a segment.
-        number: of the first part.
-        begun: gets each part before it has its first byte, so that all can be closed on an error.
+        units: the units of a container.
+        part_size: the size in bytes at which a part ends behind the next segment.
+        number: the first part's number.
+        begun: a list that gets each part before its first byte, so that all can be closed on an error.
 
     Raises:
-        InvalidRequestError: more parts than an object may have.
+        InvalidRequestError: there are more parts than an object may have.
     """
     part = Part(number)
     begun.append(part)
@@ -142,7 +142,7 @@ def cut_parts(units: Iterator[PackedUnit], part_size: int, number: int, begun: d
 
 
 def skip_segments(units: Iterator[PackedUnit], count: int) -> int:
-    """Pass by the units up to the `count`-th segment; the file offset behind it."""
+    """Skip the units up to the `count`-th segment, and return the file offset behind it."""
     end = 0
     while count:
         unit = next(units)
@@ -153,12 +153,12 @@ def skip_segments(units: Iterator[PackedUnit], count: int) -> int:
 
 @attrs.frozen(kw_only=True)
 class ObjectBounds:
-    """The most that an object of a plan can be, which it is where nothing of it can be compressed.
+    """Upper bounds for the object of a plan, reached if nothing compresses.
 
     Attributes:
-        size: in bytes.
-        parts: of its upload.
-        spooled: bytes of parts that are in temporary files at once.
+        size: the object's size in bytes.
+        parts: the number of parts of its upload.
+        spooled: the bytes of parts in temporary files at one time.
     """
 
     size: int
@@ -167,7 +167,7 @@ class ObjectBounds:
 
     @classmethod
     def of(cls, planned: Plan, workers: int) -> ObjectBounds:
-        """What is known before a block is read, for so many workers."""
+        """The bounds for so many workers, known before a block is read."""
         size = planned.most_bytes
         cut = min(planned.layout.part_size, _MOST)
         # Up to a byte less than `cut` is there when the unit comes behind which the part ends; a
@@ -182,12 +182,12 @@ class ObjectBounds:
 
 
 def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
-    """Find at an object's end what was sent: FOOT, which binds the index and so all digests.
+    """Refuse an object whose end is not the FOOT that was sent, which binds the index and so all digests.
 
     Args:
-        ranges: the object.
-        size: in bytes, of what was sent.
-        foot: its last bytes.
+        ranges: the object's bytes.
+        size: the number of bytes that were sent.
+        foot: the last bytes that were sent.
 
     Raises:
         CorruptArchiveError: something else is there.
@@ -201,24 +201,24 @@ def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
 
 
 def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:
-    """Find in an object the front, the preludes and the first segments that its index stands for.
+    """Refuse an object whose front, preludes or first segments are not those of its index.
 
-    The index is the one thing that the run which completed the object made whole. Parts cannot
-    be read before their upload is completed, so this comes after it.
+    Only the index was made whole by the run that completed the object. Parts can be read once their upload
+    is completed, so this comes after it.
 
     Args:
-        ranges: the object.
-        planned: what it must be.
-        count: of the first segments, those that came from a log.
-        workers: descriptors read at once.
+        ranges: the object's bytes.
+        planned: the container that the object must be.
+        count: the number of first segments, which came from a log.
+        workers: the number of descriptors read at once.
 
     Raises:
-        InvalidRequestError: it is not an archive of this plan.
-        ArchiveError: a part is not what its log said, or is damaged.
+        InvalidRequestError: the object is not an archive of this plan.
+        ArchiveError: a part is not what the log says, or is damaged.
     """
     container = ContainerFile(ranges)
     if container.head.file_id != planned.file_id:  # not made by any run of this plan
-        raise InvalidRequestError("the resume log is of another object: amistore.abandon ends its run")
+        raise InvalidRequestError("the resume log belongs to another object: amistore.abandon ends its run")
     _check_preludes(container)
 
     with (
@@ -230,16 +230,16 @@ def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | 
 
 
 def _check_preludes(container: ContainerFile) -> None:
-    """Front and preludes, which lie in parts of an earlier run, are those that this run makes."""
+    """Refuse a front or prelude, in a part of an earlier run, that differs from what this run makes."""
     index = container.index
     volumes = ((volume.offset, volume.length, volume.prelude_digest) for volume in index.volumes)
     for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
-        wrong = "a part is of another run than the resume log says"
+        wrong = "a part belongs to another run than the resume log says"
         container.read(offset, length, "front or VOLD", has_digest(digest), wrong)
 
 
 def carried_segments(number: int, entry: bytes, planned: Plan, sequence: int) -> list[EncodedSegment]:
-    """The segments of a part as the log has them, from `sequence` on, each checked against the plan."""
+    """The segments of a part, as the log has them, from `sequence` on, each checked against the plan."""
     described, records = read_entry(entry), entry.partition(b"\n")[2]
     segments: list[EncodedSegment] = []
     try:
@@ -257,5 +257,5 @@ def carried_segments(number: int, entry: bytes, planned: Plan, sequence: int) ->
             sequence += 1
             at += size
     except (ArchiveError, KeyError) as error:
-        raise InvalidRequestError(f"the resume log is damaged, or of another run: {error}") from None
+        raise InvalidRequestError(f"the resume log is damaged, or belongs to another run: {error}") from None
     return segments

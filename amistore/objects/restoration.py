@@ -60,7 +60,7 @@ def restore_snapshots(
     workers: int | None,
     progress: ProgressCallback,
 ) -> Image:
-    """`unpack` of an archive that is opened: all of it is read from what that is pinned to."""
+    """`unpack` for an opened archive, read from the bytes that it is pinned to."""
     check_kind(sink, BlockSink, "sink")
     check_content_id(container.index.content_id, expected)  # what is restored is proved to be of this id
     chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
@@ -100,12 +100,12 @@ _logger = logging.getLogger("amistore")
 
 
 def client_token(task: str, stored_id: str, generation: int) -> str:
-    """The client token of a snapshot: the same in each run, another for each attempt to make it."""
+    """A snapshot's client token: the same in each run, another for each attempt to make the snapshot."""
     return hashlib.sha256(f"{task} {stored_id} {generation}".encode()).hexdigest()[:64]
 
 
 class RestoreLog:
-    """What a log says of an earlier run of the same restore, and what this run notes in it."""
+    """The log of a restore: what earlier runs did, and what this one notes."""
 
     def __init__(self, log: ResumeLog, identity: dict[str, Any]) -> None:
         self.log = log
@@ -139,11 +139,11 @@ class RestoreLog:
             raise InvalidRequestError("the resume log is damaged") from None
 
     def begun(self, stored_id: str) -> tuple[int, str | None]:
-        """Generation and id of the snapshot that an earlier run began; 0 and None for none."""
+        """The generation and id of the snapshot that an earlier run began; 0 and None for none."""
         return self._snapshots.get(stored_id, (0, None))
 
     def note_beginning(self, stored_id: str, generation: int, size: int) -> None:
-        """Before the call: its answer, and with it the new snapshot's id, may be lost."""
+        """Note a snapshot before it is begun: the answer with its id may be lost."""
         self.log.append(write_entry(volume=stored_id, generation=generation, size=size))
 
     def note_begun(self, stored_id: str, generation: int, snapshot_id: str, size: int) -> None:
@@ -151,13 +151,13 @@ class RestoreLog:
         self.log.append(write_entry(volume=stored_id, generation=generation, snapshot=snapshot_id, size=size))
 
     def _begin(self, stored_id: str, generation: int, snapshot_id: str) -> None:
-        """What was put into the snapshot before is not in this one."""
+        """Note a new snapshot, into which nothing was put yet."""
         self._snapshots[stored_id] = generation, snapshot_id
         self._put.pop(stored_id, None)
         self._filled.pop(stored_id, None)
 
     def put(self, stored_id: str) -> int:
-        """The sequence number of the first segment that was not put for sure."""
+        """The sequence number of the first segment that may be missing."""
         return self._put.get(stored_id, 0)
 
     def note_put(self, stored_id: str, end: int) -> None:
@@ -165,7 +165,7 @@ class RestoreLog:
         self.log.append(write_entry(volume=stored_id, put=end))
 
     def filled(self, stored_id: str) -> int:
-        """The block index before which all holes were filled for sure."""
+        """The block index before which all holes are filled."""
         return self._filled.get(stored_id, 0)
 
     def note_filled(self, stored_id: str, end: int) -> None:
@@ -177,10 +177,10 @@ class _Task:
     """A segment to work on.
 
     Attributes:
-        volume: that it is of.
-        sequence: its number.
-        target: the new snapshot; None where none is wanted.
-        put: whether an earlier run has put it: then its descriptor is checked alone.
+        volume: the segment's volume.
+        sequence: the segment's number.
+        target: the new snapshot's id; None to prove the segment only.
+        put: whether an earlier run put the segment, so that only its descriptor is checked.
     """
 
     volume: PlannedVolume
@@ -190,7 +190,7 @@ class _Task:
 
 
 class Restoring:
-    """A verification of an object whose blocks are put as they are proved, and its holes filled behind it."""
+    """A verification of an object that puts each proved block, and then fills the holes."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class Restoring:
                     self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
 
     def _tasks(self, volumes: list[PlannedVolume]) -> Iterator[_Task]:
-        """Each segment, its volume's snapshot begun before."""
+        """Each segment; its volume's snapshot is begun first."""
         for volume in volumes:
             first = self._begin(volume)
             target = self._restored.get(volume.snapshot_id)
@@ -253,10 +253,10 @@ class Restoring:
         self._restored.add(stored_id, located.descriptor)
 
     def _begin(self, volume: PlannedVolume) -> int:
-        """Start a volume's snapshot, or go on with the one that an earlier run began.
+        """Start a volume's snapshot, or resume the one that an earlier run began.
 
         Returns:
-            The sequence number of the first segment that was not put for sure.
+            The sequence number of the first segment that may be missing.
         """
         stored_id = volume.snapshot_id
         generation, before = self._log.begun(stored_id)

@@ -233,13 +233,13 @@ _MOST: Final = 256
 def object_metadata(image: Image, now: datetime.datetime | None, region: str | None) -> dict[str, str]:
     """Name, description, registration date, owner and Region of an AMI, and when it was stored.
 
-    A value is cut where it would be longer than 256 characters as HTTP headers carry it; what
-    is not known is left out.
+    A value is cut where an HTTP header would need more than 256 characters for it. Unknown facts are
+    left out.
 
     Args:
         image: the AMI.
-        now: when it is stored; None for the time of the call.
-        region: where it is.
+        now: the time of storing; None for the time of the call.
+        region: the AMI's Region; None where it has none.
     """
     now = now or datetime.datetime.now(datetime.timezone.utc)
     moment = now.astimezone(datetime.timezone.utc).replace(tzinfo=None).isoformat(timespec="milliseconds")

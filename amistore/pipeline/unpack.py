@@ -168,7 +168,7 @@ class _Restore:
 
 
 class PieceReader(io.RawIOBase):
-    """The pieces of an iterator, which stays its owner's to close, as a file."""
+    """An iterator's pieces as a file; the iterator's owner closes it."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
