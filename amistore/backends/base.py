@@ -21,17 +21,17 @@ EC2 = TypeVar("EC2", bound=ImageRegistry, default=ImageRegistry, covariant=True)
 
 
 class Backend(Interface, Generic[EBS, S3, EC2]):
-    """The three services together; replace any one of them.
+    """The three services together; each can be replaced.
 
     Attributes:
-        ebs: snapshots.
-        s3: objects.
-        ec2: images.
-        journal: path of the file that tells a task engine's tasks, where the backend has a place
-            for it; None for the user's own folder, ``":memory:"`` where nothing outlives the process.
+        ebs: the store of snapshots.
+        s3: the store of objects.
+        ec2: the registry of images.
+        journal: the path of the task engine's journal; None for the user's state folder, ``":memory:"`` where
+            nothing outlives the process.
 
     Raises:
-        InvalidRequestError: one is none of its interface.
+        InvalidRequestError: a service does not implement its interface.
     """
 
     journal: str | None = None
@@ -52,23 +52,23 @@ class Backend(Interface, Generic[EBS, S3, EC2]):
         return f"{type(self).__name__}(ebs={self.ebs!r}, s3={self.s3!r}, ec2={self.ec2!r})"
 
     def preflight(self, image: Image) -> None:
-        """Find out whether an image can be stored from here before anything is read or written.
+        """Check, before anything is read or written, whether an image can be stored from here.
 
-        Override it where more can be known.
+        Override it where more can be checked.
 
         Raises:
-            InvalidRequestError: it is not EBS-backed, or paravirtual; code ``UnsupportedOperation``.
+            InvalidRequestError: the image is not EBS-backed, or paravirtual; code ``UnsupportedOperation``.
         """
         checks.check_storable(image)
 
     def sweep(self) -> tuple[str, ...]:
-        """Remove what crashes have left that no name leads to; gives what that was.
+        """Remove nameless leftovers of crashes, and return their names.
 
-        Override it where there can be such.
+        Override it where crashes can leave something.
         """
         return ()
 
 
 def check_backend(given: object, role: str) -> None:
-    """Refuse what is no backend, such as one of its parts."""
+    """Refuse anything but a backend, such as one of its services."""
     checks.check_kind(given, Backend, role, "give the whole, such as a DirectoryBackend, not its .ebs or .s3")

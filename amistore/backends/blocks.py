@@ -1,9 +1,8 @@
 """EBS's interfaces: `BlockSource` and `BlockSink`, in the verbs of the EBS direct APIs.
 
-`docs/tutorial-backends.md` shows how to write one. What is said here the contract suites of
-`amistore.testing` check. A method may raise any `BackendError`; other exceptions are wrapped in
-one, and each gets the verb and the ids of its call (`interface.py`). Every method may be called from
-several threads at once.
+`docs/tutorial-backends.md` shows how to write one. The contract suites of `amistore.testing` check what
+this module says. A method may raise any `BackendError`; other exceptions are wrapped in one, and each gets
+the verb and the ids of its call (`interface.py`). Every method may be called from several threads at once.
 
 A snapshot's id is ``snap-`` and 8 or 17 hexadecimal digits. A method that takes one raises
 `NotFoundError` for a snapshot that was never there or was deleted, and for text of another form.
@@ -40,9 +39,9 @@ class BlockPage:
     """One answer of ListSnapshotBlocks.
 
     Attributes:
-        volume_size: in GiB, the same in every page.
-        blocks: ascending; a page may be short, or empty with a `next_token`.
-        next_token: asks for the next page; None ends the list.
+        volume_size: the volume's size in GiB, the same in every page.
+        blocks: the listed blocks, ascending; a page may be short, or empty with a `next_token`.
+        next_token: the token of the next page; None ends the list.
     """
 
     volume_size: int
@@ -54,7 +53,7 @@ class BlockPage:
 class SnapshotBlock:
     """A block's content, 524,288 bytes, and its SHA-256 (32 raw bytes) where the source knows it.
 
-    The digest is compared with that of the content before anything is stored.
+    The digest is compared with the content before anything is stored.
     """
 
     content: Buffer
@@ -66,31 +65,31 @@ MOST_EMPTY_PAGES = 1000
 
 
 class BlockSource(Interface):
-    """Where snapshots are read from: EBS's ListSnapshotBlocks and GetSnapshotBlock."""
+    """A source of snapshots: EBS's ListSnapshotBlocks and GetSnapshotBlock."""
 
     @abc.abstractmethod
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         """List the blocks that exist in a completed snapshot, a page at a time, ascending.
 
-        A block of zeros that was put exists. A second listing is like the first.
+        A block of zeros that was put exists. A second listing equals the first.
 
         Args:
-            snapshot_id: a completed snapshot.
-            next_token: that of the page before; None for the first page.
+            snapshot_id: the id of a completed snapshot.
+            next_token: the token from the page before; None for the first page.
 
         Raises:
             NotFoundError: no such snapshot.
-            AmistoreError: of any kind, the snapshot is pending.
+            AmistoreError: the snapshot is pending; any class will do.
         """
 
     @abc.abstractmethod
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        """Read one listed block: 524,288 bytes. Blocks are asked for in any order, by several threads.
+        """Read one listed block: 524,288 bytes. Several threads ask for blocks, in any order.
 
         Args:
-            snapshot_id: a completed snapshot.
-            block_index: a listed one.
-            block_token: that the listing gave with it.
+            snapshot_id: the id of a completed snapshot.
+            block_index: the index of a listed block.
+            block_token: the block's token from the listing.
 
         Raises:
             NotFoundError: no such snapshot.
@@ -101,7 +100,7 @@ class BlockSource(Interface):
         """All pages of one listing, at least one, checked against each other.
 
         Raises:
-            SourceChangedError: pages that contradict each other.
+            SourceChangedError: the pages contradict each other.
         """
         last, empty = -1, 0
         size = token = None
@@ -122,7 +121,7 @@ class BlockSource(Interface):
 
 
 def _check_page(page: BlockPage, size: int | None, last: int) -> int:
-    """Compare a page with the volume's size and the last block of those before it; gives its last block."""
+    """Check a page against the volume's size and the last block before it; return its last block."""
     if type(page.volume_size) is not int or not 1 <= page.volume_size <= 65_536:
         raise BackendError(f"the listing gives a volume of {page.volume_size!r} GiB")
     if size not in (None, page.volume_size):
@@ -145,7 +144,7 @@ def _check_page(page: BlockPage, size: int | None, last: int) -> int:
 
 
 def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> SnapshotBlock:
-    """Refuse a block that has not 524,288 bytes, and may have been cut on its way, or is none."""
+    """Refuse an answer that is no block of 524,288 bytes; it may have been cut on its way."""
     facts: Any = {
         "operation": "get_snapshot_block",
         "snapshot_id": snapshot_id,
@@ -165,12 +164,12 @@ def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> S
 
 
 class BlockSink(Interface):
-    """Where snapshots are written to: EBS's Start-, Put- and CompleteSnapshot, and DeleteSnapshot.
+    """A sink for snapshots: EBS's StartSnapshot, PutSnapshotBlock and CompleteSnapshot, and DeleteSnapshot.
 
-    A call that is refused has no effect: the snapshot stays as it was, and can be completed right.
+    A refused call has no effect: the snapshot stays as it was, and can still be completed.
 
     Attributes:
-        where: names the place, so that a resume log is not used with another; may be empty.
+        where: the sink's name, so that a resume log is not used with another sink; may be empty.
     """
 
     where: str = ""
@@ -187,46 +186,46 @@ class BlockSink(Interface):
         """Begin a pending snapshot and return its id, which no other snapshot has had.
 
         Args:
-            volume_size: in GiB.
-            description: of the snapshot.
-            tags: of the snapshot.
-            client_token: up to 64 characters; a call with the token of an earlier one gives
-                the snapshot that one began, so a lost answer leaves no second snapshot.
+            volume_size: the volume's size in GiB.
+            description: the snapshot's description.
+            tags: the snapshot's tags.
+            client_token: a token of up to 64 characters. A second call with the same token returns the first
+                call's snapshot, so a lost answer leaves no second snapshot.
 
         Raises:
-            AmistoreError: of any kind, the size is not 1 to 65,536 GiB.
+            AmistoreError: the size is not 1 to 65,536 GiB; any class will do.
         """
 
     @abc.abstractmethod
     def put_snapshot_block(
         self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
     ) -> None:
-        """Write a block of a pending snapshot, over what it held. Blocks come in any order.
+        """Write a block of a pending snapshot, over its earlier content. Blocks come in any order.
 
         Args:
-            snapshot_id: a pending snapshot.
-            block_index: inside the volume.
-            content: 524,288 bytes, valid only during the call: copy what you keep.
-            checksum: SHA-256 of `content`, 32 raw bytes, to be verified.
+            snapshot_id: the id of a pending snapshot.
+            block_index: the block's index, inside the volume.
+            content: the block's 524,288 bytes, valid only during the call: copy what you keep.
+            checksum: the SHA-256 of `content`, 32 raw bytes, to be verified.
 
         Raises:
             ChecksumMismatchError: `content` does not have that digest.
             NotFoundError: no such snapshot.
-            AmistoreError: of any kind, `content` has another size, the block lies outside of the volume,
-                or the snapshot is completed.
+            AmistoreError: `content` has another size, the block lies outside the volume, or the snapshot is
+                completed; any class will do.
         """
 
     @abc.abstractmethod
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
-        """Make a pending snapshot readable, if it holds what was meant.
+        """Make a pending snapshot readable, if it holds the right blocks.
 
-        Where that takes time, this only begins it, and `describe_snapshot` tells the end.
-        Doing it again with the same arguments is fine.
+        Where completing takes time, this only begins it, and `describe_snapshot` says when it ends. A second
+        call with the same arguments succeeds.
 
         Args:
-            snapshot_id: a pending snapshot.
-            changed_blocks_count: number of distinct blocks written; one written again counts once.
-            checksum: LINEAR, SHA-256 over the blocks' raw digests in index order.
+            snapshot_id: the id of a pending snapshot.
+            changed_blocks_count: the number of distinct blocks written; a block written twice counts once.
+            checksum: LINEAR, the SHA-256 over the blocks' raw digests in index order.
 
         Raises:
             ChecksumMismatchError: count or checksum differ from what was written.
@@ -242,19 +241,17 @@ class BlockSink(Interface):
         """
 
     def encrypts_snapshots(self) -> bool | None:
-        """Whether snapshots that are started here become encrypted; None where only starting one tells.
+        """Whether new snapshots become encrypted; None where only starting one tells.
 
-        What `describe_snapshot` says of a snapshot that is started must agree.
-
-        Override it where it can be known.
+        It must agree with what `describe_snapshot` says of a new snapshot. Override it where it can be known.
         """
         return None
 
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
-        """What is known of a snapshot: `state` is ``pending``, ``completed`` or ``error``.
+        """Describe a snapshot: its `state` is ``pending``, ``completed`` or ``error``.
 
-        Override it where completing takes time, where a restore shall be resumed, or where
-        snapshots may be encrypted: a restore that leaves holes asks for `encrypted` after starting one.
+        Override it where completing takes time, where restores are to be resumed, or where snapshots may be
+        encrypted: a restore that leaves holes asks for `encrypted` after starting a snapshot.
 
         Raises:
             NotFoundError: no such snapshot.
@@ -263,10 +260,10 @@ class BlockSink(Interface):
 
     @composed
     def wait_snapshot(self, snapshot_id: str) -> None:
-        """Wait until a snapshot whose completion was begun is completed, however long that takes.
+        """Wait, without a limit, until a snapshot that is being completed is completed.
 
         Raises:
-            BackendError: it went into the state ``error``.
+            BackendError: the snapshot went into the state ``error``.
         """
         pause = 0.1
         while (state := self.describe_snapshot(snapshot_id).state) != "completed":
@@ -281,7 +278,7 @@ class BlockSink(Interface):
 
 
 class BlockStore(BlockSource, BlockSink):
-    """EBS: both directions. What was put is listed, and read as it was put.
+    """EBS in both directions: a block that was put is listed, and read as it was put.
 
-    `describe_snapshot` gives at least the volume's size, the description, the tags and the state.
+    `describe_snapshot` tells at least the volume's size, the description, the tags and the state.
     """

@@ -1,4 +1,4 @@
-"""Checks that every backend of ours makes the same way, with the services' rules."""
+"""Checks of the services' rules, shared by all our backends."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ _PARTS: Final[Mapping[type, str]] = {
 
 
 def check_kind(given: object, kind: type, role: str, remedy: str = "") -> None:
-    """Refuse what is none of a kind, before anything is done with it.
+    """Refuse an argument of the wrong class, before it is used.
 
     Args:
-        given: by the caller.
-        kind: what it has to be.
-        role: what it is for.
-        remedy: what to give; for an interface it may be left out.
+        given: the caller's argument.
+        kind: the class that it must be of.
+        role: the argument's role, for the message.
+        remedy: the advice what to give; an interface has its own.
     """
     if isinstance(given, kind):
         return
@@ -99,36 +99,36 @@ def check_kind(given: object, kind: type, role: str, remedy: str = "") -> None:
 
 
 def check_flag(given: object, name: str) -> None:
-    """True or False: the text "no" is true to Python, and decides what a restore does to a disk."""
+    """Refuse anything but True or False: Python takes the text "no" for true."""
     if not isinstance(given, bool):
         raise InvalidRequestError(f"{name} must be True or False, not {given!r:.80}")
 
 
 def check_path(given: object, role: str) -> Path:
-    """The path that a caller gave, if it is one."""
+    """The caller's path; refuse anything else."""
     if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
         raise InvalidRequestError(f"the {role} must be a path, not {given!r:.80}")
     return Path(given)
 
 
 def is_image_id(image_id: object) -> bool:
-    """Whether it is of EC2's form: ``ami-`` and 8 or 17 hexadecimal digits."""
+    """Whether the text is an AMI's id: ``ami-`` and 8 or 17 hexadecimal digits."""
     return isinstance(image_id, str) and _IMAGE_ID.fullmatch(image_id) is not None
 
 
 def is_snapshot_id(snapshot_id: object) -> bool:
-    """Whether it is of EC2's form: ``snap-`` and 8 or 17 hexadecimal digits."""
+    """Whether the text is a snapshot's id: ``snap-`` and 8 or 17 hexadecimal digits."""
     return isinstance(snapshot_id, str) and _SNAPSHOT_ID.fullmatch(snapshot_id) is not None
 
 
 def check_snapshot_id(snapshot_id: object) -> None:
-    """Of an id that is put into a path: no snapshot has one of another form."""
+    """Refuse text that no snapshot can have as its id, before it becomes part of a path."""
     if not is_snapshot_id(snapshot_id):
         raise NotFoundError("no such snapshot")
 
 
 def check_image_id(image_id: object) -> None:
-    """Of EC2's form; no image has another one."""
+    """Refuse text that no image can have as its id."""
     if not is_image_id(image_id):
         error = NotFoundError("no such image: an id is ami- and 8 or 17 hexadecimal digits")
         error.locate(image_id=image_id)
@@ -136,7 +136,7 @@ def check_image_id(image_id: object) -> None:
 
 
 def check_volume_size(volume_size: int) -> None:
-    """1 to 65,536 GiB (EBS direct APIs, StartSnapshot)."""
+    """Refuse a size outside 1 to 65,536 GiB (EBS direct APIs, StartSnapshot)."""
     if type(volume_size) is not int or not 1 <= volume_size <= 65_536:
         raise InvalidRequestError(
             f"a volume has 1 to 65,536 GiB, not {volume_size}", code="InvalidParameterValue"
@@ -146,10 +146,10 @@ def check_volume_size(volume_size: int) -> None:
 def check_block(
     snapshot_id: str, volume_size: int, block_index: int, content: Buffer, checksum: bytes
 ) -> None:
-    """Index inside the volume, whole block, right digest."""
+    """Refuse a block outside the volume, of another size, or with another digest."""
     if not 0 <= block_index < volume_size * GIB // BLOCK_SIZE:
         raise InvalidRequestError(
-            f"{snapshot_id}: block {block_index} lies outside the volume of {volume_size} GiB",
+            f"{snapshot_id}: block {block_index} is outside the volume of {volume_size} GiB",
             code="InvalidParameterValue",
         )
     if memoryview(content).nbytes != BLOCK_SIZE:
@@ -168,7 +168,7 @@ def check_block(
 
 
 def check_complete(snapshot_id: str, blocks: dict[int, bytes], count: int, checksum: bytes) -> None:
-    """`blocks`: the digest of each block written. LINEAR as CompleteSnapshot defines it."""
+    """Refuse a count or LINEAR checksum (CompleteSnapshot) that is not that of `blocks`, the digests."""
     digest = hashlib.sha256()
     for index in sorted(blocks):
         digest.update(blocks[index])
@@ -183,7 +183,7 @@ def check_complete(snapshot_id: str, blocks: dict[int, bytes], count: int, check
 
 
 def check_bucket(bucket: str) -> None:
-    """S3's rules for names, which also keep them safe as folder names."""
+    """Refuse a bucket name that breaks S3's rules, which also make it safe as a folder's name."""
     if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket) or ".." in bucket:
         raise InvalidRequestError(
             f"{bucket!r} is no bucket name: 3 to 63 of a-z, 0-9, '.' and '-'",
@@ -192,29 +192,29 @@ def check_bucket(bucket: str) -> None:
 
 
 def check_key(key: str) -> None:
-    """1 to 1,024 bytes of UTF-8 (S3 user guide, "Naming Amazon S3 objects")."""
+    """Refuse a key outside 1 to 1,024 bytes of UTF-8 (S3 user guide, "Naming Amazon S3 objects")."""
     try:
         size = len(str.encode(key))
     except (TypeError, UnicodeEncodeError):
-        raise InvalidRequestError(f"{key!r:.80} is no key: give text that UTF-8 can say") from None
+        raise InvalidRequestError(f"{key!r:.80} is no key: give text that UTF-8 can encode") from None
     if not 1 <= size <= 1024:
         raise InvalidRequestError(f"a key has 1 to 1,024 bytes, not {size}")
 
 
 def check_range(start: int, length: int) -> None:
-    """A range of bytes, from 0 on."""
+    """Refuse a negative offset or length."""
     if start < 0 or length < 0:
         raise InvalidRequestError(f"there are no {length} bytes at {start}")
 
 
 def check_part_number(part_number: int) -> None:
-    """1 to 10,000 (S3 user guide, "Multipart upload limits")."""
+    """Refuse a number outside 1 to 10,000 (S3 user guide, "Multipart upload limits")."""
     if not 1 <= part_number <= 10_000:
         raise InvalidRequestError(f"part numbers are 1 to 10,000, not {part_number}")
 
 
 def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Sequence[UploadedPart]) -> None:
-    """Parts given to complete: ascending, at least one, and as they are there."""
+    """Refuse a list of parts that is empty, out of order, or not what was uploaded."""
     numbers = [part.part_number for part in given]
     if not given or numbers != sorted(set(numbers)):
         raise InvalidRequestError("parts must be given in ascending order, at least one")
@@ -222,7 +222,7 @@ def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Seq
     for part in given:
         if there.get(part.part_number) != part.etag:
             raise BackendError(
-                f"part {part.part_number} was not uploaded, or replaced since",
+                f"part {part.part_number} was not uploaded, or was replaced since",
                 operation="complete_multipart_upload",
                 bucket=bucket,
                 key=key,
@@ -230,7 +230,7 @@ def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Seq
 
 
 def check_registrable(image: Image, name: str | None) -> str:
-    """The name to register `image` by: `name` or its own, of EC2's form; a root device must be mapped."""
+    """The name to register `image` by; refuse a bad name, and an image without its root device."""
     check_kind(image, Image, "image", "describe_image and unpack give one")
     chosen = image.name if name is None else name
     if not isinstance(chosen, str) or not _NAME.fullmatch(chosen):
@@ -246,14 +246,14 @@ def check_registrable(image: Image, name: str | None) -> str:
 
 
 def check_root(image: Image) -> None:
-    """Refuse an image of which it is not known which mapping its root device is."""
+    """Refuse an image whose root device's mapping is not known."""
     missing = _missing_root(image)
     if missing is not None:
         raise InvalidRequestError(missing, code="InvalidParameterValue")
 
 
 def _missing_root(image: Image) -> str | None:
-    """Why an image whose root device has a name cannot be registered; None where it can."""
+    """Why an image cannot be registered for its root device's sake; None where it can."""
     if image.root_device_name is None or image.root_mapping is not None:
         return None
     mapped = ", ".join(each.device_name for each in image.block_device_mappings)
@@ -265,7 +265,7 @@ def _missing_root(image: Image) -> str | None:
 
 
 def root_warning(image: Image) -> str | None:
-    """What is unusual about the image's root device, and what becomes of it when it is restored."""
+    """A warning about the image's unusual root device, and how it is restored; None for a usual one."""
     missing = _missing_root(image)
     if missing is not None:
         return f"{image.image_id} can be stored, but restored by hand only: {missing}"
@@ -279,7 +279,7 @@ def root_warning(image: Image) -> str | None:
 
 
 def check_storable(image: Image) -> None:
-    """EBS-backed and not paravirtual, as CreateStoreImageTask wants it (EC2 user guide, "Limitations").
+    """Refuse images that are paravirtual or not EBS-backed, as EC2 does (EC2 user guide, "Limitations").
 
     An unusual root device is logged.
     """
@@ -302,13 +302,13 @@ def new_image(
     describe: Callable[[str], Snapshot],
     image_id: str | None = None,
 ) -> Image:
-    """The image that RegisterImage makes of `image`: new id, checked name, snapshots that are there.
+    """The image that RegisterImage makes of `image`: with a new id, a checked name and existing snapshots.
 
     Args:
-        image: what to register.
-        name: or None for its own.
-        describe: gives a snapshot by id, or raises NotFoundError.
-        image_id: one that was reserved, or None for another.
+        image: the image to register.
+        name: the new image's name; None for that of `image`.
+        describe: a function that describes a snapshot by id, or raises NotFoundError.
+        image_id: a reserved id; None for a new one.
     """
     chosen = check_registrable(image, name)
     found = []
@@ -326,7 +326,7 @@ def new_image(
 
 
 def check_untaken(image: Image, others: Iterable[Image]) -> None:
-    """Neither the name nor the id of a new image is that of another."""
+    """Refuse a name or id that another image has."""
     for other in others:
         if other.name == image.name:
             raise AlreadyExistsError(f"an image named {image.name!r} exists: give another name")

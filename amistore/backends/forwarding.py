@@ -1,7 +1,7 @@
 """`Forwarding`: base of what is put around a backend, or around one of its services.
 
-Retries, faults and counters are such wrappers. Each says what it changes and no more: a verb that an
-interface gets reaches the service inside through all of them, with its arguments as they were given.
+Retries, faults and counters are such wrappers. Each defines only what it changes: a new verb of an interface
+passes through all of them, with its arguments unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ R = TypeVar("R")
 class Forwarding(Generic[S]):
     """Base of a wrapper around a service.
 
-    It stands before the interface of that::
+    Name it before the interface::
 
         class CountingStore(Forwarding[ObjectStore], ObjectStore):
             calls = 0
@@ -34,10 +34,9 @@ class Forwarding(Generic[S]):
 
         store = CountingStore.around(backend.s3)
 
-    Each verb that a subclass does not define goes to the inner service through `_call`. Attributes of
-    the interface, such as `where`, are the inner ones. Its composed methods, such as `put_object`, run on the
-    wrapper, so what they call goes through it. What the inner service has beyond its interface is
-    found at `inner`.
+    Verbs that a subclass does not define go to the inner service through `_call`. Attributes of the
+    interface, such as `where`, are the inner service's. Composed methods, such as `put_object`, run on the
+    wrapper, so their calls pass through it. For anything beyond the interface, use `inner`.
 
     Attributes:
         inner: the service inside.
@@ -55,11 +54,11 @@ class Forwarding(Generic[S]):
 
     @classmethod
     def around(cls, inner: S, *parts: Any) -> Self:
-        """The wrapper around a service; type checkers take the class itself for an abstract one.
+        """Make a wrapper around a service; type checkers take the class itself for an abstract one.
 
         Args:
-            inner: the service.
-            parts: whatever else the class is made of.
+            inner: the service to wrap.
+            parts: the further arguments of the class.
         """
         return cls(inner, *parts)
 
@@ -67,13 +66,13 @@ class Forwarding(Generic[S]):
         return f"{type(self).__name__}({self.inner!r})"
 
     def _call(self, verb: str, function: Callable[..., R], /, *arguments: Any, **options: Any) -> R:
-        """Make one call. Override it to change what is done before, after or instead.
+        """Make one call. Override it to act before it, after it or instead of it.
 
         Args:
-            verb: its name, such as ``"put_snapshot_block"``.
+            verb: the verb's name, such as ``"put_snapshot_block"``.
             function: the inner service's method.
-            arguments: as the caller gave them.
-            options: those given by name.
+            arguments: the caller's positional arguments.
+            options: the caller's keyword arguments.
         """
         return function(*arguments, **options)
 

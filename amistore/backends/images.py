@@ -1,8 +1,8 @@
 """EC2's interface: `ImageRegistry`, where images are described and registered.
 
-As in `blocks.py`: any `BackendError` may be raised, any method called from several threads. An image's id is
-``ami-`` and 8 or 17 hexadecimal digits; a method that takes one raises `NotFoundError` for an image that
-is not registered, and for text of another form.
+As in `blocks.py`, a method may raise any `BackendError` and may be called from several threads. An image's
+id is ``ami-`` and 8 or 17 hexadecimal digits; a method that takes one raises `NotFoundError` for an image
+that is not registered, and for text of another form.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ __all__ = ["ImageRegistry"]
 
 
 class ImageRegistry(Interface):
-    """Where images are described and registered: EC2.
+    """A registry of images: EC2.
 
     Attributes:
-        region_name: of the images, such as ``"us-gov-east-1"``; None where there are no Regions.
+        region_name: the images' Region, such as ``"us-gov-east-1"``; None where there are no Regions.
     """
 
     region_name: str | None = None
 
     def reserve_image_id(self) -> str | None:
-        """An id that no image has, to be given to `register_image` later; None where ids come with images."""
+        """Reserve an unused id for a later `register_image`; None where only registering gives ids."""
         return None
 
     @abc.abstractmethod
     def describe_image(self, image_id: str) -> Image:
-        """All that is known of an image, its snapshots' descriptions included.
+        """Describe an image, its snapshots included.
 
-        It is what was registered, but for the id; `fidelity` says where not.
+        The description equals what was registered, except for the id and what `fidelity` names.
 
         Raises:
             NotFoundError: no such image.
@@ -43,37 +43,37 @@ class ImageRegistry(Interface):
 
     @abc.abstractmethod
     def describe_images(self) -> list[Image]:
-        """Every image of the account, by id."""
+        """All images of the account, by id."""
 
     @abc.abstractmethod
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
-        """Register an image like `image`, whose snapshots must be there and completed, under a new id.
+        """Register an image like `image`, on existing, completed snapshots, under a new id.
 
-        An image that is refused leaves none. Of several calls with one name at once, one succeeds.
+        A refused call registers nothing. Of several simultaneous calls with one name, one succeeds.
 
         Args:
-            image: such as `amistore.unpack` returns.
-            name: its name, 3 to 128 letters, digits or characters of ``()[] ./-'@_``; None for that of
-                `image`. Names are unique; that of a deregistered image is free.
-            image_id: one that `reserve_image_id` gave.
+            image: the image to register, such as `amistore.unpack` returns.
+            name: the new image's name, 3 to 128 letters, digits or characters of ``()[] ./-'@_``; None for
+                that of `image`. Names are unique; the name of a deregistered image is free.
+            image_id: an id from `reserve_image_id`; None for a new one.
 
         Raises:
-            AlreadyExistsError: the name is taken, or the id is an image's.
-            AmistoreError: of any kind, there is no such name, a snapshot is not there or pending, or the root
-                device has no mapping.
+            AlreadyExistsError: an image has the name or the id.
+            AmistoreError: the name breaks the rules, a snapshot is missing or pending, or the root device has
+                no mapping; any class will do.
         """
 
     def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
-        """Find out, before its snapshots are made, whether `register_image` would be permitted.
+        """Check, before an image's snapshots are made, whether `register_image` would be permitted.
 
         Override it where that can be asked.
 
         Args:
-            image: such as that of an archive, with its old snapshots.
-            name: as in `register_image`.
+            image: the image to register, on its old snapshots, such as an archive's.
+            name: the new image's name; None for that of `image`.
 
         Raises:
-            AccessDeniedError: it would not.
+            AccessDeniedError: registering is not permitted.
         """
 
     @abc.abstractmethod
@@ -87,19 +87,19 @@ class ImageRegistry(Interface):
     def find_images(self, name: str) -> list[Image]:
         """The account's images of that name: one at most, since names are unique.
 
-        Override it where that is cheaper than a list of all.
+        Override it where that is cheaper than listing all images.
         """
         return [image for image in self.describe_images() if image.name == name]
 
     def finish_registration(self, image_id: str, image: Image) -> None:
-        """Do what registering does after the image has its id; doing it again is fine.
+        """Do the steps of registering that follow the image's id; a second call does no harm.
 
-        `register_image` has done it when it returns. It is for a caller who lost the answer and
-        found its image by `find_images`.
+        `register_image` has done them when it returns. This is for a caller who lost its answer and found the
+        image by `find_images`.
 
         Args:
-            image_id: of the registered image.
-            image: what it was registered from.
+            image_id: the registered image's id.
+            image: the image that was given to `register_image`.
 
         Raises:
             BackendError: the image went into a state from which it does not become available.
@@ -111,8 +111,8 @@ class ImageRegistry(Interface):
         Override it where not everything is kept.
 
         Args:
-            image: such as that of an archive.
-            name: as in `register_image`.
+            image: the image to register, such as an archive's.
+            name: the new image's name; None for that of `image`.
         """
 
         def fate(leaf: Leaf) -> tuple[Fate, str]:

@@ -1,8 +1,8 @@
 """`Interface`: what the interfaces of a backend have in common.
 
-Their public methods are verbs: one call of a service each. Whoever implements a verb, its errors are
-told the same way, and here only. Methods that are `composed` of verbs are no verbs. Imports the errors
-only. Next: `blocks.py`, `objects.py`, `images.py`, `base.py`; `forwarding.py` for wrappers.
+Their public methods are verbs: one call of a service each. Only this module turns a verb's exceptions into
+our errors, whoever implements the verb. Methods that are `composed` of verbs are no verbs. Imports the
+errors only. Next: `blocks.py`, `objects.py`, `images.py`, `base.py`; `forwarding.py` for wrappers.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def composed(method: F) -> F:
-    """Mark a method of an interface that is made of verbs: a wrapper runs it on itself."""
+    """Mark a method of an interface that calls its verbs: a wrapper runs it on itself."""
     vars(method)["composed"] = True
     return method
 
 
 class Interface(abc.ABC):  # noqa: B024 - those of the interfaces are
-    """Base of the interfaces. In every class under one, what a verb raises is told the same way.
+    """Base of the interfaces. Every class under one reports the errors of its verbs the same way.
 
-    An exception beyond our error tree becomes a `BackendError` with that one as its cause; `retryable`
-    where it is a `ConnectionError` or `TimeoutError`. A `BackendError` gets the operation, which is the
-    verb, and of the arguments the snapshot, block, image, bucket and key, where it does not have them.
-    So does an answer of another kind than the interface says, such as None for a block.
-    `AmistoreError` beside it, `MemoryError` and what is no `Exception` pass as they are.
+    An exception from outside our error tree becomes a `BackendError` with the original as its cause, and
+    `retryable` if that is a `ConnectionError` or `TimeoutError`. An answer of the wrong type, such as None
+    for a block, is a `BackendError`, too. A `BackendError` gets the verb as its operation and, from the
+    arguments, the snapshot, block, image, bucket and key, unless it has them. Other `AmistoreError`s,
+    `MemoryError` and anything but an `Exception` pass unchanged.
 
-    A method that is put in place of a verb on one object is called as it is.
+    A method that replaces a verb on a single object is called as it is.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -52,7 +52,7 @@ class Interface(abc.ABC):  # noqa: B024 - those of the interfaces are
 
 
 def verbs(kind: type) -> Mapping[str, Any]:
-    """The verbs of an interface, or of what implements some: by name, as they are declared."""
+    """The verbs of an interface, or of a class that implements some, by name."""
     return {
         name: found
         for name, found in _declared(kind)
@@ -71,7 +71,7 @@ def _declared(kind: type) -> list[tuple[str, Any]]:
 
 
 def _telling(verb: str, declared: Any, method: Any) -> Callable[..., Any]:
-    """A verb's method that tells of its errors what the call was."""
+    """A verb's method, wrapped so that its errors name the call."""
     function = method if isinstance(method, FunctionType) else _function_of(method)
     kind = _answer(declared)
 
@@ -98,7 +98,7 @@ def _telling(verb: str, declared: Any, method: Any) -> Callable[..., Any]:
 
 
 def _answer(declared: Any) -> type:
-    """The class that a verb gives, where that is bytes or one of ours; else `object`."""
+    """The class of a verb's answer, if it is bytes or one of ours; else `object`."""
     function = inspect.unwrap(declared)
     name = function.__annotations__.get("return")
     found = bytes if name == "bytes" else function.__globals__.get(name)

@@ -1,8 +1,8 @@
 """S3's interface: `ObjectStore`, ranged reads and multipart upload.
 
-As in `blocks.py`: any `BackendError` may be raised, any method called from several threads. A method
-raises `NotFoundError` for a bucket that is not there; for an object or upload that is not there where
-it is not said to be fine. Keys are any text: no two of them are one object, and none leads out of its bucket.
+As in `blocks.py`, a method may raise any `BackendError` and may be called from several threads. It raises
+`NotFoundError` for a missing bucket and, unless it says otherwise, for a missing object or upload. A key is
+any text: two keys never name one object, and no key leads out of its bucket.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _logger = logging.getLogger("amistore")
 
 @attrs.frozen(kw_only=True)
 class ObjectInfo:
-    """An object: size in bytes, ETag (opaque), and user metadata."""
+    """An object's size in bytes, ETag (opaque) and user metadata."""
 
     size: int
     etag: str
@@ -50,18 +50,18 @@ class UploadedPart:
 
 @attrs.frozen(kw_only=True)
 class MultipartUpload:
-    """An upload that was begun and neither completed nor aborted."""
+    """An upload that was begun, and neither completed nor aborted."""
 
     key: str
     upload_id: str
 
 
 class ObjectStore(Interface):
-    """Where objects lie: S3's ranged reads and multipart upload.
+    """A store of objects: S3's ranged reads and multipart upload.
 
     Attributes:
-        where: names the store, so that a resume log is not used with another; may be empty.
-        scheme: of the URLs that name its objects, such as ``"s3"``; empty where there are none.
+        where: the store's name, so that a resume log is not used with another store; may be empty.
+        scheme: the scheme of its objects' URLs, such as ``"s3"``; empty where there are no URLs.
     """
 
     where: str = ""
@@ -69,27 +69,27 @@ class ObjectStore(Interface):
 
     @composed
     def at(self, bucket: str, key: str) -> ObjectLocation:
-        """Name an object of this store, whether it exists or not."""
+        """The location of an object of this store, which may exist or not."""
         return ObjectLocation(self, bucket, key)
 
     def head_bucket(self, bucket: str) -> None:
-        """Find out whether a bucket can be used. Override it where that can be asked.
+        """Check whether a bucket can be used. Override it where that can be asked.
 
         Raises:
             NotFoundError: no such bucket.
-            InvalidRequestError: it lies in another Region.
+            InvalidRequestError: the bucket is in another Region.
         """
 
     def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
-        """What is unwise about a bucket for disks: public access not blocked, no default encryption.
+        """Warnings about a bucket that is to hold disks: public access not blocked, no default encryption.
 
-        Override it where that can be asked.
+        Override it where they can be asked for.
         """
         return ()
 
     @abc.abstractmethod
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
-        """What is known of an object.
+        """Describe an object.
 
         Raises:
             NotFoundError: no such bucket or object.
@@ -99,12 +99,12 @@ class ObjectStore(Interface):
     def get_object_range(
         self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
     ) -> bytes:
-        """Read `length` bytes from `start`, fewer only at the object's end, and none behind it.
+        """Read `length` bytes from `start`: fewer only at the object's end, none behind it.
 
         Raises:
             NotFoundError: no such bucket or object.
             SourceChangedError: `if_match` is not the object's ETag.
-            AmistoreError: of any kind, `start` or `length` is negative.
+            AmistoreError: `start` or `length` is negative; any class will do.
         """
 
     @composed
@@ -118,20 +118,19 @@ class ObjectStore(Interface):
         *,
         if_match: str | None = None,
     ) -> bytes:
-        """As `get_object_range`, of bytes that a reader can tell from damaged ones.
+        """Read a range as `get_object_range` does, for a reader that can recognize damage.
 
-        `RetryingBackend` overrides it: there what is not intact is one more reason for another
-        attempt, since it may have been damaged on its way. The last attempt's bytes are given
-        whatever they are, and their reader refuses them.
+        `RetryingBackend` overrides it: bytes that are not intact may have been damaged on their way, so it
+        makes another attempt. It returns the last attempt's bytes in any case; the reader refuses them.
         """
         return self.get_object_range(bucket, key, start, length, if_match=if_match)
 
     @abc.abstractmethod
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
-        """Remove an object; one that is not there is fine.
+        """Remove an object; a missing one is no error.
 
         Raises:
-            SourceChangedError: `if_match` is not the object's ETag; it stays.
+            SourceChangedError: `if_match` is not the object's ETag; the object stays.
         """
 
     @abc.abstractmethod
@@ -146,10 +145,10 @@ class ObjectStore(Interface):
         """Begin an upload and return its id; the object stays invisible, or as it was.
 
         Args:
-            bucket: must exist.
-            key: of the new object.
-            metadata: user metadata.
-            tags: of the object, ten at most; a store without tags refuses them.
+            bucket: the name of an existing bucket.
+            key: the new object's key.
+            metadata: the object's user metadata.
+            tags: the object's tags, ten at most; a store without tags refuses them.
         """
 
     @abc.abstractmethod
@@ -159,23 +158,23 @@ class ObjectStore(Interface):
         """Store one part, over an earlier one of the same number.
 
         Args:
-            bucket: of the upload.
-            key: of the upload.
-            upload_id: one that `create_multipart_upload` gave for this key.
-            part_number: from 1 to 10,000; there may be gaps.
-            content: of the part, valid only during the call: copy what you keep.
+            bucket: the upload's bucket.
+            key: the upload's key.
+            upload_id: the id that `create_multipart_upload` returned for this key.
+            part_number: the part's number, 1 to 10,000; there may be gaps.
+            content: the part's bytes, valid only during the call: copy what you keep.
 
         Raises:
             NotFoundError: no such upload.
-            AmistoreError: of any kind, the number is another.
+            AmistoreError: the number is not 1 to 10,000; any class will do.
         """
 
     def upload_part_file(
         self, bucket: str, key: str, upload_id: str, part_number: int, file: BinaryIO
     ) -> UploadedPart:
-        """Store one part from a file on the disk, from its start to its end.
+        """Store one part from a whole file on the disk.
 
-        Override it where a part can be sent without being in memory as a whole.
+        Override it where a part can be sent without being held in memory.
         """
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
@@ -186,10 +185,10 @@ class ObjectStore(Interface):
 
     @abc.abstractmethod
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        """The parts that are there, ascending.
+        """The uploaded parts, ascending.
 
         Raises:
-            NotFoundError: no such upload: it was completed, aborted, or is another key's.
+            NotFoundError: no such upload: it was completed or aborted, or belongs to another key.
         """
 
     @abc.abstractmethod
@@ -202,26 +201,27 @@ class ObjectStore(Interface):
         *,
         if_none_match: bool = False,
     ) -> ObjectInfo:
-        """Make the object of these parts visible as a whole; parts that are not named are dropped.
+        """Make the object of these parts visible as a whole; other parts are dropped.
 
-        The upload is gone then. Of several completions of a key at once with `if_none_match`, one succeeds.
+        The upload is then gone. Of several simultaneous completions of a key with `if_none_match`, one
+        succeeds.
 
         Args:
-            bucket: of the upload.
-            key: of the upload.
-            upload_id: of the upload.
-            parts: as `upload_part` gave them, ascending, one at least.
-            if_none_match: refuse when the object exists.
+            bucket: the upload's bucket.
+            key: the upload's key.
+            upload_id: the upload's id.
+            parts: the parts from `upload_part`, ascending, at least one.
+            if_none_match: whether to refuse a key that exists.
 
         Raises:
             AlreadyExistsError: `if_none_match` is set and the object exists.
             NotFoundError: no such upload.
-            AmistoreError: of any kind, a part is not there, was replaced since, or is out of order.
+            AmistoreError: a part is missing, was replaced since, or is out of order; any class will do.
         """
 
     @abc.abstractmethod
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
-        """Drop an upload and its parts; one that is not there is fine."""
+        """Drop an upload and its parts; a missing upload is no error."""
 
     def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
         """An object's tags.
@@ -239,24 +239,24 @@ class ObjectStore(Interface):
 
         Raises:
             NotFoundError: no such bucket.
-            InvalidRequestError: this store cannot list.
+            InvalidRequestError: the store cannot list objects.
         """
-        raise InvalidRequestError(f"{type(self).__name__} cannot list objects: it has no list_keys")
+        raise InvalidRequestError(f"{type(self).__name__} cannot list objects: give it a method list_keys")
 
     @composed
     def list_objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectLocation]:
-        """Give the objects whose keys have this prefix, by key in the order of their UTF-8 bytes.
+        """The locations of the objects whose keys have this prefix, in the order of the keys' UTF-8 bytes.
 
         Raises:
             NotFoundError: no such bucket.
-            InvalidRequestError: this store cannot list.
+            InvalidRequestError: the store cannot list objects.
         """
         return (self.at(bucket, key) for key in self.list_keys(bucket, prefix))
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
-        """Uploads of keys with this prefix that were neither completed nor aborted, by key.
+        """The unfinished uploads of keys with this prefix, by key.
 
-        Override it to let lost uploads be found.
+        Override it so that lost uploads can be found.
         """
         return []
 
@@ -272,17 +272,18 @@ class ObjectStore(Interface):
         if_none_match: bool = False,
         part_size: int = 16 * MIB,
     ) -> ObjectInfo:
-        """Store a whole object from pieces of any size; nothing is left behind on an error.
+        """Store a whole object from pieces of any size; an error leaves nothing behind.
 
         Args:
-            bucket: must exist.
-            key: of the new object.
-            content: bytes, or pieces of bytes, such as `amistore.pack` yields and an opened file has.
-            metadata: user metadata.
-            tags: of the object.
-            if_none_match: refuse when the object exists.
-            part_size: bytes that are collected in memory before a part is sent; doubled after
-                each 1,000 parts, since an object has 10,000 at most.
+            bucket: the name of an existing bucket.
+            key: the new object's key.
+            content: the object's bytes, or pieces of them, such as `amistore.pack` yields and an opened file
+                has.
+            metadata: the object's user metadata.
+            tags: the object's tags.
+            if_none_match: whether to refuse a key that exists.
+            part_size: the number of bytes collected in memory before a part is sent; doubled after each 1,000
+                parts, since an object has 10,000 at most.
         """
         if isinstance(content, (str, os.PathLike)) or not isinstance(content, Iterable):
             raise InvalidRequestError(
@@ -316,7 +317,7 @@ class ObjectStore(Interface):
 
     @composed
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:
-        """An object as a seekable binary file, pinned to the ETag it has now."""
+        """An object as a seekable binary file, pinned to its present ETag."""
         return io.BufferedReader(RangeStream(ObjectRanges(self.at(bucket, key))), 1 * MIB)
 
 
@@ -332,7 +333,7 @@ def _is_text(location: object, attribute: attrs.Attribute[str], text: object) ->
 
 
 class ObjectFacts(TypedDict):
-    """Bucket and key of an object."""
+    """An object's bucket and key."""
 
     bucket: str
     key: str
@@ -340,7 +341,7 @@ class ObjectFacts(TypedDict):
 
 @attrs.frozen
 class ObjectLocation:
-    """An object of a store, whether it exists or not; `ObjectStore.at` makes one.
+    """An object's location, whether the object exists or not; `ObjectStore.at` makes one.
 
     Attributes:
         store: the store that holds the bucket.
@@ -358,15 +359,15 @@ class ObjectLocation:
 
     @property
     def facts(self) -> ObjectFacts:
-        """Bucket and key, as errors tell them."""
+        """Bucket and key as the attributes of an error."""
         return {"bucket": self.bucket, "key": self.key}
 
     def head(self) -> ObjectInfo:
-        """What is known of the object; see `ObjectStore.head_object`."""
+        """Describe the object, as `ObjectStore.head_object` does."""
         return self.store.head_object(self.bucket, self.key)
 
     def exists(self) -> bool:
-        """Whether the object is there."""
+        """Whether the object exists."""
         try:
             self.head()
         except NotFoundError:
@@ -378,13 +379,13 @@ class ObjectRanges(RangeReader):
     """An object of an `ObjectStore`, pinned to an ETag.
 
     Args:
-        location: the object.
-        info: what its completion said of it; None for what it is now.
+        location: the object's location.
+        info: the object's description, from its completion; None to ask for it.
 
     Attributes:
-        location: as given.
-        etag: of the object.
-        metadata: the user's.
+        location: the object's location.
+        etag: the ETag that the object is pinned to.
+        metadata: the object's user metadata.
     """
 
     def __init__(self, location: ObjectLocation, info: ObjectInfo | None = None) -> None:

@@ -100,8 +100,7 @@ def copy(
 
 def _begin(ranges: ObjectRanges, to: ObjectLocation, part_size: int, log: ResumeLog) -> LoggedUpload:
     replaced = SourceChangedError(
-        "the archive was replaced since the run began that the resume log is of: "
-        "amistore.abandon ends that run",
+        "the archive was replaced since the run of this log began: amistore.abandon ends that run",
         **ranges.location.facts,
     )
     identity = {f"from_{name}": value for name, value in ranges.identity.items()}

@@ -1,7 +1,7 @@
 """`restore_snapshots`: snapshots from a container that is read by ranges, segment by segment; resumable.
 
-A run verifies all of the container and puts each block that is proved. The tail is checked before anything
-is started; nothing is completed before all has been checked.
+A run verifies the whole container and puts each proved block. The tail is checked before the first snapshot
+is started, and all of the container before one is completed.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ class RestoreLog:
             log.append(write_entry(kind="unpack", task=self.task, **identity))
             return
         changed = SourceChangedError(
-            "the archive was replaced since the run began that the resume log is of: "
-            "amistore.abandon ends that run",
+            "the archive was replaced since the run of this log began: amistore.abandon ends that run",
             bucket=identity.get("bucket"),
             key=identity.get("key"),
         )

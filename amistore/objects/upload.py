@@ -66,8 +66,8 @@ def upload_archive(
         },
         changed={
             "file": SourceChangedError(
-                "the image, its snapshots or the layout are not what they were when the run began that "
-                "the resume log is of: amistore.abandon ends that run",
+                "the image, its snapshots or the layout changed since the run of this log began: "
+                "amistore.abandon ends that run",
                 image_id=planned.image.image_id,
             )
         },
