@@ -17,9 +17,10 @@ from amistore.container.decoder import (
 from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
 from amistore.container.frames import FrameDecoder
 from amistore.container.index import Index, IndexedVolume, Ledger
+from amistore.container.layout import Layout
 from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, plan
 from amistore.container.preamble import PREAMBLE
-from amistore.container.records import Foot, Head, Layout, SegmentDescriptor, VolumeDescriptor
+from amistore.container.records import Foot, Head, SegmentDescriptor, VolumeDescriptor
 from amistore.container.runs import Runs
 from amistore.container.segments import (
     DecodedBlock,

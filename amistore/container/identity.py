@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from amistore.container import layout
-from amistore.container.records import Layout
+from amistore.container.layout import Layout
 from amistore.errors import CorruptArchiveError, InvalidRequestError
 
 __all__ = [

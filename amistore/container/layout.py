@@ -1,4 +1,4 @@
-"""Every byte of format version 1, declared: magics, constants, limits and structs.
+"""Every byte of format version 1, declared: magics, constants, limits, structs, and how it is cut.
 
 `docs/format.md` is the normative text; the two must say the same. Nothing here reads or
 writes anything. Next: `records.py`, which turns these structs into objects.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from amistore.units import GIB, KIB, MIB
+import attrs
+
+from amistore.errors import InvalidValueError
+from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
 
 # zstd (RFC 8878, 3.1.1 and 3.1.2): the magic of a frame, and the last of the sixteen of
 # skippable frames. Those are anyone's to use, so a record is known by SIGNATURE and type.
@@ -94,6 +97,60 @@ DOMAIN_ARCHIVE: Final = b"amistore archive content 1\0"
 DOMAIN_PARTIAL_FILE: Final = b"amistore partial file id 1\0"
 DOMAIN_PARTIAL_ARCHIVE: Final = b"amistore partial archive content 1\0"
 SNAPSHOT_ID: Final = struct.Struct("<24s")  # in them as in VOLD and INDX: ASCII, NUL-padded
+
+
+@attrs.frozen(kw_only=True)
+class Layout:
+    """How a container is cut; part of HEAD and of the file id.
+
+    Attributes:
+        blocks_per_frame: 1 to 16 blocks of 512 KiB.
+        blocks_per_segment: 1 to 512, a multiple of `blocks_per_frame`.
+        segments_per_shard: segments that one worker turns into parts.
+        part_size: bytes at which a multipart part is cut, at the next segment's end.
+    """
+
+    blocks_per_frame: int = 8
+    blocks_per_segment: int = 64
+    segments_per_shard: int = MIN_SHARD_SEGMENTS
+    part_size: int = MIN_PART
+
+    def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(Layout):
+            value = getattr(self, field.name)
+            if type(value) is not int:
+                raise InvalidValueError(
+                    f"Layout.{field.name} must be a whole number, not {value!r}",
+                    field=f"Layout.{field.name}",
+                    value=value,
+                )
+        if not (
+            1 <= self.blocks_per_frame <= MAX_FRAME_CONTENT // BLOCK_SIZE
+            and self.blocks_per_frame <= self.blocks_per_segment <= MAX_SEGMENT_BLOCKS
+            and self.blocks_per_segment % self.blocks_per_frame == 0
+            and 1 <= self.segments_per_shard < 2**64
+            and MIN_PART <= self.part_size <= MAX_PART
+        ):
+            raise InvalidValueError(f"impossible {self}", field="Layout", value=self)
+
+    def segments(self, blocks: int) -> int:
+        """Segments of a volume of so many listed blocks."""
+        return -(-blocks // self.blocks_per_segment)
+
+    def segment_blocks(self, number: int, blocks: int) -> int:
+        """Blocks of a segment, by its number in a volume of so many listed blocks."""
+        return min(self.blocks_per_segment, blocks - number * self.blocks_per_segment)
+
+    def frame_contents(self, blocks: int) -> tuple[int, ...]:
+        """Content sizes in bytes of the frames of a segment of so many blocks."""
+        full, rest = divmod(blocks, self.blocks_per_frame)
+        return (self.blocks_per_frame * BLOCK_SIZE,) * full + (rest * BLOCK_SIZE,) * bool(rest)
+
+    def frame_limit(self, blocks: int) -> int:
+        """Most compressed bytes of the frames of a segment of so many blocks."""
+        slack = MAX_FRAME_SIZE - MAX_FRAME_CONTENT
+        return sum(content + slack for content in self.frame_contents(blocks))
+
 
 README_NAME: Final = "README-amistore.txt"
 README: Final = b"""\

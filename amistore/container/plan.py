@@ -13,7 +13,8 @@ import attrs
 
 from amistore.container import layout
 from amistore.container.identity import file_id, id_formulas
-from amistore.container.records import Layout, index_limit
+from amistore.container.layout import Layout
+from amistore.container.records import index_limit
 from amistore.container.runs import Runs
 from amistore.container.tar import file_header, padding, sparse_header
 from amistore.errors import InvalidRequestError

@@ -18,6 +18,7 @@ import attrs
 
 from amistore.container import layout
 from amistore.container.envelope import open_envelope, open_record, seal
+from amistore.container.layout import Layout
 from amistore.container.runs import Runs
 from amistore.errors import (
     ArchiveError,
@@ -31,7 +32,6 @@ __all__ = [
     "Foot",
     "Frame",
     "Head",
-    "Layout",
     "SegmentDescriptor",
     "VolumeDescriptor",
     "index_limit",
@@ -41,59 +41,6 @@ __all__ = [
 
 
 _SNAPSHOT_ID = re.compile(rb"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
-
-
-@attrs.frozen(kw_only=True)
-class Layout:
-    """How a container is cut; part of HEAD and of the file id.
-
-    Attributes:
-        blocks_per_frame: 1 to 16 blocks of 512 KiB.
-        blocks_per_segment: 1 to 512, a multiple of `blocks_per_frame`.
-        segments_per_shard: segments that one worker turns into parts.
-        part_size: bytes at which a multipart part is cut, at the next segment's end.
-    """
-
-    blocks_per_frame: int = 8
-    blocks_per_segment: int = 64
-    segments_per_shard: int = layout.MIN_SHARD_SEGMENTS
-    part_size: int = layout.MIN_PART
-
-    def __attrs_post_init__(self) -> None:
-        for field in attrs.fields(Layout):
-            value = getattr(self, field.name)
-            if type(value) is not int:
-                raise InvalidValueError(
-                    f"Layout.{field.name} must be a whole number, not {value!r}",
-                    field=f"Layout.{field.name}",
-                    value=value,
-                )
-        if not (
-            1 <= self.blocks_per_frame <= layout.MAX_FRAME_CONTENT // BLOCK_SIZE
-            and self.blocks_per_frame <= self.blocks_per_segment <= layout.MAX_SEGMENT_BLOCKS
-            and self.blocks_per_segment % self.blocks_per_frame == 0
-            and 1 <= self.segments_per_shard < 2**64
-            and layout.MIN_PART <= self.part_size <= layout.MAX_PART
-        ):
-            raise InvalidValueError(f"impossible {self}", field="Layout", value=self)
-
-    def segments(self, blocks: int) -> int:
-        """Segments of a volume of so many listed blocks."""
-        return -(-blocks // self.blocks_per_segment)
-
-    def segment_blocks(self, number: int, blocks: int) -> int:
-        """Blocks of a segment, by its number in a volume of so many listed blocks."""
-        return min(self.blocks_per_segment, blocks - number * self.blocks_per_segment)
-
-    def frame_contents(self, blocks: int) -> tuple[int, ...]:
-        """Content sizes in bytes of the frames of a segment of so many blocks."""
-        full, rest = divmod(blocks, self.blocks_per_frame)
-        return (self.blocks_per_frame * BLOCK_SIZE,) * full + (rest * BLOCK_SIZE,) * bool(rest)
-
-    def frame_limit(self, blocks: int) -> int:
-        """Most compressed bytes of the frames of a segment of so many blocks."""
-        slack = layout.MAX_FRAME_SIZE - layout.MAX_FRAME_CONTENT
-        return sum(content + slack for content in self.frame_contents(blocks))
 
 
 @attrs.frozen

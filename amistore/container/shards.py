@@ -6,7 +6,7 @@ Writer and readers keep the same `Shards`. `docs/format.md`, section 8, is the r
 from __future__ import annotations
 
 from amistore.container import layout
-from amistore.container.records import Layout
+from amistore.container.layout import Layout
 
 __all__ = ["Shards"]
 

@@ -17,7 +17,7 @@ from amistore import BLOCK_SIZE
 from amistore.archive import archive as archives
 from amistore.archive.reader import ContainerFile
 from amistore.backends.ranges import RangeReader
-from amistore.container.records import Layout
+from amistore.container.layout import Layout
 from amistore.model import BlockRange
 
 FORM = Layout(blocks_per_frame=2, blocks_per_segment=4)

@@ -17,7 +17,7 @@ import pytest
 
 import amistore
 from amistore import BLOCK_SIZE, GIB
-from amistore.container.records import Layout
+from amistore.container.layout import Layout
 
 FORM = Layout(blocks_per_frame=2, blocks_per_segment=4)
 BLOCKS = {i: images.block(i + 1) for i in range(20)} | {700: images.block(0), 2047: images.block(99)}

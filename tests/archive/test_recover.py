@@ -18,8 +18,9 @@ from amistore import BLOCK_SIZE
 from amistore.container import Foot, Index, Runs, SegmentDescriptor, VolumeDescriptor, layout
 from amistore.container.envelope import open_envelope
 from amistore.container.frames import FrameDecoder, FrameEncoder
+from amistore.container.layout import Layout
 from amistore.container.plan import PlannedVolume, prelude
-from amistore.container.records import Frame, Layout
+from amistore.container.records import Frame
 from amistore.testing import FaultyBackend
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)

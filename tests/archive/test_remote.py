@@ -28,7 +28,7 @@ from backends.aws.conftest import require
 from backends.aws.proxy import fault_proxy
 
 import amistore
-from amistore.container.records import Layout
+from amistore.container.layout import Layout
 from amistore.testing.aws.certificate import make_certificate
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)

@@ -16,7 +16,7 @@ from amistore import BLOCK_SIZE
 from amistore.archive.archive import Archive
 from amistore.archive.reader import ContainerFile
 from amistore.backends.ranges import RangeReader
-from amistore.container.records import Layout
+from amistore.container.layout import Layout
 
 FORM = Layout(blocks_per_frame=2, blocks_per_segment=8)
 BLOCKS = {i: images.block(i + 1) for i in range(40)} | {700: images.block(0), 2047: images.block(99)}

@@ -31,7 +31,8 @@ from amistore.container import (
 from amistore.container.checksum import crc32c
 from amistore.container.envelope import open_envelope, seal
 from amistore.container.frames import FrameEncoder
-from amistore.container.records import Frame, Layout
+from amistore.container.layout import Layout
+from amistore.container.records import Frame
 from amistore.container.runs import Runs
 from amistore.container.tar import SparseMap, file_header, padding
 from amistore.model import encode_manifest
