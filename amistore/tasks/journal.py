@@ -42,19 +42,19 @@ _logger = logging.getLogger("amistore")
 
 
 class LeaseLostError(AmistoreError):
-    """Another owner has the task by now."""
+    """Another owner has taken the task over."""
 
 
 class Journal:
     """All tasks of one file.
 
     Args:
-        path: of the file, made where it is missing, readable by its owner only; its filesystem
-            must be of this machine (SQLite's write-ahead log). None for one in memory.
+        path: the file's path; it is made where it is missing, readable by its owner only, and must be on a
+            filesystem of this machine (SQLite's write-ahead log). None for a journal in memory.
 
     Raises:
-        JournalError: it cannot be opened, or is no journal.
-        InvalidRequestError: a newer amistore has made it.
+        JournalError: the file cannot be opened, or is no journal.
+        InvalidRequestError: a newer amistore made the journal.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -62,7 +62,7 @@ class Journal:
         self.name = self._database.name
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
     # What tasks there are.
@@ -71,8 +71,8 @@ class Journal:
         """A task.
 
         Raises:
-            InvalidRequestError: there is none of that id.
-            JournalError: what the journal has of it is damaged.
+            InvalidRequestError: no task has that id.
+            JournalError: the task's row is damaged.
         """
         with self._database.using() as database:
             row = database.execute("SELECT * FROM task WHERE task_id = ?", [task_id]).fetchone()
@@ -83,15 +83,15 @@ class Journal:
         return self._record(row)
 
     def unfinished(self, place: str) -> list[TaskRecord]:
-        """Those of a place that are not at rest, oldest first."""
+        """The unfinished tasks of a backend, oldest first."""
         return self._select("place = ? AND stage != 'ended'", [place], "sequence")
 
     def ended(self, place: str) -> list[TaskRecord]:
-        """Those of a place that are at rest, oldest first."""
+        """The ended tasks of a backend, oldest first."""
         return self._select("place = ? AND stage = 'ended'", [place], "sequence")
 
     def in_progress(self, place: str, kind: Kind) -> int:
-        """GiB of the tasks of a place and kind that are queued or running."""
+        """The GiB of a backend's queued and running tasks of a kind."""
         # No damaged size takes all of a quota, or gives some.
         sql = (
             f"SELECT coalesce(sum(size), 0) FROM task WHERE {_IN_PROGRESS} AND size BETWEEN 0 AND {MOST_GIB}"
@@ -114,14 +114,14 @@ class Journal:
         """Tasks of a kind, newest first.
 
         Args:
-            place: of which backend.
-            kind: of task.
-            since: started then or later; milliseconds since 1970.
-            limit: so many at most; None for all.
-            before: those of a lower sequence only.
-            image_ids: of these images only; () for all.
-            buckets: likewise.
-            states: likewise.
+            place: the name of the tasks' backend.
+            kind: the kind of task.
+            since: the earliest start, in milliseconds since 1970.
+            limit: the most tasks to return; None for all.
+            before: the sequence number below which tasks are returned; None for all.
+            image_ids: the images whose tasks are returned; () for all.
+            buckets: the buckets whose tasks are returned; () for all.
+            states: the states whose tasks are returned; () for all.
         """
         where, values = ["place = ?", "kind = ?", "started >= ?"], [place, kind, since]
         if before is not None:
@@ -134,12 +134,12 @@ class Journal:
         return self._select(" AND ".join(where), values, "sequence DESC", limit)
 
     def add(self, record: TaskRecord, limit: int | None, *, dry_run: bool = False) -> None:
-        """Make a task durable, if its kind's quota and its name allow it.
+        """Make a task durable, if the quota and the other tasks in progress allow it.
 
         Args:
-            record: of stage ``queued``, with its owner's lease.
-            limit: GiB in progress below which it is admitted; None for any.
-            dry_run: find out only.
+            record: the task's record, of stage ``queued``, with its owner's lease.
+            limit: the GiB in progress from which on the task is refused; None for no limit.
+            dry_run: whether to check only.
 
         Raises:
             AlreadyExistsError: another task in progress makes the same object, or name.
@@ -156,8 +156,9 @@ class Journal:
             used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
                 raise InvalidRequestError(
-                    f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: "
-                    "try again when one has ended; resume() goes on with those that nobody works on",
+                    f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: try again "
+                    "when one has ended, or give the engine other quotas, such as amistore.Quotas.aws(), "
+                    "EC2's of today; resume() continues tasks that no engine runs",
                     code="ResourceLimitExceeded",
                 )
             if dry_run:
@@ -174,13 +175,13 @@ class Journal:
     def take(
         self, task_id: str, owner: str, until: float, free: Callable[[TaskRecord], bool]
     ) -> TaskRecord | None:
-        """Become the owner of a task; None where it has one, or is at rest.
+        """Become the owner of a task; None where it has an owner, or has ended.
 
         Args:
-            task_id: of the task.
-            owner: who takes it.
-            until: when the lease ends.
-            free: tells whether it may be taken, in the same transaction.
+            task_id: the task's id.
+            owner: the new owner's name.
+            until: the lease's end.
+            free: a function that says whether the task may be taken; it runs in the same transaction.
         """
         with self._writing():
             record = self.task(task_id)
@@ -191,7 +192,7 @@ class Journal:
             return record
 
     def renew(self, owner: str, leases: Iterable[Lease], until: float) -> dict[Lease, bool]:
-        """Extend an owner's leases; gives those of tasks not at rest, and which to give up."""
+        """Extend an owner's leases; return those of unfinished tasks, and which of these are cancelled."""
         with self._writing() as database:
             sql = f"UPDATE task SET lease_until = ? WHERE {_OWNED} AND task_id = ?"
             database.executemany(sql, [(until, owner, lease.task_id) for lease in leases])
@@ -200,7 +201,7 @@ class Journal:
         return {Lease(row["task_id"], row["epoch"]): bool(row["cancelled"]) for row in found}
 
     def release(self, owner: str) -> list[str]:
-        """Leave an owner's tasks to others; gives their ids."""
+        """Leave an owner's tasks to others; return their ids."""
         with self._writing() as database:
             left = [record.task_id for record in self._select(_OWNED, [owner])]
             database.execute(f"UPDATE task SET owner = NULL WHERE {_OWNED}", [owner])
@@ -209,7 +210,7 @@ class Journal:
     # How far they are.
 
     def begin(self, lease: Lease) -> None:
-        """It is worked on."""
+        """Note that the task is running."""
         with self._writing(lease):
             self._set(lease.task_id, stage="running")
 
@@ -220,32 +221,32 @@ class Journal:
             database.execute(sql, [progress, lease.task_id])
 
     def complete(self, lease: Lease, *, image_id: str | None, content_id: str) -> None:
-        """It has come to its end."""
+        """Note that the task is completed, and what it made."""
         with self._writing(lease):
             self._set(lease.task_id, image_id=image_id, content_id=content_id, progress=100)
             self._end(lease.task_id)
 
     def fail(self, lease: Lease, reason: str) -> None:
-        """It has failed, and what it has made is to be removed."""
+        """Note that the task has failed, so that what it made is removed."""
         with self._writing(lease):
             self._set(lease.task_id, stage="undoing", failure_reason=reason)
 
     def leave(self, lease: Lease, left_behind: Sequence[str]) -> None:
-        """Something of a failed task could not be removed yet; nobody works on it."""
+        """Note what of a failed task could not be removed yet, and give the task up."""
         with self._writing(lease):
             self._set(lease.task_id, left_behind=json.dumps(left_behind), owner=None)
 
     def undone(self, lease: Lease) -> None:
-        """All that a failed task has made is removed."""
+        """Note that all that a failed task made is removed."""
         with self._writing(lease):
             self._set(lease.task_id, left_behind="[]")
             self._end(lease.task_id)
 
     def cancel(self, task_id: str) -> TaskRecord:
-        """Ask a task's owner to give it up.
+        """Ask a task's owner to cancel it.
 
         Raises:
-            InvalidRequestError: it has ended; ``IncorrectState``.
+            InvalidRequestError: the task has ended; ``IncorrectState``.
         """
         with self._writing():
             record = self.task(task_id)
@@ -255,7 +256,7 @@ class Journal:
             return record
 
     def prune(self, place: str, before: int) -> None:
-        """Forget tasks at rest that were started before then."""
+        """Forget ended tasks that were started before then."""
         with self._writing() as database:
             sql = "DELETE FROM task WHERE place = ? AND stage = 'ended' AND started < ?"
             database.execute(sql, [place, before])
@@ -280,7 +281,7 @@ class Journal:
         return found
 
     def append(self, lease: Lease, entry: bytes, volumes: str | None = None) -> None:
-        """Add an entry to a task's log; with `volumes`, what is known of them by it."""
+        """Add an entry to a task's log and, with `volumes`, note what it says of them."""
         with self._writing(lease) as database:
             sql = "SELECT coalesce(max(number), 0) + 1 FROM entry WHERE task_id = ?"
             number = database.execute(sql, [lease.task_id]).fetchone()[0]
@@ -307,7 +308,7 @@ class Journal:
     def _select(
         self, where: str, values: Sequence[object], order: str = "sequence", limit: int | None = None
     ) -> list[TaskRecord]:
-        """Tasks; those that are damaged are told in the log, and do not keep the others from being told."""
+        """The tasks found; damaged ones are skipped and logged."""
         sql = f"SELECT * FROM task WHERE {where} ORDER BY {order}"
         found: list[TaskRecord] = []
         damaged: list[JournalError] = []
@@ -318,7 +319,7 @@ class Journal:
                 except JournalError as error:
                     damaged.append(error)
         for each in damaged:
-            _logger.error("left out: %s", each.message)
+            _logger.error("skipping a task: %s", each.message)
         return found
 
     def _record(self, row: sqlite3.Row) -> TaskRecord:
@@ -337,7 +338,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _writing(self, lease: Lease | None = None) -> Iterator[sqlite3.Connection]:
-        """A transaction; one of a lease that is another's by now changes nothing."""
+        """A transaction; it changes nothing if another owner has the lease by now."""
 
         def roll_back(_: BaseException) -> None:
             with contextlib.suppress(sqlite3.Error):  # a failed BEGIN or COMMIT has left none

@@ -1,4 +1,4 @@
-"""`Quotas`: how much may be in progress at once, as EC2 limits it."""
+"""`Quotas`: limits on tasks in progress, like EC2's."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Quotas:
     progress. EC2's GB are taken for GiB.
 
     Attributes:
-        image_size: of one AMI.
-        store_in_progress: of store tasks; a task is admitted while the sum is below it.
-        restore_in_progress: of restore tasks, likewise.
+        image_size: the most GiB of one AMI.
+        store_in_progress: the GiB of store tasks in progress from which on a new one is refused.
+        restore_in_progress: the GiB of restore tasks in progress from which on a new one is refused.
     """
 
     image_size: int | None = attrs.field(default=1024, validator=_check)
@@ -39,12 +39,12 @@ class Quotas:
 
     @classmethod
     def aws(cls) -> Quotas:
-        """Those that EC2 documents today: 5,000 GB an AMI, 1,200 and 600 GB in progress."""
+        """EC2's limits as documented today: 5,000 GB an AMI, 1,200 and 600 GB in progress."""
         return cls(image_size=5_000, store_in_progress=1_200, restore_in_progress=600)
 
     @classmethod
     def unlimited(cls) -> Quotas:
-        """None at all."""
+        """No limits."""
         return cls(image_size=None, store_in_progress=None, restore_in_progress=None)
 
     def check_image(self, image_id: str, size: int) -> None:
@@ -52,7 +52,7 @@ class Quotas:
         if self.image_size is not None and size > self.image_size:
             raise InvalidRequestError(
                 f"{image_id} has {size} GiB of snapshots, the quota is {self.image_size} GiB an AMI: "
-                "give the engine other quotas",
+                "give the engine other quotas, such as amistore.Quotas.aws(), EC2's of today",
                 code="ResourceLimitExceeded",
             )
 

@@ -41,6 +41,7 @@ def refused(engine: TaskEngine, image_id: str) -> None:
     with pytest.raises(amistore.InvalidRequestError) as caught:
         store(engine, image_id)
     assert caught.value.code == "ResourceLimitExceeded"
+    assert "amistore.Quotas.aws()" in str(caught.value)
 
 
 def test_the_guides_example_300_in_progress_admits_another_task() -> None:

@@ -46,9 +46,9 @@ __all__ = [
 
 
 class InvalidTokenError(BackendError):
-    """A block's or a page's token was refused: too old, or its snapshot was listed again.
+    """A block's or a page's token was refused: it is too old, or its snapshot was listed again.
 
-    Another attempt gets another token; someone else may list the snapshot all the time.
+    Another attempt gets another token, but someone else may list the snapshot again and again.
     """
 
 
@@ -84,7 +84,7 @@ _DENIED = frozenset(
 _NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
 # RequestExpired is EC2's for a late signature, too ("Error codes").
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
-_RENEW = "; renew the credentials and call again: a resume log or a task goes on"
+_RENEW = "; renew the credentials and call again: a log or a task is resumed"
 # Of a signature that came too late, or too early: S3's codes, and the text of EBS and STS.
 _LATE = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 _LATE_TEXT = re.compile("signature (expired|not yet current)", re.IGNORECASE)
@@ -146,11 +146,13 @@ _TOKENS = frozenset({"INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"})
 # INVALID_SNAPSHOT_ID is also said of a snapshot that is there, but completed, archived or on an Outpost.
 _ABSENT = "does not exist"  # as awslabs/coldsnap issue 43 quotes it
 _UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
+_ABSENT_BUCKET = "no such bucket: check its name, and the backend's Region and account"
+_ABSENT_OBJECT = "no such object, or no such bucket: check key and bucket"
 
 
 @contextlib.contextmanager
 def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
-    """Turn what botocore and urllib3 raise into our errors, with what the call was made on."""
+    """Turn the exceptions of botocore and urllib3 into our errors, with the call's arguments."""
     try:
         yield
     except BackendError as error:
@@ -172,7 +174,7 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
         raise InvalidRequestError(f"{operation}: {error}", code="InvalidParameterValue") from None
     except botocore.parsers.ResponseParserError:
         # An answer that broke off, or a proxy's page; its text is in botocore's message.
-        message = "the answer is not readable"
+        message = "the answer cannot be read: it is no XML or JSON of this operation"
         raise BackendError(message, retryable=True, operation=operation, **facts) from None
     except botocore.exceptions.BotoCoreError as error:
         raise BackendError(f"{type(error).__name__}: {error}", operation=operation, **facts) from None
@@ -184,7 +186,7 @@ def aws_errors(operation: str, **facts: Any) -> Iterator[None]:
 
 
 def _answered(error: Any, operation: str, **facts: Any) -> AmistoreError:
-    """The error that stands for botocore's of a service's answer."""
+    """Our error for botocore's ClientError."""
     about = error.response.get("ResponseMetadata", {})
     described = error.response.get("Error", {})
     refused = ServiceError(
@@ -197,7 +199,7 @@ def _answered(error: Any, operation: str, **facts: Any) -> AmistoreError:
 
 
 def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDeniedError:
-    """The error that stands for botocore's where there are no credentials, or they have ended."""
+    """Our error for botocore's about missing or expired credentials."""
     if isinstance(error, _NO_CREDENTIALS):
         told = f"no credentials: {error}; give a session=, set AWS_PROFILE, or log in (aws sso login)"
         return AccessDeniedError(told, operation=operation, **facts)
@@ -212,10 +214,10 @@ def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDenied
 
 
 def connection_error(error: Exception, url: str | None, operation: str, **facts: Any) -> BackendError:
-    """The error that stands for a connection that failed.
+    """Our error for a failed connection.
 
-    Of the error only what it is, since its text may hold the URL, and a presigned one holds a signature;
-    a proxy's refusal is plain.
+    It names only the class of the original, whose text may hold a presigned URL with its signature; a proxy's
+    refusal holds none and is shown.
     """
     to = f" to {_origin(url)}" if url else ""
     refusal = f": {error}" if type(error) is OSError and not error.errno else ""
@@ -229,9 +231,9 @@ def connection_error(error: Exception, url: str | None, operation: str, **facts:
 
 
 def _certificate_trouble(error: BaseException) -> str:
-    """Why a server's certificate cannot be trusted, and what to do; empty for all other errors.
+    """Why a server's certificate cannot be trusted, and the remedy; empty for all other errors.
 
-    Such an error does not pass by asking again.
+    Another attempt does not help with such an error.
     """
     cause: object = error
     if isinstance(error, botocore.exceptions.SSLError):
@@ -246,7 +248,7 @@ def _certificate_trouble(error: BaseException) -> str:
 
 
 def _origin(url: str) -> str:
-    """Scheme, host and port of a request's URL, whose query may hold a signature."""
+    """Scheme, host and port of a URL, without its query, which may hold a signature."""
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -254,11 +256,11 @@ def _origin(url: str) -> str:
 def member_of(answer: Mapping[str, Any], name: str) -> Any:
     """A member that each whole answer of an operation has.
 
-    botocore leaves out what it does not find: in an answer that broke off, in another
-    program's page, in an error with a status of 200.
+    botocore leaves out what it does not find: in an answer that broke off, in another program's page, in an
+    error with a status of 200.
 
     Raises:
-        BackendError: it is not there; `retryable`.
+        BackendError: the member is missing; `retryable`.
     """
     if name not in answer:
         raise BackendError(f"the answer has no {name}: it is not one of this operation", retryable=True)
@@ -266,13 +268,13 @@ def member_of(answer: Mapping[str, Any], name: str) -> Any:
 
 
 def service_error(refused: ServiceError, operation: str, *, date: str = "", **facts: Any) -> AmistoreError:
-    """The error that stands for a service's answer.
+    """Our error for a service's error.
 
     Args:
-        refused: what the service says.
+        refused: the service's error.
         operation: our verb, such as ``"get_snapshot_block"``.
-        date: the answer's header of that name.
-        facts: what it was called on.
+        date: the answer's ``Date`` header.
+        facts: the call's arguments, as attributes of the error.
     """
     code, message = refused.code, refused.message
     text = code or f"HTTP {refused.status}"
@@ -282,6 +284,8 @@ def service_error(refused: ServiceError, operation: str, *, date: str = "", **fa
         text += f": {message}"
     late = code in _LATE or (code in _DENIED and _LATE_TEXT.search(message) is not None)
     kind, retryable = _kind(refused, late=late)
+    if kind is NotFoundError and code == "404":  # of HEAD, whose answer has no text
+        text = _ABSENT_OBJECT if facts.get("key") is not None else _ABSENT_BUCKET
     if kind is CredentialsExpiredError:
         return _expired(text, late, _clock_error(date), operation, **facts)
     if kind is AccessDeniedError:
@@ -293,7 +297,7 @@ def service_error(refused: ServiceError, operation: str, *, date: str = "", **fa
 
 
 def _kind(refused: ServiceError, *, late: bool) -> tuple[type[BackendError], bool]:
-    """The class of an answer's error, and whether it is retryable: of the first line that holds."""
+    """The class of our error, and whether it is retryable: those of the first condition that holds."""
     code, message, status, reason = refused.code, refused.message, refused.status, refused.reason
     absent = reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message)
     passing = reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE
@@ -315,12 +319,12 @@ def _kind(refused: ServiceError, *, late: bool) -> tuple[type[BackendError], boo
 
 
 def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) -> BackendError:
-    """A signature or credentials that were too old when they came, where a fresh signature may do.
+    """Our error for a signature or credentials that were too old on arrival.
 
-    It does after a machine has slept: credentials that can be renewed are, for the next signature.
+    After a machine has slept a fresh signature may do: renewable credentials are renewed for it.
     """
     if clock:
-        told = f"{text}; {clock}: mend it and call again, a resume log or a task goes on"
+        told = f"{text}; {clock}: set it right and call again; a log or a task is resumed"
         return CredentialsExpiredError(told, operation=operation, **facts)
     if late:
         told = f"{text.rstrip('.')}; the request came too late, after a sleep or on a slow line"
@@ -329,7 +333,7 @@ def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) ->
 
 
 def _clock_error(date: str) -> str:
-    """How far this machine's clock is from the one that wrote an answer's date; empty where it is right."""
+    """How far this machine's clock differs from an answer's date; empty if it is right."""
     now = datetime.datetime.now(datetime.timezone.utc)
     try:
         there = email.utils.parsedate_to_datetime(date).astimezone(datetime.timezone.utc)
@@ -346,7 +350,7 @@ def _clock_error(date: str) -> str:
 
 
 def _missing(refused: ServiceError, operation: str) -> str:
-    """The IAM action that the caller lacks, where the service's own text does not name it."""
+    """The IAM action that the caller lacks, unless the service's text names it."""
     named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", refused.message)
     if named or refused.code not in _NOT_ALLOWED:
         return ""

@@ -27,6 +27,7 @@ from amistore.errors import (
     ChecksumMismatchError,
     InvalidRequestError,
     InvalidValueError,
+    NotFoundError,
     SourceChangedError,
 )
 
@@ -225,6 +226,17 @@ def test_a_completion_that_fails_is_told_apart(
         store.complete_multipart_upload("bucket", "key", "upload", [COMPLETED], if_none_match=True)
     assert raised.value.retryable == retryable
     assert type(raised.value) is error
+
+
+def test_what_is_not_there_is_named_though_the_answer_to_head_has_no_text(
+    proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    proxy.fail("head_bucket", Answer(status=404))
+    with pytest.raises(NotFoundError, match=r"^no such bucket: check .*account .*, bucket archives\)$"):
+        store.head_bucket("archives")
+    proxy.fail("head_object", Answer(status=404))
+    with pytest.raises(NotFoundError, match=r"^no such object.*, bucket archives, key web\.bin\)$"):
+        store.head_object("archives", "web.bin")
 
 
 def test_an_object_of_another_size_or_upload_is_not_taken_for_ours(
