@@ -29,10 +29,10 @@ from amistore.container import (
 )
 from amistore.container.envelope import check_others, open_envelope, pad_record
 from amistore.container.identity import check_content_id, parse_content_id
+from amistore.container.layout import Shards
 from amistore.container.members import check_volume, open_prelude
 from amistore.container.plan import cut_segment
 from amistore.container.segments import check_segment, check_stored_frame
-from amistore.container.shards import Shards
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool

@@ -2,7 +2,7 @@
 
 Sans-IO: nothing here opens a file or socket, starts a thread or reads a clock. Imports the
 model only. Where to look: `layout.py` declares every byte, `envelope.py` and `records.py` turn records into
-objects, `plan.py` says what stands where and `shards.py` where PAD does, `encoder.py` writes, `decoder.py`
+objects, `plan.py` says what stands where, `encoder.py` writes, `decoder.py`
 reads from front to end, `index.py` is the way in from the end, `segments.py` proves blocks.
 `docs/format.md` is the normative text.
 """
@@ -18,8 +18,8 @@ from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_s
 from amistore.container.frames import FrameDecoder
 from amistore.container.index import Index, IndexedVolume, Ledger
 from amistore.container.layout import Layout
+from amistore.container.members import PREAMBLE
 from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, plan
-from amistore.container.preamble import PREAMBLE
 from amistore.container.records import Foot, Head, SegmentDescriptor, VolumeDescriptor
 from amistore.container.runs import Runs
 from amistore.container.segments import (

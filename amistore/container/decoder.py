@@ -18,12 +18,11 @@ import attrs
 from amistore.container import layout
 from amistore.container.envelope import check_other, open_envelope, open_record, pad_record
 from amistore.container.index import Index, Ledger, check_volumes
-from amistore.container.members import PreludeReader, check_volume, open_manifest
+from amistore.container.layout import Shards
+from amistore.container.members import PREAMBLE, PreludeReader, check_volume, open_manifest
 from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment
-from amistore.container.preamble import PREAMBLE
 from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor, index_limit
 from amistore.container.segments import LocatedSegment, StoredSegment, check_segment
-from amistore.container.shards import Shards
 from amistore.errors import (
     ArchiveError,
     CorruptArchiveError,

@@ -16,6 +16,8 @@ from amistore.container import layout
 from amistore.container.envelope import pad_record
 from amistore.container.frames import FrameEncoder
 from amistore.container.index import Ledger
+from amistore.container.layout import Shards
+from amistore.container.members import PREAMBLE
 from amistore.container.plan import (
     Plan,
     PlannedSegment,
@@ -23,9 +25,7 @@ from amistore.container.plan import (
     manifest_member,
     prelude,
 )
-from amistore.container.preamble import PREAMBLE
 from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor
-from amistore.container.shards import Shards
 from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE
 

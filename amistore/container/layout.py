@@ -14,6 +14,11 @@ import attrs
 from amistore.errors import InvalidValueError
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
 
+__all__ = [
+    "Shards",
+]
+
+
 # zstd (RFC 8878, 3.1.1 and 3.1.2): the magic of a frame, and the last of the sixteen of
 # skippable frames. Those are anyone's to use, so a record is known by SIGNATURE and type.
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
@@ -210,3 +215,32 @@ def raw_frame(content: bytes, checksum: bytes) -> bytes:
         + content
         + checksum
     )
+
+
+class Shards:
+    """Where each shard of a container ends, told segment by segment; docs/format.md, section 8.
+
+    A shard is a run of segments that one worker makes into parts; PAD fills it up.
+    """
+
+    def __init__(self, form: Layout, segments: int) -> None:
+        """Take the layout, and how many segments the container has."""
+        self._per_shard = form.segments_per_shard
+        self._segments = segments
+        self._start = 0
+
+    def pad(self, count: int, end: int) -> int:
+        """The size in bytes of the PAD behind a segment; 0 for none.
+
+        No part but the last may be smaller than 5 MiB, so a shard that is, and is not the last, is filled.
+
+        Args:
+            count: of the segments up to this one.
+            end: file offset behind its frames.
+        """
+        if count % self._per_shard or count == self._segments:
+            return 0
+        missing = MIN_PART - (end - self._start)
+        size = max(missing, RECORD_OVERHEAD) if missing > 0 else 0
+        self._start = end + size
+        return size

@@ -1,4 +1,4 @@
-"""The tar members that hold the manifest and a volume's sparse map: out of their frames, and proved.
+"""The tar members beside the disks: README, manifest and sparse maps, out of their frames and proved.
 
 What is parsed is proved by building it again: a reader accepts only what a writer makes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from amistore.container import tar
+from amistore.container import layout, tar
 from amistore.container.frames import FrameDecoder
 from amistore.container.plan import (
     PlannedVolume,
@@ -16,11 +16,13 @@ from amistore.container.plan import (
     prelude,
 )
 from amistore.container.records import Frame, Head, VolumeDescriptor, piece_sizes
+from amistore.container.tar import file_header, padding
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.model import Image, decode_manifest
 from amistore.units import BLOCK_SIZE
 
 __all__ = [
+    "PREAMBLE",
     "PreludeReader",
     "check_volume",
     "decode_member",
@@ -29,6 +31,15 @@ __all__ = [
     "open_prelude",
     "read_manifest",
 ]
+
+_MEMBER = (
+    file_header(layout.README_NAME, len(layout.README), 0)
+    + layout.README
+    + bytes(padding(len(layout.README)))
+)
+
+PREAMBLE = layout.raw_frame(_MEMBER, layout.PREAMBLE_CHECKSUM)
+"""A frame of one RAW block, so that `strings FILE | head` shows what the file is."""
 
 
 def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:

@@ -17,10 +17,10 @@ from test_newer import other, with_others
 import amistore
 from amistore.container import VolumeDescriptor, layout
 from amistore.container.envelope import check_other, open_envelope
+from amistore.container.layout import Shards
 from amistore.container.members import check_volume, is_prelude
 from amistore.container.records import Frame
 from amistore.container.segments import check_place
-from amistore.container.shards import Shards
 
 PADDED = images.packed(
     [(1, {i: images.block(i) for i in range(4)})],
