@@ -1,4 +1,4 @@
-"""Which of our verbs needs which IAM actions: for `policies.py`, and for `errors.py` to name the missing one.
+"""The IAM actions that each verb needs: `policies.py` lists them, `errors.py` names the missing one.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" of Amazon
 EBS, Amazon EC2 and Amazon S3; EBS user guide, "Requirements for Amazon EBS encryption".

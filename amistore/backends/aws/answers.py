@@ -1,8 +1,7 @@
-"""What a service sends back through botocore's clients, bounded and looked at before botocore parses it.
+"""Answers to botocore's clients, limited and checked before botocore parses them.
 
-botocore reads an answer to its end, however long it is and however slowly it drips, follows
-S3's redirects, and takes an error of EC2's with a status of 200 for success. (`ebs_wire.py`
-does its own reading.)
+botocore reads an answer of any length and at any speed, follows S3's redirects, and takes an error of EC2's
+with a status of 200 for success. (`ebs_wire.py` does its own reading.)
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ _LATE = 300.0  # seconds from signing to an answer; EBS allows so many, S3 and E
 
 @attrs.frozen(kw_only=True)
 class Answers:
-    """Sends a client's requests, and reads what comes back.
+    """Sends a client's requests, and reads the answers.
 
     Attributes:
-        most: bytes of an answer that is no object's content. A thousand images with all their
+        most: the most bytes of an answer that is no object's content. A thousand images with all their
             mappings and tags have some ten million.
-        limit: seconds for all of it; S3 keeps a connection open by spaces for minutes while it
-            completes an upload.
+        limit: the most seconds for the whole answer; S3 keeps a connection open by spaces for minutes while
+            it completes an upload.
     """
 
     most: int = 32 * MIB
     limit: float = 600.0
 
     def watch(self, client: Any) -> None:
-        """Have a boto3 client's requests sent from here."""
+        """Send a boto3 client's requests from here."""
         session = client._endpoint.http_session
         service, region_name = client.meta.service_model, client.meta.region_name
 
@@ -83,7 +82,7 @@ class Answers:
 
 @attrs.frozen
 class _Pieces:
-    """A body that gives what has come, and does not wait for all that was asked for."""
+    """A body that returns what has come, instead of waiting for all that was asked for."""
 
     raw: Any
 
@@ -100,10 +99,10 @@ class _Pieces:
 
 
 def refuse_redirect(status: int, headers: Mapping[str, str]) -> None:
-    """Follow nobody anywhere: the data of disks go where the caller has said.
+    """Refuse redirects: a disk's data goes only where the caller said.
 
     Raises:
-        InvalidRequestError: the answer says to ask elsewhere; the message says where.
+        InvalidRequestError: the answer is a redirect; the message says where to.
     """
     if 300 <= status < 400 and status != 304:
         host = urllib.parse.urlsplit(headers.get("location", "")).hostname or "another place"
@@ -114,7 +113,7 @@ def refuse_redirect(status: int, headers: Mapping[str, str]) -> None:
 
 
 def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) -> None:
-    """S3 says so of a bucket of another Region, to HEAD with a status of 400 and no text."""
+    """Refuse a bucket of another Region, which S3's answer to HEAD tells by status 400 and a header only."""
     found = headers.get("x-amz-bucket-region", region_name)
     if found != region_name and 300 <= status <= 400:
         raise InvalidRequestError(
@@ -124,9 +123,9 @@ def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) ->
 
 
 def _refuse_late(status: int, signed: str | bytes | None) -> None:
-    """Tell a refusal of what was signed long before its answer, as before a sleep, from any other.
+    """Recognize the refusal of a request that was signed too long before, as before a sleep.
 
-    S3's to HEAD has no text, and EC2's AuthFailure does not say why.
+    S3's answer to HEAD has no text, and EC2's AuthFailure gives no reason.
     """
     if status not in (400, 401, 403) or signed is None:
         return
@@ -138,11 +137,11 @@ def _refuse_late(status: int, signed: str | bytes | None) -> None:
 
 
 def _check_root(answer: Any, operation: Any) -> None:
-    """Make a failure of what is no answer of this operation, which botocore would take for an empty one.
+    """Refuse an answer of another operation, which botocore would take for an empty one.
 
-    Of S3's it matters where nothing is an answer: no parts, no uploads. Where EC2's model knows
-    no members, nothing else tells that a call was carried out (EC2 API reference,
-    DeleteSnapshot, Response Elements: ``return``).
+    It matters where an empty answer of S3's has a meaning: no parts, no uploads. Where EC2's model has no
+    members, nothing else shows that a call was carried out (EC2 API reference, DeleteSnapshot, Response
+    Elements: ``return``).
     """
     content, service = answer.content, operation.service_model.service_name
     if service == "ec2":

@@ -1,4 +1,4 @@
-"""`AWSBackend`: EBS, S3 and EC2 of one Region, every call made again where that may help."""
+"""`AWSBackend`: EBS, S3 and EC2 of one Region, with retries."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class AWSBackend(RetryingBackend):
     """AWS, in one Region, with one set of credentials.
 
     Args:
-        session: a `boto3.Session`; None for boto3's default chain of credentials.
-        region_name: such as ``"us-gov-east-1"``; None for the session's or the environment's.
-        endpoint_urls: by service (``ec2``, ``ebs``, ``s3``): VPC endpoints, or other services
-            that speak S3. Plain http on loopback only.
-        objects: how objects are written: encryption, storage class, tags, the bucket's owner.
-        snapshots: how restored snapshots are made: encryption, KMS key, tags.
-        image_tags: set on every restored image, over its own.
-        retries: how long a call is tried; None for what AWS advises.
+        session: the `boto3.Session` to use; None for boto3's default chain of credentials.
+        region_name: the Region's name, such as ``"us-gov-east-1"``; None for the session's or environment's.
+        endpoint_urls: the URL of each service (``ec2``, ``ebs``, ``s3``) that has another one than AWS's: a
+            VPC endpoint, or a server that speaks S3. Plain http is for loopback only.
+        objects: the settings for written objects: encryption, storage class, tags, the bucket's owner.
+        snapshots: the settings for restored snapshots: encryption, KMS key, tags.
+        image_tags: the tags to set on every restored image, over its own.
+        retries: the limits of retries; None for what AWS advises.
 
     Raises:
         InvalidRequestError: no Region is known, or an endpoint is not https.
-        InvalidValueError: an argument is of another type.
+        InvalidValueError: an argument has the wrong type.
 
-    `preflight` reads the first block of each snapshot, so that a missing permission, of the EBS
-    direct APIs, EC2 or the KMS key, is told before anything starts.
+    `preflight` reads the first block of each snapshot, so that a missing permission for the EBS direct
+    APIs, EC2 or the KMS key is found before anything starts.
     """
 
     def __init__(
@@ -76,21 +76,22 @@ class AWSBackend(RetryingBackend):
         return f"AWSBackend(region_name={self.connection.region_name!r})"
 
     def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
-        """Ask for an object of an archived storage class; hours later it can be read.
+        """Restore an object from an archived storage class; it can be read hours later.
 
         Args:
             bucket: the bucket that holds the object.
-            key: of the object.
-            days: that it stays readable; None for Intelligent-Tiering, where it stays.
-            tier: ``Expedited``, ``Standard`` or ``Bulk``.
+            key: the object's key.
+            days: the number of days that the object stays readable; None for Intelligent-Tiering, where it
+                stays.
+            tier: the retrieval tier: ``Expedited``, ``Standard`` or ``Bulk``.
 
         Raises:
-            InvalidRequestError: it is not archived, and can be read as it is.
+            InvalidRequestError: the object is not archived, and can be read as it is.
         """
         self._retrier.call("s3", self._services.s3.restore_object, bucket, key, days=days, tier=tier)
 
     def encryption_by_default(self) -> str | None:
-        """The KMS key that EBS encrypts every new snapshot with; None where it does not."""
+        """The KMS key of EBS encryption by default; None where that is off."""
         return self._retrier.call("ec2", self._services.ebs.encryption_by_default)
 
 
@@ -109,7 +110,7 @@ def _invalid(name: str, value: object) -> InvalidValueError:
 
 
 class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):
-    """The services as they are: one attempt a call."""
+    """The services without retries."""
 
     def preflight(self, image: Image) -> None:
         preflight(image, registry=self.ec2, blocks=self.ebs)

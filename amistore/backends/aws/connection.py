@@ -1,7 +1,6 @@
-"""Where AWS is and who asks: Region, credentials, endpoints, time limits.
+"""`Connection`: Region, credentials, endpoints, time limits.
 
-boto3 is imported here and in the package's other files only. No call is retried here: the
-one owner of retries is `amistore.backends.retries`.
+Only this package imports boto3. No call is retried here: `amistore.backends.retries` owns all retries.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ class Connection:
     """A boto3 session in one Region, with clients that make one attempt each. Forked children make their own.
 
     Args:
-        session: the caller's, or None for botocore's default chain of credentials.
-        region_name: None for the session's.
-        endpoint_urls: by service; the others' are AWS's own.
+        session: the boto3 session; None for botocore's default chain of credentials.
+        region_name: the Region's name; None for the session's.
+        endpoint_urls: the URL of each service that has another one than AWS's.
 
     Attributes:
-        session: of boto3.
-        region_name: such as ``us-gov-east-1``.
-        endpoint_urls: by service (``ec2``, ``ebs``, ``s3``).
+        session: the boto3 session.
+        region_name: the Region's name, such as ``us-gov-east-1``.
+        endpoint_urls: the given URLs by service (``ec2``, ``ebs``, ``s3``).
 
     Raises:
         InvalidRequestError: no Region is configured, or an endpoint would send data in the clear.
@@ -92,14 +91,14 @@ class Connection:
         return Connection, (None, self.region_name, self.endpoint_urls)
 
     def _begin_anew(self) -> None:
-        """In a forked child: without the parent's clients, and with locks that nobody holds."""
+        """Begin anew in a forked child: without the parent's clients, with fresh locks."""
         sessions.renew([self.session, *self._clients.values()])
         self._clients = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def client(self, service: str) -> Any:
-        """The client of a service, with an attempt a call and finite time limits."""
+        """A service's client, with one attempt for each call and finite time limits."""
         if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
         with self._lock:
@@ -141,7 +140,7 @@ def _invalid(name: str, value: object, rule: str) -> InvalidValueError:
 
 
 def check_endpoint(url: str) -> None:
-    """Refuse plain http to another machine: data and, of some services, tokens would be readable."""
+    """Refuse plain http to another machine: data, and tokens of some services, could be read on the way."""
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname

@@ -1,9 +1,8 @@
 """`AWSBlockStore`: the EBS direct APIs, one attempt a call.
 
-A block's token dies after seven days, and when its snapshot is listed again; a page's after an
-hour (EBS user guide, "Read snapshots with EBS direct APIs"). Both are renewed here, so that a
-run may take as long as it takes: a token that was refused is replaced by listing again from its
-block on, once for all that wait for it.
+A block's token expires after seven days, and when its snapshot is listed again; a page's after an hour (EBS
+user guide, "Read snapshots with EBS direct APIs"). Both are renewed here, so that a run may last: a refused
+token is replaced by a listing from its block on, one for all that wait for it.
 """
 
 from __future__ import annotations
@@ -56,9 +55,9 @@ _LAST_PAUSE = 5.0
 
 
 def _appearing(method: F) -> F:
-    """Have a call made again where a snapshot is not found soon after this store has started it.
+    """Repeat a call if a snapshot is not found soon after this store started it.
 
-    Also one that was found before: not every host of the service knows it at the same time.
+    It may even have been found before: not every host of the service knows it at the same time.
     """
 
     @functools.wraps(method)
@@ -72,7 +71,10 @@ def _appearing(method: F) -> F:
                 if started is None or self.clock() + pause - started > APPEARING:
                     raise
                 _logger.info(
-                    "%s was just started: it is asked for again in %.1f s: %s", snapshot_id, pause, error
+                    "%s was just started and is not found yet, trying again in %.1f s: %s",
+                    snapshot_id,
+                    pause,
+                    error,
                 )
             self.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE)
@@ -81,7 +83,7 @@ def _appearing(method: F) -> F:
 
 
 class _Tokens:
-    """The newest block tokens of one snapshot, for those whose own were refused."""
+    """The newest block tokens of one snapshot, in place of refused ones."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -89,12 +91,12 @@ class _Tokens:
         self.renewed: dict[int, str] = {}
 
     def newer(self, block_index: int, listing: int) -> str | None:
-        """A token from a listing after this one."""
+        """A token from a newer listing than this one's."""
         return self.renewed.get(block_index) if self.listing > listing else None
 
 
 def _status(error: Exception) -> int:
-    """Of the answer that an error is; 599 where there was none."""
+    """The HTTP status of an error's answer; 599 where there was no answer."""
     if not isinstance(error, botocore.exceptions.ClientError):
         return 599
     return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
@@ -105,11 +107,11 @@ class AWSBlockStore(BlockStore):
     """EBS in one Region. Any number of threads.
 
     Attributes:
-        connection: where and who.
-        settings: of restored snapshots.
-        limits: of time, for each block.
-        sleep: waits for so many seconds.
-        clock: seconds, never going back.
+        connection: the connection to AWS.
+        settings: the settings for restored snapshots.
+        limits: the time limits for each block.
+        sleep: a function that waits for so many seconds.
+        clock: a monotonic clock, in seconds.
     """
 
     connection: Connection
@@ -127,7 +129,7 @@ class AWSBlockStore(BlockStore):
         forks.register(self, AWSBlockStore._renew_locks)
 
     def _renew_locks(self) -> None:
-        """In a forked child, where nobody releases those that the parent's threads hold."""
+        """Renew the locks in a forked child: nobody there releases those that the parent's threads hold."""
         self._lock = threading.Lock()
         for tokens in self._tokens.values():
             tokens.lock = threading.Lock()
@@ -211,7 +213,7 @@ class AWSBlockStore(BlockStore):
         return SnapshotBlock(answer.content, _checksum(answer.headers))
 
     def _renew(self, tokens: _Tokens, snapshot_id: str, block_index: int) -> str:
-        """List again for the token of a block, and for all that may be asked for beside it."""
+        """List again, for the token of a block and of the blocks beside it."""
         client = self.connection.client("ebs")
         renewed: dict[int, str] = {}
         place: dict[str, Any] = {"StartingBlockIndex": max(0, block_index - _IN_FLIGHT)}
@@ -226,7 +228,7 @@ class AWSBlockStore(BlockStore):
                 break
             place = {"NextToken": answer["NextToken"]}
         if block_index not in renewed:
-            raise SourceChangedError("the block was listed before and is not any more")
+            raise SourceChangedError("the block was listed before and is no longer listed")
         tokens.listing += 1
         tokens.renewed = renewed
         return renewed[block_index]
@@ -350,7 +352,7 @@ class AWSBlockStore(BlockStore):
             return str(client.get_ebs_default_kms_key_id()["KmsKeyId"])
 
     def encrypts_snapshots(self) -> bool | None:
-        """By these settings or, whatever they say, by the account's encryption by default."""
+        """Whether these settings, or the account's encryption by default, encrypt new snapshots."""
         if self.settings.encrypted or self.settings.kms_key_arn is not None:
             return True
         try:
@@ -372,7 +374,7 @@ class AWSBlockStore(BlockStore):
 
 
 def _checksum(headers: Mapping[str, str]) -> bytes:
-    """The block's SHA-256 that EBS sent along."""
+    """The block's SHA-256, from EBS's answer."""
     if headers.get("X-Amz-Checksum-Algorithm", "SHA256") != "SHA256":
         raise BackendError(f"EBS gave a checksum of {headers['X-Amz-Checksum-Algorithm'][:20]}, not SHA256")
     try:

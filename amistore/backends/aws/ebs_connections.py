@@ -1,8 +1,8 @@
-"""Connections for `ebs_wire.py`: opened by urllib3's classes, kept while they live.
+"""Connections for `ebs_wire.py`: opened by urllib3's classes, and reused.
 
-What botocore would heed is heeded: proxies and certificate bundles of the environment, TLS
-that verifies the host. urllib3's own pool is left out, since its way of sending and receiving
-costs more than a block's signature and transfer together (docs/decisions/0012).
+They follow the environment as botocore does: proxies and certificate bundles, TLS that verifies the host.
+urllib3's own pool is not used, since it costs more than a block's signature and transfer together
+(docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _KEPT = 64  # connections at most
 
 @attrs.frozen(kw_only=True)
 class TimeLimits:
-    """Seconds.
+    """Time limits in seconds.
 
     Attributes:
-        connect: to each address of the host; also of each step of TLS and of a proxy.
-        read: without a byte.
-        attempt: of a whole request, which a body that drips would otherwise draw out for ever. It is
-            long, since many threads may share a slow line.
+        connect: the limit for connecting to each address of the host, and for each step of TLS and of a
+            proxy.
+        read: the longest wait for a byte.
+        attempt: the limit for a whole request, so that a slow body cannot draw it out for ever. It is long,
+            since many threads may share a slow line.
     """
 
     connect: float = CONNECT_TIMEOUT
@@ -51,19 +52,19 @@ class TimeLimits:
 
 
 class Pool:
-    """Connections to one endpoint. Any number of threads, each with a connection to itself.
+    """Connections to one endpoint. Each of any number of threads has a connection to itself.
 
-    A block's answer names no block, so a connection that a forked child shared would give it, or its
-    parent, another one's; each process has connections of its own.
+    Each process has connections of its own: a block's answer names no block, so on a shared connection a
+    forked child or its parent could get the other's block.
 
     Args:
-        url: of the endpoint.
-        session: of boto3, which knows the certificate bundle that is configured.
-        limits: of time.
+        url: the endpoint's URL.
+        session: the boto3 session, which knows the configured certificate bundle.
+        limits: the time limits.
 
     Attributes:
-        prefix: of a request's target: the endpoint's URL where a proxy passes plain http on, or nothing.
-        headers: for that proxy.
+        prefix: the beginning of a request's target: the endpoint's URL for a proxy of plain http, else empty.
+        headers: the headers for that proxy.
 
     Raises:
         InvalidRequestError: the proxy or the certificate bundle is unusable.
@@ -97,7 +98,7 @@ class Pool:
         self._context: ssl.SSLContext | None = None
 
     def _begin_anew(self) -> None:
-        """In a forked child: without the parent's connections, also those that its threads were using."""
+        """Begin anew in a forked child: without the parent's connections, those in use included."""
         for connection in list(self._open):
             let_go(connection)
         self._idle.clear()
@@ -107,10 +108,10 @@ class Pool:
         self._process = os.getpid()
 
     def take(self) -> Any:
-        """A connection that nobody else has: one that was kept and is not known to be dead, or a new one.
+        """A connection for this thread alone: a kept one that is not known to be dead, or a new one.
 
         Raises:
-            OSError, urllib3.exceptions.HTTPError: it cannot be opened.
+            OSError, urllib3.exceptions.HTTPError: the connection cannot be opened.
         """
         if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
@@ -134,7 +135,7 @@ class Pool:
         return connection
 
     def give(self, connection: Any) -> None:
-        """Keep a connection whose last answer was read to its end."""
+        """Keep a connection, whose last answer was read to its end, for reuse."""
         if len(self._idle) < _KEPT:
             self._idle.append(connection)
         else:
@@ -161,7 +162,7 @@ class Pool:
 
 
 class Incoming(io.RawIOBase):
-    """What a socket receives, until a moment. Stands for the socket in `http.client.HTTPResponse`."""
+    """A socket's input until a deadline. Stands for the socket in `http.client.HTTPResponse`."""
 
     def __init__(self, sock: Any, limit: float, end: float) -> None:
         self._sock = sock

@@ -1,8 +1,8 @@
 """The lean path for the two hot calls, GetSnapshotBlock and PutSnapshotBlock.
 
-botocore's credentials, endpoint and signer over the standard library's HTTP, without its
-generated client, which spends most of its time in Python (`python -m benchmarks --only ebs`,
-docs/decisions/0012). One attempt a request, and no request without an end.
+It uses botocore's credentials, endpoint and signer over the standard library's HTTP. botocore's generated
+client would spend most of the time in Python (`python -m benchmarks --only ebs`, docs/decisions/0012). Each
+request has one attempt and a time limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST = 1 * MIB  # bytes of an answer; a block has half of it
 
 @attrs.frozen
 class Answer:
-    """Headers (any case) and content of an answer with a status below 300."""
+    """An answer with a status below 300: headers (in any case) and content."""
 
     headers: Mapping[str, str]
     content: bytes
@@ -47,8 +47,8 @@ class Wire:
     """Signed requests to the EBS direct APIs of one Region. Any number of threads.
 
     Args:
-        connection: where and who.
-        limits: of time.
+        connection: the connection to AWS.
+        limits: the time limits.
     """
 
     def __init__(self, connection: Connection, limits: TimeLimits) -> None:
@@ -72,16 +72,16 @@ class Wire:
         operation: str,
         **facts: Any,
     ) -> Answer:
-        """Send a request and take its whole answer.
+        """Send a request and read its whole answer.
 
         Args:
-            method: of HTTP.
-            path: from ``/`` on.
-            query: parameters, unescaped.
-            headers: beside those of the signature.
-            body: bytes; not part of the signature (EBS direct APIs, "Signature Version 4 signing").
+            method: the HTTP method.
+            path: the path, from ``/``.
+            query: the parameters, unescaped.
+            headers: the headers, besides those of the signature.
+            body: the body, which is not signed (EBS direct APIs, "Signature Version 4 signing").
             operation: our verb, for errors.
-            facts: what it is made on, for errors.
+            facts: the call's arguments, for errors.
         """
         target = path
         if query:
@@ -125,9 +125,9 @@ class Wire:
     def _exchange(
         self, method: str, head: bytes, body: Buffer | None
     ) -> tuple[http.client.HTTPResponse, bytes, bool]:
-        """Send a request and read its answer, and tell whether that is all of it.
+        """Send a request and read its answer; return whether the answer is whole.
 
-        Its connection is used again only after its end.
+        Only after a whole answer is the connection used again.
         """
         limits = self._limits
         end = time.monotonic() + limits.attempt
@@ -169,7 +169,7 @@ _NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def _send(sock: Any, head: bytes, body: Buffer | None, limit: float) -> bool:
-    """Send a request, the body from where it lies; whether all of it went."""
+    """Send a request, its body without a copy; return whether all of it went."""
     sock.settimeout(limit)  # of all that one sendall sends
     try:
         sock.sendall(head)

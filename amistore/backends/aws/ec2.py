@@ -1,7 +1,7 @@
-"""`AWSImageRegistry`: images in EC2. What EC2 keeps of an image: `ec2_images.py`.
+"""`AWSImageRegistry`: images in EC2. `ec2_images.py` knows what EC2 keeps of an image.
 
-One attempt a call; who wants more wraps it (`amistore.backends.retries`). Only what comes
-after RegisterImage is patient by itself, since the image is there then.
+Each call has one attempt; `amistore.backends.retries` makes more. Only the steps after RegisterImage are
+repeated here, since the image exists by then.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class AWSImageRegistry(ImageRegistry):
     """Images of an account in a Region.
 
     Attributes:
-        connection: where EC2 is.
-        image_tags: set on every image that is registered, over its own.
-        sleep: waits for so many seconds.
-        clock: gives the time, with its zone.
+        connection: the connection to AWS.
+        image_tags: the tags to set on every registered image, over its own.
+        sleep: a function that waits for so many seconds.
+        clock: a function that returns the time, with its zone.
     """
 
     connection: Connection
@@ -90,7 +90,7 @@ class AWSImageRegistry(ImageRegistry):
         return [image for image in found if image.name == name]  # a filter knows wildcards
 
     def describe_snapshots(self, snapshot_ids: Iterable[str]) -> list[Snapshot]:
-        """What is known of those snapshots that are there and can be seen."""
+        """Describe those of the snapshots that exist and can be seen."""
         with aws_errors("describe_snapshots"):
             return list(self._snapshots(snapshot_ids))
 
@@ -108,9 +108,9 @@ class AWSImageRegistry(ImageRegistry):
         return image_id
 
     def dry_run_register_image(self, image: Image, *, name: str | None = None) -> None:
-        """Ask EC2 with DryRun, as the interface says; any answer but a refusal is none.
+        """Ask EC2 with DryRun, as the interface says; only a refusal counts.
 
-        EC2 looks at permissions first; the old snapshots, which may not be there, come after them.
+        EC2 checks permissions first, and only then the old snapshots, which may be gone.
         """
         try:
             with aws_errors("register_image"):
@@ -132,7 +132,7 @@ class AWSImageRegistry(ImageRegistry):
     def finish_registration(self, image_id: str, image: Image) -> None:
         """Wait until the image is available, then set its deprecation and protection.
 
-        Where one of these cannot be set, that is logged: the image is there and usable.
+        If one of these cannot be set, that is logged: the image exists and is usable.
         """
         self._wait(image_id)
         kept = ec2_images.registered(image, now=self.clock())
@@ -158,7 +158,7 @@ class AWSImageRegistry(ImageRegistry):
         return ec2_images.fidelity(image, kept)
 
     def _members(self, image_id: str) -> dict[str, Any]:
-        """An image as DescribeImages gives it."""
+        """An image as DescribeImages describes it."""
         checks.check_image_id(image_id)
         found = self._ec2.describe_images(ImageIds=[image_id], IncludeDeprecated=True, IncludeDisabled=True)
         for members in member_of(found, "Images"):
@@ -199,9 +199,9 @@ class AWSImageRegistry(ImageRegistry):
             yield from map(ec2_images.snapshot_from, self._those_there(wanted[start : start + _MOST_IDS]))
 
     def _those_there(self, wanted: list[str]) -> list[dict[str, Any]]:
-        """Snapshots as DescribeSnapshots gives them, which fails for all when one is gone.
+        """Snapshots as DescribeSnapshots describes them; it fails for all when one is gone.
 
-        Asked for by a filter it would not, but look through all public snapshots.
+        With a filter it would not fail, but search all public snapshots.
         """
         while wanted:
             try:
@@ -232,7 +232,7 @@ class AWSImageRegistry(ImageRegistry):
         return value or None
 
     def _wait(self, image_id: str) -> None:
-        """Until it is available, however long that takes."""
+        """Wait until the image is available, without a limit."""
         pause = _FIRST_PAUSE
         while True:
             members = self._patiently("describe_image", image_id, lambda: self._members(image_id))
@@ -257,7 +257,7 @@ class AWSImageRegistry(ImageRegistry):
             _logger.warning("%s is registered, but %s failed: %s", image_id, operation, error)
 
     def _patiently(self, operation: str, image_id: str, call: Callable[[], R]) -> R:
-        """An image just registered may not be known everywhere yet, and cannot be registered again."""
+        """Repeat a call on a new image, which not every host of EC2 may know yet."""
         attempt = 0
         while True:
             attempt += 1

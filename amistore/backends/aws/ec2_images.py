@@ -1,7 +1,7 @@
 """EC2's answers as an `Image`, and an `Image` as EC2's requests. No I/O; next: `ec2.py`.
 
-`registered` is the one rule of what EC2 takes: requests are made from what it gives, and the
-fidelity report compares an image with it. Sources: EC2 API reference, RegisterImage, Image,
+`registered` alone knows what EC2 takes: requests are made from its result, and the fidelity report compares
+an image with it. Sources: EC2 API reference, RegisterImage, Image,
 Snapshot and EbsBlockDevice; EC2 user guide, "Deprecate an AMI" and "Protect an Amazon EC2 AMI
 from deregistration".
 """
@@ -125,12 +125,12 @@ _UNKNOWN = (Fate.DROPPED, "RegisterImage has no parameter for it")
 
 
 def image_from(members: Mapping[str, Any], snapshots: Iterable[Snapshot], uefi_data: str | None) -> Image:
-    """An image of DescribeImages.
+    """An `Image` from DescribeImages.
 
     Args:
-        members: as boto3 gives them.
-        snapshots: descriptions of those that it maps.
-        uefi_data: from DescribeImageAttribute.
+        members: the image's members, as boto3 returns them.
+        snapshots: the descriptions of the snapshots that it maps.
+        uefi_data: the UEFI data from DescribeImageAttribute.
 
     Raises:
         BackendError: the answer breaks a rule of the model.
@@ -146,7 +146,7 @@ def image_from(members: Mapping[str, Any], snapshots: Iterable[Snapshot], uefi_d
 
 
 def snapshot_from(members: Mapping[str, Any]) -> Snapshot:
-    """A snapshot of DescribeSnapshots, as boto3 gives it.
+    """A `Snapshot` from boto3's members of DescribeSnapshots.
 
     Raises:
         BackendError: the answer breaks a rule of the model.
@@ -159,11 +159,11 @@ def _value(kind: type[V], members: Any) -> V:
     try:
         return from_wire(kind, members)
     except InvalidValueError as error:
-        raise BackendError(f"EC2's answer is not understood: {error}") from error
+        raise BackendError(f"EC2's answer breaks a rule of the model: {error}") from error
 
 
 def _plain(value: Any) -> Any:
-    """boto3's datetimes in the spelling that EC2 sends: ``2026-01-02T03:04:05.000Z``."""
+    """boto3's datetimes in EC2's own spelling: ``2026-01-02T03:04:05.000Z``."""
     if isinstance(value, datetime.datetime):
         precision = "milliseconds" if value.microsecond % 1000 == 0 else "microseconds"
         at = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
@@ -182,13 +182,13 @@ def registered(
     image_tags: Sequence[Tag] = (),
     now: datetime.datetime,
 ) -> Image:
-    """What EC2 will have of `image` once it is registered: attributes that are not kept are None.
+    """The image that EC2 will have once `image` is registered: attributes that are not kept are None.
 
     Args:
-        image: to register, with its old snapshots or the new ones.
-        name: or None for its own.
-        image_tags: go over those of the image.
-        now: with a time zone; deprecation times before it cannot be set.
+        image: the image to register, on its old snapshots or the new ones.
+        name: the new image's name; None for that of `image`.
+        image_tags: the tags to set over those of the image.
+        now: the time, with its zone; deprecation times before it cannot be set.
     """
     tags = {tag.key: tag for tag in [*without_reserved(image.tags), *without_reserved(image_tags)]}
     taken = {each: getattr(image, each) for each in KEPT}
@@ -247,7 +247,7 @@ def _mapping(mapping: BlockDeviceMapping) -> BlockDeviceMapping:
 
 
 def without_reserved(tags: Iterable[Tag]) -> list[Tag]:
-    """The tags that a caller may set: without those of the prefix ``aws:``, in whatever case."""
+    """The tags that a caller may set: all but those with the prefix ``aws:``, in any case."""
     return [Tag(key=tag.key, value=tag.value or "") for tag in tags if not tag.key.lower().startswith("aws:")]
 
 
@@ -268,7 +268,7 @@ def register_request(kept: Image) -> dict[str, Any]:
     """The parameters of RegisterImage.
 
     Args:
-        kept: what `registered` gives.
+        kept: the result of `registered`.
 
     Raises:
         InvalidRequestError: the image is paravirtual or not EBS-backed, or its root device has no snapshot.
@@ -295,11 +295,11 @@ def register_request(kept: Image) -> dict[str, Any]:
 
 
 def fidelity(image: Image, kept: Image) -> tuple[AttributeReport, ...]:
-    """What becomes of each attribute of `image`.
+    """Whether each attribute of `image` is kept, dropped or remapped.
 
     Args:
-        image: to be registered.
-        kept: what `registered` gives of it.
+        image: the image to register.
+        kept: the result of `registered` for it.
     """
     there = {leaf.path: leaf.value for leaf in leaves(kept)}
     mapped = tuple(each for each in image.snapshots if each.snapshot_id in image.snapshot_ids)

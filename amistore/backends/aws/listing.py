@@ -1,4 +1,4 @@
-"""Lists that a service gives by pages, read to their end, and not for ever where it never ends them."""
+"""Lists by pages, read to their end; a list that never ends is refused."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def pages(
     """Every page of a list.
 
     Args:
-        ask: gives a page, by the parameters that lead to it; the first one without any.
-        following: the parameters that lead from a page to the next; empty for the last one.
-        member: of a page, that has what is listed.
+        ask: a function that returns a page, given the result of `following`; nothing for the first page.
+        following: a function that returns a page's parameters for the next one; empty for the last page.
+        member: the member of a page that holds the list.
 
     Raises:
-        BackendError: a page leads to one that was there before, or many have nothing.
+        BackendError: a page leads back to an earlier one, or too many pages are empty.
     """
     place: Mapping[str, Any] = {}
     empty = 0
@@ -49,7 +49,7 @@ def pages(
 
 
 def listed_keys(ask: Callable[..., Any], prefix: str) -> Iterator[str]:
-    """The keys of the objects of a bucket; `ask` is boto3's list_objects_v2 of it."""
+    """The keys of a bucket's objects; `ask` is boto3's list_objects_v2 for it."""
 
     def following(page: Mapping[str, Any]) -> dict[str, str]:
         return {"ContinuationToken": member_of(page, "NextContinuationToken")} if _more(page) else {}
@@ -61,7 +61,7 @@ def listed_keys(ask: Callable[..., Any], prefix: str) -> Iterator[str]:
 
 
 def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload]:
-    """The uploads of a bucket; `ask` is boto3's list_multipart_uploads of it."""
+    """The uploads of a bucket; `ask` is boto3's list_multipart_uploads for it."""
 
     def following(page: Mapping[str, Any]) -> dict[str, str]:
         if not _more(page):
@@ -87,7 +87,7 @@ def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload
 
 
 def listed_parts(ask: Callable[..., Any]) -> list[tuple[UploadedPart, str | None]]:
-    """The parts of an upload, each with its CRC-32 where the server keeps it; `ask` is boto3's list_parts."""
+    """The parts of an upload, each with its CRC-32 if the server keeps it; `ask` is boto3's list_parts."""
 
     def following(page: Mapping[str, Any]) -> dict[str, int]:
         return {"PartNumberMarker": page.get("NextPartNumberMarker", 0)} if _more(page) else {}

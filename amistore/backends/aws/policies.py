@@ -1,4 +1,4 @@
-"""IAM policies of least privilege, made from what the backend's verbs need: `policy`.
+"""`policy`: IAM policies of least privilege, made from the actions that the backend's verbs need.
 
 ``python -m amistore.backends.aws.policies store --bucket my-archives`` prints one as JSON.
 Sources: Service Authorization Reference (which action can be limited to which resource); EBS
@@ -131,17 +131,17 @@ def policy(
     Args:
         flow: ``store``, ``restore``, ``transfer`` or ``read``.
         partition: ``aws``, ``aws-us-gov``, ``aws-cn``; None for the Region's, or else ``aws``.
-        region: to limit snapshots and images to; None for all.
-        bucket: where the archives are. Needed to store and restore; without it a ``read`` policy
-            reads images and snapshots only, and a ``transfer`` keeps no archive.
-        prefix: of the archives' keys.
-        kms_key_arns: keys that encrypt the snapshots read, or the ones to make.
-        bucket_kms_key_arns: keys that encrypt the archives, where the bucket does that with KMS.
+        region: the only Region of the snapshots and images; None for all Regions.
+        bucket: the bucket of the archives, needed to store and restore. Without it a ``read`` policy covers
+            images and snapshots only, and a ``transfer`` keeps no archive.
+        prefix: the prefix of the archives' keys.
+        kms_key_arns: the ARNs of the KMS keys of the snapshots that are read or made.
+        bucket_kms_key_arns: the ARNs of the KMS keys that encrypt the archives, if the bucket uses KMS.
         archived: whether archives are to be restored from S3 Glacier.
 
     Raises:
-        InvalidRequestError: no such flow, a bucket is missing, or the ARNs would match nothing: of
-            another partition than the Region's, a key that is no ARN, a bucket that is no name.
+        InvalidRequestError: the flow is unknown, the bucket is missing, or an ARN would match nothing: it
+            has another partition than the Region, the key is no ARN, or the bucket is no name.
     """
     kms_key_arns, bucket_kms_key_arns = tuple(kms_key_arns), tuple(bucket_kms_key_arns)
     partition = _partition(partition, region)
@@ -181,7 +181,7 @@ def policy(
 
 
 def _of_keys(flow: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What a flow needs of the keys of snapshots, if there are any."""
+    """The statements for the snapshots' KMS keys, if there are any."""
     if not keys:
         return
     found = KMS_WRITE if flow in _WRITING else KMS_READ

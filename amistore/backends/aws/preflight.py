@@ -1,4 +1,4 @@
-"""Whether an image can be stored, asked before anything is read: `preflight`.
+"""`preflight`: check whether an image can be stored, before anything is read.
 
 Sources: EBS user guide, "EBS direct APIs" (limits and permissions), "Archive Amazon EBS
 snapshots", "Amazon EBS local snapshots on Outposts".
@@ -20,13 +20,13 @@ __all__ = ["preflight"]
 def preflight(image: Image, *, registry: AWSImageRegistry, blocks: BlockSource) -> None:
     """Find everything that would make storing an image fail, by trial where nothing else tells.
 
-    Reads the first block of each snapshot. That ends listings of the same snapshots that are
-    under way: call it before them.
+    It reads the first block of each snapshot. That ends other listings of the same snapshots: call it before
+    them.
 
     Args:
-        image: as described by `registry`.
-        registry: asked for the snapshots' states.
-        blocks: lists and reads their blocks.
+        image: the image, as `registry` describes it.
+        registry: the registry that knows the snapshots' states.
+        blocks: the store that lists and reads the snapshots.
 
     Raises:
         InvalidRequestError: the image or a snapshot is of a kind or in a state that cannot be read.
@@ -34,7 +34,7 @@ def preflight(image: Image, *, registry: AWSImageRegistry, blocks: BlockSource) 
         AccessDeniedError: permissions are missing.
         BackendError: the service failed.
 
-    The error is of the first finding's class; its message tells all of them.
+    The error has the first finding's class; its message lists all findings.
     """
     checks.check_storable(image)
     findings = list(_findings(image, registry, blocks))
@@ -74,7 +74,7 @@ def _findings(image: Image, registry: AWSImageRegistry, blocks: BlockSource) -> 
 
 
 def _of_kind(snapshot: Snapshot) -> AmistoreError | None:
-    """What its description says against reading it."""
+    """Why a snapshot of this description cannot be read; None if it can."""
     snapshot_id = snapshot.snapshot_id
     if snapshot.extra.get("OutpostArn"):
         return InvalidRequestError(
@@ -102,7 +102,7 @@ def _of_kind(snapshot: Snapshot) -> AmistoreError | None:
 
 
 def _by_trial(snapshot: Snapshot, blocks: BlockSource) -> AmistoreError | None:
-    """What EBS says when its first block is listed and read."""
+    """The error of listing and reading a snapshot's first block; None if there is none."""
     snapshot_id = snapshot.snapshot_id
     try:
         for page in blocks.pages(snapshot_id):

@@ -1,7 +1,7 @@
-"""What botocore and urllib3 log at DEBUG, without secrets.
+"""Keeps secrets out of what botocore and urllib3 log at DEBUG.
 
-botocore logs requests whole: session tokens, signatures and, of services that hand credentials
-out, those too.
+botocore logs whole requests with session tokens and signatures, and answers of services that hand out
+credentials.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ _LOGGERS = (
 
 
 def redact_logs() -> None:
-    """Let the loggers of botocore and urllib3 show no secret. Again does no harm."""
+    """Hide secrets in the logs of botocore and urllib3. A second call does no harm."""
     for name in (*_LOGGERS, *URLLIB3_LOGGERS):
         redact_log(name)

@@ -1,7 +1,7 @@
-"""`AWSObjectStore`: S3, and servers that speak its language.
+"""`AWSObjectStore`: S3, and servers that speak its protocol.
 
-Each method makes one attempt of each call that it needs; `retries.py` repeats the method.
-What a server answers is not taken at its word: ranges, ETags and sizes are compared.
+Each method makes one attempt of each call that it needs; `retries.py` repeats the method. No answer is
+trusted: ranges, ETags and sizes are compared.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class AWSObjectStore(ObjectStore):
     """S3's objects.
 
     Args:
-        connection: where and who.
-        settings: how objects are written.
+        connection: the connection to AWS.
+        settings: the settings for written objects.
     """
 
     scheme = "s3"
@@ -184,7 +184,7 @@ class AWSObjectStore(ObjectStore):
     def _parts(
         self, operation: str, bucket: str, key: str, upload_id: str
     ) -> list[tuple[UploadedPart, str | None]]:
-        """The parts, each with its CRC-32 where the server keeps it."""
+        """The parts, each with its CRC-32 if the server keeps it."""
         with self._calling(operation, bucket, key, upload_id) as place:
             return listed_parts(functools.partial(self._client.list_parts, **place))
 
@@ -199,8 +199,8 @@ class AWSObjectStore(ObjectStore):
     ) -> ObjectInfo:
         """Make the object, as the interface says.
 
-        After an error that is `retryable` the object may be there: look at it, by its metadata
-        and size, before the upload is called lost.
+        After a `retryable` error the object may exist: check its metadata and size before you take the upload
+        for lost.
         """
         with self._calling("complete_multipart_upload", bucket, key, upload_id) as place:
             found = self._parts("complete_multipart_upload", bucket, key, upload_id)
@@ -229,20 +229,20 @@ class AWSObjectStore(ObjectStore):
             if _OF_UPLOAD.search(info.etag) and info.etag != _unquoted(answer.get("ETag", info.etag)):
                 raise SourceChangedError("the object was replaced as soon as it was made")
             if info.size != sum(part.size for part in parts):
-                raise BackendError(f"the object has {info.size} bytes, which are not those of its parts")
+                raise BackendError(f"the object has {info.size} bytes, which is not the sum of its parts")
             return info
 
     def _refuse_existing(self, bucket: str, key: str) -> None:
-        """Look first: some servers take no notice of If-None-Match."""
+        """Refuse a key that exists: some servers ignore If-None-Match."""
         with contextlib.suppress(NotFoundError):
             self._head(bucket, key)
             raise AlreadyExistsError("the object exists")
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
-        """Drop an upload until no part of it is left; one that is not there is fine.
+        """Drop an upload until no part of it is left; a missing upload is no error.
 
         Raises:
-            BackendError: parts are left, of uploads to it that were still under way; `retryable`.
+            BackendError: parts are left, since some were still being sent; `retryable`.
         """
         for _ in range(_ABORT_ROUNDS):
             try:
@@ -279,16 +279,17 @@ class AWSObjectStore(ObjectStore):
             return listed_uploads(functools.partial(self._client.list_multipart_uploads, **place), prefix)
 
     def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
-        """Ask for a readable copy of an archived object; one that is on its way is fine.
+        """Ask for a readable copy of an archived object; a second request is no error.
 
         Args:
-            bucket: of the object.
-            key: of the object.
-            days: for which the copy stays; None for an object in Intelligent-Tiering, which moves back.
-            tier: ``Standard``, ``Bulk`` or ``Expedited``: hours or minutes, and prices.
+            bucket: the bucket that holds the object.
+            key: the object's key.
+            days: the number of days that the copy stays; None for an object in Intelligent-Tiering, which
+                moves back.
+            tier: the retrieval tier, which decides time and price: ``Standard``, ``Bulk`` or ``Expedited``.
 
         Raises:
-            InvalidRequestError: it is not archived.
+            InvalidRequestError: the object is not archived.
         """
         request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
         with self._calling("restore_object", bucket, key) as place:
@@ -305,12 +306,12 @@ class AWSObjectStore(ObjectStore):
                     raise
 
     def bucket_warnings(self, bucket: str) -> tuple[str, ...]:
-        """What is unwise about a bucket for disks: public access not blocked, no default encryption.
+        """Warnings about a bucket that is to hold disks: public access not blocked, no default encryption.
 
         Raises:
             NotFoundError: no such bucket.
-            AccessDeniedError: it is not yours, or not `expected_bucket_owner`'s.
-            InvalidRequestError: it lies in another Region.
+            AccessDeniedError: the bucket is not yours, or not `expected_bucket_owner`'s.
+            InvalidRequestError: the bucket is in another Region.
         """
         with self._calling("bucket_warnings", bucket) as place:
             check_region(self._client, place, self._connection.region_name)
@@ -328,7 +329,7 @@ class AWSObjectStore(ObjectStore):
     def _calling(
         self, operation: str, bucket: str, key: str | None = None, upload_id: str | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Check names, give the parameters that say where, and turn errors into ours."""
+        """Check names, give the parameters that name bucket, key and upload, and turn errors into ours."""
         facts = {"bucket": bucket} if key is None else {"bucket": bucket, "key": key}
         place: dict[str, Any] = {"Bucket": bucket}
         if not (isinstance(bucket, str) and bucket.startswith("arn:")):  # of an access point
@@ -353,7 +354,7 @@ class AWSObjectStore(ObjectStore):
 
 
 class _NoSuchUploadError(NotFoundError):
-    """The upload is not there, though the bucket is."""
+    """The upload does not exist, though the bucket does."""
 
 
 def _code(error: botocore.exceptions.ClientError) -> str:
@@ -365,7 +366,7 @@ def _unquoted(etag: str) -> str:
 
 
 def _check_etag(wanted: str | None, found: str | None) -> None:
-    """Of the answer itself, for servers that take no notice of If-Match."""
+    """Check the ETag of the answer itself: some servers ignore If-Match."""
     if wanted is not None and found is None:
         raise BackendError("the answer has no ETag", retryable=True)
     if wanted is not None and found is not None and _unquoted(found) != wanted:

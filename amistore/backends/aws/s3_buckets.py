@@ -1,4 +1,4 @@
-"""What is unwise about a bucket that is to hold disks, as far as it can be asked."""
+"""Warnings about a bucket that is to hold disks, and the check of its Region."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NO_ENCRYPTION = "ServerSideEncryptionConfigurationNotFoundError"
 
 
 def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> None:
-    """Refuse a bucket of another Region; raises what botocore does where there is none.
+    """Refuse a bucket of another Region; a missing one raises botocore's error.
 
     Args:
-        client: boto3's, of S3.
-        place: the bucket, and its owner where known, as parameters.
-        region_name: where the bucket should be.
+        client: boto3's client of S3.
+        place: the parameters that name the bucket and, where known, its owner.
+        region_name: the Region that the bucket should be in.
     """
     found = client.head_bucket(**place).get("BucketRegion") or region_name
     if found != region_name:
@@ -35,7 +35,7 @@ def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> Non
 
 
 def bucket_warnings(client: Any, place: Mapping[str, Any]) -> tuple[str, ...]:
-    """See `AWSObjectStore.bucket_warnings`; raises what botocore does."""
+    """As `AWSObjectStore.bucket_warnings`; raises botocore's errors."""
     warnings = [
         _warning(
             lambda: _blocks_public_access(client.get_public_access_block(**place)),
@@ -59,7 +59,7 @@ def _warning(is_set: Callable[[], bool | None], absent: str, warning: str) -> st
         if code == absent:
             return warning
         if code in _DENIED:
-            return f"access denied to find out whether {warning}"
+            return f"access denied; cannot check whether {warning}"
         if code in _UNKNOWN:
             return None
         raise

@@ -1,4 +1,4 @@
-"""Whether an answer of an object store is about the bytes that were meant."""
+"""Checks that an object store's answer is about the right bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> bytes:
-    """The bytes of the range, of an answer that proves which bytes it has."""
+    """The range's bytes; refuse an answer that does not prove which bytes it has."""
     told = answer.get("ContentRange")
     if told is None:
         # All of the object: the server does not know ranges.
@@ -40,7 +40,7 @@ def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> b
 
 
 def _read(body: Any, count: int) -> bytes:
-    """`count` bytes in bounded time: a limit between two of them alone lets a body drip for ever."""
+    """Read `count` bytes in bounded time: a limit between two bytes alone would let a body drip for ever."""
     end = time.monotonic() + _LONGEST
     content = io.BytesIO()  # gives its bytes without another copy of them
     while (size := content.tell()) < count:
@@ -66,7 +66,7 @@ def checksum_of(content: BinaryIO) -> tuple[int, str]:
 
 
 def is_stored_md5(answer: Mapping[str, Any], content: BinaryIO) -> bool:
-    """Whether the ETag is the content's MD5, where it can be one."""
+    """Whether the ETag is the content's MD5, or cannot be an MD5."""
     etag = answer["ETag"].strip('"')
     if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
         return True

@@ -26,15 +26,15 @@ _CODED_VALUE = re.compile(r"(?:[A-Za-z0-9!#$&+.^_`|~-]|%[0-9A-F]{2})*")
 
 
 def encode_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Headers' names (without ``x-amz-meta-``) and values.
+    """The headers' names (without ``x-amz-meta-``) and values.
 
     Raises:
-        InvalidRequestError: they are more than S3 keeps, or no text.
+        InvalidRequestError: the metadata is more than S3 keeps, or no text.
     """
     try:
         encoded = {_encode_key(key): _encode_value(value) for key, value in metadata.items()}
     except (UnicodeEncodeError, AttributeError, TypeError):
-        raise InvalidRequestError("metadata is text that UTF-8 can say") from None
+        raise InvalidRequestError("metadata is text that UTF-8 can encode") from None
     size = sum(len(key) + len(value) for key, value in encoded.items())
     if size > MAXIMUM_SIZE:
         raise InvalidRequestError(
@@ -44,7 +44,7 @@ def encode_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def decode_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What `encode_metadata` was given; that of other writers stays as it is."""
+    """The metadata that `encode_metadata` was given; other writers' metadata unchanged."""
     return {_decode_key(key.lower()): _decode_value(value) for key, value in metadata.items()}
 
 

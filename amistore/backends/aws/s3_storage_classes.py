@@ -1,4 +1,4 @@
-"""Which objects are read at once, and which only after they were restored.
+"""Storage classes: which objects can be read at once, and which must be restored first.
 
 Source: S3 API reference, HeadObject, Response Elements: StorageClass, ArchiveStatus, Restore.
 """
@@ -14,10 +14,10 @@ __all__ = ["archived", "readable_class"]
 
 
 def archived(found: Mapping[str, Any]) -> ArchivedObjectError:
-    """The error for an object that cannot be read, which tells what to do.
+    """The error for an object that cannot be read, with the remedy.
 
     Args:
-        found: HEAD's answer.
+        found: the answer to HEAD.
     """
     where = found.get("ArchiveStatus") or found.get("StorageClass") or "an archive"
     if 'ongoing-request="true"' in found.get("Restore", ""):
@@ -26,10 +26,10 @@ def archived(found: Mapping[str, Any]) -> ArchivedObjectError:
 
 
 def readable_class(found: Mapping[str, Any]) -> str | None:
-    """The storage class, if objects of it are read without being restored.
+    """The storage class, if its objects can be read at once; else None.
 
     Args:
-        found: HEAD's answer.
+        found: the answer to HEAD.
     """
     storage_class = str(found.get("StorageClass") or "STANDARD")
     is_archived = storage_class in ("GLACIER", "DEEP_ARCHIVE") or found.get("ArchiveStatus")

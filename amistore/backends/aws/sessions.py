@@ -1,7 +1,7 @@
-"""What a forked child must not share of a boto3 session: its parent's connections, and locks held for ever.
+"""Gives a forked child's boto3 session connections of its own, and locks that nobody holds.
 
-botocore refreshes credentials under a lock, which a thread of the parent may hold at the fork; and
-what asks an instance's, a container's or STS's service for them keeps connections.
+botocore refreshes credentials under a lock, which a thread of the parent may hold at the fork. The classes
+that ask an instance's, a container's or STS's service for credentials keep connections.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _MANY = 1000  # members of a container that is looked through: providers, not wh
 
 
 def renew(roots: Iterable[Any]) -> None:
-    """In a forked child, give all that is reachable new locks, and empty its pools of connections.
+    """In a forked child, give all reachable objects new locks, and empty their pools of connections.
 
-    A user's function that refreshes credentials is looked into, too, for the session or client that it
-    asks: what it closes over or is a method of, and the members of that.
+    A user's function that refreshes credentials is searched, too, for the session or client that it asks:
+    what it closes over, what it is a method of, and the members of these.
 
     Args:
         roots: boto3 sessions and clients.
@@ -68,7 +68,7 @@ def renew(roots: Iterable[Any]) -> None:
 
 
 def _renewed(thing: Any) -> Iterator[Any]:
-    """Give a thing new locks, and empty its pools; gives where to look next."""
+    """Give an object new locks, and empty its pools; return the objects to look at next."""
     if isinstance(thing, botocore.httpsession.URLLib3Session):
         for manager in (thing._manager, *thing._proxy_managers.values()):
             let_pools_go(manager)
@@ -87,7 +87,7 @@ def _renewed(thing: Any) -> Iterator[Any]:
 
 
 def _held(function: Any) -> Iterator[Any]:
-    """What a function has with it."""
+    """The objects that a function holds."""
     if isinstance(function, functools.partial):
         yield from (function.func, *function.args, *function.keywords.values())
     elif isinstance(function, types.MethodType):

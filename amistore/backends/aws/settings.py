@@ -1,4 +1,4 @@
-"""How objects are written (encryption, storage class, tags, whose bucket it must be), and snapshots made."""
+"""Settings for written objects (encryption, storage class, tags, bucket owner) and for new snapshots."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ def _invalid(attribute: attrs.Attribute[Any], value: object, rule: str) -> Inval
 
 @attrs.frozen(kw_only=True)
 class ObjectSettings:
-    """How objects are written; None leaves it to the bucket.
+    """Settings for written objects; None leaves a setting to the bucket.
 
     Attributes:
-        expected_bucket_owner: account of 12 digits; another one's bucket is refused, in every call.
-        server_side_encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
-        sse_kms_key_id: a KMS key's id, ARN or alias; without it, AWS's own key of the account.
-        bucket_key_enabled: S3 asks KMS for a key per bucket and not per object.
-        storage_class: such as ``STANDARD_IA`` or ``DEEP_ARCHIVE``.
-        tags: ten at most, keys up to 128 and values up to 256 characters.
-        checksums: send a CRC-32 with each part; False for a server that refuses it.
+        expected_bucket_owner: the only account, of 12 digits, whose bucket any call accepts.
+        server_side_encryption: the encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
+        sse_kms_key_id: the KMS key's id, ARN or alias; None for AWS's own key of the account.
+        bucket_key_enabled: whether S3 asks KMS for one key for the bucket, not one for each object.
+        storage_class: the storage class, such as ``STANDARD_IA`` or ``DEEP_ARCHIVE``.
+        tags: the objects' tags, ten at most, with keys up to 128 and values up to 256 characters.
+        checksums: whether to send a CRC-32 with each part; False for a server that refuses it.
 
     Raises:
-        InvalidValueError: a value is not one of these.
+        InvalidValueError: a value breaks one of these rules.
     """
 
     expected_bucket_owner: str | None = attrs.field(default=None, validator=_check_account)
@@ -103,7 +103,7 @@ class ObjectSettings:
     checksums: bool = attrs.field(default=True, validator=_check_flag)
 
     def of_upload(self, tags: Mapping[str, str]) -> dict[str, Any]:
-        """Parameters of CreateMultipartUpload that say the same; `tags` are set over these."""
+        """These settings as parameters of CreateMultipartUpload; `tags` are set over the settings' tags."""
         merged = {**self.tags, **tags}
         _check_tags(self, attrs.fields(ObjectSettings).tags, merged)
         given = {
@@ -119,16 +119,16 @@ class ObjectSettings:
 
 @attrs.frozen(kw_only=True)
 class SnapshotSettings:
-    """How restored snapshots are made.
+    """Settings for restored snapshots.
 
     Attributes:
-        encrypted: True to encrypt; None for the account's default. EBS encrypts by itself where
-            encryption by default is on.
-        kms_key_arn: the key to encrypt with; None for the account's default key.
-        tags: added to those of the archive.
+        encrypted: True to encrypt; None for the account's default. With encryption by default EBS always
+            encrypts.
+        kms_key_arn: the ARN of the key to encrypt with; None for the account's default key.
+        tags: the tags to add to the archive's.
 
     Raises:
-        InvalidValueError: a value is of another type, or a key is given beside ``encrypted=False``.
+        InvalidValueError: a value has the wrong type, or a key is given with ``encrypted=False``.
     """
 
     encrypted: bool | None = boolean()

@@ -419,7 +419,7 @@ def test_what_may_not_be_asked_of_a_bucket_is_said(proxy: FaultProxy, store: AWS
     absent = error_answer(404, "ServerSideEncryptionConfigurationNotFoundError")
     proxy.fail("get_encryption", absent)
     assert store.bucket_warnings("bucket") == (
-        "access denied to find out whether the bucket does not block public access",
+        "access denied; cannot check whether the bucket does not block public access",
         "the bucket has no default encryption",
     )
     assert store.bucket_warnings("bucket") == ()  # 501
