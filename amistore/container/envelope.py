@@ -5,40 +5,13 @@ Next: `records.py`, what each payload says. Imports the container's lower files 
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable
-
 import attrs
-import crcmod.predefined
 
 from amistore.container import layout
+from amistore.container.checksum import crc32c
 from amistore.errors import CorruptArchiveError, UnsupportedArchiveError
 
-__all__ = [
-    "Envelope",
-    "check_other",
-    "check_others",
-    "crc32c",
-    "open_envelope",
-    "open_record",
-    "pad_record",
-    "seal",
-]
-
-
-crc32c: Callable[[bytes], int] = crcmod.predefined.mkPredefinedCrcFun("crc-32c")
-"""CRC-32C (Castagnoli) of some bytes."""
-
-# crcmod installs without a compiler and then says nothing of being a hundred times slower.
-if not getattr(sys.modules.get("crcmod.crcmod"), "_usingExtension", True):
-    warnings.warn(
-        "crcmod runs without its C extension: records are checked more slowly, data is not "
-        "affected. To mend it: install a C compiler and the Python headers, then "
-        "'pip install --force-reinstall --no-binary :all: crcmod'",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+__all__ = ["Envelope", "check_other", "check_others", "open_envelope", "open_record", "pad_record", "seal"]
 
 
 @attrs.frozen

@@ -28,7 +28,8 @@ from amistore.container import (
     identity,
     layout,
 )
-from amistore.container.envelope import crc32c, open_envelope, seal
+from amistore.container.checksum import crc32c
+from amistore.container.envelope import open_envelope, seal
 from amistore.container.frames import FrameEncoder
 from amistore.container.layout import Layout
 from amistore.container.records import Frame
@@ -195,7 +196,7 @@ def with_index(container: bytes, change: Callable[[bytearray], None]) -> bytes:
     record = bytearray(container[foot.index_offset : foot.index_offset + foot.index_length])
     change(record)
     fixed = layout.ENVELOPE.size + layout.INDX_FIXED.size
-    from amistore.container.envelope import crc32c
+    from amistore.container.checksum import crc32c
 
     record[-4:] = layout.CRC.pack(crc32c(bytes(record[:fixed])))
     digest = hashlib.sha256(record).digest()
@@ -482,7 +483,7 @@ def test_unknown_records_that_are_not_critical_are_skipped_and_checked() -> None
     first = ONE.index(b"AMISVOLD") - 8
     record = bytearray(seal(b"NOTE", b"from a newer minor version"))
     record[18] = 0  # flags
-    from amistore.container.envelope import crc32c
+    from amistore.container.checksum import crc32c
 
     record[-4:] = layout.CRC.pack(crc32c(bytes(record[:-4])))
     pieces = Pieces.of(ONE)

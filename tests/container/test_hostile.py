@@ -19,7 +19,8 @@ from test_forgery import ONE, Pieces
 
 import amistore
 from amistore.container import Foot, layout
-from amistore.container.envelope import crc32c, open_envelope
+from amistore.container.checksum import crc32c
+from amistore.container.envelope import open_envelope
 from amistore.units import MIB
 
 CASES = 20_000 if os.environ.get("AMISTORE_LONG") else 60
