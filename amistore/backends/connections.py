@@ -1,7 +1,7 @@
-"""HTTP connections that a forked child has inherited: closed there, and nothing is sent on them.
+"""HTTP connections that a forked child inherits: they are closed there, and nothing is sent on them.
 
-A connection has one stream, and two processes that write to it, or read from it, get each other's
-answers, or break its TLS. urllib3 leaves this to its callers (urllib3 850).
+Two processes on one connection would get each other's answers, or break its TLS. urllib3 leaves this to its
+callers (urllib3 850).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ENDING: Final = 0.5  # seconds; a thread of another library's does not end
 
 
 class _Handshakes:
-    """Handshakes of TLS that are under way, which a fork waits for, and that begin after it.
+    """TLS handshakes: a fork waits for those under way, and others begin after it.
 
-    OpenSSL has locks for all of a process (of its "ex data", for one), which it takes in a handshake
-    while other threads run. One that is held at a fork is held in the child for ever, and no TLS
-    works there. A thread that has used OpenSSL takes one in its very end, which Python's `join` does not
-    wait for: so a fork waits for that, too.
+    OpenSSL takes locks of the whole process (of its "ex data", for one) in a handshake, while other threads
+    run. A lock that is held at a fork is held in the child for ever, and no TLS works there. A thread that
+    has used OpenSSL takes one at its very end, which Python's `join` does not wait for: a fork waits for
+    that, too.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _Handshakes:
 
 
 def _unknown_threads() -> set[int]:
-    """Threads that Python does not know: that have not quite ended or begun, and other libraries'."""
+    """The threads that Python does not know: those just ending or beginning, and other libraries'."""
     try:
         running = {int(task.name) for task in Path("/proc/self/task").iterdir()}
     except OSError:  # not on macOS
@@ -80,10 +80,10 @@ no_fork: Final = _Handshakes().one
 
 
 def let_go(connection: Any) -> None:
-    """Close the child's copy of the descriptor of an `http.client` connection, or of urllib3's.
+    """Close a child's copy of the descriptor of a connection of `http.client` or urllib3.
 
-    Nothing of the socket's own way to close is used: no shutdown, which ends the parent's stream too,
-    and no word of TLS's.
+    The socket's own way to close is not used: a shutdown would end the parent's stream too, and so would
+    TLS's closing message.
     """
     sock = connection.sock
     while sock is not None and not hasattr(sock, "detach"):  # urllib3's TLS within TLS, through a proxy
@@ -93,10 +93,10 @@ def let_go(connection: Any) -> None:
 
 
 def let_pools_go(manager: Any) -> None:
-    """Empty a `urllib3.PoolManager`, in a forked child; it works on, with connections of its own.
+    """Empty a `urllib3.PoolManager` in a forked child; from then on it has connections of its own.
 
-    Its locks are made anew: a thread of the parent may have held them. The pools' finalizers take
-    them as well, at the latest when the child ends.
+    Its locks are made anew, since a thread of the parent may have held them. The pools' finalizers take them
+    as well, at the latest when the child ends.
     """
     manager.pools.lock = threading.RLock()
     for pool in list(manager.pools._container.values()):

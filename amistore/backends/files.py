@@ -70,15 +70,15 @@ def operation(
     room: str = "make room there, or allow larger files",
     **facts: Any,
 ) -> Iterator[None]:
-    """Name what is being done in every error from inside; an OSError becomes a BackendError.
+    """Name the verb in every error from inside; an OSError becomes a BackendError.
 
-    A missing file is a NotFoundError: what it would hold is not there.
+    A missing file becomes a NotFoundError.
 
     Args:
         name: the verb.
-        path: what is written to, which the errors of a descriptor do not name.
+        path: the path that is written to, which the errors of a descriptor do not name.
         room: the remedy where the storage is full.
-        facts: what it is done to, as `BackendError` takes it.
+        facts: the verb's arguments, as attributes of the error.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def operation(
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A new name beside `path`, removed again if it still exists at the end, but not by a forked child."""
+    """A new name beside `path`; a file of that name is removed at the end, but not by a forked child."""
     process = os.getpid()
     # 50 characters are at most 200 of the 255 bytes that filesystems allow a name.
     name = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
@@ -121,9 +121,9 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 def remove_hidden(folder: Path) -> Iterator[Path]:
-    """Remove what crashes have left in a folder: names that `temporary` gave, and deleted ones.
+    """Remove what crashes left in a folder: names from `temporary`, and deleted ones.
 
-    Only what has not been written to for an hour: a process may be making it.
+    It spares what was written to within an hour: a process may be making it.
     """
     for path in folder.glob(".*"):
         if path.suffix in (".tmp", ".deleted") and is_forgotten(path):
@@ -133,9 +133,9 @@ def remove_hidden(folder: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; a link, and not what it leads to.
+    """Remove a file, a link (not its target), or a folder with all its content.
 
-    `shutil.rmtree` would wait for one who writes to a FIFO in the folder's place.
+    `shutil.rmtree` would wait for a writer if a FIFO stood in the folder's place.
     """
     if stat.S_ISDIR(path.lstat().st_mode):
         shutil.rmtree(path)
@@ -144,7 +144,7 @@ def remove(path: Path) -> None:
 
 
 def is_forgotten(path: Path) -> bool:
-    """Whether nothing was written there for an hour; of a link, not to what it leads to."""
+    """Whether a file, folder or link was not written to for an hour; a link's target does not count."""
     try:
         return time.time() - path.lstat().st_mtime > _FORGOTTEN
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def is_forgotten(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """An open file's descriptor, without the buffers of `open`."""
+    """Open a file and give its descriptor, without the buffers of `open`."""
     descriptor = os.open(path, flags, 0o600)
     try:
         yield descriptor
@@ -162,10 +162,10 @@ def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """Open a file that must be a regular one; a FIFO would be waited for without end, a device obeyed.
+    """Open a regular file; a FIFO would block for ever, and a device would act.
 
     Raises:
-        BackendError: it is none.
+        BackendError: the path leads to anything but a regular file.
     """
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
@@ -181,7 +181,7 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
 
 @contextlib.contextmanager
 def open_file(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """As `open_regular`; closed at the end."""
+    """Open a regular file, as `open_regular` does, and close it at the end."""
     descriptor = open_regular(path, flags)
     try:
         yield descriptor
@@ -193,8 +193,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """Refuse, before the work, a file that cannot be made.
 
     Raises:
-        AlreadyExistsError: the name is taken, and not to `overwrite`.
-        NotFoundError: its folder does not exist.
+        AlreadyExistsError: the name is taken, without `overwrite`.
+        NotFoundError: the folder does not exist.
         InvalidRequestError: the name is that of a folder, a link, a FIFO or a device.
         OSError: the folder cannot be written to.
     """
@@ -202,7 +202,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise NotFoundError(f"no such folder: {path.parent}")
     if os.path.lexists(path):
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise InvalidRequestError(f"{path} is there, and is no file that can be replaced")
+            raise InvalidRequestError(f"{path} is no file that can be replaced: give another name")
         if not overwrite:
             raise AlreadyExistsError(f"{path} exists: give another name, or remove it first")
     with temporary(path) as name:
@@ -211,10 +211,10 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[int]:
-    """A descriptor to fill; the file gets its name when that is done.
+    """A descriptor of a new file, which gets its name once it is written.
 
     Raises:
-        FileExistsError: the name is taken, and not to `overwrite`.
+        FileExistsError: the name is taken, without `overwrite`.
     """
     with temporary(path) as name:
         with open_descriptor(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
@@ -224,10 +224,10 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[int]:
 
 
 def publish(finished: Path, path: Path, *, overwrite: bool) -> None:
-    """Give a file that is whole and on the disk its name.
+    """Put a file on the disk, and then give it its name.
 
     Raises:
-        FileExistsError: the name is taken, and not to `overwrite`.
+        FileExistsError: the name is taken, without `overwrite`.
     """
     if overwrite:
         finished.replace(path)
@@ -237,10 +237,10 @@ def publish(finished: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def rename_to_new(finished: Path, path: Path) -> None:
-    """Rename a file, and replace none.
+    """Rename a file without replacing another.
 
-    Without hard links (FAT, exFAT, many filesystems of FUSE) the name is taken first: a crash between
-    the two calls leaves an empty file there.
+    Without hard links (FAT, exFAT, many FUSE filesystems) an empty file takes the name first: a crash between
+    the two calls leaves it there.
 
     Raises:
         FileExistsError: the name is taken.
@@ -263,7 +263,7 @@ def rename_to_new(finished: Path, path: Path) -> None:
 
 
 def read_at(descriptor: int, length: int, offset: int) -> bytes:
-    """`length` bytes from an offset, fewer only at the file's end."""
+    """Read `length` bytes from an offset, fewer only at the file's end."""
     content = b""
     while len(content) < length:
         piece = os.pread(descriptor, length - len(content), offset + len(content))
@@ -289,10 +289,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Replace a file by a JSON document, whole or not at all.
+    """Replace a file by a JSON document, atomically.
 
     Raises:
-        InvalidRequestError: it is larger than `read_json` reads.
+        InvalidRequestError: the document is larger than `read_json` reads.
     """
     content = json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode()
     if len(content) > _MOST_JSON:
@@ -309,7 +309,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is no such file.
+    """Read a JSON object from a file; None where there is no such file.
 
     Raises:
         BackendError: the file is damaged.
@@ -331,7 +331,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_value(path: Path, kind: type[V]) -> V | None:
-    """A model value from its JSON file; None where there is no such file.
+    """Read a model value from its JSON file; None where there is no such file.
 
     Raises:
         BackendError: the file is damaged.

@@ -1,4 +1,4 @@
-"""`FileLock`: a file or folder that is held among threads and processes, and by no forked child."""
+"""`FileLock`: a lock on a file or folder among threads and processes, which no forked child inherits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["FileLock"]
 class FileLock:
     """An open file or folder, locked with flock(2). A context manager.
 
-    Such a lock belongs to the open file, which a forked child shares: it would be held until the child
-    ends, too. So the child closes its copy as it is forked, and who holds the lock says when it is over.
+    The lock belongs to the open file, which a forked child shares, so it would last until the child ends,
+    too. The child therefore closes its copy as it is forked, and the holder releases the lock explicitly.
 
     Args:
-        path: of the file or folder.
-        flags: of open(2).
-        shared: hold it with other sharers.
-        wait: until it is free.
+        path: the path of the file or folder.
+        flags: the flags of open(2).
+        shared: whether to share the lock with other sharers.
+        wait: whether to wait until the lock is free.
 
     Raises:
-        BlockingIOError: it is held, and not to be waited for.
-        OSError: it cannot be opened.
+        BlockingIOError: the lock is held by another, without `wait`.
+        OSError: the file cannot be opened.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process has it."""
+        """Whether this process holds the lock."""
         return self._descriptor is not None
 
     @property
     def descriptor(self) -> int:
-        """Of the file."""
+        """The file's descriptor."""
         if self._descriptor is None:
             raise ValueError("the lock is not held")
         return self._descriptor
 
     def release(self) -> None:
-        """Let others have it; of a child, which does not hold it, nothing."""
+        """Release the lock; a forked child, which does not hold it, does nothing."""
         if self._descriptor is not None:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._close()

@@ -1,7 +1,7 @@
 """`MemoryBackend`: the reference implementation, for tests and demonstrations.
 
-It keeps the services' promises: digests verified, block tokens that die when the snapshot
-is listed again, conditional complete. Nothing survives the process; a forked child has a copy of its own.
+It keeps the services' promises: it verifies digests, block tokens expire when the snapshot is listed again,
+and completing can be conditional. Nothing survives the process; a forked child has a copy of its own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _MemoryEBS(BlockStore):
 
     def __reduce__(self) -> str:
         raise InvalidRequestError(
-            "a MemoryBackend lives in one process and cannot be sent to another: take a DirectoryBackend"
+            "a MemoryBackend lives in one process and cannot be sent to another: use a DirectoryBackend"
         )
 
     def encrypts_snapshots(self) -> bool:
@@ -194,7 +194,7 @@ class _MemoryS3(ObjectStore):
         self._lock = threading.Lock()
 
     def create_bucket(self, bucket: str) -> None:
-        """Make a bucket; one that is there is fine."""
+        """Make a bucket, unless it exists."""
         checks.check_bucket(bucket)
         with self._lock:
             self._buckets.setdefault(bucket, {})
@@ -352,7 +352,7 @@ class MemoryBackend(Backend[_MemoryEBS, _MemoryS3, _MemoryEC2]):
     """EC2, EBS and S3 in this process's memory.
 
     Args:
-        page_size: blocks in a page of ListSnapshotBlocks.
+        page_size: the number of blocks in a page of ListSnapshotBlocks.
     """
 
     journal = ":memory:"

@@ -1,7 +1,7 @@
-"""Bytes that are read by ranges: a local file, any seekable file.
+"""`RangeReader`: bytes that are read by ranges, from a local or any seekable file.
 
-What reads an archive sees a `RangeReader` only; that of an object is in `objects.py`, those of URLs
-in `remote.py`.
+Archives are read through a `RangeReader` only. `objects.py` has the one for objects, `remote.py` those for
+URLs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _READ_ALL = 8 * MIB  # bytes a request
 
 
 class RangeReader(abc.ABC):
-    """Bytes of a known size that do not change while they are read; from several threads at once.
+    """Bytes of a known size that do not change while they are read, by several threads at once.
 
     Attributes:
-        name: for messages and reprs; holds no secret.
-        size: in bytes.
-        metadata: what is told of them beside the bytes: an object's user metadata.
+        name: the name for messages and reprs, without secrets.
+        size: the size in bytes.
+        metadata: the facts beside the bytes: an object's user metadata.
     """
 
     name: str
@@ -43,39 +43,39 @@ class RangeReader(abc.ABC):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a resume log notes of them, to be used with no others."""
+        """The facts that a resume log notes, so that it is used with these bytes only."""
         return {"file": self.name}
 
     @abc.abstractmethod
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer only where the bytes end.
+        """Read `length` bytes from `offset`, fewer only where the bytes end.
 
         Raises:
-            SourceChangedError: they are not those that were opened.
-            BackendError: they cannot be read.
+            SourceChangedError: the bytes are not those that were opened.
+            BackendError: the bytes cannot be read.
         """
 
     def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
-        """As `read`; a reader whose bytes may be damaged on their way reads again what is not intact.
+        """Read as `read` does; where bytes may be damaged on their way, read again what is not intact.
 
-        What it gives in the end may still be damaged, then where it lies; the caller refuses it.
+        The result may still be damaged, namely where it is stored; the caller refuses it.
 
         Args:
-            offset: of the first byte.
-            length: how many.
-            intact: says whether bytes are those that were stored.
+            offset: the first byte's offset.
+            length: the number of bytes.
+            intact: a function that says whether bytes are the stored ones.
         """
         return self.read(offset, length)
 
     def close(self) -> None:
-        """Let go of what was opened for it."""
+        """Close what was opened for the reader."""
         return
 
 
 class FileRanges(RangeReader):
     """A local file, held open and pinned to its size and time of change.
 
-    A file that replaces it later is another one, and not read.
+    A file that replaces it later is not read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -118,10 +118,10 @@ def _change(descriptor: int) -> tuple[int, int]:
 
 
 class StreamRanges(RangeReader):
-    """A seekable binary file that stays its owner's to close.
+    """A seekable binary file, which its owner closes.
 
-    A forked child shares the file's position with its parent: there only what has none is read, a file
-    of the operating system's and one in memory.
+    A forked child shares the file's position with its parent, so a child reads only files that need none: a
+    file of the operating system's, and one in memory.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -175,7 +175,7 @@ class StreamRanges(RangeReader):
 
 
 def _is_plain(file: BinaryIO) -> bool:
-    """Whether its bytes are those of its descriptor, as of what `open(path, "rb")` gives."""
+    """Whether the file's bytes are those of its descriptor, as for ``open(path, "rb")``."""
     raw = file.raw if type(file) is io.BufferedReader else file
     return type(raw) is io.FileIO
 
@@ -184,7 +184,7 @@ class RangeFile(io.RawIOBase):
     """A read-only file over ranged reads. One thread at a time.
 
     Args:
-        size: in bytes.
+        size: the file's size in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -193,7 +193,7 @@ class RangeFile(io.RawIOBase):
 
     @abc.abstractmethod
     def _fill(self, position: int, view: memoryview) -> int:
-        """Read at `position` into `view`, which ends within the file; return how much of it, not 0."""
+        """Read at `position` into `view`, which ends within the file; return the number of bytes, not 0."""
 
     def readable(self) -> bool:
         return True
@@ -215,11 +215,11 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def readall(self) -> bytes:
-        """All that is left; `io`'s own way asks for 8 KiB at a time."""
+        """Read all that is left; `io`'s own method asks for 8 KiB at a time."""
         return b"".join(iter(lambda: self.read(_READ_ALL), b""))
 
     def readinto(self, buffer: Buffer) -> int:
-        """Fill `buffer`, less only at the end."""
+        """Fill `buffer`, partly only at the end."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
         view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
@@ -231,7 +231,7 @@ class RangeFile(io.RawIOBase):
 
 
 class RangeStream(RangeFile):
-    """A `RangeReader`'s bytes from the first on."""
+    """A `RangeReader`'s bytes as a stream."""
 
     def __init__(self, reader: RangeReader) -> None:
         self._reader = reader

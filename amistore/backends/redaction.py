@@ -1,6 +1,6 @@
-"""Texts and logs without what lets others sign, and without signatures.
+"""Keeps credentials and signatures out of texts and logs.
 
-A filter of a logger sees only what is logged to that very logger, so each is named.
+A logger's filter sees only what is logged to that very logger, so each logger is named.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def hide_secrets(text: str) -> str:
 
 
 def redact_log(name: str) -> None:
-    """Let a logger show no secret. Again does no harm."""
+    """Hide secrets in a logger's records. A second call does no harm."""
     logging.getLogger(name).addFilter(_redact)
 
 
@@ -58,7 +58,7 @@ def _redact(record: logging.LogRecord) -> bool:
 
 
 def _without_body(argument: object) -> object:
-    """A request without what it carries: parts of disks, in plain, and megabytes each."""
+    """A logged request without its body: parts of disks, in plain, and megabytes each."""
     if not isinstance(argument, dict) or "body" not in argument:
         return argument
     return {**argument, "body": "..."}

@@ -1,7 +1,7 @@
 """Remote bytes by URL: ``http(s):`` through urllib3, ``s3:``, ``gs:`` and ``az:`` through obstore.
 
-Both are extras (``amistore[remote]``), imported when a URL is opened. Names that are shown
-hold no query and no user, where signatures and passwords are.
+Both are extras (``amistore[remote]``), imported when a URL is opened. Shown names hold no query and no user,
+which may hold signatures and passwords.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 def is_url(text: str) -> bool:
-    """Whether a string is a URL and no path: a scheme and two slashes, or ``file:``."""
+    """Whether a string is a URL, not a path: it has a scheme and two slashes, or is ``file:``."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|file:", text) is not None
 
 
@@ -51,13 +51,13 @@ def open_url(url: str, options: Mapping[str, Any] | None) -> RangeReader:
     """Open a URL of one of the schemes above, or ``file:``.
 
     Args:
-        url: for ``http(s):`` a presigned one will do.
-        options: for ``http(s):`` headers; for the others what `obstore.store.from_url` takes.
+        url: the URL; for ``http(s):`` it may be presigned.
+        options: the headers for ``http(s):``; for the others the options of `obstore.store.from_url`.
 
     Raises:
-        InvalidRequestError: another scheme.
+        InvalidRequestError: the scheme is another one.
         ImportError: the extra is not installed.
-        NotFoundError, AccessDeniedError, BackendError: it cannot be opened.
+        NotFoundError, AccessDeniedError, BackendError: the URL cannot be opened.
     """
     try:
         parts = urllib.parse.urlsplit(url)
@@ -70,7 +70,7 @@ def open_url(url: str, options: Mapping[str, Any] | None) -> RangeReader:
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return FileRanges(urllib.parse.unquote(parts.path))
     raise InvalidRequestError(
-        f"{_shown(parts)}: this scheme is not known; file:, http:, https:, s3:, gs: and az: are"
+        f"{_shown(parts)}: unknown scheme; give a URL of file:, http:, https:, s3:, gs: or az:"
     )
 
 
@@ -83,7 +83,7 @@ def _missing(package: str) -> ImportError:
 
 
 def _hide_queries(record: logging.LogRecord) -> bool:
-    """urllib3 logs URLs whole, and their queries hold signatures."""
+    """Hide queries in urllib3's log: it logs whole URLs, and queries hold signatures."""
     if isinstance(record.args, tuple):
         record.args = tuple(
             re.sub(r"\?.*|//[^/]*@", "...", each) if isinstance(each, str) else each for each in record.args
@@ -92,7 +92,7 @@ def _hide_queries(record: logging.LogRecord) -> bool:
 
 
 class _RemoteRanges(RangeReader):
-    """Ranges that are asked for again where that may help, also for bytes damaged on their way."""
+    """Ranged reads with retries, also for bytes damaged on their way."""
 
     def __init__(self) -> None:
         self._retrier = Retrier(RetryPolicy())
@@ -108,10 +108,10 @@ class _RemoteRanges(RangeReader):
 
     @abc.abstractmethod
     def _range(self, offset: int, length: int) -> bytes:
-        """These bytes, in one attempt."""
+        """Read a range in one attempt."""
 
     def _unwanted(self, offset: int, length: int, first: int, content: Sized) -> BackendError:
-        """Other bytes than were asked for; too few may have been cut, where nobody said how many they are."""
+        """The error for other bytes than were asked for; too few may have been cut on their way."""
         return BackendError(
             f"{self.name}: asked for {length} bytes at {offset}, got {len(content)} at {first}",
             retryable=first == offset and len(content) < length,
@@ -122,10 +122,9 @@ class _RemoteRanges(RangeReader):
 class _HTTPRanges(_RemoteRanges):
     """A resource of a server that answers range requests.
 
-    Its size is learnt from the answer to a first request for its last `TAIL` bytes, which a
-    presigned URL allows as well (HEAD would need another signature). Later requests are
-    pinned to its ETag or, where there is none, its time of change (RFC 9110, 13.1).
-    A forked child reads on through connections of its own.
+    The answer to a first request for the last `TAIL` bytes tells its size; a presigned URL allows that (HEAD
+    would need another signature). Later requests are pinned to its ETag or, without one, its time of change
+    (RFC 9110, 13.1). A forked child uses connections of its own.
     """
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
@@ -170,13 +169,13 @@ class _HTTPRanges(_RemoteRanges):
         )
 
     def _begin_anew(self) -> None:
-        """In a forked child: without the parent's connections."""
+        """Begin anew in a forked child, without the parent's connections."""
         let_pools_go(self._pool)
         self._pool = self._new_pool()
         self._process = os.getpid()
 
     def _end(self) -> tuple[int, bytes]:
-        """Offset and content of the last `TAIL` bytes."""
+        """The offset and content of the last `TAIL` bytes."""
         first, content = self._get(f"bytes=-{TAIL}", TAIL)
         start, length = max(0, self.size - TAIL), min(self.size, TAIL)
         if (first, len(content)) != (start, length):
@@ -194,7 +193,7 @@ class _HTTPRanges(_RemoteRanges):
         return content
 
     def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
-        """Offset and content of a range, in one attempt."""
+        """The offset and content of a range, in one attempt."""
         if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
         headers = {**self._headers, "Range": wanted, **self._conditions()}
@@ -226,7 +225,7 @@ class _HTTPRanges(_RemoteRanges):
         return first, content
 
     def _body(self, answer: Any, length: int) -> bytes:
-        """The answer's bytes, one more than were asked for at most; urllib3 limits each pause only."""
+        """The answer's bytes, at most one more than were asked for; urllib3 limits each pause only."""
         deadline = time.monotonic() + _LONGEST
         content = bytearray()
         while len(content) <= length and (
@@ -249,7 +248,7 @@ class _HTTPRanges(_RemoteRanges):
         return {"If-Unmodified-Since": changed} if changed else {}
 
     def _check(self, answer: Any) -> int:
-        """Refuse an answer that is not the range of the resource that was opened; its first offset."""
+        """Refuse an answer that is not the opened resource's range; return its first offset."""
         if answer.status in (401, 403):
             raise AccessDeniedError(f"{self.name}: HTTP {answer.status}", operation="read")
         if answer.status in (404, 410):
@@ -288,8 +287,8 @@ class _HTTPRanges(_RemoteRanges):
 class _ObstoreRanges(_RemoteRanges):
     """An object of S3, Google Cloud Storage or Azure, pinned to its ETag and version.
 
-    obstore works in threads, one set for all of a process, which begin at its first request. A forked
-    child has none of them, and there each request would wait for ever (tokio 4301).
+    obstore runs in threads of the whole process, which its first request starts. A forked child has none of
+    them, so each request would wait there for ever (tokio 4301).
     """
 
     _working_in: ClassVar[int | None] = None
@@ -364,7 +363,7 @@ class _ObstoreRanges(_RemoteRanges):
         return bytes(content)
 
     def _typed(self, error: Exception) -> Exception:
-        """The same in our tree; obstore's own message holds the request, and that may hold secrets."""
+        """Our error for obstore's; its own message holds the request, which may hold secrets."""
         if isinstance(error, (FileNotFoundError, self._exceptions.NotFoundError)):
             return NotFoundError(f"{self.name}: no such object", operation="read")
         if isinstance(error, (self._exceptions.PermissionDeniedError, self._exceptions.UnauthenticatedError)):

@@ -1,10 +1,9 @@
-"""The one owner of retries: when a call is made again, and when not.
+"""The one owner of retries: it decides when a call is made again.
 
-A backend makes one attempt a call and says of its errors whether another may help
-(`BackendError.retryable`). Here that other attempt is made: after exponential backoff with
-full jitter, as long as the call's attempts and time and the budget of all calls last. A
-throttled call slows all calls of its snapshot or service down. Next: `retrying.py`, which
-wraps a backend so.
+A backend makes one attempt for each call, and its errors say whether another may help
+(`BackendError.retryable`). That attempt is made here: after exponential backoff with full jitter, within the
+call's limits of attempts and time, and the budget that all calls share. A throttled call slows down all calls
+to its snapshot or service. Next: `retrying.py`, which wraps a backend in this.
 
 Sources: EBS user guide, "Error retries and exponential backoff"; AWS SDKs reference guide,
 "Retry behavior" (standard mode: the budget).
@@ -31,7 +30,7 @@ R = TypeVar("R")
 
 
 def _number(default: float, *, least: float = 0) -> Any:
-    """A number of the default's type, whole numbers always."""
+    """A validator for a number of the default's type; whole numbers always pass."""
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if type(value) not in (int, type(default)) or not value >= least:
@@ -44,18 +43,18 @@ def _number(default: float, *, least: float = 0) -> Any:
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How long is tried.
+    """The limits of retries.
 
     Attributes:
-        attempts: of a call, the first one included.
-        base_delay: most seconds before the second attempt; doubled for each further one.
-        max_delay: most seconds between two attempts.
-        operation_limit: seconds after a call's beginning when no further attempt is made.
-        budget: retries that all calls share: each takes 5, each call that succeeds at once
-            gives 1 back. When a service is down for all, calls fail at their first error.
+        attempts: the most attempts of a call, the first one included.
+        base_delay: the most seconds before the second attempt; doubled for each further one.
+        max_delay: the most seconds between two attempts.
+        operation_limit: the seconds after a call's beginning from which on no further attempt is made.
+        budget: the retries that all calls share: each retry takes 5, each call that succeeds at once gives 1
+            back. When a service is down for all, calls fail at their first error.
 
     Raises:
-        InvalidValueError: one is no such number.
+        InvalidValueError: a limit is no such number.
     """
 
     attempts: int = _number(5, least=1)
@@ -78,7 +77,7 @@ class _Pace:
         self._next = 0.0
 
     def reserve(self, now: float) -> float:
-        """Take the next place; returns the seconds until it comes."""
+        """Take the next slot; return the seconds until it comes."""
         start = max(now, self._next)
         self._next = start + self._interval
         return start - now
@@ -96,9 +95,10 @@ class Retrier:
 
     Args:
         policy: the limits.
-        clock: seconds, never going back.
-        sleep: waits for so many seconds.
-        draw: gives a number from 0 to 1 for the jitter; `random` draws others in each forked child.
+        clock: a monotonic clock, in seconds.
+        sleep: a function that waits for so many seconds.
+        draw: a function that returns a number from 0 to 1 for the jitter; `random` draws others in each
+            forked child.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class Retrier:
         self._lock = threading.Lock()
 
     def call(self, pace: str, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
-        """`function` of the arguments, in as many attempts as the policy allows.
+        """Call `function` with the arguments, in as many attempts as the policy allows.
 
         Args:
-            pace: calls with the same one slow down together.
-            function: is given the arguments; its errors say whether to try again.
+            pace: the pace that calls share; they slow down together.
+            function: the function to call, whose errors say whether to try again.
 
         Raises:
-            AmistoreError: of the last attempt; a `BackendError` has their number in `attempts`.
+            AmistoreError: the error of the last attempt; a `BackendError` has their number in `attempts`.
         """
         began = self._clock()
         attempt = 0
@@ -168,9 +168,9 @@ class Retrier:
         *arguments: Any,
         **options: Any,
     ) -> R:
-        """As `call`; a result that is not good is one more reason for another attempt.
+        """As `call`, but make another attempt also for a result that is not good.
 
-        The last attempt's result is given whatever it is, for the caller to refuse.
+        The last attempt's result is returned in any case, for the caller to refuse.
         """
 
         def attempt() -> R:
@@ -192,7 +192,7 @@ class Retrier:
             self._sleep(wait)
 
     def _delay(self, error: BackendError, attempt: int, began: float, pace: str) -> float | None:
-        """Seconds until the next attempt; None for none."""
+        """The seconds until the next attempt; None where none is made."""
         if not error.retryable:
             return None
         policy = self.policy
@@ -215,7 +215,7 @@ class Retrier:
 
 
 class _NotGoodError(BackendError):
-    """An attempt that gave a result, but not a good one."""
+    """An attempt whose result was not good."""
 
     def __init__(self, result: Any) -> None:
         super().__init__("the result is not a good one", retryable=True)

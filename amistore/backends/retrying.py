@@ -1,7 +1,7 @@
-"""`RetryingBackend`: any backend, with calls made again as `retries.py` says.
+"""`RetryingBackend`: any backend, with the retries of `retries.py`.
 
-What a second attempt must not do twice is told apart here: starting, completing, removing
-and registering, when it was only the first attempt's answer that was lost.
+It knows the calls that a second attempt must not do twice: starting, completing, removing and registering,
+where only the first attempt's answer was lost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ S = TypeVar("S", bound=Interface)
 
 
 class _Retrying(Forwarding[S]):
-    """Makes each call of a service in as many attempts as a retrier makes."""
+    """A service whose calls go through a retrier."""
 
     _pace: str
     """Of which calls slow down together: a service."""
@@ -57,7 +57,7 @@ class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
         return self.retrier.call(snapshot_id, self._get, snapshot_id, block_index, block_token)
 
     def _get(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        """A block that is what its source says, so that a damaged answer is asked for again."""
+        """Get a block with the digest that its source gives, so that a damaged answer is asked for again."""
         answer = self.inner.get_snapshot_block(snapshot_id, block_index, block_token)
         block = check_answer(answer, snapshot_id, block_index)
         if block.checksum is not None and block.checksum != hashlib.sha256(block.content).digest():
@@ -89,7 +89,7 @@ class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
 
 
 class _Removal:
-    """A call that removes: not found is what it wants, once an attempt's answer was lost."""
+    """A call that removes: "not found" is success, once an attempt's answer was lost."""
 
     def __init__(self, remove: Callable[[str], None]) -> None:
         self._remove = remove
@@ -136,7 +136,7 @@ class _RetryingObjectStore(_Retrying[ObjectStore], ObjectStore):
 
 
 class _Completion:
-    """Completes an upload; after a lost answer, an upload that is gone is one that was completed.
+    """Completes an upload; after a lost answer, an upload that is gone was completed.
 
     Nobody else knows its id. S3 may answer that the object exists before it looks for the upload.
     """
@@ -181,7 +181,7 @@ class _RetryingImageRegistry(_Retrying[ImageRegistry], ImageRegistry):
 
 
 class _Registration:
-    """RegisterImage has no client token: a name that is taken after a lost answer may be our own image's.
+    """RegisterImage has no client token: after a lost answer, a taken name may be our own image's.
 
     It is if that image is on the same snapshots, since those are registered once.
     """
@@ -206,17 +206,16 @@ class _Registration:
 
 
 def _once(service: S) -> S:
-    """The service with one attempt a call: retries around retries would make 25 attempts of 5."""
+    """The service without its retries: retries around retries would make 25 attempts of 5."""
     return cast(S, service.inner) if isinstance(service, _Retrying) else service
 
 
 class RetryingBackend(Forwarding[Backend], Backend):
-    """A backend whose calls are tried again where that may help.
+    """A backend with retries.
 
     Args:
-        inner: makes one attempt a call. Where it makes more, as an `AWSBackend` does, only this one's
-            are made.
-        retries: how long is tried, or a `Retrier` to share; None for what AWS advises.
+        inner: the backend to wrap. If it has retries of its own, as an `AWSBackend` does, they are left out.
+        retries: the limits of retries, or a `Retrier` to share; None for what AWS advises.
     """
 
     def __init__(self, inner: Backend, retries: RetryPolicy | Retrier | None = None) -> None:

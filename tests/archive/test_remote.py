@@ -308,8 +308,8 @@ def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "arguments", "message"),
     [
-        ("ftp://host/ami.bin", {}, "scheme is not known"),
-        ("file://elsewhere/ami.bin", {}, "scheme is not known"),
+        ("ftp://host/ami.bin", {}, "unknown scheme"),
+        ("file://elsewhere/ami.bin", {}, "unknown scheme"),
         ("s3://bucket", {}, "names no object"),
         ("s3://bucket/key?part", {}, "write . as %3F"),
         ("s3://bucket/key#part", {}, "write . as %3F"),

@@ -54,7 +54,7 @@ def test_a_damaged_archive_is_named_in_the_log_and_hides_no_other(
         found = list(amistore.find_archives(cloud.s3, BUCKET, workers=1))
     assert [each.location.key for each in found] == ["b.bin"]
     (told,) = caplog.messages
-    assert told.startswith("archive/a.bin is an archive that cannot be opened")
+    assert told.startswith("skipping archive/a.bin, an archive that cannot be opened")
 
 
 def test_their_ends_alone_are_read() -> None:

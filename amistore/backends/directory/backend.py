@@ -1,8 +1,8 @@
 """`DirectoryBackend`: folders stand in for EC2, EBS and S3, crash-safe, with nothing to install.
 
-``<path>/ec2/<image id>.json``, ``<path>/ebs/<snapshot id>/disk.raw``, ``<path>/s3/<bucket>/<key>``;
-a task engine's journal is ``<path>/tasks.db``. ``<path>/id`` tells the folder from others, wherever it
-is moved, so that resume logs and tasks go on.
+Its files are ``<path>/ec2/<image id>.json``, ``<path>/ebs/<snapshot id>/disk.raw`` and
+``<path>/s3/<bucket>/<key>``; a task engine's journal is ``<path>/tasks.db``. ``<path>/id`` identifies the
+folder also after it is moved, so that logs and tasks can be resumed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _logger = logging.getLogger("amistore")
 
 
 class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
-    """EC2, EBS and S3 in a folder, made where it is missing."""
+    """EC2, EBS and S3 in a folder, which is made where it is missing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         root = checks.check_path(path, "backend's folder").absolute()
@@ -57,7 +57,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
         return f"DirectoryBackend({str(self.path)!r})"
 
     def sweep(self) -> tuple[str, ...]:
-        """Remove what crashes have left in the folder an hour ago or earlier; gives the files' names."""
+        """Remove what crashes left in the folder at least an hour ago; return the files' names."""
         with files.operation("sweep"):
             found = [*files.remove_hidden(self.path / "ec2"), *files.remove_hidden(self.path / "ebs")]
             return tuple(str(path.relative_to(self.path)) for path in (*found, *self.s3.sweep()))
@@ -73,31 +73,30 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
     ) -> str:
         """Make an AMI of a raw disk that nobody writes to meanwhile.
 
-        The volume has the disk's size rounded up to whole GiB and reads as zeros behind the
-        disk's end, as EBS does. Holes of the file stay unlisted blocks. Parts that were allocated
-        and never written to (``fallocate``) are listed as written zeros are, where the filesystem
-        tells of them (FIEMAP: ext4, XFS, btrfs and others; not tmpfs, NFS); a block device has no holes.
+        The volume has the disk's size rounded up to whole GiB and reads as zeros behind the disk's end, as in
+        EBS. Holes of the file stay unlisted blocks. Parts that were allocated and never written
+        (``fallocate``) are listed like written zeros, if the filesystem tells of them (FIEMAP: ext4, XFS,
+        btrfs and others; not tmpfs, NFS); a block device has no holes.
 
-        A write to the disk is noticed by its size and times of change. One through mmap is not on
-        tmpfs, and one by another machine may not be on a network filesystem.
+        A write to the disk is noticed by its size and times of change. A write through mmap goes unnoticed on
+        tmpfs, and one by another machine may on a network filesystem.
 
         Args:
-            path: a raw disk image, or a block device that is not in use.
+            path: the path of a raw disk image, or of a block device that is not in use.
             name: the image's name, unique in this backend.
-            format: ``"raw"`` takes the bytes as they are also of a file that looks like a qcow2, VMDK,
-                VHD, VHDX or VDI image, a compressed file or an archive.
-            zeros: ``"unlisted"`` leaves out every block that holds only zeros. On an encrypted EBS volume
-                a block that is not listed reads as noise.
-            **attributes: further fields of `Image`, such as ``architecture="arm64"``; mappings
-                are added to that of the disk.
+            format: the disk's format. ``"raw"`` takes the bytes as they are, also if the file looks like a
+                qcow2, VMDK, VHD, VHDX or VDI image, a compressed file or an archive; None refuses these.
+            zeros: the treatment of blocks that hold only zeros: ``"listed"`` keeps them, ``"unlisted"``
+                leaves them out. On an encrypted EBS volume a block that is not listed reads as noise.
+            **attributes: the further fields of `Image`, such as ``architecture="arm64"``; mappings are
+                added to that of the disk.
 
         Returns:
             The new image's id.
 
         Raises:
             InvalidValueError: the name or an attribute breaks a rule.
-            InvalidRequestError: an empty disk, one that no volume can hold, a device that is in use, or
-                a file that is no raw disk.
+            InvalidRequestError: the disk is empty, larger than any volume, in use, or no raw disk.
             SourceChangedError: the disk was written to; nothing is left behind.
             AlreadyExistsError: the name is taken.
             BackendError: the disk cannot be read or the folder not written; nothing is left behind.
@@ -165,7 +164,7 @@ class DirectoryBackend(Backend[DirectoryEBS, DirectoryS3, DirectoryEC2]):
 
 
 def _identity(root: Path) -> str:
-    """What is in the folder's file ``id``, made where it is missing; the path where it cannot be."""
+    """The content of the folder's file ``id``, made where it is missing; the path where it cannot be made."""
     path = root / "id"
     if not path.exists():
         try:

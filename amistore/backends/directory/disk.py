@@ -1,4 +1,4 @@
-"""A raw disk: which parts exist, what they hold, and that nobody writes to it while it is read."""
+"""A raw disk: the parts that exist, their content, and the check that nobody writes meanwhile."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ _COARSE_GRAIN = 2_000_000_000
 
 
 def extents(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """The parts of a file that hold data, between two offsets, as offsets from and to, ascending.
+    """The parts of a file between two offsets that hold data, as pairs of offsets, ascending.
 
-    Holes are found with SEEK_DATA and SEEK_HOLE; where the filesystem does not know them
-    all is one part.
+    SEEK_DATA and SEEK_HOLE find the holes; where the filesystem does not know them, there is one part.
     """
     while start < size:
         try:
@@ -46,7 +45,7 @@ def extents(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, i
 
 
 def blocks_of(parts: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """Indexes of the blocks that have any byte in ascending parts of a disk, ascending."""
+    """The indexes of the blocks that overlap ascending parts of a disk, ascending."""
     done = 0
     for start, end in parts:
         after = -(-end // BLOCK_SIZE)
@@ -55,23 +54,22 @@ def blocks_of(parts: Iterable[tuple[int, int]]) -> Iterator[int]:
 
 
 class SourceDisk:
-    """A raw disk that is read, and refused once it changes.
+    """A raw disk that is refused once it changes.
 
-    Each read is followed by a look at the file's size and times of change, of a device at its size and
-    its node's time of change. So no write is missed that the kernel stamps, also not through mmap: on a
-    filesystem with a disk, what was stored before is written out at the beginning, and the next store
-    into such a page is stamped. tmpfs stamps no store through mmap, and a network filesystem may tell
-    of another machine's writes late.
+    Each read is followed by a look at the file's size and times of change, or a device's size and its node's
+    time of change. This finds every write that the kernel stamps, also through mmap: on a filesystem with a
+    disk, earlier stores are written out at the beginning, and the next store into such a page is stamped.
+    tmpfs stamps no store through mmap, and a network filesystem may report another machine's writes late.
 
     Args:
-        path: for messages.
-        descriptor: stays its owner's to close.
+        path: the disk's path, for messages.
+        descriptor: the disk's descriptor, which its owner closes.
 
     Attributes:
-        size: in bytes, at least 1.
+        size: the size in bytes, at least 1.
 
     Raises:
-        InvalidRequestError: it is empty, or neither a file nor a block device.
+        InvalidRequestError: the disk is empty, or neither a file nor a block device.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -90,16 +88,16 @@ class SourceDisk:
             os.fsync(descriptor)
 
     def blocks(self) -> Iterator[int]:
-        """Indexes of the blocks that are no holes, ascending.
+        """The indexes of the blocks that are no holes, ascending.
 
-        Where the filesystem has no FIEMAP, parts that are allocated and were never written to count as
-        holes, and where it knows no holes there are none.
+        Without FIEMAP, parts that were allocated and never written count as holes. Where the filesystem knows
+        no holes, there are none.
         """
         known = mapping_is_known(self._descriptor)
         return blocks_of((mapped if known else extents)(self._descriptor, self.size))
 
     def read(self, index: int) -> bytes:
-        """A block, filled up with zeros behind the disk's end.
+        """Read a block, filled up with zeros behind the disk's end.
 
         Raises:
             SourceChangedError: the disk is not the one that was opened.
@@ -108,7 +106,7 @@ class SourceDisk:
         return self.read_at(start, min(BLOCK_SIZE, self.size - start)).ljust(BLOCK_SIZE, b"\0")
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """`length` bytes from an offset; errors as of `read`."""
+        """Read `length` bytes from an offset; errors are those of `read`."""
         content = files.read_at(self._descriptor, length, offset)
         self.check()
         if len(content) < length:
@@ -118,19 +116,19 @@ class SourceDisk:
         return content
 
     def ends(self, length: int) -> tuple[bytes, bytes]:
-        """The first and the last `length` bytes, or all of a smaller disk."""
+        """The first and the last `length` bytes, or all bytes of a smaller disk."""
         length = min(length, self.size)
         return self.read_at(0, length), self.read_at(self.size - length, length)
 
     def check(self) -> None:
-        """See that the disk is the one that was opened; errors as of `read`."""
+        """Refuse a disk that changed since it was opened; errors are those of `read`."""
         if self._look() != self._state:
             raise SourceChangedError(
                 f"{self._path} changed while it was read: stop what writes to it, or read a snapshot of it"
             )
 
     def _look(self) -> tuple[int, ...]:
-        """Size and times of change, the last one set by the kernel alone."""
+        """The size and times of change; only the kernel sets the last one."""
         status = os.fstat(self._descriptor)
         if stat.S_ISREG(status.st_mode):
             return status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -140,11 +138,11 @@ class SourceDisk:
 
 @contextlib.contextmanager
 def open_disk(path: Path) -> Iterator[SourceDisk]:
-    """Open a raw disk to read; a block device for nobody else who asks for it alone, as mount does.
+    """Open a raw disk to read; a block device is opened exclusively, as mount does.
 
     Raises:
-        InvalidRequestError: it is no disk, or a device that is in use.
-        OSError: it cannot be opened.
+        InvalidRequestError: the file is no disk, or the device is in use.
+        OSError: the disk cannot be opened.
     """
     # Without O_NONBLOCK the opening of a FIFO would wait for one who writes to it.
     alone = os.O_EXCL if path.is_block_device() else 0
@@ -164,7 +162,7 @@ def open_disk(path: Path) -> Iterator[SourceDisk]:
 
 
 def _wait_for_another_time(stamp: int) -> None:
-    """Wait until a change would have another time than this one, in nanoseconds."""
+    """Wait until a change would get another time than this one, in nanoseconds."""
     grain = _GRAIN if stamp % 1_000_000_000 else _COARSE_GRAIN
     left = stamp + grain - time.time_ns()
     if 0 < left <= grain:  # more: it is of the future, and no change has it soon

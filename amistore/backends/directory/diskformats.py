@@ -1,7 +1,7 @@
-"""Files that hold a disk in a form of their own, known by their signatures: none of them is a raw disk.
+"""Disk formats other than raw, recognized by their signatures.
 
-A signature has 32 bits at least, so that no raw disk has one by accident: the first sector of a disk is
-boot code, a filesystem's or zeros.
+A signature has at least 32 bits, so that no raw disk has one by accident: a disk's first sector is boot code,
+a filesystem's, or zeros.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def refuse_foreign(path: Path, first: bytes, last: bytes) -> None:
     """Refuse a file that is no raw disk.
 
     Args:
-        path: for the message.
-        first: its first `SECTOR` bytes, or all.
-        last: its last ones.
+        path: the file's path, for the message.
+        first: the first `SECTOR` bytes, or all.
+        last: the last `SECTOR` bytes, or all.
 
     Raises:
-        InvalidRequestError: it is none; the text has the command that makes one of it.
+        InvalidRequestError: the file has another format; the text has the command that converts it.
     """
     found = _BEGINNING.match(first)
     if found is not None and found.lastindex is not None:
@@ -62,7 +62,7 @@ def refuse_foreign(path: Path, first: bytes, last: bytes) -> None:
 
 
 def _is_footer(sector: bytes) -> bool:
-    """Whether it ends a fixed VHD; its checksum tells it from what is left of one on a larger disk."""
+    """Whether a sector is a fixed VHD's footer; its checksum rules out leftovers on a larger disk."""
     if len(sector) < SECTOR or not sector.startswith(_FOOTER):
         return False
     found: int = _FOOTER_SUM.unpack_from(sector)[0]

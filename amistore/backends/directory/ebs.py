@@ -1,10 +1,10 @@
 """Snapshots as folders: ``<snapshot id>/disk.raw``, sparse, ``digests`` and ``snapshot.json``.
 
-``digests`` has 32 bytes for each block of the volume, in their order: its SHA-256, or zeros
-where the block does not exist. So a listed block of zeros and a hole differ, and rot is
-found on reading; ``linear.json`` has the blocks' number and LINEAR, so that none can vanish.
-A pending snapshot's is called ``digests.pending``; to complete it is to rename that, so a
-snapshot is one or the other whenever a process dies. Safe for several processes.
+``digests`` has 32 bytes for each block of the volume, in order: the block's SHA-256, or zeros if the block
+does not exist. So a listed block of zeros and a hole differ, and rot is found on reading. ``linear.json`` has
+the number of blocks and LINEAR, so that none can vanish. A pending snapshot has ``digests.pending`` instead;
+completing renames it, so a snapshot is pending or completed whenever a process dies. Safe for several
+processes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class DirectoryEBS(BlockStore):
     """EBS in the folder `root`.
 
     Attributes:
-        root: holds a folder per snapshot.
-        page_size: blocks in a page of ListSnapshotBlocks.
-        where: as in `BlockSink`.
+        root: the folder that holds a folder for each snapshot.
+        page_size: the number of blocks in a page of ListSnapshotBlocks.
+        where: the sink's name, as in `BlockSink`.
     """
 
     root: Path
@@ -178,13 +178,13 @@ class DirectoryEBS(BlockStore):
             files.sync_directory(self.root)
 
     def _folder(self, snapshot_id: str) -> Path:
-        """The folder of an id that may come from anywhere."""
+        """The folder of an id; refuse text that is no snapshot's id."""
         checks.check_snapshot_id(snapshot_id)
         return self.root / snapshot_id
 
     @contextlib.contextmanager
     def _open(self, snapshot_id: str, state: str, flags: int = os.O_RDONLY) -> Iterator[tuple[int, int]]:
-        """Descriptors of the disk and the digests of a snapshot that must be in this state."""
+        """Open the disk and the digests of a snapshot that must be in this state."""
         # Plain strings and calls: this is done for every block.
         folder = f"{self._folder(snapshot_id)}"
         try:
@@ -204,7 +204,7 @@ class DirectoryEBS(BlockStore):
 
 
 def _token_id(client_token: str) -> str:
-    """The id of the snapshot that a token stands for: the same for the same token."""
+    """The snapshot's id for a client token: the same for the same token."""
     return "snap-" + hashlib.sha256(client_token.encode()).hexdigest()[:17]
 
 
@@ -213,7 +213,7 @@ def _state(folder: Path) -> str:
 
 
 def _check_digests(folder: Path, digests: int) -> None:
-    """Refuse a list of blocks that is not the one the snapshot was completed with."""
+    """Refuse a list of blocks that is not what the snapshot was completed with."""
     count, linear = 0, hashlib.sha256()
     for _, digest in _written(digests):
         linear.update(digest)
@@ -223,7 +223,7 @@ def _check_digests(folder: Path, digests: int) -> None:
 
 
 def _check_blocks(disk_file: int, digests: int) -> None:
-    """Refuse blocks that are not those of their digests: the disk has them in an order of its own."""
+    """Refuse blocks that do not have their digests: writes may reach the disk in any order."""
     for index, digest in _written(digests):
         content = os.pread(disk_file, BLOCK_SIZE, index * BLOCK_SIZE)
         if hashlib.sha256(content).digest() != digest:
@@ -240,7 +240,7 @@ def _index(token: str) -> int:
 
 
 def _written(digests: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Index and digest of each block that exists, from an index on, ascending."""
+    """The index and digest of each block that exists, from an index on, ascending."""
     size = os.fstat(digests).st_size
     for start, end in extents(digests, size, first * _DIGEST_SIZE):
         for position in range(start, end, 1 * MIB):

@@ -1,4 +1,4 @@
-"""Images as files: ``<image id>.json``, an image's members each, as in a manifest."""
+"""Images as files: ``<image id>.json`` holds an image's members, as in a manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DirectoryEC2"]
 
 @attrs.frozen
 class DirectoryEC2(ImageRegistry):
-    """EC2 in the folder `root`; `ebs` holds the snapshots that images name."""
+    """EC2 in the folder `root`; `ebs` has the snapshots that images name."""
 
     root: Path
     ebs: DirectoryEBS
@@ -57,7 +57,7 @@ class DirectoryEC2(ImageRegistry):
         return registered.image_id
 
     def prepare_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> Image:
-        """The image as `register_image` would register it, or its error; changes nothing."""
+        """The image that `register_image` would register, or its error; nothing is changed."""
         registered = checks.new_image(image, name, self.ebs.describe_snapshot, image_id)
         checks.check_untaken(registered, self.describe_images())
         return registered

@@ -1,8 +1,8 @@
-"""FIEMAP: which parts of a file have storage, as the filesystem and not the page cache knows it.
+"""FIEMAP: the parts of a file that have storage, as the filesystem knows them, not the page cache.
 
 Every byte of the call is declared here (linux/fiemap.h, linux/fs.h; "Fiemap Ioctl" in the kernel's
-documentation of filesystems). SEEK_DATA skips an extent that is allocated and not written to, until
-something has read it into the cache; FIEMAP tells of it always.
+documentation of filesystems). SEEK_DATA skips an extent that was allocated and not written, until something
+has read it into the cache; FIEMAP always reports it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def mapping_is_known(descriptor: int) -> bool:
 
 
 def mapped(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that have storage, written to or not, as offsets from and to, ascending.
+    """The parts of a file that have storage, written or not, as pairs of offsets, ascending.
 
     Args:
-        descriptor: of a file whose `mapping_is_known`.
-        size: of the file; what is allocated behind it is not told.
+        descriptor: the descriptor of a file whose `mapping_is_known`.
+        size: the file's size; storage behind it is left out.
 
     Raises:
         OSError: the filesystem does not answer, or answers nonsense.

@@ -1,10 +1,9 @@
 """Buckets as folders, objects as files in them.
 
-A file that someone puts into a bucket's folder is an object; so an archive can be copied
-there by hand. Keys are percent-encoded to one file name each. What an object carries
-beside its bytes (metadata) and unfinished uploads lie in ``<bucket>/.amistore``. An ETag
-is a file's size and time; ours are stamped to the nanosecond, as the clock that filesystems
-stamp with may stand still for milliseconds.
+A file that someone puts into a bucket's folder is an object, so an archive can be copied there by hand. A
+file's name is the percent-encoded key. Metadata, tags and unfinished uploads are in ``<bucket>/.amistore``.
+An ETag is a file's size and time; we stamp ours to the nanosecond, since the clock of filesystems may stand
+still for milliseconds.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class DirectoryS3(ObjectStore):
 
     Attributes:
         root: the folder.
-        where: as in `ObjectStore`.
+        where: the store's name, as in `ObjectStore`.
     """
 
     root: Path
@@ -171,7 +170,7 @@ class DirectoryS3(ObjectStore):
     def _publish(
         self, finished: Path, path: Path, etag: str, upload: dict[str, Any], if_none_match: bool
     ) -> None:
-        """Give a finished object its name; one of that name is replaced, or `if_none_match` an error."""
+        """Give a finished object its name; an object of that name is replaced, or refused."""
         # The sidecar is there before the object and named after its ETag, so neither a crash
         # nor a race parts them.
         sidecar = self._sidecar(path, etag)
@@ -230,7 +229,7 @@ class DirectoryS3(ObjectStore):
             return sorted(uploads, key=lambda upload: (upload.key, upload.upload_id))
 
     def sweep(self) -> Iterator[Path]:
-        """Remove what crashes have left and no name leads to; gives the files."""
+        """Remove nameless leftovers of crashes; return the files."""
         for own in self.root.glob("*/.amistore"):
             yield from files.remove_hidden(own.parent)
             yield from files.remove_hidden(own / "objects")
@@ -262,7 +261,7 @@ class DirectoryS3(ObjectStore):
         return path.parent / ".amistore" / "objects" / f"{path.name}@{etag}.json"
 
     def _info(self, path: Path) -> tuple[ObjectInfo, dict[str, str]]:
-        """What is known of an object, and its tags."""
+        """An object's description and its tags."""
         while True:
             try:
                 status = path.stat()
@@ -294,7 +293,7 @@ def _read_upload(folder: Path) -> dict[str, Any] | None:
 
 
 def _carries(document: dict[str, Any]) -> bool:
-    """Whether it has an object's metadata and tags, strings each."""
+    """Whether a JSON object has metadata and tags, each of strings."""
     carried = [document.get(name) for name in _CARRIED]
     return all(
         isinstance(each, dict) and all(isinstance(value, str) for value in each.values()) for each in carried
@@ -302,7 +301,7 @@ def _carries(document: dict[str, Any]) -> bool:
 
 
 def _is_object(entry: os.DirEntry[str]) -> bool:
-    """Whether a file's name is one that a key has: a bucket's folder may hold others."""
+    """Whether a file's name stands for a key; a bucket's folder may hold other files."""
     try:
         return entry.is_file() and _file_name(urllib.parse.unquote(entry.name, errors="strict")) == entry.name
     except (InvalidRequestError, UnicodeError):
@@ -317,7 +316,7 @@ def _file_name(key: str) -> str:
     # 200 leaves room for the sidecar's ending in the 255 bytes that filesystems allow.
     if len(name) > 200:
         raise InvalidRequestError(
-            f"a key has at most 200 characters as a file name, percent-encoded, not {len(name)}"
+            f"a key, percent-encoded as a file name, has at most 200 characters, not {len(name)}"
         )
     return name
 
