@@ -11,7 +11,7 @@ import hashlib
 import logging
 import operator
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import attrs
@@ -31,12 +31,11 @@ from amistore.errors import (
     SourceChangedError,
     advising,
 )
-from amistore.model import Image, Tag
+from amistore.model import Image
 from amistore.objects.finality import is_final
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
-from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.snapshots import RestoredSnapshots, SegmentPut
+from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = [
@@ -50,28 +49,22 @@ __all__ = [
 def restore_snapshots(
     container: ContainerFile,
     sink: BlockSink,
-    holes: HolePolicy,
+    policy: RestorePolicy,
     *,
     log: ResumeLog | None,
-    expected: bytes | None,
-    snapshots: Iterable[str] | None = None,
-    tags: Iterable[Tag],
-    allow_lost: bool,
     workers: int | None,
     progress: ProgressCallback,
 ) -> Image:
     """`unpack` for an opened archive, read from the bytes that it is pinned to."""
     check_kind(sink, BlockSink, "sink")
-    check_content_id(container.index.content_id, expected)  # what is restored is proved to be of this id
-    chosen = None if snapshots is None else sorted({snapshots} if isinstance(snapshots, str) else snapshots)
-    image = container.image.with_tags(snapshot_tags=tags)
-    restored = RestoredSnapshots(image, sink, chosen, allow_lost, holes)
+    check_content_id(container.index.content_id, policy.expected)  # what is restored is proved to be of it
+    restored = RestoredSnapshots(container.image, sink, policy)
     identity = {
         **container.identity,
         "sink": sink.where,
         "content": container.index.content_id.hex(),
-        "snapshots": chosen,
-        "fill_holes": holes.fill,
+        "snapshots": None if policy.snapshots is None else list(policy.snapshots),
+        "fill_holes": policy.fill_holes,
     }
     journal = RestoreLog(MemoryResumeLog() if log is None else log, identity)
 

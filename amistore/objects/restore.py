@@ -17,7 +17,7 @@ from amistore.archive.archive import Openable, open_container
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, BlockSink, checks
 from amistore.backends.base import check_backend
-from amistore.backends.checks import check_flag, check_kind
+from amistore.backends.checks import check_kind
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import InvalidRequestError
 from amistore.model import Image, Tag
@@ -31,8 +31,8 @@ from amistore.objects.restoration import restore_snapshots
 from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, read_entry, using_log
 from amistore.objects.store import REGION_KEY
-from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.snapshots import RestorePolicy
 from amistore.pipeline.unpack import restore_stream
 
 __all__ = ["RestoreJob", "restore", "unpack"]
@@ -46,24 +46,16 @@ class RestoreJob:
         backend: the backend that gets the AMI.
         name: the AMI's name; None for the stored name.
         image_tags: the tags to set on the AMI, over the stored ones.
-        snapshot_tags: the tags to set on each of its snapshots, over the stored ones.
         region: the stored AMI's Region; None for the one in the object's metadata.
-        expected: the only content id to accept; None for any.
-        holes: the treatment of blocks that a snapshot does not list.
-        allow_lost: whether to restore snapshots with lost blocks, too.
+        policy: what is made of the archive's snapshots.
         image_id: an id from `reserve_image_id`; None for the registry's choice.
     """
 
     backend: Backend
     name: str | None = None
     image_tags: tuple[Tag, ...] = ()
-    snapshot_tags: tuple[Tag, ...] = ()
     region: str | None = None
-    expected: bytes | None = None
-    holes: HolePolicy = HolePolicy(False)
-    allow_lost: bool = attrs.field(
-        default=False, validator=lambda job, field, given: check_flag(given, field.name)
-    )
+    policy: RestorePolicy = RestorePolicy()
     image_id: str | None = None
 
     def admit(self, image: Image) -> str:
@@ -98,18 +90,14 @@ class RestoreJob:
             workers: the number of segments worked on at once; None for the number of CPUs.
             progress: a function called with a `Progress`.
         """
-        check_content_id(stored.index.content_id, self.expected)
         wanted = checks.check_registrable(restorable_image(stored), self.name)
         if not self.is_done(wanted, log):
             refuse_taken(self.backend, wanted)
         restored = restore_snapshots(
             stored,
             self.backend.ebs,
-            self.holes,
+            self.policy,
             log=None if log is None else LogPhase(log, "unpack"),
-            expected=self.expected,
-            tags=self.snapshot_tags,
-            allow_lost=self.allow_lost,
             workers=workers,
             progress=progress,
         )
@@ -207,17 +195,19 @@ def restore(
         backend=backend,
         name=name,
         image_tags=tuple(image_tags),
-        snapshot_tags=tuple(snapshot_tags),
-        expected=parse_content_id(expected_content_id),
-        holes=HolePolicy(fill_holes),
-        allow_lost=allow_lost,
+        policy=RestorePolicy(
+            expected=parse_content_id(expected_content_id),
+            tags=tuple(snapshot_tags),
+            fill_holes=fill_holes,
+            allow_lost=allow_lost,
+        ),
     )
     with (
         reporting(progress) as report,
         using_log(log) as opened,
         contextlib.closing(open_container(archive, options)) as stored,
     ):
-        check_content_id(stored.index.content_id, job.expected)
+        check_content_id(stored.index.content_id, job.policy.expected)
         if opened is None or not opened.entries():
             job.admit(restorable_image(stored))
         warn_of_dropped(backend, stored.image, name)
@@ -286,24 +276,19 @@ def unpack(
         BackendError: the archive's store or the sink failed; with a log the next run resumes this one.
     """
     check_kind(sink, BlockSink, "sink")
-    expected = parse_content_id(expected_content_id)
-    holes = HolePolicy(fill_holes)
+    policy = RestorePolicy(
+        expected=parse_content_id(expected_content_id),
+        snapshots=snapshots,
+        tags=tuple(tags),
+        fill_holes=fill_holes,
+        allow_lost=allow_lost,
+    )
     if hasattr(archive, "read"):
         if log is not None or options is not None:
             raise InvalidRequestError("log= and options= do not go with an open file: give its path")
+        stream = cast(BinaryIO, archive)
         with reporting(progress) as report:
-            return restore_stream(
-                cast(BinaryIO, archive),
-                sink,
-                holes,
-                expected=expected,
-                snapshots=snapshots,
-                tags=tags,
-                allow_lost=allow_lost,
-                workers=workers,
-                executor=executor,
-                progress=report,
-            )
+            return restore_stream(stream, sink, policy, workers=workers, executor=executor, progress=report)
     if executor is not None:
         raise InvalidRequestError("executor= goes with an open file or stream only")
     with (
@@ -311,15 +296,4 @@ def unpack(
         using_log(log) as opened,
         contextlib.closing(open_container(archive, options)) as stored,
     ):
-        return restore_snapshots(
-            stored,
-            sink,
-            holes,
-            log=opened,
-            expected=expected,
-            snapshots=snapshots,
-            tags=tags,
-            allow_lost=allow_lost,
-            workers=workers,
-            progress=report,
-        )
+        return restore_snapshots(stored, sink, policy, log=opened, workers=workers, progress=report)

@@ -23,9 +23,9 @@ from amistore.objects.restore import RestoreJob
 from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
-from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.snapshots import RestorePolicy
 from amistore.pipeline.unpack import PieceReader, restore_stream
 
 __all__ = ["transfer"]
@@ -86,18 +86,18 @@ def transfer(
         )
     if log is not None and keep is None:
         raise InvalidRequestError("log= goes with keep=: only a kept archive can be resumed")
-    expected = parse_content_id(expected_content_id)
     check_backend(source, "source")
     check_backend(destination, "destination")
     with reporting(progress) as report, using_log(log) as opened:
         phases = _Phases(opened)
         image, _ = find_image(image_id, source)
-        job = RestoreJob(backend=destination, name=name, region=source.ec2.region_name, expected=expected)
+        policy = RestorePolicy(expected=parse_content_id(expected_content_id), fill_holes=fill_holes)
+        job = RestoreJob(backend=destination, name=name, region=source.ec2.region_name, policy=policy)
         if not phases.restoring:
             job.admit(image)
             warn_of_dropped(destination, image, name)
         told = not fill_holes and (phases.begun or warn_of_holes(image, source, destination))
-        job = attrs.evolve(job, holes=HolePolicy(fill_holes, told))
+        job = attrs.evolve(job, policy=attrs.evolve(policy, holes_told=told))
         if keep is None:
             return _stream(image, source, job, workers, report)
         storing = StoreJob(image=image_id, source=source, to=keep)
@@ -131,8 +131,7 @@ def _stream(
         restored = restore_stream(
             cast(BinaryIO, PieceReader(pieces)),
             job.backend.ebs,
-            job.holes,
-            expected=job.expected,
+            job.policy,
             workers=workers,
             progress=progress,
         )
@@ -153,10 +152,10 @@ def _keep(
         error.message += "; if it is this image's archive, amistore.restore goes on from it"
         raise
     computed = bytes.fromhex(kept.content_id)
-    check_content_id(computed, restoring.expected)
+    check_content_id(computed, restoring.policy.expected)
     # What was made is opened, not what has its name by now.
     ranges = ObjectRanges(storing.to, ObjectInfo(size=kept.size, etag=str(kept.etag)))
     stored = ContainerFile(ranges)
-    job = attrs.evolve(restoring, expected=computed)
+    job = attrs.evolve(restoring, policy=attrs.evolve(restoring.policy, expected=computed))
     restored = job.run(stored, phases.unpack, workers=workers, progress=progress)
     return attrs.evolve(restored, kept=kept)

@@ -53,25 +53,7 @@ def upload_archive(
     """Pack an image with its snapshots into one object; see `store` for the arguments and errors."""
     check_packing(image, source, level, workers, options.executor)
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=options.layout)
-    upload = LoggedUpload(
-        to,
-        MemoryResumeLog() if log is None else log,
-        "pack",
-        # What must be the same for the same bytes.
-        identity={
-            "image": planned.image.image_id,
-            "file": planned.file_id.hex(),
-            "level": level,
-            "libzstd": list(zstandard.ZSTD_VERSION),
-        },
-        changed={
-            "file": SourceChangedError(
-                "the image, its snapshots or the layout changed since the run of this log began: "
-                "amistore.abandon ends that run",
-                image_id=planned.image.image_id,
-            )
-        },
-    )
+    upload = _upload(to, MemoryResumeLog() if log is None else log, planned, level)
     run = _Run(upload, planned)
     encode = SegmentEncode(source, level, options.check_frames)
     info = done = run.begin(metadata, tags, overwrite)
@@ -87,6 +69,28 @@ def upload_archive(
         run.prove(info, workers, new=not done)
     upload.log.end()
     return StoredArchive(location=to, size=info.size, etag=info.etag, content_id=run.written.content_id.hex())
+
+
+def _upload(to: ObjectLocation, log: ResumeLog, planned: Plan, level: int) -> LoggedUpload:
+    """The upload: the same plan, level and libzstd give the same bytes, so the log must have these."""
+    return LoggedUpload(
+        to,
+        log,
+        "pack",
+        identity={
+            "image": planned.image.image_id,
+            "file": planned.file_id.hex(),
+            "level": level,
+            "libzstd": list(zstandard.ZSTD_VERSION),
+        },
+        changed={
+            "file": SourceChangedError(
+                "the image, its snapshots or the layout changed since the run of this log began: "
+                "amistore.abandon ends that run",
+                image_id=planned.image.image_id,
+            )
+        },
+    )
 
 
 @attrs.define

@@ -15,32 +15,15 @@ from typing import Final
 import attrs
 from typing_extensions import Self
 
-from amistore.backends.checks import check_flag
 from amistore.container import PlannedVolume, Runs
 from amistore.model import BlockRange
 from amistore.units import BLOCK_SIZE, ZERO_DIGEST
 
-__all__ = ["FilledSum", "HolePiece", "HolePolicy", "Holes"]
+__all__ = ["FilledSum", "HolePiece", "Holes"]
 
 Range = tuple[int, int]  # first block index, count
 
 _DIGESTS: Final = ZERO_DIGEST * 4096  # hashed at once, where a hole has so many blocks
-
-
-@attrs.frozen
-class HolePolicy:
-    """What a restore does with holes.
-
-    Attributes:
-        fill: put a block of zeros for each block of them.
-        told: whether the caller was warned already that encrypted volumes read as noise there.
-    """
-
-    fill: bool
-    told: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        check_flag(self.fill, "fill_holes")
 
 
 @attrs.frozen

@@ -14,14 +14,15 @@ from amistore.backends import BlockSink
 from amistore.backends.checks import check_flag
 from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor, StoredSegment, decode_segment
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
-from amistore.model import Image, Snapshot
-from amistore.pipeline.holes import FilledSum, HolePiece, HolePolicy, Holes
+from amistore.model import Image, Snapshot, Tag
+from amistore.pipeline.holes import FilledSum, HolePiece, Holes
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.workers import ordered_map
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
 __all__ = [
     "HolePut",
+    "RestorePolicy",
     "RestoredSnapshots",
     "SegmentPut",
 ]
@@ -30,47 +31,69 @@ __all__ = [
 _logger = logging.getLogger("amistore")
 
 
+def _by_id(snapshots: Iterable[str] | None) -> tuple[str, ...] | None:
+    if snapshots is None:
+        return None
+    return tuple(sorted({snapshots} if isinstance(snapshots, str) else set(snapshots)))
+
+
+@attrs.frozen(kw_only=True)
+class RestorePolicy:
+    """What a restore makes of an archive's snapshots.
+
+    Attributes:
+        expected: the only content id to accept; None for any.
+        snapshots: the archived ids of the snapshots to make; None for all.
+        tags: the tags to set on every new snapshot, over the stored ones.
+        fill_holes: whether to put a block of zeros for each block that a snapshot does not list.
+        holes_told: whether the caller knows that holes read as noise on encrypted volumes.
+        allow_lost: whether to make snapshots with lost blocks, too.
+    """
+
+    expected: bytes | None = None
+    snapshots: tuple[str, ...] | None = attrs.field(default=None, converter=_by_id)
+    tags: tuple[Tag, ...] = ()
+    fill_holes: bool = False
+    holes_told: bool = False
+    allow_lost: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        check_flag(self.fill_holes, "fill_holes")
+        check_flag(self.allow_lost, "allow_lost")
+
+
 class RestoredSnapshots:
     """New snapshots for those of a stored image.
 
     Args:
-        image: from the container.
-        sink: where they are made.
-        snapshots: ids, as stored, of those to make; None for all.
-        allow_lost: make those with lost blocks too.
-        holes: what is done with blocks that they do not list.
+        image: the image of the container.
+        sink: the sink that gets the new snapshots.
+        policy: which of them are made, and how.
 
     Attributes:
-        holes: that are to be filled, of what was begun, by the stored id.
+        holes: the holes to fill, of what was begun, by the stored id.
 
     Raises:
         LostBlocksError: blocks of one were lost, without `allow_lost`.
     """
 
-    def __init__(
-        self,
-        image: Image,
-        sink: BlockSink,
-        snapshots: Iterable[str] | None,
-        allow_lost: bool,
-        holes: HolePolicy,
-    ) -> None:
-        check_flag(allow_lost, "allow_lost")
+    def __init__(self, image: Image, sink: BlockSink, policy: RestorePolicy) -> None:
+        image = image.with_tags(snapshot_tags=policy.tags)
         self._image = image
         self._sink = sink
-        self._by_name = snapshots is not None
-        self._wanted = choose_snapshots(image, snapshots)
+        self._by_name = policy.snapshots is not None
+        self._wanted = choose_snapshots(image, policy.snapshots)
         wanted = set(self._wanted)
         lossy = [s.snapshot_id for s in image.snapshots if s.lost_blocks and s.snapshot_id in wanted]
-        if lossy and not allow_lost:
+        if lossy and not policy.allow_lost:
             raise LostBlocksError(
                 "the archive was recovered from a damaged one, and blocks of this snapshot were lost: "
                 "allow_lost=True restores the rest",
                 snapshot_id=lossy[0],
             )
         self._started: dict[str, str] = {}
-        self._policy = holes
-        self._told = holes.fill or holes.told
+        self._policy = policy
+        self._told = policy.fill_holes or policy.holes_told
         self.holes: dict[str, Holes] = {}
         self._sums: dict[str, FilledSum] = {}
 
@@ -106,7 +129,7 @@ class RestoredSnapshots:
             raise BackendError(f"the sink gave no snapshot id: {error}", operation="start_snapshot") from None
         if again:
             raise BackendError(f"the sink gave {started} twice", operation="start_snapshot")
-        if self._policy.fill:
+        if self._policy.fill_holes:
             holes = self.holes[stored_id] = Holes.of(volume, known.lost_blocks)
             self._sums[stored_id] = FilledSum(holes)
         return started

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import BinaryIO
 
@@ -27,10 +27,9 @@ from amistore.container import (
 )
 from amistore.container.identity import check_content_id
 from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
-from amistore.model import Image, Tag
-from amistore.pipeline.holes import HolePolicy
+from amistore.model import Image
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.snapshots import RestoredSnapshots, SegmentPut
+from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
 from amistore.units import MIB
 
@@ -43,12 +42,8 @@ __all__ = [
 def restore_stream(
     stream: BinaryIO,
     sink: BlockSink,
-    holes: HolePolicy,
+    policy: RestorePolicy,
     *,
-    expected: bytes | None,
-    snapshots: Iterable[str] | None = None,
-    tags: Iterable[Tag] = (),
-    allow_lost: bool = False,
     workers: int | None = None,
     executor: Executor | None = None,
     progress: ProgressCallback = None,
@@ -56,7 +51,7 @@ def restore_stream(
     """Restore the snapshots of a container from a stream; see `unpack` for the arguments and errors."""
     check_picklable(executor, sink, "sink")
     with machine_limits(), advising():
-        restore = _Restore(sink, read_events(stream), snapshots, tags, allow_lost, holes, expected)
+        restore = _Restore(sink, read_events(stream), policy)
     with forks.undoing(lambda _: restore.snapshots.undo()):
         with advising():
             end = restore.run(workers, executor, progress)
@@ -104,16 +99,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 class _Restore:
     """One unpacking: the container's events on one side, its snapshots on the other."""
 
-    def __init__(
-        self,
-        sink: BlockSink,
-        events: Iterator[Event],
-        snapshots: Iterable[str] | None,
-        tags: Iterable[Tag],
-        allow_lost: bool,
-        holes: HolePolicy,
-        expected: bytes | None,
-    ) -> None:
+    def __init__(self, sink: BlockSink, events: Iterator[Event], policy: RestorePolicy) -> None:
         self._sink = sink
         self._events = events
         start = next(events)
@@ -121,10 +107,9 @@ class _Restore:
             raise TypeError(start)
         self._total = start.head.blocks
         self._per_piece = start.head.layout.blocks_per_segment
-        image = start.image.with_tags(snapshot_tags=tags)
-        self.snapshots = RestoredSnapshots(image, sink, snapshots, allow_lost, holes)
+        self.snapshots = RestoredSnapshots(start.image, sink, policy)
         self._stored_bytes = 0
-        self._expected = expected
+        self._expected = policy.expected
         self._end: ContainerEnd | None = None
 
     def run(self, workers: int | None, executor: Executor | None, progress: ProgressCallback) -> ContainerEnd:

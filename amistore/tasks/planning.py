@@ -123,18 +123,18 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
 
 def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> RestorePlan:
     """Tell what restoring an archive takes, by its index."""
-    job, stored = request.job, request.stored
+    job, policy, stored = request.job, request.job.policy, request.stored
     index = stored.index
     holes = {snapshot_id: count for snapshot_id, count in request.holes.items() if count}
     hole_blocks = sum(holes.values())
     filling = {"put_snapshot_block": hole_blocks}
-    blocks = stored.head.blocks + (hole_blocks if job.holes.fill else 0)
+    blocks = stored.head.blocks + (hole_blocks if policy.fill_holes else 0)
     encrypts = backend.ebs.encrypts_snapshots()
-    unfilled = {} if job.holes.fill else holes
+    unfilled = {} if policy.fill_holes else holes
     looked_at = min(1, len(unfilled)) if encrypts else len(unfilled)
     requests = _restore_requests(stored, blocks, looked_at)
     restored = job.registered(
-        request.restorable.with_tags(snapshot_tags=job.snapshot_tags), stored.image.image_id, job.region
+        request.restorable.with_tags(snapshot_tags=policy.tags), stored.image.image_id, job.region
     )
     fidelity = _fidelity(backend, stored.image, restored, request.name)
     warnings = [
@@ -143,7 +143,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         *_encrypted(stored.image, "whether the new ones are is up to the destination's settings"),
         *terms.warnings("restore", request.size),
         *_left_out(stored.image, restored),
-        *_lost(stored.image, job.allow_lost),
+        *_lost(stored.image, policy.allow_lost),
         *_dropped(fidelity),
         *_noise(unfilled, encrypts),
     ]
@@ -159,7 +159,7 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
         content_id=index.content_id.hex(),
         monthly_cost=terms.snapshot_storage(blocks),
         holes=hole_blocks,
-        fill_holes=job.holes.fill,
+        fill_holes=policy.fill_holes,
         encrypts=encrypts,
         fill_seconds=terms.rates.seconds(filling),
         fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),

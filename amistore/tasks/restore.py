@@ -25,8 +25,8 @@ from amistore.objects import ResumeLog
 from amistore.objects.registration import restorable_image
 from amistore.objects.restore import RestoreJob
 from amistore.objects.store import REGION_KEY
-from amistore.pipeline.holes import HolePolicy
 from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.snapshots import RestorePolicy
 from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import (
     IMAGE_ID,
@@ -140,11 +140,13 @@ class RestoreRecord(TaskRecord):
             backend=backend,
             name=self.name,
             image_tags=tags_of(self.image_tags),
-            snapshot_tags=tags_of(self.snapshot_tags),
             region=self.region,
-            expected=parse_content_id(self.content_id),
-            holes=HolePolicy(self.fill_holes),
-            allow_lost=self.allow_lost,
+            policy=RestorePolicy(
+                expected=parse_content_id(self.content_id),
+                tags=tags_of(self.snapshot_tags),
+                fill_holes=self.fill_holes,
+                allow_lost=self.allow_lost,
+            ),
             image_id=self.image_id,
         )
 
@@ -195,15 +197,17 @@ class RestoreRequest:
             backend=backend,
             name=name,
             image_tags=image_tags,
-            snapshot_tags=snapshot_tags,
-            expected=parse_content_id(expected_content_id),
-            holes=HolePolicy(fill_holes),
-            allow_lost=allow_lost,
+            policy=RestorePolicy(
+                expected=parse_content_id(expected_content_id),
+                tags=snapshot_tags,
+                fill_holes=fill_holes,
+                allow_lost=allow_lost,
+            ),
         )
         backend.s3.head_bucket(bucket)
         stored = open_container(location)
         # A claim so far: the task's run proves that what it restores is of this id.
-        check_content_id(stored.index.content_id, job.expected)
+        check_content_id(stored.index.content_id, job.policy.expected)
         restorable = restorable_image(stored)
         quotas.check_image(stored.image.image_id, _size(stored))
         return cls(
@@ -233,7 +237,7 @@ class RestoreRequest:
 
     def record(self, place: str, started: int) -> RestoreRecord:
         """A new task of it; see `TaskRecord` for the arguments."""
-        holes, job = self.holes, self.job
+        holes, job, policy = self.holes, self.job, self.job.policy
         return RestoreRecord(
             task_id=checks.new_id("restore"),
             place=place,
@@ -244,9 +248,9 @@ class RestoreRequest:
             object_key=self.object_key,
             size=self.size,
             image_tags={tag.key: tag.value for tag in job.image_tags},
-            snapshot_tags={tag.key: tag.value for tag in job.snapshot_tags},
-            fill_holes=job.holes.fill,
-            allow_lost=job.allow_lost,
+            snapshot_tags={tag.key: tag.value for tag in policy.tags},
+            fill_holes=policy.fill_holes,
+            allow_lost=policy.allow_lost,
             region=job.region,
             image=to_wire(attrs.evolve(self.stored.image, uefi_data=None, snapshots=(), extra={})),
             volumes=tuple(
@@ -254,7 +258,7 @@ class RestoreRequest:
                     stored_id=volume.snapshot_id,
                     size=volume.size // GIB,
                     blocks=volume.blocks,
-                    filled=holes[volume.snapshot_id] if job.holes.fill else 0,
+                    filled=holes[volume.snapshot_id] if policy.fill_holes else 0,
                 )
                 for volume in self.stored.index.volumes
             ),
