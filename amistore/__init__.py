@@ -16,6 +16,7 @@ from amistore.backends import (
     DirectoryBackend,
     MemoryBackend,
     ObjectLocation,
+    Quotas,
     RetryingBackend,
     RetryPolicy,
 )
@@ -60,7 +61,6 @@ from amistore.objects import (
 from amistore.pipeline import PackOptions, Progress, pack
 from amistore.tasks import (
     Prices,
-    Quotas,
     RequestRates,
     RestoreImageTask,
     StoreImageTask,

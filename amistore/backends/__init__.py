@@ -10,6 +10,7 @@ from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.memory import MemoryBackend
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
+from amistore.backends.quotas import Quotas
 from amistore.backends.retries import RetryPolicy
 from amistore.backends.retrying import RetryingBackend
 
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectLocation",
     "ObjectStore",
+    "Quotas",
     "RetryPolicy",
     "RetryingBackend",
     "SnapshotBlock",

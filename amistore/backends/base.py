@@ -11,6 +11,7 @@ from amistore.backends.blocks import BlockStore
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
 from amistore.backends.objects import ObjectStore
+from amistore.backends.quotas import Quotas
 from amistore.model import Image
 
 __all__ = ["Backend", "check_backend"]
@@ -29,12 +30,14 @@ class Backend(Interface, Generic[EBS, S3, EC2]):
         ec2: the registry of images.
         journal: the path of the task engine's journal; None for the user's state folder, ``":memory:"`` where
             nothing outlives the process.
+        quotas: the quotas of a task engine that was given none.
 
     Raises:
         InvalidRequestError: a service does not implement its interface.
     """
 
     journal: str | None = None
+    quotas: Quotas = Quotas()
 
     ebs: EBS
     s3: S3

@@ -46,6 +46,7 @@ def _create_store_image_task(engine: TaskEngine, asked: Members) -> Members:
         image_id=asked["ImageId"],
         bucket=asked["Bucket"],
         s3_object_tags=_tags(asked.get("S3ObjectTags", ())),
+        on_quota="refuse",
         dry_run=asked.get("DryRun", False),
     )
     return {"ObjectKey": task.object_key}
@@ -88,6 +89,7 @@ def _create_restore_image_task(engine: TaskEngine, asked: Members) -> Members:
             TagSpecification(resource_type=each.get("ResourceType", ""), tags=_tags(each.get("Tags", ())))
             for each in asked.get("TagSpecifications", ())
         ],
+        on_quota="refuse",
         dry_run=asked.get("DryRun", False),
     )
     if task.image_id is None:

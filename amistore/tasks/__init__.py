@@ -7,7 +7,6 @@ layers below.
 
 from amistore.tasks.engine import TaskEngine
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan, TaskPlan
-from amistore.tasks.quotas import Quotas
 from amistore.tasks.sweep import SweepReport
 from amistore.tasks.task import (
     RestoreImageTask,
@@ -20,7 +19,6 @@ from amistore.tasks.task import (
 
 __all__ = [
     "Prices",
-    "Quotas",
     "RequestRates",
     "RestoreImageTask",
     "RestorePlan",

@@ -6,29 +6,30 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import attrs
 
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
-from amistore.errors import InvalidRequestError, JournalError, TaskFailedError
+from amistore.backends.quotas import Quotas
+from amistore.errors import AlreadyExistsError, InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.workers import worker_count
+from amistore.tasks.admission import IfExists, OnQuota, admit, check_choice, check_stored
 from amistore.tasks.database import journal_path
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.journal import Journal
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.planning import Terms, plan_restore, plan_store
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
-from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import TaskRecord
 from amistore.tasks.reports import TaskCallback, reporting_tasks
-from amistore.tasks.requests import dry_run_succeeded
-from amistore.tasks.restore import RestoreRequest
+from amistore.tasks.requests import listed, object_place, object_tags
+from amistore.tasks.restore import RestoreRecord, RestoreRequest
 from amistore.tasks.runner import TaskRunner
-from amistore.tasks.store import StoreRequest
+from amistore.tasks.store import StoreRecord, StoreRequest
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task
 
@@ -53,7 +54,8 @@ class TaskEngine(TaskDescriptions):
             `DirectoryBackend`'s folder, in memory for a `MemoryBackend`), or else ``tasks.db`` in
             ``$AMISTORE_STATE_DIR``, ``$XDG_STATE_HOME/amistore`` or ``~/.local/state/amistore``.
             ``":memory:"`` for tasks that end with the engine.
-        quotas: None for the EC2 user guide's; `Quotas.unlimited()` for none.
+        quotas: None for the backend's: `Quotas.aws()` of an `AWSBackend`, else the EC2 user guide's;
+            `Quotas.unlimited()` for none.
         workers: segments of a task worked on at once; None for the number of CPUs.
         concurrency: tasks worked on at once; the others wait, first in, first out.
         clock: gives the seconds since 1970; another one is for tests.
@@ -79,7 +81,7 @@ class TaskEngine(TaskDescriptions):
         if type(concurrency) is not int or concurrency < 1:
             raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
-        self.quotas = quotas or Quotas()
+        self.quotas = quotas or backend.quotas
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
         own = backend.journal is not None and path == journal_path(None, backend.journal)
@@ -129,38 +131,85 @@ class TaskEngine(TaskDescriptions):
             self._ownership.close()
             self._journal.close()
 
+    @overload
     def create_store_image_task(
         self,
         *,
         image_id: str,
         bucket: str,
         s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
+        if_exists: Literal["refuse"] = "refuse",
+        on_quota: OnQuota = "wait",
         dry_run: bool = False,
-    ) -> StoreImageTask:
+    ) -> StoreImageTask: ...
+    @overload
+    def create_store_image_task(
+        self,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
+        if_exists: IfExists,
+        on_quota: OnQuota = "wait",
+        dry_run: bool = False,
+    ) -> StoreImageTask | None: ...
+    def create_store_image_task(
+        self,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
+        if_exists: IfExists = "refuse",
+        on_quota: OnQuota = "wait",
+        dry_run: bool = False,
+    ) -> StoreImageTask | None:
         """Store an AMI as the object ``<image id>.bin``: CreateStoreImageTask.
 
         Args:
             image_id: of the AMI.
             bucket: that holds the object; ``bucket/prefix`` puts the prefix before its key.
             s3_object_tags: of the object: ten at most.
+            if_exists: ``"skip"`` stores no AMI again that amistore has stored there, and begins no second
+                task for the same object.
+            on_quota: ``"wait"`` waits, where the quota of store tasks is used up, until one has ended, of
+                this process or another: what is asked for is checked again then, and nothing is durable
+                before. ``"refuse"`` is what EC2 does.
             dry_run: check everything, do nothing, and raise ``DryRunOperation``.
+
+        Returns:
+            The task. With ``if_exists="skip"`` None where the object exists; where a task is making it, that
+            task, which is resumed if nobody works on it.
 
         Raises:
             NotFoundError: no such AMI, snapshot or bucket.
-            AlreadyExistsError: the object exists, or a task is making it.
-            InvalidRequestError: a parameter breaks a rule, the AMI cannot be stored, a quota is
-                used up; `code` is EC2's.
+            AlreadyExistsError: the object exists, or a task is making it. With ``"skip"``, the object is none
+                that amistore has stored.
+            InvalidRequestError: a parameter breaks a rule, or the AMI cannot be stored, or a quota is used up
+                and nobody works on what uses it up; `code` is EC2's.
             BackendError: the backend failed.
         """
         self._check_open()
-        request = StoreRequest.of(
-            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
-        )
-        record = request.record(self._place, self._now())
-        self._admit(record, dry_run=dry_run)
-        if dry_run:
-            raise dry_run_succeeded()
-        return record.task()
+        check_choice(if_exists, "if_exists", IfExists)
+        tags = object_tags(s3_object_tags)  # read once, and checked again after a wait
+
+        def check() -> StoreRecord:
+            request = StoreRequest.of(
+                self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=tags
+            )
+            return request.record(self._place, self._now())
+
+        try:
+            return admit(check, self._runner, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
+        except AlreadyExistsError as error:
+            if if_exists == "refuse":
+                raise
+            location = self.backend.s3.at(*object_place(bucket, image_id))
+            for record in self._journal.unfinished(self._place):
+                if isinstance(record, StoreRecord) and record.is_making(location):
+                    self._take([] if dry_run else [record])
+                    return record.task()
+            check_stored(location, error)
+            return None
 
     def create_restore_image_task(
         self,
@@ -172,6 +221,7 @@ class TaskEngine(TaskDescriptions):
         fill_holes: bool = False,
         allow_lost: bool = False,
         expected_content_id: str | None = None,
+        on_quota: OnQuota = "wait",
         dry_run: bool = False,
     ) -> RestoreImageTask:
         """Make an AMI of an object: CreateRestoreImageTask.
@@ -188,6 +238,7 @@ class TaskEngine(TaskDescriptions):
             allow_lost: restore snapshots with lost blocks too; see `unpack`.
             expected_content_id: refuse another archive; 64 hexadecimal digits. Without one the task is bound
                 to the archive that is there now. Every block that it restores is proved.
+            on_quota: as in `create_store_image_task`, of the quota of restore tasks.
             dry_run: check everything, do nothing, and raise ``DryRunOperation``.
 
         Returns:
@@ -199,28 +250,30 @@ class TaskEngine(TaskDescriptions):
             ArchiveError: the object is no archive, or damaged.
             AlreadyExistsError: the name is taken.
             AccessDeniedError: registering the AMI would be refused in the end.
-            InvalidRequestError: a parameter breaks a rule, a quota is used up; `code` is EC2's.
+            InvalidRequestError: a parameter breaks a rule, or a quota is used up and nobody works on what
+                uses it up; `code` is EC2's.
             BackendError: the backend failed.
         """
         self._check_open()
-        request = RestoreRequest.of(
-            self.backend,
-            self.quotas,
-            bucket=bucket,
-            object_key=object_key,
-            name=name,
-            tag_specifications=tag_specifications,
-            fill_holes=fill_holes,
-            allow_lost=allow_lost,
-            expected_content_id=expected_content_id,
-        )
-        reserved = self.backend.ec2.reserve_image_id()
-        warn_of_dropped(self.backend, request.stored.image, request.name)
-        record = attrs.evolve(request.record(self._place, self._now()), image_id=reserved)
-        self._admit(record, dry_run=dry_run)
-        if dry_run:
-            raise dry_run_succeeded()
-        return record.task()
+        tags = listed(tag_specifications, "tag specifications")
+
+        def check() -> RestoreRecord:
+            request = RestoreRequest.of(
+                self.backend,
+                self.quotas,
+                bucket=bucket,
+                object_key=object_key,
+                name=name,
+                tag_specifications=tags,
+                fill_holes=fill_holes,
+                allow_lost=allow_lost,
+                expected_content_id=expected_content_id,
+            )
+            reserved = self.backend.ec2.reserve_image_id()
+            warn_of_dropped(self.backend, request.stored.image, request.name)
+            return attrs.evolve(request.record(self._place, self._now()), image_id=reserved)
+
+        return admit(check, self._runner, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
 
     def plan_store(
         self,
@@ -391,9 +444,6 @@ class TaskEngine(TaskDescriptions):
         self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
 
-    def _admit(self, record: TaskRecord, *, dry_run: bool) -> None:
-        self._runner.create(record, self.quotas.in_progress(record.kind), dry_run=dry_run)
-
     def _now(self) -> int:
         """Milliseconds since 1970."""
         return int(self._clock() * 1000)
@@ -405,7 +455,7 @@ class TaskEngine(TaskDescriptions):
                 raise InvalidRequestError(
                     f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
                 )
-        self._admit(record, dry_run=True)
+        self._runner.create(record, None, dry_run=True)
         return Terms(
             in_progress=self._journal.in_progress(self._place, record.kind),
             quota=self.quotas.in_progress(record.kind),

@@ -19,6 +19,7 @@ from typing import Any, Final
 import attrs
 
 from amistore import forks
+from amistore.backends.quotas import REMEDY
 from amistore.errors import (
     AmistoreError,
     InvalidRequestError,
@@ -155,12 +156,7 @@ class Journal:
                 raise record.conflict(self._record(row).task_id)
             used = self.in_progress(record.place, record.kind)
             if limit is not None and used >= limit:
-                raise InvalidRequestError(
-                    f"{used} GiB of {record.kind} tasks are in progress, the quota is {limit} GiB: try again "
-                    "when one has ended, or give the engine other quotas, such as amistore.Quotas.aws(), "
-                    "EC2's of today; resume() continues tasks that no engine runs",
-                    code="ResourceLimitExceeded",
-                )
+                raise _used_up(record.kind, used, limit)
             if dry_run:
                 return
             row = record.row()
@@ -169,6 +165,26 @@ class Journal:
                 f"INSERT INTO task ({', '.join(row)}) VALUES ({marks})",
                 list(row.values()),
             )
+
+    def has_room(self, record: TaskRecord, limit: int, free: Callable[[TaskRecord], bool]) -> bool:
+        """Whether the quota of a task's kind would admit it now.
+
+        Args:
+            record: of the task, which is not in the journal.
+            limit: as in `add`.
+            free: tells, in the same transaction, whether nobody works on a task.
+
+        Raises:
+            InvalidRequestError: it would not, and nobody works on what uses the quota up.
+        """
+        with self._writing():
+            used = self.in_progress(record.place, record.kind)
+            if used < limit:
+                return True
+            others = [each for each in self.unfinished(record.place) if each.state == "InProgress"]
+            if all(free(each) for each in others if each.kind == record.kind):
+                raise _used_up(record.kind, used, limit)
+            return False
 
     # Who works on them.
 
@@ -352,6 +368,14 @@ class Journal:
             yield database
             self._database.check_file()
             database.execute("COMMIT")
+
+
+def _used_up(kind: Kind, used: int, limit: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{used} GiB of {kind} tasks are in progress, the quota is {limit} GiB: try again when one has "
+        f"ended, or {REMEDY}; resume() continues tasks that no engine runs",
+        code="ResourceLimitExceeded",
+    )
 
 
 # Said so that SQLite sees that the index of what has not ended holds them all.

@@ -65,9 +65,10 @@ class Terms:
         """What they may lead to."""
         total = self.in_progress + size
         if self.quota is not None and total >= self.quota:
+            what = "further" if self.in_progress < self.quota else "it and further"
             yield (
-                f"with this task {total} GiB are in progress, and the quota is {self.quota} GiB: further "
-                f"{kind} tasks are refused until one has ended"
+                f"with this task {total} GiB are in progress, and the quota is {self.quota} GiB: {what} "
+                f"{kind} tasks wait until one has ended"
             )
 
 

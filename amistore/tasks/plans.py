@@ -119,7 +119,7 @@ class TaskPlan(abc.ABC):
         object_key: of the object.
         size: GiB that the task takes of the quota: of all snapshots, each counted once.
         in_progress: GiB of tasks of this kind that were in progress when the plan was made.
-        quota: GiB in progress from which on a task is refused; None for no limit.
+        quota: GiB in progress from which on a task waits, or is refused; None for no limit.
         volumes: distinct snapshots.
         blocks: listed blocks, of 524,288 bytes each.
         segments: of the archive.

@@ -17,6 +17,7 @@ from attrs.validators import instance_of, optional
 from amistore.archive.archive import open_container
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
+from amistore.backends.quotas import Quotas
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
@@ -27,7 +28,6 @@ from amistore.objects.restore import RestoreJob
 from amistore.objects.store import REGION_KEY
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.snapshots import RestorePolicy
-from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import (
     IMAGE_ID,
     TEXT,

@@ -93,7 +93,7 @@ class TaskRunner:
         """When a lease that begins now ends, by the clock of leases."""
         return time.monotonic() + LEASE
 
-    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool) -> None:
+    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool = False) -> None:
         """Add a new task to the journal, and work on it.
 
         Args:
@@ -114,6 +114,22 @@ class TaskRunner:
                 tell(record, "queued", record.task().purpose)
                 self.mine.append(record.task_id)
                 self._submit([record])
+
+    def wait_for_room(self, record: TaskRecord, limit: int) -> None:
+        """Wait until a new task would be admitted, beside those of other processes too.
+
+        Raises:
+            InvalidRequestError: the engine was closed meanwhile, or nobody works on what uses the quota up.
+        """
+        while True:
+            with self.changed:
+                seen = self._changes
+            with self._taking:
+                if self._journal.has_room(record, limit, self.is_free):
+                    return
+            self._wait_for_change(seen, _HEARTBEAT)
+            if self._closing:
+                raise _closed()
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Work on those of the journal's tasks that nobody works on; gives them."""
@@ -174,9 +190,12 @@ class TaskRunner:
                     self._follow(record)
             if len(rest) == len(task_ids):
                 return [rest[task_id] for task_id in task_ids]
-            with self.changed:
-                # Of another process nothing is told here: the journal is looked into again.
-                self.changed.wait_for(lambda: self._changes != seen, timeout=0.5)  # noqa: B023
+            self._wait_for_change(seen, 0.5)
+
+    def _wait_for_change(self, seen: int, seconds: float) -> None:
+        """Wait until a task came to rest, or so long: of another process nothing is told here."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._changes != seen, timeout=seconds)
 
     def _follow(self, record: TaskRecord) -> None:
         """Take a task if nobody works on it, or tell why that cannot be."""
@@ -184,7 +203,7 @@ class TaskRunner:
             if record.owner == self._ownership.owner and record.task_id in self.stuck:
                 raise self.stuck[record.task_id]
             if self._closing:
-                raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
+                raise _closed()
             here = self.has(record.task_id)
         if not here and self.is_free(record):
             if not threads_can_begin():
@@ -340,3 +359,7 @@ class TaskRunner:
         """Of the tasks that wait or are worked on here."""
         with self.changed:
             return {record.lease for record in (*self._active.values(), *self._queue)}
+
+
+def _closed() -> InvalidRequestError:
+    return InvalidRequestError("the engine is closed: make another, and resume its tasks")

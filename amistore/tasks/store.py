@@ -12,13 +12,13 @@ from typing import ClassVar
 
 import attrs
 
-from amistore.backends import Backend, checks
+from amistore.backends import Backend, ObjectLocation, checks
+from amistore.backends.quotas import Quotas
 from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
 from amistore.objects import ResumeLog
 from amistore.objects.store import StoreJob
 from amistore.pipeline.progress import ProgressCallback
-from amistore.tasks.quotas import Quotas
 from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import check_image_id, object_place, object_tags
 from amistore.tasks.task import StoreImageTask
@@ -53,6 +53,11 @@ class StoreRecord(TaskRecord):
             content_id=self.content_id if self.state == "Completed" else None,
             **self._told(),
         )
+
+    def is_making(self, location: ObjectLocation) -> bool:
+        """Whether it is in progress, and makes the object of a location."""
+        place = location.bucket, location.key
+        return self.state == "InProgress" and place == (self.bucket, self.object_key)
 
     def conflict(self, other: str) -> AlreadyExistsError:
         return AlreadyExistsError(

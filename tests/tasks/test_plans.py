@@ -271,7 +271,7 @@ def assert_same_error(
     assert getattr(planned.value, "code", None) == getattr(called.value, "code", None)
 
 
-def test_a_plan_is_refused_by_what_is_in_progress_as_the_call_is(tmp_path: Path) -> None:
+def test_a_plan_tells_that_a_quota_is_used_up_and_is_refused_by_a_task_for_the_same(tmp_path: Path) -> None:
     cloud = FaultyBackend(account("memory", tmp_path))
     first, second = registered(cloud, name="one"), registered(cloud, name="two")
     with TaskEngine(cloud, quotas=Quotas(store_in_progress=3)) as engine:
@@ -282,14 +282,14 @@ def test_a_plan_is_refused_by_what_is_in_progress_as_the_call_is(tmp_path: Path)
         request = {"image_id": first, "bucket": BUCKET}
         assert_same_error(engine.plan_store, engine.create_store_image_task, request)
         plan = engine.plan_store(image_id=second, bucket=BUCKET)
-        assert plan.in_progress == 2
-        assert plan.warnings == (
-            "with this task 4 GiB are in progress, and the quota is 3 GiB: further store tasks are refused "
-            "until one has ended",
+        told = (
+            "with this task {} GiB are in progress, and the quota is 3 GiB: {} store tasks wait until one "
+            "has ended"
         )
+        assert (plan.in_progress, plan.warnings) == (2, (told.format(4, "further"),))
         engine.create_store_image_task(image_id=second, bucket=BUCKET)
-        request = {"image_id": second, "bucket": f"{BUCKET}/more"}
-        assert_same_error(engine.plan_store, engine.create_store_image_task, request)
+        plan = engine.plan_store(image_id=second, bucket=f"{BUCKET}/more")
+        assert (plan.in_progress, plan.warnings) == (4, (told.format(6, "it and further"),))
 
 
 @settings(max_examples=25)

@@ -1,10 +1,11 @@
-"""How much may be in progress: the guide's quotas, its own example, and others that are given."""
+"""How much may be in progress, where that is refused: the guide's quotas, its own example, and others."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+import boto3
 import images
 import pytest
 from tasks.accounts import BUCKET, held
@@ -34,7 +35,7 @@ def working(cloud: MemoryBackend, quotas: Quotas | None = None) -> Iterator[Task
 
 
 def store(engine: TaskEngine, image_id: str) -> None:
-    engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
+    engine.create_store_image_task(image_id=image_id, bucket=BUCKET, on_quota="refuse")
 
 
 def refused(engine: TaskEngine, image_id: str) -> None:
@@ -80,7 +81,9 @@ def test_less_than_300_of_restoring_admits_by_the_size_after_it(size: int, admit
     with working(cloud) as engine:
 
         def restore(name: str) -> None:
-            engine.create_restore_image_task(bucket=BUCKET, object_key=f"{ids[0]}.bin", name=name)
+            engine.create_restore_image_task(
+                bucket=BUCKET, object_key=f"{ids[0]}.bin", name=name, on_quota="refuse"
+            )
 
         restore("first")
         if admitted:
@@ -151,6 +154,18 @@ def test_a_failed_task_takes_no_quota() -> None:
             engine.wait()
         store(engine, ids[1])
         engine.wait(engine.describe_store_image_tasks()[0])
+
+
+def test_an_engine_has_the_quotas_of_its_backend_and_those_of_aws_are_todays() -> None:
+    session = boto3.Session("AKIDEXAMPLE", "canary", "canary", region_name="us-east-2")
+    aws = amistore.AWSBackend(session)
+    for cloud in (aws, amistore.RetryingBackend(aws)):
+        with TaskEngine(cloud, journal=":memory:") as engine:
+            assert engine.quotas == Quotas.aws()
+    with TaskEngine(aws, journal=":memory:", quotas=Quotas()) as engine:
+        assert engine.quotas == Quotas()
+    with TaskEngine(MemoryBackend()) as engine:
+        assert engine.quotas == Quotas()
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "600", True])

@@ -174,9 +174,13 @@ def test_a_full_quota_and_a_task_for_the_same_leave_nothing(kind: str, tmp_path:
             before = account.state()
             try:
                 if kind == "store":
-                    engine.create_store_image_task(image_id=account.image_id, bucket=f"{BUCKET}/{name}")
+                    engine.create_store_image_task(
+                        image_id=account.image_id, bucket=f"{BUCKET}/{name}", on_quota="refuse"
+                    )
                 else:
-                    engine.create_restore_image_task(bucket=BUCKET, object_key=account.key, name=name)
+                    engine.create_restore_image_task(
+                        bucket=BUCKET, object_key=account.key, name=name, on_quota="refuse"
+                    )
             except amistore.AmistoreError:
                 assert account.state() == before
             else:

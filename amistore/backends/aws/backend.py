@@ -12,6 +12,7 @@ from amistore.backends.aws.preflight import preflight
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings, SnapshotSettings
 from amistore.backends.base import Backend
+from amistore.backends.quotas import Quotas
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
 from amistore.errors import InvalidValueError
@@ -111,6 +112,8 @@ def _invalid(name: str, value: object) -> InvalidValueError:
 
 class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):
     """The services without retries."""
+
+    quotas = Quotas.aws()
 
     def preflight(self, image: Image) -> None:
         preflight(image, registry=self.ec2, blocks=self.ebs)

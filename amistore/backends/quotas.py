@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from amistore.errors import InvalidRequestError, InvalidValueError
 
-__all__ = ["Quotas"]
+__all__ = ["REMEDY", "Quotas"]
+
+REMEDY: Final = "give the engine other quotas, such as quotas=amistore.Quotas.aws(), EC2's of today"
 
 
 def _check(instance: Quotas, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -51,8 +53,8 @@ class Quotas:
         """Refuse an AMI of more than `image_size` GiB."""
         if self.image_size is not None and size > self.image_size:
             raise InvalidRequestError(
-                f"{image_id} has {size} GiB of snapshots, the quota is {self.image_size} GiB an AMI: "
-                "give the engine other quotas, such as amistore.Quotas.aws(), EC2's of today",
+                f"{image_id} has {size} GiB of snapshots, and the quota is {self.image_size} GiB for an AMI: "
+                f"{REMEDY}",
                 code="ResourceLimitExceeded",
             )
 
