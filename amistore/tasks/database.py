@@ -1,10 +1,10 @@
 """`Database`: the SQLite file of a journal; one connection, for one thread at a time, carried over no fork.
 
-SQLite forbids that ("How To Corrupt An SQLite Database File", 2.7), and a connection that a child opens
-beside an inherited one takes that one's locks for its own, so takes none, or waits for one in vain. So each
-fork waits until no thread of ours is in SQLite, and closes the file; the parent opens it again when it is
-wanted. A child opens it by itself. Here are the tables, too, how an older file becomes one of this version,
-and where it lies. Next: `journal.py`.
+SQLite forbids to carry one over ("How To Corrupt An SQLite Database File", 2.7). A connection that a child
+opens beside an inherited one takes that one's locks for its own, so it takes none, or waits in vain. Each
+fork therefore waits until no thread of ours is in SQLite, and closes the file; parent and child reopen it
+when they need it. This module also has the tables, the migration of older files, and the file's path. Next:
+`journal.py`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ class Database:
     """A journal's file, opened.
 
     Args:
-        path: of the file, made where it is missing, readable by its owner only; None for one in memory.
+        path: the file's path; it is made where it is missing, readable by its owner only. None for a journal
+            in memory.
 
     Attributes:
-        path: absolute.
-        name: for messages.
+        path: the absolute path.
+        name: the name for messages.
 
     Raises:
-        JournalError: it cannot be opened, or is no journal.
-        InvalidRequestError: a newer amistore has made it.
+        JournalError: the file cannot be opened, or is no journal.
+        InvalidRequestError: a newer amistore made the journal.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -59,7 +60,7 @@ class Database:
         """The connection, for one thread at a time; its errors become ours.
 
         Raises:
-            InvalidRequestError: it is another process's; what is written is no text that SQLite takes.
+            InvalidRequestError: the journal was opened by another process; or SQLite refuses a text.
         """
         forks.check_owner(self._process, f"the open journal {self.name}")
         with self._errors(), self._lock:
@@ -78,7 +79,7 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal {self.name}: {error}", operation="journal") from error
         except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"{error.object!r:.80} is no text that a journal holds") from None
+            raise InvalidRequestError(f"{error.object!r:.80} is no text that a journal can hold") from None
 
     def _open(self) -> sqlite3.Connection:
         if self._closed:
@@ -109,21 +110,21 @@ class Database:
         return connection
 
     def _keep_private(self) -> None:
-        """Of a file that is known to be ours only: another, or a folder, may have been named by mistake."""
+        """Make the journal's files private, once they are known to be ours: the path may be a mistake."""
         for suffix in ("", "-wal", "-shm") if self.path is not None else ():
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{suffix}").chmod(0o600)
 
     def check_file(self) -> None:
-        """Refuse to go on with a file that has lost its name: what is written there is durable for nobody."""
+        """Refuse a file that has lost its name: what is written there is lost."""
         if self.path is not None and self._file is not None:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(self._file, self.path.stat()):
                     return
-            raise OSError("it was removed or replaced while it was in use: put it back, or open it again")
+            raise OSError("it was removed or replaced while it was in use: put it back, or make a new engine")
 
     def close(self) -> None:
-        """Let go of the file; in a forked child nothing, since SQLite forbids that, too."""
+        """Close the file; in a forked child do nothing, since SQLite forbids that, too."""
         if os.getpid() != self._process:
             return
         with self._lock:
@@ -148,17 +149,17 @@ class Database:
 
 
 def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path | None:
-    """Where a journal lies: where it was said, or in the backend's own place, or in the user's state folder.
+    """The journal's path: the given one, or the backend's, or one in the user's state folder.
 
     Args:
-        given: to the engine.
-        own: the backend's.
+        given: the path that the engine was given.
+        own: the backend's path.
 
     Returns:
-        None for one in memory.
+        The path; None for a journal in memory.
 
     Raises:
-        InvalidRequestError: it is no path, or the user has no folder.
+        InvalidRequestError: the path is none, or the user has no state folder.
     """
     chosen = own if given is None else given
     if chosen is not None:
@@ -171,7 +172,7 @@ def journal_path(given: str | os.PathLike[str] | None, own: str | None) -> Path 
 
 
 def _state_folder() -> str | Path:
-    """As the XDG Base Directory Specification has it."""
+    """The state folder of the XDG Base Directory Specification."""
     try:
         return os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     except RuntimeError:
@@ -227,10 +228,10 @@ MIGRATIONS: Final = (
 
 
 def refuse_foreign(database: sqlite3.Connection, path: str) -> None:
-    """Refuse a database that is another program's, before anything of it is changed.
+    """Refuse another program's database, before it is changed.
 
     Raises:
-        InvalidRequestError: it is.
+        InvalidRequestError: the database is another program's.
     """
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
@@ -238,10 +239,10 @@ def refuse_foreign(database: sqlite3.Connection, path: str) -> None:
 
 
 def migrate(database: sqlite3.Connection, path: str) -> None:
-    """Bring a journal, also a new one, to this version.
+    """Migrate a journal, also a new one, to this version.
 
     Raises:
-        InvalidRequestError: a newer amistore has made it.
+        InvalidRequestError: a newer amistore made the journal.
     """
     if _version(database) == len(MIGRATIONS):
         return

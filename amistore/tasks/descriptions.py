@@ -1,4 +1,4 @@
-"""`TaskDescriptions`: what can be asked of an engine: its tasks, and the images and snapshots they make."""
+"""`TaskDescriptions`: descriptions of an engine's tasks, and of the images and snapshots that they make."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class TaskDescriptions:
     """The describing half of `TaskEngine`, which changes nothing.
 
     Args:
-        backend: where images and snapshots are.
-        journal: that has the tasks.
-        place: of those that are the backend's.
-        clock: seconds since 1970.
+        backend: the backend with the images and snapshots.
+        journal: the journal with the tasks.
+        place: the backend's name in the journal.
+        clock: a function that returns the seconds since 1970.
     """
 
     def __init__(self, backend: Backend, journal: Journal, place: str, clock: Callable[[], float]) -> None:
@@ -55,11 +55,11 @@ class TaskDescriptions:
         """Store tasks of the last 31 days, newest first: DescribeStoreImageTasks.
 
         Args:
-            image_ids: of these AMIs only, 20 at most; filters are ignored then.
-            filters: ``task-state`` and ``bucket``, each a list of values.
-            max_results: tasks in a page, 1 to 200, not together with `image_ids`; None for 200.
-            next_token: of the page before, with the same other arguments.
-            dry_run: check the parameters and raise ``DryRunOperation``.
+            image_ids: the ids of the AMIs whose tasks are described, 20 at most; filters are then ignored.
+            filters: the filters ``task-state`` and ``bucket``, each with a list of values.
+            max_results: the number of tasks in a page, 1 to 200, not together with `image_ids`; None for 200.
+            next_token: the token from the page before; all other arguments must be the same.
+            dry_run: whether only to check the parameters and raise ``DryRunOperation``.
 
         Raises:
             InvalidRequestError: a parameter breaks a rule; `code` is EC2's.
@@ -77,23 +77,23 @@ class TaskDescriptions:
     ) -> TaskPage[RestoreImageTask]:
         """Restore tasks of the last 31 days, newest first; arguments as in `describe_store_image_tasks`.
 
-        EC2 has no such call: there, a restore is seen by describing its AMI and snapshots.
+        EC2 has no such call: there, the AMI and its snapshots show a restore's progress.
         """
         return self._page(RestoreRecord.kind, image_ids, filters, max_results, next_token, dry_run)
 
     def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
         """The registry's images, and those that restores of the last 31 days make or failed to make.
 
-        Such an image is there as soon as its id is reserved: its state is ``pending`` until the
-        registry has it, or ``failed``, with `extra`'s ``StateReason``. Where ids are not reserved,
-        it is there once it is registered.
+        An image of a restore is described as soon as its id is reserved. Its state is ``pending`` until the
+        registry has it, or ``failed``, with ``StateReason`` in `extra`. Where ids are not reserved, it is
+        described once it is registered.
 
         Args:
-            image_ids: of these only, in this order; None for all, by id.
+            image_ids: the ids of the images to describe, in this order; None for all, by id.
 
         Raises:
             NotFoundError: no such image.
-            InvalidRequestError: an id is of no image's form; ``InvalidAMIID.Malformed``.
+            InvalidRequestError: an id is malformed; ``InvalidAMIID.Malformed``.
         """
         self._check_open()
         return describe_images(self.backend, self._restores(), image_ids)
@@ -105,12 +105,12 @@ class TaskDescriptions:
         as ``"42%"``, and the ``StateMessage`` of an error.
 
         Args:
-            snapshot_ids: of these only, in this order; None for those of all images and of those
-                restores, by id: a store of snapshots has no list of its own.
+            snapshot_ids: the ids of the snapshots to describe, in this order; None for those of all images
+                and restores, by id, since a store of snapshots has no list of its own.
 
         Raises:
             NotFoundError: no such snapshot.
-            InvalidRequestError: an id is of no snapshot's form; ``InvalidSnapshotID.Malformed``.
+            InvalidRequestError: an id is malformed; ``InvalidSnapshotID.Malformed``.
         """
         self._check_open()
         return describe_snapshots(self.backend, self._restores(), snapshot_ids)
@@ -120,7 +120,7 @@ class TaskDescriptions:
         return [record for record in found if isinstance(record, RestoreRecord)]
 
     def _oldest(self) -> int:
-        """When a task must have been started at least to be described; milliseconds since 1970."""
+        """The earliest start of a task that is still described, in milliseconds since 1970."""
         return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
 
     def _page(

@@ -395,7 +395,7 @@ def record_of(row: dict[str, Any]) -> TaskRecord:
     """The record of a row's columns.
 
     Raises:
-        InvalidValueError: it is damaged.
+        InvalidValueError: the row is damaged.
     """
     kind = _KINDS.get(row["kind"])
     if kind is None:

@@ -1,9 +1,8 @@
-"""`Ownership`: a process's sign that it is alive, which no crash can leave behind.
+"""`Ownership`: a process's sign of life, which no crash can leave behind.
 
-Each engine holds a lock on a file of its own beside the journal. The kernel lets go of it when
-the process ends in whatever way, so what a killed process owned is free at once, also where a child
-that it has forked lives on; a process that was only stopped still holds it, and loses its tasks when
-their leases run out.
+Each engine holds a lock on a file of its own beside the journal. The kernel releases it when the process
+ends, however that happens, so a killed process's tasks are free at once, even if a forked child lives on. A
+process that was only stopped keeps the lock, and loses its tasks when their leases end.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ class Ownership:
     """One engine as an owner of tasks.
 
     Args:
-        folder: of the owners' files, made where it is missing; None for a journal that no other
+        folder: the folder of the owners' files, made where it is missing; None for a journal that no other
             process can see.
 
     Attributes:
-        owner: its name, new in each engine.
+        owner: the owner's name, new in each engine.
 
     Raises:
         JournalError: the file cannot be made.
@@ -40,7 +39,7 @@ class Ownership:
         self.hold()
 
     def hold(self) -> None:
-        """Be alive for others; again, where the file was removed by hand, and with it the sign.
+        """Give the sign of life; a second call restores a file that was removed by hand.
 
         Raises:
             JournalError: the file cannot be made.
@@ -58,7 +57,7 @@ class Ownership:
             raise JournalError(f"{path}: {error.strerror}", operation="journal") from error
 
     def alive(self, owner: str) -> bool:
-        """Whether an owner's process still runs; one that ended leaves a file, which is removed."""
+        """Whether an owner's process still runs; the file of an ended one is removed."""
         if owner == self.owner:
             return True
         if self._folder is None or "/" in owner:
@@ -74,7 +73,7 @@ class Ownership:
         return False
 
     def close(self) -> None:
-        """Let go: from now on it counts as ended."""
+        """End the sign of life: this owner counts as ended."""
         if self._lock is not None and self._folder is not None:
             with contextlib.suppress(OSError):
                 (self._folder / self.owner).unlink(missing_ok=True)

@@ -32,13 +32,14 @@ class PageRequest:
     """A checked request for a page of tasks.
 
     Attributes:
-        kind: of the tasks.
-        image_ids: of these images only; () for all.
-        buckets: in these buckets only; () for all.
-        states: of these states only; () for all.
-        limit: tasks in a page.
-        before: tasks that were created before the one of this sequence; None from the newest.
-        since: milliseconds since 1970; the same in all pages of a list. None in the first.
+        kind: the kind of the tasks.
+        image_ids: the images whose tasks are wanted; () for all.
+        buckets: the buckets whose tasks are wanted; () for all.
+        states: the states whose tasks are wanted; () for all.
+        limit: the number of tasks in a page.
+        before: the sequence number below which the page begins; None to begin with the newest.
+        since: the earliest start in milliseconds since 1970, the same for all pages of a list; None for the
+            first page.
     """
 
     kind: Kind
@@ -58,7 +59,7 @@ class PageRequest:
         max_results: int | None,
         next_token: str | None,
     ) -> PageRequest:
-        """Check a request's parameters, as they were given."""
+        """Check a request's parameters."""
         if image_ids is not None and max_results is not None:
             raise InvalidRequestError(
                 "image ids and a number of results cannot be given together",
@@ -67,7 +68,7 @@ class PageRequest:
         chosen = tuple(map(check_image_id, listed(image_ids or (), "image ids")))
         if len(chosen) > _MOST_IMAGE_IDS:
             raise InvalidRequestError(
-                f"{len(chosen)} image ids are given, {_MOST_IMAGE_IDS} are possible",
+                f"{len(chosen)} image ids are given, {_MOST_IMAGE_IDS} at most are possible",
                 code="InvalidParameterValue",
             )
         if max_results is not None and (
@@ -88,12 +89,12 @@ class PageRequest:
         return request if next_token is None else request._continued(next_token)
 
     def read(self, journal: Journal, place: str, *, oldest: int) -> TaskPage[Any]:
-        """The page that was asked for.
+        """The requested page.
 
         Args:
-            journal: that has the tasks.
-            place: of the tasks.
-            oldest: when they must have been started at least; milliseconds since 1970.
+            journal: the journal with the tasks.
+            place: the name of the tasks' backend.
+            oldest: the earliest start, in milliseconds since 1970.
         """
         since = oldest if self.since is None else self.since
         found = journal.page(
@@ -138,7 +139,7 @@ def _filters(filters: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
     for name, values in filters.items():
         if name not in ("bucket", "task-state"):
             raise InvalidRequestError(
-                f"there is no filter {name!r}: bucket and task-state are", code="InvalidFilter"
+                f"there is no filter {name!r}: give bucket or task-state", code="InvalidFilter"
             )
         # A string is a collection of strings, too.
         if (

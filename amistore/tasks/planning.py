@@ -1,4 +1,4 @@
-"""Plans, made of checked requests: snapshots are listed or an archive's end is read, and no block.
+"""Makes plans of checked requests: it lists snapshots or reads an archive's end, and reads no block.
 
 The numbers of requests are those of `objects/` and `work.py`: who changes what these ask for
 changes them here, and tests compare the two.
@@ -30,14 +30,14 @@ __all__ = ["Terms", "plan_restore", "plan_store"]
 
 @attrs.frozen(kw_only=True)
 class Terms:
-    """What a plan reckons with.
+    """The terms of a plan.
 
     Attributes:
-        in_progress: GiB of tasks of its kind.
-        quota: GiB, or None.
-        workers: of the engine.
-        prices: or None.
-        rates: of requests.
+        in_progress: the GiB of tasks of its kind in progress.
+        quota: the quota in GiB; None for no limit.
+        workers: the engine's number of workers.
+        prices: the prices; None for a plan without costs.
+        rates: the rates of requests.
     """
 
     in_progress: int
@@ -47,7 +47,7 @@ class Terms:
     rates: RequestRates
 
     def members(self, size: int, requests: Mapping[str, int]) -> dict[str, Any]:
-        """Members of a plan that follow from them."""
+        """The attributes of a plan that follow from these terms."""
         return {
             "size": size,
             "in_progress": self.in_progress,
@@ -58,11 +58,11 @@ class Terms:
         }
 
     def snapshot_storage(self, blocks: int) -> float | None:
-        """What blocks of snapshots cost a month."""
+        """The cost of snapshots' blocks for a month."""
         return None if self.prices is None else blocks * BLOCK_SIZE / GIB * self.prices.snapshot_storage
 
     def warnings(self, kind: str, size: int) -> Iterator[str]:
-        """What they may lead to."""
+        """The warnings that follow from these terms."""
         total = self.in_progress + size
         if self.quota is not None and total >= self.quota:
             what = "further" if self.in_progress < self.quota else "it and further"
@@ -73,7 +73,7 @@ class Terms:
 
 
 def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePlan:
-    """List the snapshots, and tell what storing them takes."""
+    """List the snapshots, and plan what storing them takes."""
     pages = 0
 
     def count(_: Progress) -> None:
@@ -123,7 +123,7 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
 
 
 def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> RestorePlan:
-    """Tell what restoring an archive takes, by its index."""
+    """Plan what restoring an archive takes, by its index."""
     job, policy, stored = request.job, request.job.policy, request.stored
     index = stored.index
     holes = {snapshot_id: count for snapshot_id, count in request.holes.items() if count}
@@ -172,12 +172,13 @@ def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> Res
 
 
 def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dict[str, int]:
-    """The calls of a restore that puts so many blocks.
+    """The number of calls of each verb in a restore.
 
     Args:
         stored: the archive.
-        blocks: that are put.
-        looked_at: snapshots with holes of which is asked whether they are encrypted, to the first that is.
+        blocks: the number of blocks that are put.
+        looked_at: the number of snapshots with holes that are asked whether they are encrypted, up to the
+            first encrypted one.
     """
     volumes, segments = len(stored.index.volumes), len(stored.index.offsets)
     per_shard = stored.head.layout.segments_per_shard
@@ -201,7 +202,7 @@ def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dic
 def _fidelity(
     backend: Backend, image: Image, restored: Image | None = None, name: str | None = None
 ) -> tuple[AttributeReport, ...]:
-    """What becomes of an image's attributes, where `restored` is what is registered of it."""
+    """The fate of an image's attributes when `restored` is registered in its place."""
     registered = {each.attribute: each for each in backend.ec2.fidelity(restored or image, name=name)}
     given = {leaf.path: leaf.value for leaf in leaves(restored or image)}
 
@@ -266,7 +267,7 @@ def _noise(holes: Mapping[str, int], encrypts: bool | None) -> Iterator[str]:
 
 
 def _noisy(holes: Mapping[str, int], encrypts: bool | None) -> tuple[AttributeReport, ...]:
-    """Lines of the fidelity report for holes, by their snapshots."""
+    """The lines of the fidelity report about holes, by snapshot."""
     return tuple(
         AttributeReport(
             attribute=f"snapshots[{snapshot_id}].holes",

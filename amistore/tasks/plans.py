@@ -1,4 +1,4 @@
-"""What a task will take, told before it is created: `StorePlan` and `RestorePlan`.
+"""`StorePlan` and `RestorePlan`: what a task would take.
 
 Values, and their text. Next: `planning.py` makes them.
 """
@@ -38,19 +38,19 @@ def _check(least: float) -> Any:
 
 @attrs.frozen(kw_only=True)
 class Prices:
-    """What requests and storage cost, in a currency of yours.
+    """Prices of requests and storage, in any currency.
 
-    AWS's differ by Region and change: see its pages "Amazon EBS pricing" (EBS direct APIs for
-    snapshots, snapshots) and "Amazon S3 pricing". 0 for what is free.
+    AWS's prices differ by Region and change: see its pages "Amazon EBS pricing" (EBS direct APIs for
+    snapshots, snapshots) and "Amazon S3 pricing". 0 stands for what is free.
 
     Attributes:
-        block_lists: of 1,000 requests ListSnapshotBlocks.
-        block_reads: of 1,000 requests GetSnapshotBlock.
-        block_writes: of 1,000 requests PutSnapshotBlock.
-        object_writes: of 1,000 of S3's PUT and POST requests, of which parts are.
-        object_reads: of 1,000 of S3's GET and HEAD requests.
-        object_storage: of a GB (2**30 bytes) of an object for a month.
-        snapshot_storage: of a GB of a snapshot's blocks for a month.
+        block_lists: the price of 1,000 ListSnapshotBlocks requests.
+        block_reads: the price of 1,000 GetSnapshotBlock requests.
+        block_writes: the price of 1,000 PutSnapshotBlock requests.
+        object_writes: the price of 1,000 PUT and POST requests of S3, such as for parts.
+        object_reads: the price of 1,000 GET and HEAD requests of S3.
+        object_storage: the price of a GB (2**30 bytes) of an object for a month.
+        snapshot_storage: the price of a GB of a snapshot's blocks for a month.
     """
 
     block_lists: float = attrs.field(validator=_check(0))
@@ -62,7 +62,7 @@ class Prices:
     snapshot_storage: float = attrs.field(validator=_check(0))
 
     def of_requests(self, requests: Mapping[str, int]) -> float:
-        """What requests cost, by verb; those that are not named above are free."""
+        """The cost of requests, given their numbers by verb; other verbs are free."""
         prices = {
             "list_snapshot_blocks": self.block_lists,
             "get_snapshot_block": self.block_reads,
@@ -79,17 +79,17 @@ class Prices:
 
 @attrs.frozen(kw_only=True)
 class RequestRates:
-    """How many requests a second are made at most: an account's quotas, or what your network does.
+    """Upper bounds of requests in a second: an account's quotas, or what your network reaches.
 
-    The defaults are AWS's for the EBS direct APIs, for each account and each snapshot (EBS user
-    guide, "Quotas for the EBS direct APIs"; AWS General Reference, "Amazon EBS endpoints and
-    quotas"). S3's are too high to count.
+    The defaults are AWS's for the EBS direct APIs, for each account and each snapshot (EBS user guide,
+    "Quotas for the EBS direct APIs"; AWS General Reference, "Amazon EBS endpoints and quotas"). S3's are too
+    high to matter.
 
     Attributes:
-        block_lists: ListSnapshotBlocks.
-        block_reads: GetSnapshotBlock; 1,000 are some 500 MB.
-        block_writes: PutSnapshotBlock, likewise.
-        snapshots: StartSnapshot and CompleteSnapshot, each.
+        block_lists: the most ListSnapshotBlocks requests a second.
+        block_reads: the most GetSnapshotBlock requests a second; 1,000 are some 500 MB.
+        block_writes: the most PutSnapshotBlock requests a second; 1,000 are some 500 MB.
+        snapshots: the most StartSnapshot requests, and the most CompleteSnapshot requests, a second.
     """
 
     block_lists: float = attrs.field(default=50, validator=_check(0.001))
@@ -98,7 +98,7 @@ class RequestRates:
     snapshots: float = attrs.field(default=10, validator=_check(0.001))
 
     def seconds(self, requests: Mapping[str, int]) -> float:
-        """What requests take at these rates, one kind after the other."""
+        """The seconds that requests take at these rates, one kind after the other."""
         rates = {
             "list_snapshot_blocks": self.block_lists,
             "get_snapshot_block": self.block_reads,
@@ -111,28 +111,28 @@ class RequestRates:
 
 @attrs.frozen(kw_only=True)
 class TaskPlan(abc.ABC):
-    """What both plans tell.
+    """The attributes of both plans.
 
     Attributes:
-        image_id: of the AMI that is stored, or was.
-        bucket: of the object.
-        object_key: of the object.
-        size: GiB that the task takes of the quota: of all snapshots, each counted once.
-        in_progress: GiB of tasks of this kind that were in progress when the plan was made.
-        quota: GiB in progress from which on a task waits, or is refused; None for no limit.
-        volumes: distinct snapshots.
-        blocks: listed blocks, of 524,288 bytes each.
-        segments: of the archive.
-        requests: how often each verb of the backend's interfaces is called, without faults;
-            ``upload_part`` and ``get_object_range`` at most so often. Not counted are
-            `preflight`, what a backend asks beside, and what is made again.
-        estimated_seconds: that the requests take at the rates that were given, one kind after the
-            other. An estimate: network and processor may be slower, and other tasks go first.
-        request_cost: of the requests, once; None without prices. Their number is the most.
-        monthly_cost: of what the task makes, for a month; None without prices.
+        image_id: the id of the AMI that is, or was, stored.
+        bucket: the bucket that holds the object.
+        object_key: the object's key.
+        size: the GiB that count for the quota: all snapshots, each once.
+        in_progress: the GiB of tasks of this kind in progress when the plan was made.
+        quota: the GiB in progress from which on a task waits, or is refused; None for no limit.
+        volumes: the number of distinct snapshots.
+        blocks: the number of listed blocks, of 524,288 bytes each.
+        segments: the number of segments of the archive.
+        requests: the number of calls of each verb of the backend's interfaces, without faults; an upper bound
+            for ``upload_part`` and ``get_object_range``. `preflight`, a backend's own further requests, and
+            repeated calls are not counted.
+        estimated_seconds: the seconds that the requests take at the given rates, one kind after the other. An
+            estimate: network and processor may be slower, and other tasks go first.
+        request_cost: the cost of the requests, an upper bound; None without prices.
+        monthly_cost: the cost of the task's result for a month; None without prices.
         warnings: what may be unwise, or become an error.
-        fidelity: each attribute of the AMI once: kept, dropped or remapped, and why, by a restore
-            in this place; of a restore also holes that will read as noise, as dropped.
+        fidelity: the fate of each attribute of the AMI in a restore by this backend: kept, dropped or
+            remapped, and why. A restore's plan also lists holes that will read as noise, as dropped.
     """
 
     image_id: str
@@ -153,7 +153,7 @@ class TaskPlan(abc.ABC):
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the listed blocks, before compression."""
+        """The bytes of the listed blocks, before compression."""
         return self.blocks * BLOCK_SIZE
 
     @abc.abstractmethod
@@ -161,7 +161,7 @@ class TaskPlan(abc.ABC):
 
     @abc.abstractmethod
     def _archive(self) -> Iterator[tuple[str, str]]:
-        """Lines about the object, by name."""
+        """The lines about the object, by name."""
 
     def __str__(self) -> str:
         quota = "no limit" if self.quota is None else f"{self.in_progress} of {self.quota} GiB in progress"
@@ -194,7 +194,7 @@ class TaskPlan(abc.ABC):
 
 @attrs.frozen(kw_only=True)
 class StorePlan(TaskPlan):
-    """What storing an AMI will take; made by `TaskEngine.plan_store`.
+    """What storing an AMI would take; made by `TaskEngine.plan_store`.
 
     Attributes:
         part_size: bytes from which on a part ends, behind the next segment.
@@ -222,20 +222,20 @@ class StorePlan(TaskPlan):
 
 @attrs.frozen(kw_only=True)
 class RestorePlan(TaskPlan):
-    """What restoring an object will take; made by `TaskEngine.plan_restore`. It needs no room on a disk.
+    """What restoring an object would take; made by `TaskEngine.plan_restore`. It needs no room on a disk.
 
     Attributes:
-        name: of the new AMI.
-        object_bytes: of the object.
-        content_id: of the archive, 64 hexadecimal digits.
-        holes: blocks that the snapshots neither list nor have lost; on an encrypted volume they read as
-            noise, unless they are filled.
-        fill_holes: whether they are: then what that takes is in all other numbers.
+        name: the new AMI's name.
+        object_bytes: the object's size in bytes.
+        content_id: the archive's content id, 64 hexadecimal digits.
+        holes: the number of blocks that the snapshots neither list nor have lost; on an encrypted volume they
+            read as noise, unless they are filled.
+        fill_holes: whether holes are filled; all other numbers then include that.
         encrypts: whether the new snapshots become encrypted; None where that is not known before.
-        fill_seconds: that filling takes at the rates that were given, a PutSnapshotBlock for each block;
-            longer where `workers`, which put one block each at a time, are too few to reach them.
-        fill_request_cost: of these requests, once; None without prices.
-        fill_monthly_cost: of these blocks in the snapshots, for a month; None without prices.
+        fill_seconds: the seconds that filling takes at the given rates, with one PutSnapshotBlock for each
+            block; longer if the `workers`, which put one block each at a time, cannot reach these rates.
+        fill_request_cost: the cost of these requests; None without prices.
+        fill_monthly_cost: the cost of these blocks in the snapshots for a month; None without prices.
     """
 
     name: str
@@ -267,7 +267,7 @@ class RestorePlan(TaskPlan):
 
 
 def _requests(requests: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """The requests to each service, which is known by whose interface has the verb, in lines that fit."""
+    """The requests to each service, the one whose interface has the verb, in lines that fit."""
     for service, kind in (("EBS", BlockStore), ("S3", ObjectStore), ("EC2", ImageRegistry)):
         made = [f"{count:,}\xa0{verb}" for verb, count in requests.items() if hasattr(kind, verb)]
         for number, line in enumerate(textwrap.wrap(", ".join(made), 84)):

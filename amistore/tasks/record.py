@@ -1,7 +1,7 @@
-"""`TaskRecord`: a row of the journal, what is told of it, and the job that it stands for.
+"""`TaskRecord`: a row of the journal, its description for users, and the job that it stands for.
 
-A row may be damaged, or written by another program: a record is valid from birth, so that nothing
-else has to look. Next: `store.py` and `restore.py` have the two kinds.
+A row may be damaged, or written by another program. A record is validated at birth, so that no other code has
+to check. Next: `store.py` and `restore.py` have the two kinds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def rule(told: str, holds: Callable[[Any], bool]) -> Validator:
-    """A value must be what is told."""
+    """A validator: a value must be as `told`."""
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not holds(value):
@@ -62,7 +62,7 @@ def rule(told: str, holds: Callable[[Any], bool]) -> Validator:
 
 
 def _is_text(value: Any) -> bool:
-    """SQLite hands over bytes that are no UTF-8 as lone surrogates, which no string of ours has."""
+    """Whether a string is Unicode: SQLite returns bytes that are no UTF-8 as lone surrogates."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
@@ -70,18 +70,18 @@ TEXT: Final = rule("a string of Unicode", _is_text)
 
 
 def whole(*, most: int) -> Validator:
-    """A whole number from 0 on."""
+    """A validator for whole numbers from 0."""
     return rule(f"a whole number from 0 to {most}", lambda value: type(value) is int and 0 <= value <= most)
 
 
 def like(pattern: str, told: str) -> Validator:
-    """A string of this form."""
+    """A validator for strings that match a pattern."""
     form = re.compile(pattern)
     return rule(told, lambda value: isinstance(value, str) and form.fullmatch(value) is not None)
 
 
 def tuple_of(kind: type) -> Validator:
-    """A tuple of such values; strings must be text."""
+    """A validator for tuples of such values; strings must be text."""
     return rule(
         f"a tuple of {kind.__name__}",
         lambda value: (
@@ -92,7 +92,7 @@ def tuple_of(kind: type) -> Validator:
 
 
 def json_list(column: str) -> list[Any]:
-    """A column's list, in JSON."""
+    """The list in a column of JSON."""
     found = json.loads(column)
     if not isinstance(found, list):
         raise TypeError(f"{column:.80} is no list")
@@ -100,7 +100,7 @@ def json_list(column: str) -> list[Any]:
 
 
 def check_tags(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """A mapping of texts to texts, or None; no key is empty."""
+    """Refuse anything but None and a mapping of texts to texts without an empty key."""
     if not isinstance(value, Mapping) or not all(
         key and _is_text(key) and (each is None or _is_text(each)) for key, each in value.items()
     ):
@@ -108,7 +108,7 @@ def check_tags(instance: object, attribute: attrs.Attribute[Any], value: Any) ->
 
 
 def check_image(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """The wire form of an image; the error of one that is none tells why."""
+    """Refuse anything but an image's wire form; the error says why."""
     from_wire(Image, value)
 
 
@@ -128,7 +128,7 @@ _YEAR_10000: Final = 253_402_300_800_000  # no date of Python's
 
 @attrs.frozen
 class Lease:
-    """The right to write of a task: lost once the journal's epoch of it is a later one."""
+    """The right to write a task's row: lost once the row has a later epoch."""
 
     task_id: str
     epoch: int
@@ -136,9 +136,9 @@ class Lease:
 
 @attrs.frozen(kw_only=True)
 class VolumeRecord:
-    """A snapshot that is stored, or stored and to be restored: its id and size in GiB.
+    """A snapshot to store or restore: its archived id and its size in GiB.
 
-    Of a restore also the new snapshot's id, once it is known, and the numbers of listed blocks and of those
+    A restore's has also the new snapshot's id, once known, and the numbers of listed blocks and of blocks
     that fill holes.
     """
 
@@ -151,7 +151,7 @@ class VolumeRecord:
 
 @attrs.frozen
 class Outcome:
-    """What a task has made: the AMI's id, and the archive's content id."""
+    """A task's result: the AMI's id, and the archive's content id."""
 
     image_id: str
     content_id: str
@@ -162,15 +162,15 @@ class TaskRecord(abc.ABC):
     """A task as the journal has it; docs/tasks.md explains its stages.
 
     Attributes:
-        kind: which one it is.
-        asked: names of the attributes that the column ``request`` holds, in JSON.
-        unique: names of the columns that no two tasks of its kind in progress have in common.
-        sequence: ascends in the order of creation.
-        place: which backend it is of.
-        size: GiB that it takes of the quota.
-        started: milliseconds since 1970, UTC.
-        volumes: in the archive's order.
-        epoch: of the current lease.
+        kind: the kind of task.
+        asked: the names of the attributes that the column ``request`` holds, in JSON.
+        unique: the names of the columns that no two tasks of its kind in progress may share.
+        sequence: the task's number, in the order of creation.
+        place: the name of the task's backend.
+        size: the GiB that count for the quota.
+        started: the time of creation, in milliseconds since 1970, UTC.
+        volumes: the snapshots, in the archive's order.
+        epoch: the number of the current lease.
     """
 
     kind: ClassVar[Kind]
@@ -200,10 +200,10 @@ class TaskRecord(abc.ABC):
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Self:
-        """A record of the columns of a row of this kind.
+        """The record of a row's columns.
 
         Raises:
-            InvalidValueError: it is damaged.
+            InvalidValueError: the row is damaged.
         """
         names = {field.name for field in attrs.fields(cls)}
         try:
@@ -220,7 +220,7 @@ class TaskRecord(abc.ABC):
             raise InvalidValueError(f"{type(error).__name__}: {error}") from None
 
     def row(self) -> dict[str, Any]:
-        """The columns of a record that is not in the journal yet."""
+        """The columns of a new record."""
         columns = attrs.asdict(self, recurse=False)
         del columns["sequence"]
         return {
@@ -234,23 +234,23 @@ class TaskRecord(abc.ABC):
 
     @property
     def lease(self) -> Lease:
-        """The current one."""
+        """The current lease."""
         return Lease(self.task_id, self.epoch)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Ids of the snapshots that it lists."""
+        """The ids of the snapshots that the task lists."""
         return ()
 
     @property
     def state(self) -> TaskState:
-        """As EC2 names it."""
+        """The task's state, by EC2's name."""
         if self.stage in ("queued", "running"):
             return "InProgress"
         return "Completed" if self.failure_reason is None else "Failed"
 
     def percentage(self, event: Progress) -> int:
-        """How much of it is done, an estimate: 99 at most, as all is done when it is completed."""
+        """The estimated progress in percent: at most 99 before the task is completed."""
         if event.phase is Phase.LIST or not event.total_blocks:
             return 0
         holes = sum(volume.filled for volume in self.volumes)
@@ -262,11 +262,11 @@ class TaskRecord(abc.ABC):
 
     @abc.abstractmethod
     def task(self) -> Task:
-        """What is told of it."""
+        """The task's description for users."""
 
     @abc.abstractmethod
     def conflict(self, other: str) -> AlreadyExistsError:
-        """Why it is refused beside another task, given by its id, that has what is `unique`."""
+        """The refusal of a task that shares its `unique` columns with another one, given by its id."""
 
     @abc.abstractmethod
     def run(
@@ -278,22 +278,22 @@ class TaskRecord(abc.ABC):
         progress: ProgressCallback,
         now: datetime.datetime,
     ) -> Outcome:
-        """Do its job; on from the log's end.
+        """Do the task's job, from where its log ends.
 
         Args:
-            backend: of its place.
-            log: of the task.
-            workers: segments worked on at once; None for the number of CPUs.
-            progress: called with a `Progress`, often; what it raises ends the run.
-            now: the time of an object's stamp.
+            backend: the task's backend.
+            log: the task's log.
+            workers: the number of segments worked on at once; None for the number of CPUs.
+            progress: a function called with a `Progress`, often; an exception of it ends the run.
+            now: the object's time stamp.
         """
 
     @abc.abstractmethod
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:
-        """Whether what it makes is there already, and only the journal does not know it yet."""
+        """Whether the task's result exists, though the journal does not know it yet."""
 
     def _told(self) -> dict[str, Any]:
-        """Members that every `Task` has."""
+        """The attributes of every `Task`."""
         return {
             "task_id": self.task_id,
             "task_start_time": datetime.datetime.fromtimestamp(self.started / 1000, datetime.timezone.utc),

@@ -1,4 +1,4 @@
-"""What a request may hold, by EC2's rules, and the error code that EC2 has for what it may not.
+"""EC2's rules for requests, and the error code for breaking each.
 
 Which code EC2 gives in which case is documented nowhere; docs/tasks-boto3.md lists ours.
 Sources: EC2 API reference, CreateStoreImageTask, CreateRestoreImageTask, "Error codes"; EC2 user
@@ -35,14 +35,14 @@ _LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
 
 
 def check_image_id(image_id: object) -> str:
-    """``ami-`` and 8 or 17 hexadecimal digits."""
+    """Refuse anything but ``ami-`` and 8 or 17 hexadecimal digits."""
     if not is_image_id(image_id):
         raise InvalidRequestError(f"{image_id!r:.80} is no AMI's id", code="InvalidAMIID.Malformed")
     return str(image_id)
 
 
 def check_snapshot_id(snapshot_id: object) -> str:
-    """``snap-`` and 8 or 17 hexadecimal digits."""
+    """Refuse anything but ``snap-`` and 8 or 17 hexadecimal digits."""
     if not is_snapshot_id(snapshot_id):
         raise InvalidRequestError(
             f"{snapshot_id!r:.80} is no snapshot's id", code="InvalidSnapshotID.Malformed"
@@ -51,14 +51,14 @@ def check_snapshot_id(snapshot_id: object) -> str:
 
 
 def needed(given: object, role: str) -> str:
-    """A string that is not empty."""
+    """Refuse anything but a string that is not empty."""
     if not isinstance(given, str) or not given:
         raise InvalidRequestError(f"{role} is needed", code="MissingParameter")
     return given
 
 
 def object_place(bucket: object, image_id: str) -> tuple[str, str]:
-    """Bucket and key of an AMI's object: ``<image id>.bin``, behind the prefix of ``bucket/prefix``."""
+    """The bucket and key of an AMI's object: ``<image id>.bin``, after the prefix in ``bucket/prefix``."""
     name, _, prefix = needed(bucket, "a bucket's name").partition("/")
     prefix = prefix.strip("/")
     key = f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin"
@@ -71,7 +71,7 @@ def object_place(bucket: object, image_id: str) -> tuple[str, str]:
 
 
 def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
-    """Tags of an object: ten at most, keys of 1 to 128 and values of up to 256 characters, no ``aws:``."""
+    """An object's tags: ten at most, keys of 1 to 128 and values of up to 256 characters, no ``aws:``."""
     if isinstance(tags, Mapping):
         given = [Tag(key=key, value=value) for key, value in cast("Mapping[str, str]", tags).items()]
     else:
@@ -80,7 +80,7 @@ def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
 
 
 def split_tags(specifications: Iterable[TagSpecification]) -> tuple[tuple[Tag, ...], tuple[Tag, ...]]:
-    """Tags of the image, and of its snapshots."""
+    """The tags of the image, and those of its snapshots."""
     found: dict[str, tuple[Tag, ...]] = {}
     for specification in listed(specifications, "tag specifications"):
         if not isinstance(specification, TagSpecification):
@@ -101,7 +101,7 @@ def split_tags(specifications: Iterable[TagSpecification]) -> tuple[tuple[Tag, .
 
 
 def listed(given: Iterable[T], role: str) -> list[T]:
-    """What was given as a list; a string is none, though Python takes it for one."""
+    """The given list; a string is refused, though Python takes it for a sequence."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InvalidRequestError(f"{role} are a list, not {given!r}", code="InvalidParameterValue")
     return list(given)
@@ -111,7 +111,7 @@ def _tags(tags: Iterable[Tag], most: int) -> tuple[Tag, ...]:
     given = tuple(tags)
     if len(given) > most:
         raise InvalidRequestError(
-            f"{len(given)} tags are given, {most} are possible", code="TagLimitExceeded"
+            f"{len(given)} tags are given, {most} at most are possible", code="TagLimitExceeded"
         )
     keys = set()
     for tag in given:
@@ -135,14 +135,15 @@ def _tags(tags: Iterable[Tag], most: int) -> tuple[Tag, ...]:
 
 
 def dry_run_succeeded() -> InvalidRequestError:
-    """What a dry run ends with: EC2 answers it with an error, too."""
+    """The error that ends a successful dry run, as in EC2."""
     return InvalidRequestError(
         "the request would have succeeded, but it was a dry run", code="DryRunOperation"
     )
 
 
 def invalid_token() -> InvalidRequestError:
-    """What a page's token that is of no use ends with."""
+    """The error for a page's token that cannot be used."""
     return InvalidRequestError(
-        "the token is of another request, or damaged: begin with the first page", code="InvalidNextToken"
+        "the token belongs to another request, or is damaged: begin with the first page",
+        code="InvalidNextToken",
     )

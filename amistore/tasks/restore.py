@@ -1,7 +1,7 @@
 """Restore tasks: `RestoreRequest`, checked before there is one, and `RestoreRecord`, the task in the journal.
 
-As `store.py`. Next: `objects/restore.py` has the job, `restored.py` tells of images and snapshots that
-tasks are making.
+As `store.py`. Next: `objects/restore.py` has the job, `restored.py` describes the images and snapshots that
+tasks make.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class RestoreRecord(TaskRecord):
         image_id: the new AMI's id, once it is known.
         source_image_id: the stored AMI's id.
         name: the new AMI's name.
-        image_tags: of the new AMI, over those that were stored.
-        snapshot_tags: of each of its snapshots, likewise.
-        fill_holes, allow_lost: as in `restore`.
-        region: where the stored AMI was; None where that is not known.
-        image: what is kept of the stored image, to describe the one that is made of it: plain values, without
-            UEFI data, which may hold keys, and members that no version of ours knows.
+        image_tags: the tags to set on the new AMI, over the stored ones.
+        snapshot_tags: the tags to set on each of its snapshots, over the stored ones.
+        fill_holes, allow_lost: the arguments of `restore`.
+        region: the stored AMI's Region; None where it is not known.
+        image: the stored image as plain values, to describe the new one; without UEFI data, which may hold
+            keys, and without members that this version does not know.
     """
 
     kind: ClassVar[Kind] = "restore"
@@ -92,7 +92,7 @@ class RestoreRecord(TaskRecord):
         )
 
     def snapshots(self) -> tuple[SnapshotProgress, ...]:
-        """Its snapshots, told by the task's progress: all are restored one by one, then all filled."""
+        """The snapshots with their progress, by the task's: all are restored one by one, then all filled."""
         total = sum(volume.blocks + volume.filled for volume in self.volumes)
         done = total * self.progress // 100
         listed = sum(volume.blocks for volume in self.volumes)
@@ -152,21 +152,21 @@ class RestoreRecord(TaskRecord):
 
 
 def tags_of(members: Mapping[str, str | None]) -> tuple[Tag, ...]:
-    """Tags of a column."""
+    """The tags in a column."""
     return tuple(Tag(key=key, value=value) for key, value in members.items())
 
 
 @attrs.frozen(kw_only=True)
 class RestoreRequest:
-    """An archive that can be restored, and as what.
+    """A checked request to restore an archive.
 
     Attributes:
         stored: the archive, its end checked.
-        restorable: its image, without mappings whose snapshots are not in the archive.
+        restorable: the archive's image, without mappings whose snapshots are not in the archive.
         bucket: the bucket that holds the object.
-        object_key: of its object.
-        job: what is to be done.
-        name: of the new AMI.
+        object_key: the object's key.
+        job: the job to do.
+        name: the new AMI's name.
     """
 
     stored: ContainerFile
@@ -226,7 +226,7 @@ class RestoreRequest:
 
     @property
     def holes(self) -> dict[str, int]:
-        """Blocks that are neither listed nor lost, by the stored snapshots' ids."""
+        """The numbers of blocks that are neither listed nor lost, by the archived snapshots' ids."""
         image = self.stored.image
         return {
             volume.snapshot_id: volume.size // BLOCK_SIZE

@@ -1,8 +1,8 @@
-"""Images and snapshots as a restore shows them: pending, then available, or failed for 31 days.
+"""Images and snapshots of restores: pending, then available, or failed for 31 days.
 
 EC2 has no call that describes a restore task: "If the task fails, the AMI and snapshots are
-moved to a failed state" (EC2 user guide, "Store and restore an AMI using S3"). What a registry
-has is told as it has it; the journal adds what tasks are making or failed to make.
+moved to a failed state" (EC2 user guide, "Store and restore an AMI using S3"). The registry's descriptions
+are passed on; the journal adds what tasks make or failed to make.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["describe_images", "describe_snapshots"]
 def describe_images(
     backend: Backend, restores: Iterable[RestoreRecord], image_ids: Sequence[str] | None
 ) -> tuple[Image, ...]:
-    """Images of the registry, and of restores that are in progress or have failed.
+    """Describe the registry's images, and those of restores that are in progress or have failed.
 
     Args:
-        backend: of the tasks' place.
-        restores: read before the registry is: what is in progress in it may be registered by now.
-        image_ids: of these only; None for all, by id.
+        backend: the tasks' backend.
+        restores: the restore tasks, read before the registry: an image in progress may be registered by now.
+        image_ids: the ids of the images to describe; None for all, by id.
 
     Raises:
         NotFoundError: neither the registry nor a task knows an id.
@@ -71,12 +71,12 @@ def _image(record: RestoreRecord) -> Image:
 def describe_snapshots(
     backend: Backend, restores: Iterable[RestoreRecord], snapshot_ids: Sequence[str] | None
 ) -> tuple[Snapshot, ...]:
-    """Snapshots by id, or those of all images and restores, by id.
+    """Describe snapshots, or those of all images and restores, by id.
 
     Args:
-        backend: of the tasks' place.
-        restores: read before the snapshots are.
-        snapshot_ids: of these only; None for all.
+        backend: the tasks' backend.
+        restores: the restore tasks, read before the snapshots.
+        snapshot_ids: the ids of the snapshots to describe; None for all.
 
     Raises:
         NotFoundError: neither the store of snapshots nor a task knows an id.
@@ -125,5 +125,5 @@ def _snapshot(
 
 
 def _progressed(snapshot: Snapshot, percentage: int) -> Snapshot:
-    """With EC2's member for it, which is no fact of an archive and has no field."""
+    """The snapshot with EC2's member ``Progress``, which is no fact of an archive and has no field."""
     return attrs.evolve(snapshot, extra={**snapshot.extra, "Progress": f"{percentage}%"})

@@ -1,6 +1,6 @@
-"""`TaskRun`: one task, worked on by the owner that has it, to its end or to where it must stop.
+"""`TaskRun`: one run of a task by its owner, to the task's end or until the run must stop.
 
-It stops where it notes progress or writes to the log, that is, between parts or segments.
+A run stops where it notes progress or writes to the log, that is, between parts or segments.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class StoppedError(Exception):
 
 
 class CancelledError(Exception):
-    """The task is to be given up."""
+    """The task was cancelled."""
 
     def __str__(self) -> str:
         return "cancelled"
@@ -57,13 +57,13 @@ class TaskRun:
     """One run of a task.
 
     Args:
-        record: of the task, with its owner's lease.
-        backend: of the task's place.
-        journal: that has it.
-        workers: segments worked on at once; None for the number of CPUs.
-        clock: seconds since 1970.
-        check: raises `StoppedError`, `LeaseLostError` or `CancelledError` where there is a reason to stop.
-        pause: waits for so many seconds, or until the engine is closing.
+        record: the task's record, with its owner's lease.
+        backend: the task's backend.
+        journal: the journal with the task.
+        workers: the number of segments worked on at once; None for the number of CPUs.
+        clock: a function that returns the seconds since 1970.
+        check: a function that raises `StoppedError`, `LeaseLostError` or `CancelledError` to stop the run.
+        pause: a function that waits for so many seconds, or until the engine is closing.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class TaskRun:
         self._done = False  # whether all is made, and the journal alone does not know it
 
     def run(self) -> None:
-        """Do the task, again after errors that may pass by themselves; or undo what it has made.
+        """Do the task, again after errors that may pass by themselves; or undo what it made.
 
         Raises:
-            StoppedError, LeaseLostError: another owner goes on.
-            Exception: for any other reason that is not final; another run goes on.
+            StoppedError, LeaseLostError: another owner resumes the task.
+            Exception: the error is not final; another run resumes the task.
         """
         record = self._record
         attempt = 0
@@ -123,7 +123,7 @@ class TaskRun:
         self._undo()
 
     def _check(self) -> None:
-        """Stop here, where there is a reason to; what is done already cannot be cancelled."""
+        """Stop the run if there is a reason; a completed task cannot be cancelled."""
         try:
             self._check_here()
         except CancelledError:
@@ -160,7 +160,7 @@ class TaskRun:
             tell(record, "failed", reason, logging.ERROR)
 
     def _undo(self) -> None:
-        """Remove what a failed task has made; what cannot be removed stays noted, to try again."""
+        """Remove what a failed task made; what cannot be removed is noted, to try again."""
         record = self._record
         left = [_thing(entry) for entry in map(read_entry, self._log.entries())]
         try:
@@ -178,13 +178,13 @@ class TaskRun:
 
 
 def tell(record: TaskRecord, state: str, detail: object = "", level: int = logging.INFO) -> None:
-    """One line for a change of state; docs/tasks.md has them all."""
+    """Log a change of state in one line; docs/tasks.md has them all."""
     facts = {"task_id": record.task_id, "task_state": state}
     _logger.log(level, f"%s: %s{': ' if detail else ''}%s", record.task_id, state, detail, extra=facts)
 
 
 def _thing(entry: dict[str, object]) -> str:
-    """What a log's entry says was made, by its id."""
+    """What was made according to a log's entry, with its id."""
     with contextlib.suppress(KeyError):
         return f"snapshot {entry['snapshot']}"
     with contextlib.suppress(KeyError):
@@ -193,11 +193,11 @@ def _thing(entry: dict[str, object]) -> str:
 
 
 class TaskLog(ResumeLog):
-    """The log of one task, as its owner writes it.
+    """A task's resume log, which its owner writes.
 
     Args:
-        journal: that has it.
-        record: of the task, with the owner's lease.
+        journal: the journal with the task.
+        record: the task's record, with the owner's lease.
     """
 
     def __init__(self, journal: Journal, record: TaskRecord) -> None:
@@ -225,4 +225,4 @@ class TaskLog(ResumeLog):
         self._journal.clear(self._lease)
 
     def end(self) -> None:
-        """Kept: the journal ends it in the transaction that completes the task."""
+        """Keep the log: the journal ends it in the transaction that completes the task."""

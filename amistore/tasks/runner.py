@@ -1,6 +1,6 @@
-"""`TaskRunner`: the threads that work on an engine's tasks, and its leases.
+"""`TaskRunner`: the threads that run an engine's tasks, and the engine's leases.
 
-So many at once, the rest first in, first out; `run.py` is what a thread does with a task.
+A limited number runs at once, the others wait, first in, first out; `run.py` is one run of a task.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ _logger = logging.getLogger("amistore")
 
 
 class TaskRunner:
-    """Works on tasks that an owner has.
+    """Runs an owner's tasks.
 
     Args:
-        backend: of the tasks' place.
-        journal: that has them.
-        ownership: of the engine.
-        workers: segments of a task worked on at once; None for the number of CPUs.
-        concurrency: tasks worked on at once.
-        clock: seconds since 1970.
+        backend: the tasks' backend.
+        journal: the journal with the tasks.
+        ownership: the engine's sign of life.
+        workers: the number of segments of a task worked on at once; None for the number of CPUs.
+        concurrency: the number of tasks run at once.
+        clock: a function that returns the seconds since 1970.
 
     Attributes:
-        mine: ids of the tasks that were created or taken here, oldest first.
-        changed: is notified when a task came to rest; guards all below.
-        stuck: what ended a task's run without an end of the task, by its id.
+        mine: the ids of the tasks that were created or taken here, oldest first.
+        changed: the condition that is notified when a task's run ends; it guards all below.
+        stuck: the errors that ended a run but not its task, by the task's id.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class TaskRunner:
         self.stuck: dict[str, AmistoreError] = {}
 
     def until(self) -> float:
-        """When a lease that begins now ends, by the clock of leases."""
+        """The end of a lease that begins now, by the clock of leases."""
         return time.monotonic() + LEASE
 
     def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool = False) -> None:
-        """Add a new task to the journal, and work on it.
+        """Add a new task to the journal, and run it.
 
         Args:
-            record: of the task, which nobody owns yet.
-            limit: as in `Journal.add`.
-            dry_run: find out whether it would be admitted, only.
+            record: the task's record, without an owner.
+            limit: the quota's GiB in progress from which on the task is refused; None for no limit.
+            dry_run: whether to check only if the task would be admitted.
 
         Raises:
-            ResourcesExhaustedError: no thread can be begun; then there is no task.
-            others: as in `Journal.add`.
+            ResourcesExhaustedError: no thread can be started; there is no task then.
+            others: the errors of `Journal.add`.
         """
         record = attrs.evolve(record, owner=self._ownership.owner, epoch=1, lease_until=self.until())
         with self._taking:
@@ -132,7 +132,7 @@ class TaskRunner:
                 raise _closed()
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
-        """Work on those of the journal's tasks that nobody works on; gives them."""
+        """Take those of the journal's tasks that nobody runs, and run them; return them."""
         owner, until = self._ownership.owner, self.until()
         with self._taking:
             wanted = list(records)
@@ -153,7 +153,7 @@ class TaskRunner:
             self.mine = [each for each in self.mine if each not in task_ids]
 
     def is_free(self, record: TaskRecord) -> bool:
-        """Whether nobody works on it."""
+        """Whether no living owner has the task."""
         if record.owner == self._ownership.owner:
             return not self.has(record.task_id)  # its run ended without an end of the task
         return (
@@ -163,15 +163,15 @@ class TaskRunner:
         )
 
     def wait(self, task_ids: Sequence[str], report: TaskCallback | None = None) -> list[TaskRecord]:
-        """Wait until tasks are at rest; those that nobody works on are taken.
+        """Wait until tasks have ended or stopped; those that nobody runs are taken.
 
         Args:
-            task_ids: also of tasks of other processes.
-            report: is called with each task that does not wait here for its turn, now and then.
+            task_ids: the ids of the tasks, also of other processes'.
+            report: a function called now and then with each task that is not queued here.
 
         Raises:
             JournalError: the journal could not be written.
-            InvalidRequestError: the engine was closed meanwhile, or no thread can be begun.
+            InvalidRequestError: the engine was closed meanwhile, or no thread can be started.
         """
         rest: dict[str, TaskRecord] = {}
         while True:
@@ -198,7 +198,7 @@ class TaskRunner:
             self.changed.wait_for(lambda: self._changes != seen, timeout=seconds)
 
     def _follow(self, record: TaskRecord) -> None:
-        """Take a task if nobody works on it, or tell why that cannot be."""
+        """Take a task if nobody runs it, or raise the reason why that is impossible."""
         with self.changed:
             if record.owner == self._ownership.owner and record.task_id in self.stuck:
                 raise self.stuck[record.task_id]
@@ -224,10 +224,10 @@ class TaskRunner:
             self.changed.notify_all()
 
     def _begin_threads(self) -> None:
-        """Begin those that are missing, before there is a task that would wait for them for ever.
+        """Start missing threads, before there is a task that would wait for them for ever.
 
         Raises:
-            ResourcesExhaustedError: no thread can be begun.
+            ResourcesExhaustedError: no thread can be started.
         """
         with self.changed:
             while len(self._threads) < self._concurrency + 1:
@@ -239,12 +239,12 @@ class TaskRunner:
                 self._threads.append(thread)
 
     def has(self, task_id: str) -> bool:
-        """Whether it waits or is worked on here."""
+        """Whether a task is queued or running here."""
         with self.changed:
             return task_id in self._active or any(each.task_id == task_id for each in self._queue)
 
     def cancel(self, task_id: str) -> None:
-        """Give a task up: one that waits now (in its turn without a thread), others where they stop next."""
+        """Cancel a task: a queued one at once (in its turn without a thread), others where they stop next."""
         with self.changed:
             self._cancelled.add(task_id)
             waiting = next((each for each in self._queue if each.task_id == task_id), None)
@@ -282,7 +282,7 @@ class TaskRunner:
             self._work_on(record)
 
     def _next(self) -> TaskRecord | None:
-        """The first that waits and reads no snapshot that another one is reading.
+        """The first queued task that reads no snapshot that a running one reads.
 
         Listing a snapshot ends the block tokens that another lister of it has (EBS direct APIs,
         ListSnapshotBlocks).
@@ -356,7 +356,7 @@ class TaskRunner:
                 self.cancel(task_id)
 
     def _leases(self) -> set[Lease]:
-        """Of the tasks that wait or are worked on here."""
+        """The leases of the tasks that are queued or running here."""
         with self.changed:
             return {record.lease for record in (*self._active.values(), *self._queue)}
 

@@ -1,7 +1,7 @@
 """Store tasks: `StoreRequest`, checked before there is one, and `StoreRecord`, the task in the journal.
 
-What the journal alone can tell, the quota of what is in progress and tasks that make the same,
-is checked by `Journal.add`. Next: `requests.py` has the rules of parameters, `objects/store.py` the job.
+`Journal.add` checks the quota and the other tasks in progress, which only the journal knows. Next:
+`requests.py` has the rules of parameters, `objects/store.py` the job.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StoreRecord(TaskRecord):
 
     Attributes:
         image_id: the AMI's id.
-        object_tags: of the object.
+        object_tags: the object's tags.
     """
 
     kind: ClassVar[Kind] = "store"
@@ -61,7 +61,7 @@ class StoreRecord(TaskRecord):
 
     def conflict(self, other: str) -> AlreadyExistsError:
         return AlreadyExistsError(
-            f"{other} is storing it: wait for that task, which goes on with it if nobody does",
+            f"{other} is storing it: wait for that task; wait() resumes it if nobody runs it",
             bucket=self.bucket,
             key=self.object_key,
         )
@@ -93,14 +93,14 @@ class StoreRecord(TaskRecord):
 
 @attrs.frozen(kw_only=True)
 class StoreRequest:
-    """An AMI that can be stored, and where.
+    """A checked request to store an AMI.
 
     Attributes:
-        image: as it is described now.
-        bucket: it goes to.
-        object_key: of its object.
-        volumes: its snapshots, each once.
-        tags: of the object.
+        image: the AMI's present description.
+        bucket: the bucket that gets the object.
+        object_key: the object's key.
+        volumes: the AMI's snapshots, each once.
+        tags: the object's tags.
     """
 
     image: Image

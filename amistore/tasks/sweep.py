@@ -1,4 +1,4 @@
-"""`sweep`: what belongs to no live task, found and removed where it is surely ours."""
+"""`sweep`: find what belongs to no live task, and remove what is surely ours."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["SweepReport", "sweep_uploads", "unfinished_cleanup"]
 
 @attrs.frozen(kw_only=True)
 class SweepReport:
-    """What a sweep has found.
+    """What a sweep found.
 
     Attributes:
-        removed: by what it is and its id.
-        left: what it may not remove or could not, with the reason.
+        removed: what was removed, each with its id.
+        left: what may not or could not be removed, each with the reason.
     """
 
     removed: tuple[str, ...] = ()
@@ -27,11 +27,11 @@ class SweepReport:
 
 
 def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport:
-    """Uploads at the keys of tasks that have ended.
+    """Abort empty uploads at the keys of ended tasks.
 
-    A call that begins one may get no answer, and the attempt after it, or the next run, begins another:
-    an empty one is left. It holds nothing, and a run elsewhere that has just begun it begins another. One
-    with parts is of another program: what a task sends goes to an upload whose id its log has.
+    If the answer to a call that begins an upload is lost, the next attempt begins another, and an empty
+    upload is left. It holds nothing, and a run elsewhere that has just begun it begins another. An upload
+    with parts belongs to another program: a task sends parts only to an upload whose id its log has.
     """
     removed: list[str] = []
     left: list[str] = []
@@ -74,6 +74,6 @@ def _abort_empty(backend: Backend, bucket: str, upload: MultipartUpload) -> bool
 
 
 def unfinished_cleanup(record: TaskRecord) -> str:
-    """What is told of a failed task whose clean-up was tried again in vain."""
+    """The line about a failed task whose clean-up failed again."""
     things = ", ".join(record.left_behind) or "what it had made"
-    return f"{things} of {record.task_id}: what keeps it from being removed is in the log"
+    return f"{things} of {record.task_id}: the log has the reason"

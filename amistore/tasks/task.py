@@ -1,7 +1,6 @@
-"""What is known of a task: `StoreImageTask`, `RestoreImageTask`, and pages of them.
+"""Descriptions of tasks: `StoreImageTask`, `RestoreImageTask`, and pages of them.
 
-The members are those of EC2's StoreImageTaskResult in Python spelling; what EC2 has no member
-for is ours, and named so that it reads alike.
+The members are those of EC2's StoreImageTaskResult in Python spelling, and ours with similar names.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ def _tags(tags: Iterable[Tag] | Mapping[str, str]) -> tuple[Tag, ...]:
 
 @attrs.frozen(kw_only=True)
 class TagSpecification:
-    """Tags for what a restore makes.
+    """Tags for the resources that a restore makes.
 
     Attributes:
-        resource_type: ``image``, or ``snapshot``: the same tags on every one.
-        tags: set over those that were stored; a mapping of keys to values does, too.
+        resource_type: the kind of resource: ``image``, or ``snapshot`` for every snapshot.
+        tags: the tags to set, over the stored ones: a list of `Tag`, or a mapping of keys to values.
     """
 
     resource_type: str
@@ -55,16 +54,16 @@ class TagSpecification:
 
 @attrs.frozen(kw_only=True)
 class Task(abc.ABC):
-    """What every task has.
+    """The attributes of every task.
 
     Attributes:
-        task_id: ours; ``store-`` or ``restore-`` and 17 hexadecimal digits.
-        task_start_time: when it was created, UTC, in milliseconds.
-        bucket: of the object.
-        progress_percentage: 0 to 100, an estimate that never falls; 0 while it is queued.
-        state: ``InProgress``, ``Completed`` or ``Failed``.
-        failure_reason: None unless it has failed.
-        left_behind: what a failed task could not remove yet, by id; `TaskEngine.sweep` tries again.
+        task_id: the task's id: ``store-`` or ``restore-`` and 17 hexadecimal digits.
+        task_start_time: the time of creation, UTC, to the millisecond.
+        bucket: the bucket that holds the object.
+        progress_percentage: the progress, 0 to 100, an estimate that never falls; 0 while the task is queued.
+        state: the task's state: ``InProgress``, ``Completed`` or ``Failed``.
+        failure_reason: the reason of the failure; None unless the task has failed.
+        left_behind: the ids of what a failed task could not remove yet; `TaskEngine.sweep` tries again.
     """
 
     task_id: str
@@ -78,7 +77,7 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def purpose(self) -> str:
-        """What it makes of what, for people."""
+        """A line that says what the task makes of what."""
 
     def __str__(self) -> str:
         started = self.task_start_time.strftime("%Y-%m-%d %H:%M:%SZ")
@@ -91,13 +90,13 @@ class Task(abc.ABC):
 
 @attrs.frozen(kw_only=True)
 class StoreImageTask(Task):
-    """A task that stores an AMI as an object; what every task has is told by `Task`.
+    """A task that stores an AMI as an object. It has the attributes of `Task`, too.
 
     Attributes:
-        ami_id: of the AMI.
-        s3_object_key: of the object, visible once the task is completed.
-        content_id: of the archive, 64 hexadecimal digits, once the task is completed; keep it,
-            to know an archive by it years later.
+        ami_id: the AMI's id.
+        s3_object_key: the object's key; the object is visible once the task is completed.
+        content_id: the archive's content id, 64 hexadecimal digits, once the task is completed. Keep it: it
+            identifies the archive years later.
     """
 
     ami_id: str
@@ -110,22 +109,22 @@ class StoreImageTask(Task):
 
     @property
     def image_id(self) -> str:
-        """As CreateStoreImageTask calls `ami_id`."""
+        """`ami_id`, by its name in CreateStoreImageTask."""
         return self.ami_id
 
     @property
     def object_key(self) -> str:
-        """As CreateStoreImageTask calls `s3_object_key`."""
+        """`s3_object_key`, by its name in CreateStoreImageTask."""
         return self.s3_object_key
 
     @property
     def store_task_state(self) -> TaskState:
-        """As DescribeStoreImageTasks calls it."""
+        """`state`, by its name in DescribeStoreImageTasks."""
         return self.state
 
     @property
     def store_task_failure_reason(self) -> str | None:
-        """As DescribeStoreImageTasks calls it."""
+        """`failure_reason`, by its name in DescribeStoreImageTasks."""
         return self.failure_reason
 
 
@@ -134,10 +133,10 @@ class SnapshotProgress:
     """A snapshot that a restore makes.
 
     Attributes:
-        stored_id: of the snapshot in the archive.
-        snapshot_id: of the new one; None before it is begun.
-        volume_size: in GiB.
-        progress_percentage: 0 to 100.
+        stored_id: the archived snapshot's id.
+        snapshot_id: the new snapshot's id; None before it is begun.
+        volume_size: the volume's size in GiB.
+        progress_percentage: the progress, 0 to 100.
     """
 
     stored_id: str
@@ -148,15 +147,15 @@ class SnapshotProgress:
 
 @attrs.frozen(kw_only=True)
 class RestoreImageTask(Task):
-    """A task that makes an AMI of an object; what every task has is told by `Task`.
+    """A task that makes an AMI of an object. It has the attributes of `Task`, too.
 
     Attributes:
-        image_id: of the new AMI; None until it is known, which is at once where the registry
-            can reserve ids.
-        source_image_id: of the AMI that was stored.
-        name: of the new AMI.
-        object_key: of the object.
-        snapshots: what is made, in the archive's order.
+        image_id: the new AMI's id; None until it is known. It is known at once if the registry can reserve
+            ids.
+        source_image_id: the stored AMI's id.
+        name: the new AMI's name.
+        object_key: the object's key.
+        snapshots: the snapshots that the task makes, in the archive's order.
     """
 
     image_id: str | None
@@ -175,11 +174,11 @@ T = TypeVar("T", bound=Task)
 
 @attrs.frozen
 class TaskPage(Sequence[T], Generic[T]):
-    """Some tasks, newest first.
+    """A page of tasks, newest first.
 
     Attributes:
-        tasks: of this page.
-        next_token: asks for the next page; None where this is the last.
+        tasks: the page's tasks.
+        next_token: the token of the next page; None on the last page.
     """
 
     tasks: tuple[T, ...]

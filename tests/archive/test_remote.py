@@ -316,9 +316,7 @@ def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:
         ("az://container", {}, "names no object"),
         ("s3://bucket/key", {"options": {"nonsense": 1}}, "nonsense"),
         ("ami.bin", {"options": {}}, "for URLs"),
-        ("ami.bin", {"bucket": "a", "key": "b"}, "go together"),
-        (amistore.MemoryBackend().s3, {"bucket": "a"}, "go together"),
-        (amistore.MemoryBackend().s3, {}, "go together"),
+        (amistore.MemoryBackend().s3, {}, "a bucket and a key name an object"),
     ],
 )
 def test_what_cannot_be_opened_is_refused_with_the_reason(what: Any, arguments: Any, message: str) -> None:
