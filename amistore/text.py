@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterable, Sequence
 
-__all__ = ["printable"]
+__all__ = ["html_table", "printable"]
 
 # C0 and C1 controls and DEL move a terminal's cursor, colour and title; the marks of direction (Unicode
 # bidi, UAX 9) and the line separators show a name as another; a lone surrogate cannot be written.
@@ -21,3 +23,26 @@ def printable(text: str, *, lines: bool = False) -> str:
     return _ACTING.sub(
         lambda found: "\n" if lines and found[0] == "\n" else found[0].encode("unicode_escape").decode(), text
     )
+
+
+def html_table(
+    facts: Iterable[tuple[str, str | None]], heads: Sequence[str] = (), rows: Iterable[Sequence[str]] = ()
+) -> str:
+    """What a notebook shows; every text is escaped.
+
+    Args:
+        facts: pairs of a name and a text, a line each; those without a text are left out.
+        heads: of the columns below.
+        rows: the columns' texts; without rows the heads are left out, too.
+    """
+    left = " style='text-align:left'"
+    span = f" colspan={len(heads) - 1}" if len(heads) > 2 else ""
+    lines = [_cell("th", name, left) + _cell("td", text, span + left) for name, text in facts if text]
+    table = ["".join(_cell("td", text, left) for text in row) for row in rows]
+    if table:
+        lines.append("".join(_cell("th", name, left) for name in heads))
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in (*lines, *table))}</table>"
+
+
+def _cell(tag: str, text: str, attributes: str) -> str:
+    return f"<{tag}{attributes}>{html.escape(printable(text))}</{tag}>"

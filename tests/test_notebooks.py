@@ -1,4 +1,4 @@
-"""A notebook that is run by a kernel of its own, with ipywidgets: what its cells show."""
+"""A notebook that is run by a kernel of its own: what its cells show, and what nbconvert makes of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
+nbconvert = pytest.importorskip("nbconvert")
 pytest.importorskip("ipywidgets")
 
 SETUP = """
@@ -55,3 +56,25 @@ def test_a_bar_in_a_notebook_is_shown_once_and_log_lines_beside_it(
     assert texts.count("100%") == 2 and "B/s]" in texts
     outputs = [output for cell in notebook.cells for output in cell.outputs]
     assert [each["text"] for each in outputs if each.output_type == "stream"] == ["told\n"]
+
+
+def test_what_is_looked_at_is_a_table_after_nbconvert_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = run(
+        tmp_path,
+        monkeypatch,
+        "image = cloud.ec2.describe_image(image_id)\nimage",
+        "engine.plan_store(image_id=image_id, bucket='archive')",
+        "task = engine.wait(engine.create_store_image_task(image_id=image_id, bucket='archive'))\ntask",
+        "archive = amistore.open(cloud.s3.at('archive', task.object_key))\narchive",
+        "archive.verify()",
+        "archive.compare(cloud.ebs)",
+    )
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+    for row in ("root device", "quota", "purpose", "architecture", "verdict", "comparison"):
+        assert f'<tr><th style="text-align:left">{row}</th>' in page.replace(
+            "'text-align:left'", '"text-align:left"'
+        )
+    text, _ = nbconvert.MarkdownExporter().from_notebook_node(notebook)
+    assert text.count("<table>") >= 6

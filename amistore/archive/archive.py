@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ from amistore.errors import (
 )
 from amistore.model import Image, encode_manifest
 from amistore.pipeline.progress import Progress, ProgressCallback, ProgressOption, reporting
-from amistore.text import printable
+from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
 __all__ = ["Archive", "Openable", "open_archive", "open_container", "open_ranges"]
@@ -207,31 +206,24 @@ class Archive:
         facts = {
             "archive": self._container.name,
             "image": f"{self.image.image_id} {self.image.name or ''}",
-            "created": self.image.creation_date or "",
-            "architecture": self.image.architecture or "",
+            "created": self.image.creation_date,
+            "architecture": self.image.architecture,
             "size": f"{sized(self.size)}{ratio}",
             "content id": self.content_id,
         }
-        rows = [
-            f"<tr><th style='text-align:left'>{name}</th><td colspan=4 style='text-align:left'>"
-            f"{html.escape(printable(value))}</td></tr>"
-            for name, value in facts.items()
-            if value
-        ]
-        rows.append("<tr><th>volume</th><th>devices</th><th>size</th><th>in blocks</th><th>lost</th></tr>")
+        rows = []
         for volume in self.volumes:
             lost = sum(each.block_count for each in volume.lost_blocks)
-            cells = (
-                volume.snapshot_id,
-                ", ".join(volume.device_names),
-                f"{volume.size // GIB:,} GiB",
-                f"{volume.blocks * BLOCK_SIZE / MIB:,.1f} MiB",
-                counted(lost, "block") if lost else "",
-            )
             rows.append(
-                "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in cells) + "</tr>"
+                (
+                    volume.snapshot_id,
+                    ", ".join(volume.device_names),
+                    f"{volume.size // GIB:,} GiB",
+                    f"{volume.blocks * BLOCK_SIZE / MIB:,.1f} MiB",
+                    counted(lost, "block") if lost else "",
+                )
             )
-        return f"<table>{''.join(rows)}</table>"
+        return html_table(facts.items(), ("volume", "devices", "size", "in blocks", "lost"), rows)
 
     def close(self) -> None:
         """Close the file or connections, if they were opened here."""

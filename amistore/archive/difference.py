@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from amistore.model import BlockRange
-from amistore.text import printable
+from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted
 
 __all__ = ["AttributeChange", "Difference", "VolumeDifference"]
@@ -66,9 +66,11 @@ class VolumeDifference:
 
     def __str__(self) -> str:
         devices = printable(", ".join(self.devices)) or "volume"
-        name = f"{devices} ({self.before or 'none'} -> {self.after or 'none'})"
+        return f"{devices} ({self.before or 'none'} -> {self.after or 'none'}): {self._told()}"
+
+    def _told(self) -> str:
         if self.equal:
-            return f"{name}: equal"
+            return "equal"
         parts = [
             f"{counted(sum(each.block_count for each in ranges), 'block')} {what}"
             for what, ranges in (
@@ -82,7 +84,10 @@ class VolumeDifference:
         ]
         if self.size_before != self.size_after:
             parts.append(f"{self.size_before // GIB} -> {self.size_after // GIB} GiB")
-        return f"{name}: {', '.join(parts)}; {self.bytes_changed / MIB:,.1f} MiB"
+        return f"{', '.join(parts)}; {self.bytes_changed / MIB:,.1f} MiB"
+
+    def _row(self) -> tuple[str, ...]:
+        return ", ".join(self.devices), self.before or "none", self.after or "none", self._told()
 
 
 @attrs.frozen
@@ -105,3 +110,12 @@ class Difference:
     def __str__(self) -> str:
         lines = [printable(f"{each.name}: {each.before!r} -> {each.after!r}") for each in self.attributes]
         return "\n".join([*lines, *map(str, self.volumes)]) or "equal"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: attributes that differ, and all volumes."""
+        attributes = ((each.name, repr(each.before), repr(each.after)) for each in self.attributes)
+        verdict = "equal" if self.equal else f"{self.bytes_changed / MIB:,.1f} MiB differ"
+        heads = ("devices", "before", "after", "blocks")
+        return html_table(
+            [("comparison", verdict)], ("attribute", "before", "after"), attributes
+        ) + html_table([], heads, (volume._row() for volume in self.volumes))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import attrs
 
 from amistore.errors import REMEDY, ArchiveError, advising, is_unadvised
-from amistore.text import printable
+from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["VerifyReport"]
@@ -64,18 +65,30 @@ class VerifyReport:
         return self
 
     def __str__(self) -> str:
-        verdict = "intact" if self.ok else "DAMAGED, " + counted(len(self.findings), "finding")
-        lines = [
-            f"{printable(self.name)}: {verdict}",
-            f"  content id  {self.content_id}",
-            f"  checked     {'quickly: records, index, CRCs' if self.quick else 'fully: every block'}",
-            f"  holds       {counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, "
-            f"{counted(self.blocks, 'block')} ({sized(self.blocks * BLOCK_SIZE)})",
-            f"  read        {sized(self.size)} in {self.seconds:.{1 if self.seconds >= 0.1 else 4}f} s, "
-            f"{sized(self.throughput)}/s",
-        ]
+        lines = [f"{printable(self.name)}: {self._verdict()}"]
+        lines += [f"  {name:<10}  {text}" for name, text in self._facts()]
+        lines += [f"  - {finding}" for finding in self.findings]
+        return "\n".join([*lines, *(f"  {remedy}" for remedy in self._remedy())])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the same, with a line for each finding."""
+        facts = [("archive", self.name), ("verdict", self._verdict()), *self._facts()]
+        found = [("finding", str(finding)) for finding in self.findings]
+        return html_table([*facts, *found, *(("remedy", remedy) for remedy in self._remedy())])
+
+    def _verdict(self) -> str:
+        return "intact" if self.ok else "DAMAGED, " + counted(len(self.findings), "finding")
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "content id", self.content_id
+        yield "checked", "quickly: records, index, CRCs" if self.quick else "fully: every block"
+        blocks = f"{counted(self.blocks, 'block')} ({sized(self.blocks * BLOCK_SIZE)})"
+        yield "holds", f"{counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, {blocks}"
+        seconds = f"{self.seconds:.{1 if self.seconds >= 0.1 else 4}f}"
+        yield "read", f"{sized(self.size)} in {seconds} s, {sized(self.throughput)}/s"
         if self.lost_blocks:
             lost = f"{counted(self.lost_blocks, 'block')} ({sized(self.lost_blocks * BLOCK_SIZE)})"
-            lines.append(f"  LOST        {lost}, when it was recovered; restoring wants allow_lost=True")
-        lines += [f"  - {finding}" for finding in self.findings]
-        return "\n".join([*lines, *([f"  {REMEDY}"] if any(map(is_unadvised, self.findings)) else [])])
+            yield "LOST", f"{lost}, when it was recovered; restoring wants allow_lost=True"
+
+    def _remedy(self) -> list[str]:
+        return [REMEDY] if any(map(is_unadvised, self.findings)) else []

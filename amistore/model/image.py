@@ -2,7 +2,7 @@
 
 The fields are those of EC2's DescribeImages, DescribeImageAttribute (UEFI data) and
 DescribeSnapshots, in Python spelling; the API reference gives their meaning. Values are
-frozen and valid from birth. Imports `fields` and `errors` only; next: `manifest.py`.
+frozen and valid from birth. Imports `fields`, `errors` and `text` only; next: `manifest.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import attrs
 
 from amistore.errors import InvalidValueError
 from amistore.model import fields
+from amistore.text import html_table
 
 __all__ = [
     "BlockDeviceMapping",
@@ -168,6 +169,28 @@ class Image:
     tags: tuple[Tag, ...] = fields.many(Tag, key="key")
     state: str = fields.state("available")
     extra: Mapping[str, Any] = fields.extra()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what it is called, and a table of its mappings."""
+        facts = {
+            "image": f"{self.image_id} {self.name or ''}",
+            "description": self.description,
+            "created": self.creation_date,
+            "architecture": self.architecture,
+            "platform": self.platform_details or self.platform,
+            "boot mode": self.boot_mode,
+            "root device": self.root_device_name,
+            "tags": ", ".join(f"{tag.key}={tag.value or ''}" for tag in self.tags),
+        }
+        rows = []
+        for mapping in self.block_device_mappings:
+            ebs = mapping.ebs or EbsBlockDevice()
+            snapshot_id = ebs.snapshot_id or mapping.virtual_name or ""
+            size = self.snapshot(ebs.snapshot_id).volume_size if ebs.snapshot_id else ebs.volume_size
+            told = f"{size:,} GiB" if size else ""
+            encrypted = "" if ebs.encrypted is None else "yes" if ebs.encrypted else "no"
+            rows.append((mapping.device_name, snapshot_id, told, ebs.volume_type or "", encrypted))
+        return html_table(facts.items(), ("device", "snapshot", "size", "type", "encrypted"), rows)
 
     @property
     def snapshot_ids(self) -> tuple[str, ...]:

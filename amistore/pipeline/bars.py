@@ -6,6 +6,7 @@ One at a time: several need a terminal's cursor movements, which notebooks do no
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -31,16 +32,16 @@ class Bars:
 
     def __init__(self) -> None:
         try:
-            from tqdm.auto import tqdm
-            from tqdm.std import TqdmDefaultWriteLock
+            auto: Any = importlib.import_module("tqdm.auto")
+            std: Any = importlib.import_module("tqdm.std")
         except ModuleNotFoundError:
             raise ImportError(
                 "a progress bar needs tqdm: pip install 'amistore[progress]', or give a function"
             ) from None
         # No thread that watches bars: it can deadlock (tqdm issue 469). And a lock of threads only: tqdm's
         # usual one is shared with child processes, and one that dies with it stops the others (issue 1500).
-        members = {"monitor_interval": 0, "_lock": TqdmDefaultWriteLock.th_lock}
-        self._tqdm: Any = type("Bar", (tqdm,), members)
+        members = {"monitor_interval": 0, "_lock": std.TqdmDefaultWriteLock.th_lock}
+        self._tqdm: Any = type("Bar", (auto.tqdm,), members)
         self._bar: Any = None
         self._title = ""
         self._process = os.getpid()
@@ -65,17 +66,17 @@ class Bars:
     def show(self, title: str, done: int, total: int | None) -> None:
         """Show bytes: in the bar of before, or in a new one where this is another work."""
         if self._is_ours():
-            if self._bar is None or (title, total) != (self._title, self._bar.total) or done < self._bar.n:
-                self._begin(title, total, unit="B", unit_scale=True)
-            self._bar.update(done - self._bar.n)
+            bar = self._bar
+            if bar is None or (title, total) != (self._title, bar.total) or done < bar.n:
+                bar = self._begin(title, total, unit="B", unit_scale=True)
+            bar.update(done - bar.n)
 
     def show_percent(self, title: str, done: int, total: int) -> None:
         """Show a part of a whole, in one bar whose title may change."""
         if self._is_ours():
-            if self._bar is None:
-                self._begin(title, total, bar_format=_PERCENT)
-            self._bar.set_description_str(title, refresh=False)
-            self._bar.update(done - self._bar.n)
+            bar = self._begin(title, total, bar_format=_PERCENT) if self._bar is None else self._bar
+            bar.set_description_str(title, refresh=False)
+            bar.update(done - bar.n)
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write above the bar."""
@@ -84,10 +85,11 @@ class Bars:
         else:
             stream.write(text)
 
-    def _begin(self, title: str, total: int | None, **shape: Any) -> None:
+    def _begin(self, title: str, total: int | None, **shape: Any) -> Any:
         self._end()
         self._title = title
         self._bar = self._tqdm(total=total, desc=title, dynamic_ncols=True, miniters=1, **shape)
+        return self._bar
 
     def _end(self) -> None:
         if self._bar is not None and self._is_ours():

@@ -6,7 +6,6 @@ Values, and their text. Next: `planning.py` makes them.
 from __future__ import annotations
 
 import abc
-import html
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ import attrs
 from amistore.backends import BlockStore, ImageRegistry, ObjectStore
 from amistore.errors import InvalidValueError
 from amistore.model import AttributeReport, Fate
-from amistore.text import printable
+from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["Prices", "RequestRates", "RestorePlan", "StorePlan", "TaskPlan"]
@@ -164,9 +163,17 @@ class TaskPlan(abc.ABC):
         """The lines about the object, by name."""
 
     def __str__(self) -> str:
+        texts = [self._title(), *(f"  {name:<10}  {text}".rstrip() for name, text in self._lines())]
+        return "\n".join(map(printable, texts))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table([("plan", self._title()), *self._lines()])
+
+    def _lines(self) -> list[tuple[str, str]]:
         quota = "no limit" if self.quota is None else f"{self.in_progress} of {self.quota} GiB in progress"
         blocks, volumes = counted(self.blocks, "block"), counted(self.volumes, "volume")
-        lines = [
+        return [
             ("quota", f"{self.size} GiB; {quota}"),
             ("data", f"{sized(self.data_bytes)}: {blocks} of {volumes}"),
             *self._archive(),
@@ -177,11 +184,6 @@ class TaskPlan(abc.ABC):
             *_listed("dropped", (f"{each.attribute}: {each.reason}" for each in self._of(Fate.DROPPED))),
             *_listed("warnings", self.warnings),
         ]
-        texts = [self._title(), *(f"  {name:<10}  {text}".rstrip() for name, text in lines)]
-        return "\n".join(map(printable, texts))
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _of(self, fate: Fate) -> list[AttributeReport]:
         return [each for each in self.fidelity if each.fate is fate]

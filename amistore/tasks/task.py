@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import abc
 import datetime
-import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Generic, Literal, TypeVar, cast, overload
+from typing import Final, Generic, Literal, TypeVar, cast, overload
 
 import attrs
 
 from amistore.errors import InvalidValueError
 from amistore.model import Tag
-from amistore.text import printable
+from amistore.text import html_table, printable
 
 __all__ = [
     "RestoreImageTask",
@@ -28,6 +27,8 @@ __all__ = [
 ]
 
 TaskState = Literal["InProgress", "Completed", "Failed"]
+
+_HEADS: Final = ("task", "started", "progress", "state", "purpose")
 
 
 def _tags(tags: Iterable[Tag] | Mapping[str, str]) -> tuple[Tag, ...]:
@@ -80,12 +81,27 @@ class Task(abc.ABC):
         """A line that says what the task makes of what."""
 
     def __str__(self) -> str:
+        task_id, started, progress, state, told = self._row()
+        return printable(f"{task_id:25}  {started}  {progress:>5}  {state:10}  {told}")
+
+    def _row(self) -> tuple[str, ...]:
+        """Texts of the columns `_HEADS`."""
         started = self.task_start_time.strftime("%Y-%m-%d %H:%M:%SZ")
         reason = f": {self.failure_reason}" if self.failure_reason else ""
-        return printable(
-            f"{self.task_id:25}  {started}  {self.progress_percentage:3} %  {self.state:10}  "
-            f"{self.purpose}{reason}"
-        )
+        return self.task_id, started, f"{self.progress_percentage} %", self.state, f"{self.purpose}{reason}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        left = ("left behind", ", ".join(self.left_behind))
+        return html_table([*zip(_HEADS, self._row(), strict=True), *self._facts(), left], *self._parts())
+
+    def _facts(self) -> list[tuple[str, str | None]]:
+        """What this kind has beside, by name."""
+        return []
+
+    def _parts(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Heads and rows of what it is made of."""
+        return (), []
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +122,9 @@ class StoreImageTask(Task):
     @property
     def purpose(self) -> str:
         return f"{self.ami_id} to {self.bucket}/{self.s3_object_key}"
+
+    def _facts(self) -> list[tuple[str, str | None]]:
+        return [("content id", self.content_id)]
 
     @property
     def image_id(self) -> str:
@@ -168,6 +187,16 @@ class RestoreImageTask(Task):
     def purpose(self) -> str:
         return f"{self.bucket}/{self.object_key} to {self.name!r}"
 
+    def _facts(self) -> list[tuple[str, str | None]]:
+        return [("image", self.image_id), ("source image", self.source_image_id)]
+
+    def _parts(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        rows: list[tuple[str, ...]] = []
+        for each in self.snapshots:
+            size, progress = f"{each.volume_size:,} GiB", f"{each.progress_percentage} %"
+            rows.append((each.stored_id, each.snapshot_id or "", size, progress))
+        return ("stored snapshot", "new snapshot", "size", "progress"), rows
+
 
 T = TypeVar("T", bound=Task)
 
@@ -199,7 +228,8 @@ class TaskPage(Sequence[T], Generic[T]):
         return "\n".join([*map(str, self.tasks), *more])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        more = "next_token asks for them" if self.next_token else None
+        return html_table([("more", more)], _HEADS, (task._row() for task in self.tasks))
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.tasks)
