@@ -13,7 +13,7 @@ import attrs
 
 from amistore.backends import Backend, BlockSource, ObjectLocation, files
 from amistore.backends.checks import check_path
-from amistore.errors import InvalidRequestError
+from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.model import Image
 from amistore.objects.multipart import RUN_KEY, refuse_existing
 from amistore.objects.results import StoredArchive
@@ -77,6 +77,7 @@ class StoreJob:
         workers: int | None,
         progress: ProgressCallback,
         now: datetime.datetime | None = None,
+        found: tuple[Image, BlockSource] | None = None,
     ) -> StoredArchive:
         """Do the job, or what earlier runs with this log left to do; errors are those of `store`.
 
@@ -87,8 +88,9 @@ class StoreJob:
             workers: the number of segments worked on, and parts sent, at once; None for the number of CPUs.
             progress: a function called with a `Progress`.
             now: the object's time stamp; None for the time of the call.
+            found: what `find_image` gave this run already; None to ask now.
         """
-        image, blocks = find_image(self.image, self.source)
+        image, blocks = found or find_image(self.image, self.source)
         region = self.source.ec2.region_name if isinstance(self.source, Backend) else None
         return upload_archive(
             image,
@@ -108,9 +110,11 @@ class StoreJob:
     def is_done(self, log: ResumeLog) -> bool:
         """Whether the object exists, and this log's runs made it."""
         entries = log.entries()
-        if not entries or not self.to.exists():
+        try:
+            metadata = self.to.head().metadata if entries else {}
+        except NotFoundError:
             return False
-        return self.to.head().metadata.get(RUN_KEY) == read_entry(entries[0]).get("task")
+        return bool(entries) and metadata.get(RUN_KEY) == read_entry(entries[0]).get("task")
 
 
 def find_image(image: str | Image, source: Backend | BlockSource) -> tuple[Image, BlockSource]:

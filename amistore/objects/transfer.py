@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 import attrs
 
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend, ObjectInfo, ObjectLocation
+from amistore.backends import Backend, BlockSource, ObjectInfo, ObjectLocation
 from amistore.backends.base import check_backend
 from amistore.backends.objects import ObjectRanges
 from amistore.container.identity import check_content_id, parse_content_id
@@ -90,7 +90,8 @@ def transfer(
     check_backend(destination, "destination")
     with reporting(progress) as report, using_log(log) as opened:
         phases = _Phases(opened)
-        image, _ = find_image(image_id, source)
+        found = find_image(image_id, source)
+        image = found[0]
         policy = RestorePolicy(expected=parse_content_id(expected_content_id), fill_holes=fill_holes)
         job = RestoreJob(backend=destination, name=name, region=source.ec2.region_name, policy=policy)
         if not phases.restoring:
@@ -101,7 +102,7 @@ def transfer(
         if keep is None:
             return _stream(image, source, job, workers, report)
         storing = StoreJob(image=image_id, source=source, to=keep)
-        restored = _keep(storing, job, phases, workers, report)
+        restored = _keep(storing, found, job, phases, workers, report)
         if opened is not None:
             opened.end()
         return restored
@@ -140,6 +141,7 @@ def _stream(
 
 def _keep(
     storing: StoreJob,
+    found: tuple[Image, BlockSource],
     restoring: RestoreJob,
     phases: _Phases,
     workers: int | None,
@@ -147,7 +149,7 @@ def _keep(
 ) -> RestoredImage:
     """`transfer` with a kept archive: the restore is bound to the packed content, not to a name."""
     try:
-        kept = storing.run(phases.pack, workers=workers, progress=progress)
+        kept = storing.run(phases.pack, workers=workers, progress=progress, found=found)
     except AlreadyExistsError as error:
         error.message += "; if it is this image's archive, amistore.restore goes on from it"
         raise

@@ -77,7 +77,7 @@ class ObjectStoreContract(MultipartUploadContract):
             objects.store.head_object(objects.bucket, key)
 
     def test_objects_are_listed_by_key_and_prefix(self, objects: BucketCase) -> None:
-        keys = ["list/b", "list/a", "list/a/1", "list/größe & 100%+", "list/\U0001f427", "list/￮", "other"]
+        keys = ["list/b", "list/a", "list/a-1", "list/größe & 100%+", "list/\U0001f427", "list/￮", "other"]
         for key in keys:
             objects.store.put_object(objects.bucket, key, [b"x"])
         expected = sorted((key for key in keys if key.startswith("list/")), key=str.encode)
@@ -88,7 +88,7 @@ class ObjectStoreContract(MultipartUploadContract):
         assert found == [objects.store.at(objects.bucket, key) for key in expected]
         assert [each.key for each in objects.store.list_objects(objects.bucket, "list/a")] == [
             "list/a",
-            "list/a/1",
+            "list/a-1",
         ]
         assert "other" in [each.key for each in objects.store.list_objects(objects.bucket)]
         assert list(objects.store.list_objects(objects.bucket, "none/")) == []

@@ -243,7 +243,7 @@ def test_a_transfer_with_logs_goes_on_where_it_ended(commercial, government, swi
             log=tmp_path / "move.log",
         )
 
-    government.faults.add("RegisterImage", "500", calls=range(3, 100))  # the first ones are dry runs
+    government.faults.add("RegisterImage", "500", calls=range(2, 100))  # the first one is a dry run
     with pytest.raises(amistore.BackendError, match="InternalError"):
         move(destination)
     government.faults.clear()
@@ -290,7 +290,7 @@ def test_an_archive_is_copied_between_stores_only_if_it_is_whole(commercial, swi
 
     copied = amistore.copy(memory.s3.at("bucket", "ami.bin"), source.s3.at(there, "copy.bin"))
     assert copied.size == len(packed)
-    assert source.s3.head_object(there, "copy.bin").metadata == {"name": "größe"}
+    assert source.s3.head_object(there, "copy.bin").metadata["name"] == "größe"
     with source.s3.open_object(there, "copy.bin") as file:
         assert file.read() == packed
     with pytest.raises(amistore.AlreadyExistsError):
