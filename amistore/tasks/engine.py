@@ -17,21 +17,24 @@ from amistore.errors import AlreadyExistsError, InvalidRequestError, JournalErro
 from amistore.model import Tag
 from amistore.objects.registration import warn_of_dropped
 from amistore.pipeline.workers import worker_count
-from amistore.tasks.admission import IfExists, OnQuota, admit, check_choice, check_stored
 from amistore.tasks.database import journal_path
-from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.journal import Journal
 from amistore.tasks.ownership import Ownership
-from amistore.tasks.planning import Terms, plan_restore, plan_store
-from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
+from amistore.tasks.planning import TaskPlans
 from amistore.tasks.record import TaskRecord
-from amistore.tasks.reports import TaskCallback, reporting_tasks
-from amistore.tasks.requests import listed, object_place, object_tags
+from amistore.tasks.requests import IfExists, OnQuota, check_choice, listed, object_place, object_tags
 from amistore.tasks.restore import RestoreRecord, RestoreRequest
 from amistore.tasks.runner import TaskRunner
-from amistore.tasks.store import StoreRecord, StoreRequest
+from amistore.tasks.store import StoreRecord, StoreRequest, check_stored
 from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
-from amistore.tasks.task import RestoreImageTask, StoreImageTask, TagSpecification, Task
+from amistore.tasks.task import (
+    RestoreImageTask,
+    StoreImageTask,
+    TagSpecification,
+    Task,
+    TaskCallback,
+    reporting_tasks,
+)
 
 __all__ = ["TaskEngine"]
 
@@ -40,7 +43,7 @@ _logger = logging.getLogger("amistore")
 T = TypeVar("T", bound=Task)
 
 
-class TaskEngine(TaskDescriptions):
+class TaskEngine(TaskPlans):
     """Stores AMIs as objects and restores them, as tasks that no crash loses.
 
     A task is durable when the call that creates it returns; it is worked on in the background.
@@ -169,11 +172,10 @@ class TaskEngine(TaskDescriptions):
             image_id: of the AMI.
             bucket: that holds the object; ``bucket/prefix`` puts the prefix before its key.
             s3_object_tags: of the object: ten at most.
-            if_exists: ``"skip"`` stores no AMI again that amistore has stored there, and begins no second
-                task for the same object.
-            on_quota: ``"wait"`` waits, where the quota of store tasks is used up, until one has ended, of
-                this process or another: what is asked for is checked again then, and nothing is durable
-                before. ``"refuse"`` is what EC2 does.
+            if_exists: ``"refuse"``, or ``"skip"`` for no second copy of an AMI that amistore has stored.
+            on_quota: what happens where the quota of store tasks is used up. ``"wait"``: the call waits until
+                a task has ended, of this process or another, checks the request again, and only then
+                makes the task durable. ``"refuse"``: the call is refused, as by EC2.
             dry_run: check everything, do nothing, and raise ``DryRunOperation``.
 
         Returns:
@@ -199,7 +201,7 @@ class TaskEngine(TaskDescriptions):
             return request.record(self._place, self._now())
 
         try:
-            return admit(check, self._runner, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
+            return self._runner.admit(check, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
         except AlreadyExistsError as error:
             if if_exists == "refuse":
                 raise
@@ -238,7 +240,7 @@ class TaskEngine(TaskDescriptions):
             allow_lost: restore snapshots with lost blocks too; see `unpack`.
             expected_content_id: refuse another archive; 64 hexadecimal digits. Without one the task is bound
                 to the archive that is there now. Every block that it restores is proved.
-            on_quota: as in `create_store_image_task`, of the quota of restore tasks.
+            on_quota: ``"wait"`` or ``"refuse"``, as in `create_store_image_task`.
             dry_run: check everything, do nothing, and raise ``DryRunOperation``.
 
         Returns:
@@ -273,84 +275,7 @@ class TaskEngine(TaskDescriptions):
             warn_of_dropped(self.backend, request.stored.image, request.name)
             return attrs.evolve(request.record(self._place, self._now()), image_id=reserved)
 
-        return admit(check, self._runner, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
-
-    def plan_store(
-        self,
-        *,
-        image_id: str,
-        bucket: str,
-        s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
-        prices: Prices | None = None,
-        rates: RequestRates | None = None,
-    ) -> StorePlan:
-        """Tell what `create_store_image_task` would do and take, and do nothing.
-
-        The snapshots are listed once, and no block is read but by what the backend's `preflight`
-        tries. EBS ends earlier listings of a snapshot when it is listed again; a store of it
-        that is under way lists it anew.
-
-        Args:
-            image_id: as `bucket` and `s3_object_tags` in `create_store_image_task`.
-            bucket: see there.
-            s3_object_tags: see there.
-            prices: what requests and storage cost; None for a plan without costs.
-            rates: of requests; None for AWS's quotas.
-
-        Raises:
-            AmistoreError: what `create_store_image_task` would raise; and the archive would be
-                beyond a limit of the format.
-        """
-        self._check_open()
-        request = StoreRequest.of(
-            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
-        )
-        terms = self._terms(request.record(self._place, self._now()), prices, rates)
-        return plan_store(self.backend, request, terms)
-
-    def plan_restore(
-        self,
-        *,
-        bucket: str,
-        object_key: str,
-        name: str | None = None,
-        tag_specifications: Iterable[TagSpecification] = (),
-        fill_holes: bool = False,
-        allow_lost: bool = False,
-        expected_content_id: str | None = None,
-        prices: Prices | None = None,
-        rates: RequestRates | None = None,
-    ) -> RestorePlan:
-        """Tell what `create_restore_image_task` would do and take, and do nothing.
-
-        Args:
-            bucket: as all but the last two in `create_restore_image_task`.
-            object_key: see there.
-            name: see there.
-            tag_specifications: see there.
-            fill_holes: see there.
-            allow_lost: see there.
-            expected_content_id: see there; here what the archive claims is compared.
-            prices: what requests and storage cost; None for a plan without costs.
-            rates: of requests; None for AWS's quotas.
-
-        Raises:
-            AmistoreError: what `create_restore_image_task` would raise.
-        """
-        self._check_open()
-        request = RestoreRequest.of(
-            self.backend,
-            self.quotas,
-            bucket=bucket,
-            object_key=object_key,
-            name=name,
-            tag_specifications=tag_specifications,
-            fill_holes=fill_holes,
-            allow_lost=allow_lost,
-            expected_content_id=expected_content_id,
-        )
-        terms = self._terms(request.record(self._place, self._now()), prices, rates)
-        return plan_restore(self.backend, request, terms)
+        return self._runner.admit(check, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
 
     @overload
     def wait(self, task: T, *, progress: bool | TaskCallback | None = None) -> T: ...
@@ -443,26 +368,6 @@ class TaskEngine(TaskDescriptions):
         files = self.backend.sweep()
         self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
-
-    def _now(self) -> int:
-        """Milliseconds since 1970."""
-        return int(self._clock() * 1000)
-
-    def _terms(self, record: TaskRecord, prices: Prices | None, rates: RequestRates | None) -> Terms:
-        """What a plan reckons with, of a task that would be admitted."""
-        for given, kind_of in ((prices, Prices), (rates, RequestRates)):
-            if given is not None and not isinstance(given, kind_of):
-                raise InvalidRequestError(
-                    f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
-                )
-        self._runner.create(record, None, dry_run=True)
-        return Terms(
-            in_progress=self._journal.in_progress(self._place, record.kind),
-            quota=self.quotas.in_progress(record.kind),
-            workers=self._workers,
-            prices=prices,
-            rates=rates or RequestRates(),
-        )
 
     def _take(self, records: Iterable[TaskRecord]) -> tuple[Task, ...]:
         return tuple(record.task() for record in self._runner.take(records))

@@ -170,12 +170,12 @@ class Journal:
         """Whether the quota of a task's kind would admit it now.
 
         Args:
-            record: of the task, which is not in the journal.
-            limit: as in `add`.
-            free: tells, in the same transaction, whether nobody works on a task.
+            record: the record of a task that is not in the journal.
+            limit: the quota's GiB in progress.
+            free: a function that tells, in the same transaction, whether no engine runs a task.
 
         Raises:
-            InvalidRequestError: it would not, and nobody works on what uses the quota up.
+            InvalidRequestError: the quota is used up, and no engine runs the tasks that use it up.
         """
         with self._writing():
             used = self.in_progress(record.place, record.kind)

@@ -13,23 +13,29 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
+from amistore.backends.quotas import Quotas
 from amistore.backends.remote import TAIL
 from amistore.container import layout
-from amistore.model import AttributeReport, Fate, Image
+from amistore.errors import InvalidRequestError
+from amistore.model import AttributeReport, Fate, Image, Tag
 from amistore.model.fidelity import Leaf, leaves, report
 from amistore.objects.parts import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.pack import plan_pack
+from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
+from amistore.tasks.record import TaskRecord
 from amistore.tasks.restore import RestoreRequest
+from amistore.tasks.runner import TaskRunner
 from amistore.tasks.store import StoreRequest
+from amistore.tasks.task import TagSpecification
 from amistore.units import BLOCK_SIZE, GIB, sized
 
-__all__ = ["Terms", "plan_restore", "plan_store"]
+__all__ = ["TaskPlans"]
 
 
 @attrs.frozen(kw_only=True)
-class Terms:
+class _Terms:
     """The terms of a plan.
 
     Attributes:
@@ -72,7 +78,116 @@ class Terms:
             )
 
 
-def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePlan:
+class TaskPlans(TaskDescriptions):
+    """The planning part of `TaskEngine`, which changes nothing, too.
+
+    Attributes:
+        quotas: the quotas of the engine.
+    """
+
+    quotas: Quotas
+    _runner: TaskRunner
+    _workers: int
+
+    def plan_store(
+        self,
+        *,
+        image_id: str,
+        bucket: str,
+        s3_object_tags: Iterable[Tag] | Mapping[str, str] = (),
+        prices: Prices | None = None,
+        rates: RequestRates | None = None,
+    ) -> StorePlan:
+        """Tell what `create_store_image_task` would do and take, and do nothing.
+
+        The snapshots are listed once, and no block is read but by what the backend's `preflight`
+        tries. EBS ends earlier listings of a snapshot when it is listed again; a store of it
+        that is under way lists it anew.
+
+        Args:
+            image_id: as `bucket` and `s3_object_tags` in `create_store_image_task`.
+            bucket: see there.
+            s3_object_tags: see there.
+            prices: what requests and storage cost; None for a plan without costs.
+            rates: of requests; None for AWS's quotas.
+
+        Raises:
+            AmistoreError: what `create_store_image_task` would raise; and the archive would be
+                beyond a limit of the format.
+        """
+        self._check_open()
+        request = StoreRequest.of(
+            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
+        )
+        terms = self._terms(request.record(self._place, self._now()), prices, rates)
+        return _plan_store(self.backend, request, terms)
+
+    def plan_restore(
+        self,
+        *,
+        bucket: str,
+        object_key: str,
+        name: str | None = None,
+        tag_specifications: Iterable[TagSpecification] = (),
+        fill_holes: bool = False,
+        allow_lost: bool = False,
+        expected_content_id: str | None = None,
+        prices: Prices | None = None,
+        rates: RequestRates | None = None,
+    ) -> RestorePlan:
+        """Tell what `create_restore_image_task` would do and take, and do nothing.
+
+        Args:
+            bucket: as all but the last two in `create_restore_image_task`.
+            object_key: see there.
+            name: see there.
+            tag_specifications: see there.
+            fill_holes: see there.
+            allow_lost: see there.
+            expected_content_id: see there; here what the archive claims is compared.
+            prices: what requests and storage cost; None for a plan without costs.
+            rates: of requests; None for AWS's quotas.
+
+        Raises:
+            AmistoreError: what `create_restore_image_task` would raise.
+        """
+        self._check_open()
+        request = RestoreRequest.of(
+            self.backend,
+            self.quotas,
+            bucket=bucket,
+            object_key=object_key,
+            name=name,
+            tag_specifications=tag_specifications,
+            fill_holes=fill_holes,
+            allow_lost=allow_lost,
+            expected_content_id=expected_content_id,
+        )
+        terms = self._terms(request.record(self._place, self._now()), prices, rates)
+        return _plan_restore(self.backend, request, terms)
+
+    def _now(self) -> int:
+        """Milliseconds since 1970."""
+        return int(self._clock() * 1000)
+
+    def _terms(self, record: TaskRecord, prices: Prices | None, rates: RequestRates | None) -> _Terms:
+        """What a plan reckons with, of a task that would be admitted."""
+        for given, kind_of in ((prices, Prices), (rates, RequestRates)):
+            if given is not None and not isinstance(given, kind_of):
+                raise InvalidRequestError(
+                    f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
+                )
+        self._runner.create(record, None, dry_run=True)
+        return _Terms(
+            in_progress=self._journal.in_progress(self._place, record.kind),
+            quota=self.quotas.in_progress(record.kind),
+            workers=self._workers,
+            prices=prices,
+            rates=rates or RequestRates(),
+        )
+
+
+def _plan_store(backend: Backend, request: StoreRequest, terms: _Terms) -> StorePlan:
     """List the snapshots, and plan what storing them takes."""
     pages = 0
 
@@ -122,7 +237,7 @@ def plan_store(backend: Backend, request: StoreRequest, terms: Terms) -> StorePl
     )
 
 
-def plan_restore(backend: Backend, request: RestoreRequest, terms: Terms) -> RestorePlan:
+def _plan_restore(backend: Backend, request: RestoreRequest, terms: _Terms) -> RestorePlan:
     """Plan what restoring an archive takes, by its index."""
     job, policy, stored = request.job, request.job.policy, request.stored
     index = stored.index

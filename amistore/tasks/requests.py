@@ -8,7 +8,7 @@ guide, "Tag your Amazon EC2 resources", restrictions. Next: `pages.py` has the r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast, get_args
 
 from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import InvalidRequestError
@@ -16,6 +16,9 @@ from amistore.model import Tag
 from amistore.tasks.task import TagSpecification
 
 __all__ = [
+    "IfExists",
+    "OnQuota",
+    "check_choice",
     "check_image_id",
     "check_snapshot_id",
     "dry_run_succeeded",
@@ -27,11 +30,20 @@ __all__ = [
     "split_tags",
 ]
 
+OnQuota = Literal["wait", "refuse"]
+IfExists = Literal["refuse", "skip"]
+
 T = TypeVar("T")
 
 MOST_OBJECT_TAGS: Final = 10  # S3 user guide, "Categorizing your storage using tags"
 MOST_TAGS: Final = 50
 _LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
+
+
+def check_choice(given: object, role: str, choices: Any) -> None:
+    """Refuse what is none of a `Literal`."""
+    if given not in get_args(choices):
+        raise InvalidRequestError(f"{role} is {' or '.join(map(repr, get_args(choices)))}, not {given!r:.80}")
 
 
 def check_image_id(image_id: object) -> str:

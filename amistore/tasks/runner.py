@@ -11,12 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 
 from amistore import forks
 from amistore.backends import Backend
+from amistore.backends.quotas import Quotas
 from amistore.backends.redaction import hide_secrets, redact_log
 from amistore.errors import (
     AmistoreError,
@@ -29,8 +30,9 @@ from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.ownership import Ownership
 from amistore.tasks.record import Lease, TaskRecord
-from amistore.tasks.reports import TaskCallback
+from amistore.tasks.requests import OnQuota, check_choice, dry_run_succeeded
 from amistore.tasks.run import CancelledError, StoppedError, TaskRun, tell
+from amistore.tasks.task import TaskCallback
 
 __all__ = ["LEASE", "TaskRunner"]
 
@@ -40,6 +42,8 @@ LEASE: Final = 60.0
 _HEARTBEAT: Final = 5.0
 
 _logger = logging.getLogger("amistore")
+
+R = TypeVar("R", bound=TaskRecord)
 
 
 class TaskRunner:
@@ -115,7 +119,38 @@ class TaskRunner:
                 self.mine.append(record.task_id)
                 self._submit([record])
 
-    def wait_for_room(self, record: TaskRecord, limit: int) -> None:
+    def admit(self, check: Callable[[], R], quotas: Quotas, *, on_quota: OnQuota, dry_run: bool) -> R:
+        """Make a new task durable, and work on it.
+
+        Args:
+            check: a function that checks the request as things are now, and gives the task's record. It is
+                called again after waiting, which may take hours.
+            quotas: the engine's quotas.
+            on_quota: whether a task waits or is refused where its kind's quota is used up.
+            dry_run: whether to check only if the task would be admitted.
+
+        Raises:
+            InvalidRequestError: the quota is used up, and no engine runs the tasks that use it up, or
+                `on_quota` refuses; or this was a dry run, and nothing is wrong.
+            others: the errors of `Journal.add`.
+        """
+        check_choice(on_quota, "on_quota", OnQuota)
+        while True:
+            record = check()
+            limit = quotas.in_progress(record.kind)
+            if dry_run:
+                self.create(record, limit if on_quota == "refuse" else None, dry_run=True)
+                raise dry_run_succeeded()
+            try:
+                self.create(record, limit)
+                return record
+            except InvalidRequestError as error:
+                if on_quota == "refuse" or limit is None or error.code != "ResourceLimitExceeded":
+                    raise
+                _logger.info("%s waits: %s", record.task().purpose, error.message)
+            self._wait_for_room(record, limit)
+
+    def _wait_for_room(self, record: TaskRecord, limit: int) -> None:
         """Wait until a new task would be admitted, beside those of other processes too.
 
         Raises:

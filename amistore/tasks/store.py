@@ -16,14 +16,14 @@ from amistore.backends import Backend, ObjectLocation, checks
 from amistore.backends.quotas import Quotas
 from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
-from amistore.objects import ResumeLog
+from amistore.objects import RUN_KEY, ResumeLog
 from amistore.objects.store import StoreJob
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import check_image_id, object_place, object_tags
 from amistore.tasks.task import StoreImageTask
 
-__all__ = ["StoreRecord", "StoreRequest"]
+__all__ = ["StoreRecord", "StoreRequest", "check_stored"]
 
 
 @attrs.frozen(kw_only=True)
@@ -154,3 +154,13 @@ def _volume(backend: Backend, image: Image, snapshot_id: str) -> VolumeRecord:
     if size is None:
         size = backend.ebs.list_snapshot_blocks(snapshot_id).volume_size
     return VolumeRecord(stored_id=snapshot_id, size=size)
+
+
+def check_stored(location: ObjectLocation, error: AlreadyExistsError) -> None:
+    """Raise the error of a store whose object exists, unless that is one that amistore has stored.
+
+    Told by the metadata alone, which an object of an archived storage class gives, too.
+    """
+    if RUN_KEY not in location.head().metadata:
+        error.message += "; it is none that amistore has stored, so it is not skipped"
+        raise error
