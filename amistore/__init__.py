@@ -1,9 +1,10 @@
 """Store a whole Amazon Machine Image as one compressed, verifiable file, and restore it.
 
-`store` makes an archive of an AMI, `restore` an AMI of an archive; `pack` and `unpack` do that with bytes.
-`open` looks into an archive, `transfer` moves an AMI, a `TaskEngine` queues such work. A `Backend` says where
-images, snapshots and objects are; what only authors of backends need is in `amistore.backends`. `AWSBackend`,
-`ObjectSettings`, `SnapshotSettings` (extra ``aws``) and `amistore.ec2` are imported when they are used.
+`store` makes an archive of an AMI, `restore` an AMI of an archive; `pack` and `unpack` do the same with
+bytes. `open` looks into an archive, `transfer` copies an AMI to another backend, and a `TaskEngine` queues
+such jobs. A `Backend` has the images, snapshots and objects; `amistore.backends` has what authors of backends
+need. `AWSBackend`, `ObjectSettings`, `SnapshotSettings` (extra ``aws``) and `amistore.ec2` are imported on
+use.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`open`: an archive where it lies, without unpacking it."""
+"""`open`: look into an archive in its place, without unpacking it."""
 
 from __future__ import annotations
 
@@ -52,24 +52,26 @@ def open_archive(
 ) -> Archive:
     """Open an archive to look into it, verify it, compare it, or take disks out.
 
-    Reads its end, and the index where that is longer than 64 KiB; nothing else is read before
-    it is asked for. Ranges of an object or URL are pinned to the ETag that it has now.
+    This reads the archive's end, and the index where that is longer than 64 KiB. Everything else is read on
+    demand. Reads of an object or URL are pinned to its present ETag.
 
     Args:
-        what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``,
-            ``https:``, ``s3:``, ``gs:``, ``az:``); a seekable binary file that stays yours to
-            close; or a location, such as ``cloud.s3.at("archive", "web.bin")``.
-        options: for ``http(s):`` URLs headers, such as ``Authorization``; for ``s3:``, ``gs:`` and
-            ``az:`` what `obstore.store.from_url` takes, such as ``region`` or ``client_options``.
-        expected_content_id: refuse an archive that claims another, 64 hexadecimal digits. It is only the
-            claim in its index that is compared: `verify`, `extract`, `unpack` and the like prove it.
+        what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``, ``https:``,
+            ``s3:``, ``gs:``, ``az:``); a seekable binary file, which you close yourself; or a location, such
+            as ``cloud.s3.at("archive", "web.bin")``.
+        options: the headers for ``http(s):`` URLs, such as ``Authorization``; the options of
+            `obstore.store.from_url` for ``s3:``, ``gs:`` and ``az:``, such as ``region`` or
+            ``client_options``.
+        expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Only the
+            claim in the index is compared; `verify`, `extract`, `unpack` and the like prove it.
 
     Raises:
         NotFoundError: no such file or object.
-        AccessDeniedError: it may not be read.
-        CorruptArchiveError: its end or index is damaged, or it is no archive, or another one.
-        UnsupportedArchiveError: a newer format.
-        InvalidRequestError: arguments that do not go together; a path of a folder or a pipe.
+        AccessDeniedError: the archive may not be read.
+        CorruptArchiveError: the end or index is damaged, the file is no archive, or its content id is
+            another.
+        UnsupportedArchiveError: the archive has a newer format.
+        InvalidRequestError: the arguments do not go together, or the path is that of a folder or a pipe.
         ImportError: the extra that a URL needs is not installed.
     """
     expected = parse_content_id(expected_content_id)
@@ -99,7 +101,7 @@ def open_container(what: Openable, options: Mapping[str, Any] | None = None) -> 
 def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> RangeReader:
     """The bytes of what `open_archive` takes."""
     if what == "":
-        raise InvalidRequestError("an empty string is no path")
+        raise InvalidRequestError("an empty string is no path: give the archive's")
     url = isinstance(what, str) and is_url(what)
     if options is not None and not (url and isinstance(options, Mapping)):
         raise InvalidRequestError("options= is a mapping, and for URLs only")
@@ -123,14 +125,15 @@ def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> Ran
 
 
 class Archive:
-    """An opened container; a context manager. May be used from several threads.
+    """An opened archive; a context manager. Several threads may use it.
 
     Attributes:
         image: the stored image.
-        volumes: one `Volume` per distinct snapshot: the root device's, then in the order of the mappings.
-        content_id: what the archive claims to hold, in hexadecimal: equal for equal images and data. `verify`
-            and all that restores or extracts prove it.
-        size: of the container, in bytes.
+        volumes: one `Volume` for each distinct snapshot: the root device's first, then in the order of the
+            mappings.
+        content_id: the content id that the archive claims, in hexadecimal: equal for equal images and data.
+            `verify`, and all that restores or extracts, proves it.
+        size: the archive's size in bytes.
     """
 
     def __init__(self, container: ContainerFile) -> None:
@@ -142,7 +145,7 @@ class Archive:
         self.volumes = tuple(sorted(volumes, key=self._place))
 
     def _place(self, volume: Volume) -> tuple[bool, bool, tuple[str, ...]]:
-        """What volumes are in the order of; mappings are in that of their devices."""
+        """The sort key of volumes; mappings are in the order of their devices."""
         root = self.image.root_mapping
         is_root = root is not None and root.device_name in volume.device_names
         return not is_root, not volume.device_names, volume.device_names
@@ -152,7 +155,7 @@ class Archive:
         """The volume of the root device, `Image.root_mapping`.
 
         Raises:
-            NotFoundError: the image does not tell which one that is, or the archive does not have it.
+            NotFoundError: the root device's mapping is not known, or the archive does not have its snapshot.
         """
         root = self.image.root_mapping
         if root is None:
@@ -164,10 +167,10 @@ class Archive:
         return self.volume(root.device_name)
 
     def volume(self, name: str) -> Volume:
-        """The volume of a device, or of a snapshot that was stored.
+        """The volume of a device or an archived snapshot.
 
         Args:
-            name: as a mapping has it, such as ``"/dev/xvda"``, or the snapshot's id.
+            name: the device's name in a mapping, such as ``"/dev/xvda"``, or the snapshot's id.
 
         Raises:
             NotFoundError: the archive has no such volume.
@@ -200,7 +203,7 @@ class Archive:
         return f"<Archive {name}, {volumes}, {blocks} in {self.size} bytes>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the image and a table of its volumes."""
+        """A notebook's view: the image and a table of its volumes."""
         blocks = self._container.head.blocks * BLOCK_SIZE
         ratio = f", {blocks / self.size:.1f} times smaller than its blocks" if blocks > self.size else ""
         facts = {
@@ -226,7 +229,7 @@ class Archive:
         return html_table(facts.items(), ("volume", "devices", "size", "in blocks", "lost"), rows)
 
     def close(self) -> None:
-        """Close the file or connections, if they were opened here."""
+        """Close the file or connections that `open` opened."""
         self._container.close()
 
     def verify(
@@ -237,22 +240,22 @@ class Archive:
         workers: int | None = None,
         progress: ProgressOption = None,
     ) -> VerifyReport:
-        """Read all of it and check every byte; `report.check()` raises what was found.
+        """Read the whole archive and check every byte; `report.check()` raises the first finding.
 
         Args:
-            quick: check records, index, the CRC-32 of each frame and that both views agree, but
-                decompress and hash no block. So it goes with no `expected_content_id`.
-            expected_content_id: from a place of yours, 64 hexadecimal digits: only with it is an archive
-                proved that an attacker may have written.
-            workers: threads; None for the number of CPUs.
+            quick: whether to check only records, index, the CRC-32 of each frame and that both views agree,
+                and to decompress and hash no block. It excludes `expected_content_id`.
+            expected_content_id: the content id that you kept elsewhere, 64 hexadecimal digits. Only this
+                proves an archive that an attacker may have written.
+            workers: the number of threads; None for the number of CPUs.
             progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
                 after each segment.
 
         Returns:
-            What was checked and found. Damage does not raise here.
+            A report of what was checked and found. Damage raises no error here.
 
         Raises:
-            InvalidRequestError: `expected_content_id` is none, or with `quick`.
+            InvalidRequestError: `expected_content_id` is malformed, or given with `quick`.
             BackendError: the archive could not be read.
         """
         with reporting(progress) as report:
@@ -277,17 +280,17 @@ class Archive:
     ) -> list[Path]:
         """Write ``ami.json`` and each volume, as ``<snapshot id>.raw``, into a folder.
 
-        A volume with lost blocks becomes ``<snapshot id>.incomplete.raw``. See `Volume.extract`
-        for the arguments and errors. No link in the place of one of these files is followed.
+        A volume with lost blocks becomes ``<snapshot id>.incomplete.raw``. Errors are those of
+        `Volume.extract`. A link in the place of one of these files is refused.
 
         Args:
-            folder: made where it is missing; may be a link.
-            overwrite: replace files that exist.
-            resume: go on from what an interrupted call left; files that are there are proved.
-            allow_lost: also volumes with lost blocks.
-            expected_content_id: refuse another archive, before anything is written; 64 hexadecimal digits.
-                Each volume is proved before it appears.
-            workers: threads; None for the number of CPUs.
+            folder: the path of the folder, which is made where it is missing and may be a link.
+            overwrite: whether to replace files that exist.
+            resume: whether to resume what an interrupted call left; files that exist are proved.
+            allow_lost: whether to extract volumes with lost blocks, too.
+            expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. It is
+                compared before anything is written, and each volume is proved before it appears.
+            workers: the number of threads; None for the number of CPUs.
             progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
                 after each segment.
 
@@ -342,27 +345,27 @@ class Archive:
         workers: int | None = None,
         progress: ProgressOption = None,
     ) -> Difference:
-        """What differs between this archive and another, or live snapshots. Nothing is decompressed.
+        """Compare this archive with another, or with live snapshots. Nothing is decompressed.
 
-        Of another archive descriptors are read only, and none of volumes with equal content ids: verify
-        first what you do not trust. Volumes are paired by device name, and what is left by snapshot id.
-        Of live snapshots each listed block is read.
+        Of archives only descriptors are read, and none of volumes with equal content ids: verify first what
+        you do not trust. Of live snapshots each listed block is read. Volumes are paired by device name, the
+        remaining ones by snapshot id.
 
         Args:
-            after: the side after: an opened archive, what `open` takes, or the source of live snapshots.
-            snapshots: for a source: the live snapshot's id for an archived one's, or an image that was
-                restored from the archive, by the archive's devices; None for the same ids.
-            expected_content_id: refuse another archive on this side; 64 hexadecimal digits. What is
-                compared of it is proved: its blocks' digests are those that the id stands for.
-            workers: threads; None for the number of CPUs.
+            after: the other side: an opened archive, what `open` takes, or the source of live snapshots.
+            snapshots: for a source, a mapping of archived snapshots' ids to live ones, or an image that was
+                restored from the archive, whose devices are matched; None for the same ids.
+            expected_content_id: the only content id to accept for this archive, 64 hexadecimal digits; None
+                for any. The compared digests are proved to be those that it stands for.
+            workers: the number of threads; None for the number of CPUs.
             progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
                 now and then.
 
         Raises:
             NotFoundError: a snapshot does not exist.
-            CorruptArchiveError: this archive is another, or what is needed of either is damaged.
-            InvalidRequestError: `snapshots` names one that is not the archive's, or the image has not
-                all of the archive's devices, or `after` is an archive.
+            CorruptArchiveError: this archive's content id is another, or a needed part of either is damaged.
+            InvalidRequestError: `snapshots` names one that is not the archive's, its image lacks one of the
+                archive's devices, or `after` is an archive.
         """
         check_content_id(self._container.index.content_id, parse_content_id(expected_content_id))
         with contextlib.ExitStack() as stack:
@@ -377,7 +380,7 @@ class Archive:
 
 
 def _part(report: ProgressCallback, before: int, total: int) -> ProgressCallback:
-    """What tells of one volume as a part of all, behind the blocks of those before it."""
+    """A function that reports one volume's progress as a part of all, behind the volumes before it."""
 
     def tell(event: Progress) -> None:
         if report is not None:
@@ -387,7 +390,7 @@ def _part(report: ProgressCallback, before: int, total: int) -> ProgressCallback
 
 
 def _write_manifest(path: Path, content: bytes, *, there: bool, overwrite: bool) -> None:
-    """Write ``ami.json``, or see that the one that is there, and stays, is this archive's."""
+    """Write ``ami.json``, or check that the existing one is this archive's."""
     if not there or overwrite:
         with files.new_file(path, overwrite=overwrite) as descriptor:
             files.write_at(descriptor, content, 0)

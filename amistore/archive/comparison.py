@@ -1,4 +1,4 @@
-"""What differs between two archives, or an archive and live snapshots: by hashes, nothing is decompressed."""
+"""Compares two archives, or an archive and live snapshots, by hashes; nothing is decompressed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Side = tuple[Image, Sequence[Volume]]
 
 
 def compare_stored(before: Side, after: Side, workers: int | None, progress: ProgressCallback) -> Difference:
-    """What differs between two archives; see `Archive.compare`."""
+    """The differences between two archives; arguments and errors as in `Archive.compare`."""
     attributes = tuple(_attribute_changes(_members(before[0]), _members(after[0])))
     count = _Count(progress, sum(volume.blocks for volume in before[1]))
     pairs = _pairs(before[1], after[1])
@@ -47,7 +47,7 @@ def compare_live(
     workers: int | None,
     progress: ProgressCallback,
 ) -> Difference:
-    """What differs between an archive and live snapshots; see `Archive.compare`."""
+    """The differences between an archive and live snapshots; arguments and errors as in `Archive.compare`."""
     names = [volume.snapshot_id for volume in archived]
     live = _live_ids(image, names, snapshots)
     foreign = sorted(set(live) - set(names))
@@ -83,7 +83,7 @@ def compare_live(
 def _live_ids(
     archived: Image, names: list[str], snapshots: Mapping[str, str] | Image | None
 ) -> dict[str, str]:
-    """The live snapshot for each archived one that is compared, as the caller of `compare` says it."""
+    """The live snapshot for each archived one that is compared."""
     if snapshots is None:
         return {name: name for name in names}
     if isinstance(snapshots, Image):
@@ -96,7 +96,7 @@ def _live_ids(
 
 
 def _by_device(archived: Image, restored: Image) -> dict[str, str]:
-    """The restored image's snapshot for each of the archived one's."""
+    """The restored image's snapshot for each archived one."""
     new = _devices(restored)
     missing = sorted(set(_devices(archived)) - set(new))
     if missing:
@@ -144,7 +144,7 @@ class _Count:
 
 
 def _members(image: Image) -> dict[str, Any]:
-    """Every attribute of an image by its path."""
+    """Every attribute of an image, by its path."""
     flat: dict[str, Any] = {}
     keys = ("Key", "DeviceName", "SnapshotId", "ProductCodeId", "FirstBlock")
 
@@ -173,7 +173,7 @@ _Pair = tuple["VolumeReader | None", "VolumeReader | None", tuple[str, ...]]
 
 
 def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[_Pair]:
-    """The volumes of two archives that stand for each other."""
+    """The pairs of volumes of two archives."""
     left = list(second)
     pairs: list[_Pair] = []
     alone = []

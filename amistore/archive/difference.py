@@ -1,4 +1,4 @@
-"""`Difference`: what `Archive.compare` finds."""
+"""`Difference`: the result of `Archive.compare`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AttributeChange", "Difference", "VolumeDifference"]
 
 @attrs.frozen
 class AttributeChange:
-    """An attribute of the image that differs, in EC2's spelling: ``Tags[Name].Value``. None: absent."""
+    """An attribute of the image that differs, in EC2's spelling: ``Tags[Name].Value``; None if absent."""
 
     name: str
     before: Any
@@ -29,16 +29,16 @@ class VolumeDifference:
     A listed block of zeros and a hole differ here: a hole reads as noise on an encrypted volume.
 
     Attributes:
-        devices: that the volume is mapped as.
-        before: snapshot id on the first side; None where it has no such volume.
-        after: the same on the second.
-        size_before: in bytes; 0 where it has none.
-        size_after: the same of the second.
-        changed: blocks listed on both sides, with other content.
-        added: blocks listed on the second only, but for those of zeros.
-        filled: blocks of zeros listed on the second only, as a restore with `fill_holes` makes them.
-        removed: blocks listed on the first only.
-        unknown: blocks that were lost on either side, in a recovered archive.
+        devices: the names of the volume's devices.
+        before: the snapshot's id on the first side; None where that has no such volume.
+        after: the snapshot's id on the second side; None where that has no such volume.
+        size_before: the size in bytes on the first side; 0 where that has no such volume.
+        size_after: the size in bytes on the second side; 0 where that has no such volume.
+        changed: the blocks listed on both sides, with different content.
+        added: the blocks listed on the second side only, except blocks of zeros.
+        filled: the blocks of zeros listed on the second side only, as a restore with `fill_holes` makes them.
+        removed: the blocks listed on the first side only.
+        unknown: the blocks that were lost on either side, in a recovered archive.
     """
 
     devices: tuple[str, ...]
@@ -54,13 +54,13 @@ class VolumeDifference:
 
     @property
     def equal(self) -> bool:
-        """Whether both sides are known to hold the same at the same places, filled holes included."""
+        """Whether both sides are known to have equal blocks; filled holes are a difference."""
         same_size = self.size_before == self.size_after
         return same_size and not (self.bytes_changed or self.filled or self.unknown)
 
     @property
     def bytes_changed(self) -> int:
-        """Bytes of all blocks that differ, but for filled ones."""
+        """The bytes of all blocks that differ, except filled ones."""
         ranges = (*self.changed, *self.added, *self.removed)
         return sum(each.block_count for each in ranges) * BLOCK_SIZE
 
@@ -92,7 +92,7 @@ class VolumeDifference:
 
 @attrs.frozen
 class Difference:
-    """What differs between two sides; `str()` tells it in lines."""
+    """The differences between two sides; `str()` lists them."""
 
     attributes: tuple[AttributeChange, ...]
     volumes: tuple[VolumeDifference, ...]
@@ -104,7 +104,7 @@ class Difference:
 
     @property
     def bytes_changed(self) -> int:
-        """Bytes of all blocks that differ, but for filled ones, in all volumes."""
+        """The bytes of all blocks that differ in all volumes, except filled ones."""
         return sum(volume.bytes_changed for volume in self.volumes)
 
     def __str__(self) -> str:

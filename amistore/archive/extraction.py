@@ -1,7 +1,7 @@
-"""Writing a volume out: to a sparse raw file, a block device or a stream.
+"""Extracts a volume to a sparse raw file, a block device or a stream.
 
-Workers load and prove a segment each and write its blocks at their places. What a worker
-may touch is told by the index alone: from the end of the segment before to its own end.
+Each worker loads and proves a segment, and writes its blocks at their places. The index alone says what a
+worker may write to: from the end of the segment before to its own end.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def extract(
     workers: int | None,
     progress: ProgressCallback,
 ) -> None:
-    """See `Volume.extract`; a link in the target's place is refused."""
+    """As `Volume.extract`, but refuse a link in the target's place."""
     check_content_id(volume.container.index.content_id, expected)
     check_lost(volume, allow_lost)
     if not isinstance(target, (str, os.PathLike)):
@@ -75,7 +75,7 @@ def extract(
         writing = _Writing(volume, workers, progress, resume)
         if os.path.lexists(path) and stat.S_ISBLK(path.lstat().st_mode):
             if not overwrite:
-                raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces what is on it")
+                raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces its content")
             _to_device(writing, path)
             return
         files.check_target(path, overwrite=overwrite)
@@ -88,7 +88,7 @@ def extract(
 
 
 def check_lost(volume: VolumeReader, allowed: bool) -> None:
-    """Refuse a volume with lost blocks, unless that is allowed."""
+    """Refuse a volume with lost blocks, unless they are allowed."""
     if volume.lost_blocks and not allowed:
         raise LostBlocksError(
             f"{sum(lost.block_count for lost in volume.lost_blocks)} blocks of this volume were lost before "
@@ -115,7 +115,10 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise BackendError(f"{part} is no regular file: move it away")
         if status.st_nlink != 1 or not part.exists() or part.stat().st_ino != status.st_ino:
-            raise BackendError(f"{part} was finished by another extraction, or has another name too")
+            raise BackendError(
+                f"{part} was finished by another extraction, or has a second name: "
+                "remove it, then extract again"
+            )
         os.truncate(descriptor, writing.volume.indexed.size)
         writing.write(descriptor)
         foreign = _foreign_block(descriptor, writing.volume.indexed.size, writing.runs, writing.lost)
@@ -129,7 +132,7 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
 
 
 def _foreign_block(descriptor: int, size: int, runs: Runs, lost: Runs) -> int | None:
-    """The first block that is not the volume's and holds anything but zeros."""
+    """The first block of a file that is not the volume's and not all zeros."""
     for index in blocks_of(extents(descriptor, size)):
         if runs.ordinal(index) is None and lost.ordinal(index) is None:
             content = files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE)
@@ -179,7 +182,7 @@ def _to_stream(
 
 
 def _disk_pieces(volume: VolumeReader, disk: VolumeFile) -> Iterator[bytes]:
-    """All bytes of a disk in order, lost blocks as `LOST_BLOCK`."""
+    """All bytes of a disk in order, with `LOST_BLOCK` for lost blocks."""
     position = 0
     for start, end in [
         *((lost.first_block, lost.end) for lost in volume.lost_blocks),
@@ -197,7 +200,7 @@ def _disk_pieces(volume: VolumeReader, disk: VolumeFile) -> Iterator[bytes]:
 
 @attrs.define
 class _Writing:
-    """One volume on its way to a file or device."""
+    """The extraction of one volume to a file or device."""
 
     volume: VolumeReader
     workers: int | None
@@ -259,7 +262,7 @@ class _Writing:
 
 
 def _there(descriptor: int, segment: SegmentDescriptor) -> bool:
-    """Whether a segment's blocks stand in the file already, by their SHA-256."""
+    """Whether the file already has a segment's blocks, by their SHA-256."""
     for index, digest in zip(segment.runs.indexes(), segment.digests, strict=True):
         content = files.read_at(descriptor, BLOCK_SIZE, index * BLOCK_SIZE)
         if hashlib.sha256(content).digest() != digest:
@@ -268,7 +271,7 @@ def _there(descriptor: int, segment: SegmentDescriptor) -> bool:
 
 
 def _zero(descriptor: int, start: int, end: int) -> None:
-    """Write zeros to a part of a block device, by the device itself where it can."""
+    """Write zeros to a part of a block device, by the device itself if it can."""
     if start >= end:
         return
     try:
@@ -279,10 +282,10 @@ def _zero(descriptor: int, start: int, end: int) -> None:
 
 
 def prove(volume: VolumeReader, path: Path, workers: int | None) -> None:
-    """Prove that a file holds a volume, block by block.
+    """Prove, block by block, that a file holds a volume.
 
     Raises:
-        AlreadyExistsError: it holds something else.
+        AlreadyExistsError: the file holds something else.
     """
     lost = Runs((each.first_block, each.block_count) for each in volume.lost_blocks)
     with files.operation("extract"), files.open_file(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
@@ -300,14 +303,14 @@ def _map_path(path: Path) -> Path:
 
 
 def _write_map(volume: VolumeReader, path: Path) -> None:
-    """Before the disk appears, so that no disk with lost blocks is there without."""
+    """Write the map before the disk appears, so that no disk with lost blocks lacks one."""
     if volume.lost_blocks:
         with files.new_file(_map_path(path), overwrite=True) as descriptor:
             files.write_at(descriptor, _ddrescue_map(volume).encode(), 0)
 
 
 def _ddrescue_map(volume: VolumeReader) -> str:
-    """The lost parts as GNU ddrescue's map file (its manual, "Mapfile structure")."""
+    """The lost parts as a map file of GNU ddrescue (its manual, "Mapfile structure")."""
     rows: list[tuple[int, int, str]] = []
     position = 0
     for lost in volume.lost_blocks:

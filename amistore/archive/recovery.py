@@ -1,9 +1,9 @@
-"""`recover`: what is left of a damaged archive, as a new and valid one.
+"""`recover`: a new, valid archive of what is left of a damaged one.
 
-First a scan finds every record that proves itself; then the pieces are put in their places,
-by the front's or INDX's copy of the manifest, by sparse maps, and by INDX where it is whole; then
-every frame is decoded and hashed. Blocks that prove themselves by their SHA-256 are packed
-anew; all others that were listed are written down as lost, never as data or as a hole.
+First a scan finds every record that proves itself. Then the pieces are put in their places, by the front's or
+INDX's copy of the manifest, by sparse maps, and by INDX where it is whole. Then every frame is decoded and
+hashed. Blocks that prove themselves by their SHA-256 are packed anew; all others that were listed are
+recorded as lost, never as data or as a hole.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ _MOST_RANGES = 10_000
 
 @attrs.frozen(kw_only=True)
 class VolumeRecovery:
-    """What became of a volume.
+    """The recovery of a volume.
 
     Attributes:
-        snapshot_id: of the snapshot it was stored from.
-        size: in bytes.
-        recovered: blocks that were saved.
-        lost: ranges of blocks that were not.
-        exact: whether `lost` is exactly the blocks that were listed and not saved. If not, the map
-            of listed blocks was lost too, and `lost` may hold blocks that were never listed.
+        snapshot_id: the archived snapshot's id.
+        size: the volume's size in bytes.
+        recovered: the number of blocks that were saved.
+        lost: the ranges of blocks that were lost.
+        exact: whether `lost` holds exactly the listed blocks that were not saved. If not, the map of listed
+            blocks was lost too, and `lost` may hold blocks that were never listed.
     """
 
     snapshot_id: str
@@ -79,15 +79,15 @@ class VolumeRecovery:
 
 @attrs.frozen(kw_only=True)
 class RecoveryReport:
-    """What was saved, and what was not.
+    """What was saved, and what was lost.
 
     Attributes:
-        image: as the new archive has it; its snapshots list their lost blocks.
-        content_id: of the new archive. Where nothing was lost it is the old one's, unless that was a
+        image: the image of the new archive; its snapshots list their lost blocks.
+        content_id: the new archive's content id. If nothing was lost it is the old one's, unless that was a
             partial one of an earlier writer (docs/format.md, section 7).
-        volumes: what became of each.
-        left_out: volumes of which there was too little left to tell whose they are.
-        findings: what was damaged, in words.
+        volumes: the recovery of each volume.
+        left_out: the number of volumes that were left out, since too little of them is left to identify them.
+        findings: descriptions of the damage.
     """
 
     image: Image
@@ -103,7 +103,7 @@ class RecoveryReport:
 
     @property
     def bytes_lost(self) -> int:
-        """Bytes of all lost blocks."""
+        """The bytes of all lost blocks."""
         return sum(each.block_count for volume in self.volumes for each in volume.lost) * BLOCK_SIZE
 
     def __str__(self) -> str:
@@ -127,29 +127,29 @@ def recover(
 ) -> RecoveryReport:
     """Save what is left of a damaged archive into a new, valid one.
 
-    A segment of up to 32 MiB is lost with its descriptor, a frame of up to 4 MiB by itself.
-    The new archive lists what was lost: to restore or extract it takes ``allow_lost=True``, to
-    read a lost block raises `LostBlocksError`. `damaged` is read three times: to scan it, to prove
-    its blocks, and to pack them.
+    A damaged descriptor costs its whole segment of up to 32 MiB, a damaged frame only itself, up to 4 MiB.
+    The new archive lists what was lost: restoring and extracting it need ``allow_lost=True``, reading a lost
+    block raises `LostBlocksError`. `damaged` is read three times: to scan it, to prove its blocks, and to
+    pack them.
 
     Args:
-        damaged: what `open` takes.
-        target: path of the new archive.
-        options: as for `open`.
-        level: zstd level of the new archive.
-        workers: segments worked on at once; None for the number of CPUs.
+        damaged: the damaged archive's location, path, URL or open file, as in `open`.
+        target: the path of the new archive.
+        options: the options for a URL, as in `open`.
+        level: the zstd level of the new archive.
+        workers: the number of segments worked on at once; None for the number of CPUs.
         progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`:
             phase RECOVER while reading, then LIST and PACK.
 
     Returns:
-        What was saved and what was not.
+        A report of what was saved and what was lost.
 
     Raises:
-        CorruptArchiveError: neither copy of the manifest is left, or it is no archive.
-        UnsupportedArchiveError: it is of a newer format, so what its blocks mean is not known.
+        CorruptArchiveError: neither copy of the manifest is left, or the file is no archive.
+        UnsupportedArchiveError: the archive has a newer format, in which blocks may mean something else.
         AlreadyExistsError: `target` exists.
-        InvalidRequestError: arguments that do not go together.
-        BackendError: `damaged` cannot be read, or `target` not be written.
+        InvalidRequestError: the arguments do not go together.
+        BackendError: `damaged` cannot be read, or `target` cannot be written.
     """
     if not isinstance(target, (str, os.PathLike)):
         raise InvalidRequestError(f"recover writes to a path, not to {type(target).__name__}")
@@ -192,9 +192,9 @@ def _scanned(progress: ProgressCallback, offset: int, size: int) -> None:
 
 @attrs.frozen
 class _Proved:
-    """A volume's blocks that proved themselves: indexes, and where each is.
+    """A volume's blocks that proved themselves: the index and place of each.
 
-    A place is the number of a segment in its volume and of a frame in it, in one integer.
+    A place is one integer: the number of a segment in its volume, and of a frame in the segment.
     """
 
     indexes: array[int] = attrs.field(factory=lambda: array("Q"))
@@ -205,7 +205,7 @@ _FRAME_BITS = 10  # a segment has at most 512 frames
 
 
 class _Salvage(BlockSource):
-    """The blocks that prove themselves, as a source to pack from."""
+    """A source that packs from the blocks that proved themselves."""
 
     def __init__(self, ranges: RangeReader, pieces: Pieces, workers: int) -> None:
         self._ranges = ranges
@@ -248,7 +248,7 @@ class _Salvage(BlockSource):
                     )
 
     def _prove_segment(self, task: tuple[str, int]) -> list[tuple[int, int]]:
-        """Index and frame of each block of a segment whose SHA-256 is right."""
+        """The index and frame of each block of a segment whose SHA-256 is right."""
         name, place = task
         segment = self._volumes[name].segments[place]
         proved = []
@@ -298,7 +298,7 @@ class _Salvage(BlockSource):
         return SnapshotBlock(block.content, block.digest)
 
     def image(self, outcomes: Iterable[VolumeRecovery]) -> Image:
-        """The image, its snapshots with what was lost of them."""
+        """The image; its snapshots list their lost blocks."""
         known = {snapshot.snapshot_id: snapshot for snapshot in self._image.snapshots}
         for outcome in outcomes:
             if outcome.lost:
@@ -309,7 +309,7 @@ class _Salvage(BlockSource):
         return attrs.evolve(self._image, snapshots=tuple(known.values()))
 
     def outcome(self, volume: FoundVolume) -> VolumeRecovery:
-        """What became of a volume, the losses of an earlier recovery included."""
+        """The recovery of a volume, with the losses of an earlier recovery."""
         saved = Runs.of_blocks(self._proved[volume.snapshot_id].indexes)
         earlier = self._image.snapshot(volume.snapshot_id).lost_blocks
         wanted = heapq.merge(volume.listed, ((lost.first_block, lost.block_count) for lost in earlier))
@@ -329,7 +329,7 @@ class _Salvage(BlockSource):
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """(first, end) of ascending ranges, those that touch or overlap joined."""
+    """The ascending ranges as (first, end); those that touch or overlap are joined."""
     first = end = 0
     for start, count in ranges:
         if start > end:
@@ -342,7 +342,7 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _missing(wanted: Iterator[tuple[int, int]], saved: Runs) -> Iterator[BlockRange]:
-    """What of the ranges (first, end) is not in `saved`."""
+    """The parts of the ranges (first, end) that are not in `saved`."""
     for first, end in wanted:
         at = first
         while at < end:
@@ -355,7 +355,7 @@ def _missing(wanted: Iterator[tuple[int, int]], saved: Runs) -> Iterator[BlockRa
 
 
 def _coarse(lost: Iterator[BlockRange], saved: Runs) -> Iterator[BlockRange]:
-    """The same, with ranges joined over gaps in which nothing was saved."""
+    """The ranges, joined over gaps in which nothing was saved."""
     first = end = -1
     for each in lost:
         if first >= 0 and saved.after(end) >= each.first_block:

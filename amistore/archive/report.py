@@ -1,4 +1,4 @@
-"""`VerifyReport`: what a verification found."""
+"""`VerifyReport`: the result of a verification."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["VerifyReport"]
 
 @attrs.frozen(kw_only=True)
 class VerifyReport:
-    """What was checked and what was found.
+    """The result of a verification.
 
     Attributes:
-        name: of the archive.
-        quick: whether no block was decompressed and hashed.
-        content_id: of the archive, in hexadecimal.
-        size: bytes read and checked.
-        volumes: how many.
-        segments: how many.
-        blocks: listed blocks, of 524,288 bytes.
-        seconds: that it took.
-        findings: what is wrong, each an error with its place; empty for an intact archive.
-        lost_blocks: blocks that were lost before this archive was recovered; restoring it wants
+        name: the archive's name.
+        quick: whether the verification was quick, and decompressed and hashed no block.
+        content_id: the archive's content id, in hexadecimal.
+        size: the number of bytes read and checked.
+        volumes: the number of volumes.
+        segments: the number of segments.
+        blocks: the number of listed blocks, of 524,288 bytes each.
+        seconds: the duration in seconds.
+        findings: the faults, each an error that says where; empty for an intact archive.
+        lost_blocks: the number of blocks that were lost before the archive was recovered; restoring it needs
             `allow_lost`.
     """
 
@@ -45,16 +45,16 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the archive is intact."""
         return not self.findings
 
     @property
     def throughput(self) -> float:
-        """Bytes of the archive checked per second."""
+        """The number of the archive's bytes checked in a second."""
         return self.size / self.seconds if self.seconds else 0.0
 
     def check(self) -> VerifyReport:
-        """Return the report of an intact archive.
+        """Return this report if the archive is intact.
 
         Raises:
             ArchiveError: the first finding.
@@ -88,7 +88,7 @@ class VerifyReport:
         yield "read", f"{sized(self.size)} in {seconds} s, {sized(self.throughput)}/s"
         if self.lost_blocks:
             lost = f"{counted(self.lost_blocks, 'block')} ({sized(self.lost_blocks * BLOCK_SIZE)})"
-            yield "LOST", f"{lost}, when it was recovered; restoring wants allow_lost=True"
+            yield "LOST", f"{lost}, when it was recovered; restoring needs allow_lost=True"
 
     def _remedy(self) -> list[str]:
         return [REMEDY] if any(map(is_unadvised, self.findings)) else []

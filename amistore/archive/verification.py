@@ -1,7 +1,7 @@
-"""`verify`: every byte of an archive, in parallel, and all that is wrong with it.
+"""`verify`: check every byte of an archive, in parallel, and find every fault.
 
-What opening trusts INDX for is read here where it stands first: the front, each volume's
-prelude, each segment and whatever lies between. Both views must say the same.
+Opening trusts INDX. Here the originals are read: the front, each volume's prelude, each segment and all bytes
+between. Both views must say the same.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def verify(
     workers: int | None,
     progress: ProgressCallback,
 ) -> VerifyReport:
-    """See `Archive.verify`."""
+    """As `Archive.verify`."""
     start = time.perf_counter()
     expected = parse_content_id(expected_content_id)
     if quick and expected is not None:
@@ -107,10 +107,10 @@ class Checked:
     """A segment that was read.
 
     Attributes:
-        sequence: its number.
-        end: the file offset behind it: where it is damaged, of what follows it.
-        located: None where its descriptor is damaged.
-        findings: what was wrong with it.
+        sequence: the segment's number.
+        end: the file offset behind it; for a damaged segment, behind what follows it.
+        located: the segment's descriptor and place; None where the descriptor is damaged.
+        findings: the faults of the segment.
     """
 
     sequence: int
@@ -120,10 +120,10 @@ class Checked:
 
 
 def check_mapped(container: ContainerFile, volume: PlannedVolume, located: LocatedSegment) -> None:
-    """Refuse a segment that is not the one that its volume's sparse map means.
+    """Refuse a segment that differs from its volume's sparse map.
 
     Raises:
-        CorruptArchiveError: it is not, with the place.
+        CorruptArchiveError: the segment differs; the error says where.
     """
     descriptor, head = located.descriptor, container.head
     with container.locating(descriptor.sequence):
@@ -132,7 +132,7 @@ def check_mapped(container: ContainerFile, volume: PlannedVolume, located: Locat
 
 @attrs.frozen
 class _SegmentCheck:
-    """A worker's task: read a segment, and check it and each of its frames, whatever the others are."""
+    """The worker's job for one segment: read it, and check it and each of its frames independently."""
 
     container: ContainerFile
     quick: bool
@@ -167,10 +167,10 @@ class _SegmentCheck:
 
 
 class Verification:
-    """One pass over a container, from front to end: all but the insides of its segments.
+    """One pass over a container from front to end, without the insides of its segments.
 
-    Call `volumes`, give each segment to a worker, take what these return through `segments`, then call
-    `end`. What is wrong goes to `note` in this order; it may raise it.
+    Call `volumes`, give each segment to a worker, pass the workers' results through `segments`, then call
+    `end`. Each fault is given to `note`, in this order; `note` may raise it.
     """
 
     def __init__(self, container: ContainerFile, note: Callable[[ArchiveError], object]) -> None:
@@ -179,32 +179,32 @@ class Verification:
         self._shards = Shards(container.head.layout, len(container.index.offsets))
 
     def volumes(self) -> list[PlannedVolume | None]:
-        """Check the front; each volume as VOLD and its sparse map have it, None where they are damaged."""
+        """Check the front; yield each volume by VOLD and its sparse map, None where they are damaged."""
         with self._noting():
             self._front()
         return [self._prelude(number) for number in range(len(self._container.index.volumes))]
 
     def segments(self, checked: Iterator[Checked]) -> Iterator[Checked]:
-        """Each segment that a worker has checked, in order, with what lies before and behind it."""
+        """Check what lies between the segments that workers have checked, and yield these in order."""
         for number in range(len(self._container.index.volumes)):
             yield from self._volume(number, checked)
         next(checked, None)  # so that who makes the tasks comes to their end
 
     def end(self) -> None:
-        """Check that the tail as it is now is the one that was opened."""
+        """Check that the tail is still the one that was opened."""
         with self._noting():
             self._end()
 
     @contextlib.contextmanager
     def _noting(self, **facts: Any) -> Iterator[None]:
-        """Note an error of the bytes; those of the backend go on up."""
+        """Note errors of the archive's bytes; a backend's errors pass."""
         try:
             yield
         except ArchiveError as error:
             self._note(error.locate(**facts))
 
     def _front(self) -> None:
-        """The front is, byte for byte, PREAMBLE and the index's copies of HEAD and manifest."""
+        """Check that the front is PREAMBLE and the index's copies of HEAD and manifest, byte for byte."""
         index = self._container.index
         parts = (("PREAMBLE", PREAMBLE), ("HEAD", index.head), ("manifest", index.manifest_frames))
         offset = 0
@@ -220,7 +220,7 @@ class Verification:
         self._gap(index.front_end, following)
 
     def _prelude(self, number: int) -> PlannedVolume | None:
-        """The volume as VOLD and its sparse map have it; None where they are damaged."""
+        """The volume by VOLD and its sparse map; None where they are damaged."""
         indexed = self._container.index.volumes[number]
         with self._noting(record="VOLD", offset=indexed.offset, snapshot_id=indexed.snapshot_id):
             intact = has_digest(indexed.prelude_digest)
@@ -237,7 +237,7 @@ class Verification:
         return None
 
     def _volume(self, number: int, checked: Iterator[Checked]) -> Iterator[Checked]:
-        """A volume's segments in order: what lies between them, and what the index sums up of them."""
+        """Check a volume's segments in order: what lies between them, and their sums in the index."""
         container = self._container
         indexed = container.index.volumes[number]
         segments = container.segments_of(number)
@@ -262,9 +262,9 @@ class Verification:
                 sums.check(indexed)
 
     def _behind(self, sequence: int, end: int) -> None:
-        """PAD where a shard ends, and records of unknown type.
+        """Check what follows a segment: PAD where a shard ends, and records of unknown type.
 
-        Where the segment is damaged, so that `end` is that of all this, there is no PAD to expect.
+        Behind a damaged segment no PAD is expected, since `end` is already behind it.
         """
         container = self._container
         following = container.segment_end(sequence)
@@ -278,13 +278,13 @@ class Verification:
         self._gap(end + size, following)
 
     def _gap(self, offset: int, end: int) -> None:
-        """Records of unknown type are all that may stand here, and nothing at the end of data."""
+        """Check that only records of unknown type stand here, and nothing at the end of data."""
         if offset != end == self._container.foot.data_end:
             raise CorruptArchiveError("bytes stand behind the last segment", offset=offset)
         if offset == end:
             return
         most = layout.MAX_OTHERS * layout.MAX_DESCRIPTOR
-        wrong = "what stands here is more than a few records that may be skipped, or they are damaged"
+        wrong = "too many records to skip stand here, or they are damaged"
         try:
             content = self._container.read(
                 offset, min(end - offset, most), "record", opens(check_others), wrong
@@ -295,7 +295,7 @@ class Verification:
             raise error.locate(offset=offset, record="record") from None
 
     def _end(self) -> None:
-        """The tail as it is now is the one that was opened."""
+        """Check that the tail is still the one that was opened."""
         container, foot = self._container, self._container.foot
         changed = "the file changed while it was open"
         end, expected = layout.END_FRAME, foot.encode()

@@ -1,4 +1,4 @@
-"""`Volume`: one disk of an archive, to read, to write out, and to look at."""
+"""`Volume`: one disk of an archive, to read, extract and plot."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class Volume:
     """One distinct snapshot in an archive.
 
     Attributes:
-        snapshot_id: the snapshot it was stored from.
-        device_names: that it is mapped as, in the order of the mappings.
-        size: in bytes, whole GiB.
-        blocks: number of listed blocks of 524,288 bytes.
-        content_id: what it holds and where, in hexadecimal; a restored copy has the same.
-        linear: the LINEAR checksum of EBS, 32 raw bytes.
-        lost_blocks: what could not be recovered, in a recovered archive.
+        snapshot_id: the archived snapshot's id.
+        device_names: the names of its devices, in the order of the mappings.
+        size: the size in bytes, a whole number of GiB.
+        blocks: the number of listed blocks, of 524,288 bytes each.
+        content_id: the volume's content id, in hexadecimal, which stands for its blocks and their indexes; a
+            restored copy has the same.
+        linear: EBS's LINEAR checksum, 32 raw bytes.
+        lost_blocks: the blocks of a recovered archive that could not be recovered.
     """
 
     def __init__(self, container: ContainerFile, number: int) -> None:
@@ -55,14 +56,14 @@ class Volume:
         return f"<Volume {name}: {self.size >> 30} GiB, {counted(self.blocks, 'block')}{lost}>"
 
     def open(self, *, cache_size: int = 32 * MIB, workers: int | None = None) -> io.RawIOBase:
-        """The disk as a seekable binary file; holes read as zeros, lost blocks raise.
+        """Open the disk as a seekable binary file; holes read as zeros, lost blocks raise `LostBlocksError`.
 
-        What is read in order is read ahead by threads, which end when the file is closed. The
-        file is for one thread at a time; open it again for another.
+        For sequential reads, threads read ahead until the file is closed. One thread at a time may use the
+        file; open the disk again for another.
 
         Args:
-            cache_size: bytes of decoded frames that are kept.
-            workers: threads that read ahead; None for the number of CPUs.
+            cache_size: the bytes of decoded frames to keep.
+            workers: the number of threads that read ahead; None for the number of CPUs.
         """
         return VolumeFile(self._reader, cache_size=cache_size, workers=workers)
 
@@ -79,31 +80,32 @@ class Volume:
     ) -> None:
         """Write the disk to a new sparse raw file, a block device, or a writable stream.
 
-        In a file holes stay holes, and it appears under its name only when it is whole and on
-        the disk. On a device holes are written as zeros. A stream gets every byte in order.
+        A file keeps its holes, and gets its name once it is whole and on the disk. On a device holes are
+        written as zeros. A stream gets every byte in order.
 
         Args:
-            target: a path, of which links are followed, or a binary file that stays yours to close.
-            overwrite: replace a file that exists; needed for a block device.
-            resume: keep what is there when it fails or is interrupted, in ``<name>.part``
-                beside the file, and go on from there, after proving it, when called again.
-            allow_lost: also where `lost_blocks` is not empty. They are filled with a text
-                that says so, and beside a file ``<target>.map`` (ddrescue's map file) lists them.
-            expected_content_id: of the archive: refuse another, before anything is written; 64 hexadecimal
-                digits. The volume's blocks are proved to be those that it stands for before the file
-                appears, and before a stream gets its first byte; a device has them by then.
-            workers: threads; None for the number of CPUs.
+            target: a path, whose links are followed, or a binary file, which you close yourself.
+            overwrite: whether to replace a file that exists; needed for a block device.
+            resume: whether to keep an interrupted or failed extraction in ``<name>.part`` beside the file.
+                The next call proves and resumes it.
+            allow_lost: whether to extract a volume with `lost_blocks`. A text in their place says that they
+                were lost; for a file, ``<target>.map`` (ddrescue's map file) lists them.
+            expected_content_id: the archive's only content id to accept, 64 hexadecimal digits; None for any.
+                It is compared before anything is written. The volume's blocks are proved to be those that it
+                stands for before the file appears, and before a stream gets its first byte; a device has them
+                by then.
+            workers: the number of threads; None for the number of CPUs.
             progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
                 after each segment.
 
         Raises:
-            AlreadyExistsError: the file exists, or a device without `overwrite`.
+            AlreadyExistsError: the target is a file that exists or a device, without `overwrite`.
             NotFoundError: the target's folder does not exist.
             InvalidRequestError: the target is a folder, the archive itself, or a device too small.
-            BackendError: the target or the archive failed, or another extraction is at it.
-            CorruptArchiveError: damaged bytes; without `resume` no file is left.
+            BackendError: the target or the archive failed, or another extraction writes to the target.
+            CorruptArchiveError: the archive is damaged; without `resume` no file is left.
             LostBlocksError: blocks were lost, without `allow_lost`.
-            StorageFullError: no room, or the filesystem has no files of this size.
+            StorageFullError: the target has no room, or its filesystem takes no file of this size.
         """
         if isinstance(target, (str, os.PathLike)):
             target = os.path.realpath(target)  # a link stays, what it leads to is written
@@ -120,20 +122,20 @@ class Volume:
             )
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:
-        """The listed blocks, ascending, as ranges that end where segments end at the latest."""
+        """The listed blocks, ascending, as ranges; no range goes beyond its segment."""
         with contextlib.closing(self._reader.descriptors(workers)) as descriptors:
             for descriptor in descriptors:
                 for first, count in descriptor.runs:
                     yield BlockRange(first_block=first, block_count=count)
 
     def plot(self, axes: Axes | None = None, *, workers: int | None = None) -> Axes:
-        """Draw what is where: data, zeros, holes and lost blocks, and how well each place compresses.
+        """Plot data, zeros, holes and lost blocks by their place, and how well each place compresses.
 
-        Needs matplotlib (``amistore[plot]``). Reads descriptors only.
+        It needs matplotlib (``amistore[plot]``), and reads descriptors only.
 
         Args:
-            axes: to draw into; None for new ones.
-            workers: threads; None for the number of CPUs.
+            axes: the axes to draw into; None for new ones.
+            workers: the number of threads; None for the number of CPUs.
 
         Returns:
             The axes, to save or to change.

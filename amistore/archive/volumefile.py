@@ -1,8 +1,8 @@
 """`VolumeFile`: a volume as a file, with a cache of decoded frames and read-ahead.
 
-Read in order, groups of frames are fetched and decoded by threads while the caller takes
-what is there; read anywhere else, one frame is fetched and only the blocks asked for are
-hashed. Memory is bounded: the cache, and two groups of 8 MiB for each thread and one more.
+For sequential reads, threads fetch and decode groups of frames ahead of the caller. For any other read one
+frame is fetched, and only the needed blocks are hashed. Memory is bounded: the cache, and two groups of 8 MiB
+for each thread and one more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class VolumeFile(RangeFile):
         super().__init__(volume.indexed.size)
 
     def _start(self) -> None:
-        """Begin with nothing; in a forked child again, where no thread will bring what was asked for."""
+        """Begin with an empty cache; in a forked child again, where no thread answers earlier requests."""
         self._cache = _FrameCache(self._cache_size)
         self._ahead = _ReadAhead(self._volume, self._workers)
         self._place: _Place | None = None
@@ -58,7 +58,7 @@ class VolumeFile(RangeFile):
 
     @machine_limits()
     def _fill(self, position: int, view: memoryview) -> int:
-        """Read up to the end of the block or hole that the position is in."""
+        """Read up to the end of the block or hole at the position."""
         index, start = divmod(position, BLOCK_SIZE)
         place = self._volume.locate(index)
         if isinstance(place, Hole):
@@ -72,7 +72,7 @@ class VolumeFile(RangeFile):
         return length
 
     def _hole_end(self, index: int, end: int) -> int:
-        """Where the hole ends or, before that, lost blocks begin."""
+        """The end of the hole, or the beginning of lost blocks before it."""
         at = bisect_right(self._lost_starts, index) - 1
         if at >= 0 and index < self._volume.lost_blocks[at].end:
             raise LostBlocksError(
@@ -104,7 +104,7 @@ class VolumeFile(RangeFile):
 
 
 class _FrameCache:
-    """Decoded frames, those used least lately dropped first; at least one is kept."""
+    """Decoded frames; the least recently used are dropped first, and at least one is kept."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -132,7 +132,7 @@ class _FrameCache:
 
 
 class _ReadAhead:
-    """Groups of frames that threads fetch, in the order in which they will be wanted."""
+    """Groups of frames that threads fetch, in the order of their use."""
 
     def __init__(self, volume: VolumeReader, workers: int) -> None:
         self._volume = volume
@@ -143,7 +143,7 @@ class _ReadAhead:
         self._next: Iterator[tuple[_Place, int]] | None = None
 
     def start(self, place: _Place) -> None:
-        """Read ahead from a frame on, unless that is being done."""
+        """Read ahead from a frame on, unless that is under way."""
         if self._next is None:
             self._next = self._groups(place)
         while len(self._pending) <= 2 * self._workers:
@@ -155,7 +155,7 @@ class _ReadAhead:
             self._pending.append((group[0], self._pool.submit(self._fetch, *group)))
 
     def take(self, place: _Place) -> DecodedFrame | None:
-        """A frame that was read ahead, waited for; None where it is none of the next group."""
+        """Wait for a frame that is read ahead; None for a frame outside the next group."""
         while len(self._pending) > 1 and self._pending[1][0] <= place:
             self._pending.popleft()  # what it held was in the cache
         if self._pending and self._pending[0][0] == place:
@@ -167,7 +167,7 @@ class _ReadAhead:
         return self._arrived.pop(place, None)
 
     def drop(self) -> None:
-        """Forget what was read ahead: it is read elsewhere now."""
+        """Drop what was read ahead: the caller now reads elsewhere."""
         for *_, future in self._pending:
             future.cancel()
         self._pending.clear()

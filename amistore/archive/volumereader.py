@@ -1,4 +1,4 @@
-"""`VolumeReader`: a volume's segments, frames and blocks by their numbers. What all readings share."""
+"""`VolumeReader`: a volume's segments, frames and blocks by their numbers, for all readers."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["Hole", "VolumeReader", "VolumeSums"]
 
 @attrs.frozen
 class Hole:
-    """Blocks that are not listed, from the one asked for up to `end`."""
+    """Blocks that are not listed, from the requested one up to `end`."""
 
     end: int
 
 
 class VolumeSums:
-    """What a volume's content id is made of, collected from its segments in order.
+    """The parts of a volume's content id, collected from its segments in order.
 
-    Each segment is proved by the index. This proves that the index's sums are theirs.
+    The index proves each segment. This proves that the index's sums are those of the segments.
 
     Attributes:
-        blocks: so far.
+        blocks: the number of blocks so far.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ class VolumeSums:
             self._runs.append(*run)
 
     def check(self, indexed: IndexedVolume) -> Runs:
-        """The listed blocks, if all is as the index has it.
+        """The listed blocks, if the segments agree with the index.
 
         Raises:
-            CorruptArchiveError: it is not.
+            CorruptArchiveError: the segments do not agree.
         """
         found = self.blocks, self._linear.digest(), self._runs.digest()
         if found != (indexed.blocks, indexed.linear, indexed.runs_digest):
@@ -74,11 +74,11 @@ class VolumeReader:
     """One volume of an opened container. Usable from several threads.
 
     Attributes:
-        container: that it is of.
-        indexed: what INDX says of it.
+        container: the volume's container.
+        indexed: the volume's entry in INDX.
         segments: the sequence numbers of its segments.
-        frame_size: decoded bytes of a frame, but for the last of a segment.
-        lost_blocks: what could not be recovered, in a recovered archive.
+        frame_size: the decoded bytes of a frame, except the last of a segment.
+        lost_blocks: the blocks of a recovered archive that could not be recovered.
     """
 
     def __init__(self, container: ContainerFile, number: int) -> None:
@@ -95,7 +95,7 @@ class VolumeReader:
         return len(self.container.head.layout.frame_contents(self.container.segment_blocks(sequence)))
 
     def locate(self, index: int) -> tuple[int, int] | Hole:
-        """The segment and the frame that hold a block, or the hole that it is in."""
+        """The segment and the frame that hold a block, or the hole around it."""
         firsts, lasts = self.container.index.firsts, self.container.index.lasts
         sequence = bisect_right(firsts, index, self.segments.start, self.segments.stop) - 1
         if sequence >= self.segments.start and index <= lasts[sequence]:
@@ -112,7 +112,7 @@ class VolumeReader:
         """Each segment's descriptor, in order, read in parallel.
 
         Raises:
-            CorruptArchiveError: at the end: they are not what the volume's content id stands for.
+            CorruptArchiveError: (at the end) they are not what the volume's content id stands for.
         """
         sums = VolumeSums()
 
@@ -129,7 +129,7 @@ class VolumeReader:
         sums.check(self.indexed)
 
     def read_frames(self, sequence: int, first: int, count: int) -> list[DecodedFrame]:
-        """Consecutive frames of a segment, in one read after that of its descriptor."""
+        """Consecutive frames of a segment, in one read once its descriptor is read."""
         located = self.container.segment(sequence)
         frames = self.container.frames(located, first, count)
         decoder = FrameDecoder()

@@ -41,9 +41,9 @@ class PackOptions:
     """Options of packing that are rarely needed.
 
     Attributes:
-        layout: how to cut the container; None for what fits its size.
-        check_frames: decode each frame, and compare it with the blocks, before it is handed out.
-        executor: where segments are worked on; None for threads. For processes the source must be
+        layout: the sizes of segments, frames and parts; None for what fits the container's size.
+        check_frames: whether to decode each frame, and compare it with the blocks, before it is handed out.
+        executor: the executor that packs segments; None for threads. For processes the source must be
             picklable.
     """
 
@@ -56,7 +56,7 @@ DEFAULTS: Final = PackOptions()
 
 
 class ArchiveBytes(Iterator[bytes]):
-    """The bytes of one archive, in pieces of up to 8 MiB and some: what `pack` gives.
+    """An iterator of one archive's bytes, in pieces of little more than 8 MiB at most; `pack` returns it.
 
     Closing or dropping it ends its threads. A context manager that closes it.
     """
@@ -75,12 +75,12 @@ class ArchiveBytes(Iterator[bytes]):
 
     @property
     def content_id(self) -> str:
-        """What the archive holds, computed while it was made: 64 hexadecimal digits.
+        """The archive's content id, computed while it was made: 64 hexadecimal digits.
 
-        Keep it where nobody who can write the archive can: later it proves that it is this one.
+        Keep it out of reach of those who can write the archive: later it proves that the archive is the same.
 
         Raises:
-            InvalidRequestError: the iterator has not come to its end.
+            InvalidRequestError: the iterator has not reached its end.
         """
         if self._content_id is None:
             raise InvalidRequestError(
@@ -89,7 +89,7 @@ class ArchiveBytes(Iterator[bytes]):
         return self._content_id.hex()
 
     def close(self) -> None:
-        """End its threads; no more bytes come."""
+        """End the threads; no more bytes follow."""
         self._pieces.close()
         self._reports.close()  # where no piece was taken
 
@@ -135,30 +135,30 @@ def pack(
 ) -> ArchiveBytes:
     """Pack an image with its snapshots into one container.
 
-    The snapshots are listed and the container is planned before this returns; blocks are
-    read while the iterator is. Closing or dropping the iterator ends its threads. The same
-    image, options and libzstd give the same bytes, whatever the workers.
+    This lists the snapshots and plans the container before it returns; the iterator reads the blocks. Closing
+    or dropping the iterator ends its threads. The same image, options and libzstd give the same bytes, with
+    any number of workers.
 
     Args:
-        image: what to pack, such as `describe_image` returns.
-        source: where its snapshots are.
-        level: zstd level, 1 to 22, or negative for its fast modes.
-        snapshots: ids of those to include; None for all that the mappings name.
-        workers: segments worked on at once; None for the number of CPUs.
+        image: the image to pack, such as `describe_image` returns.
+        source: the source of the image's snapshots.
+        level: the zstd level, 1 to 22, or negative for its fast modes.
+        snapshots: the ids of the snapshots to include; None for all that the mappings name.
+        workers: the number of segments worked on at once; None for the number of CPUs.
         progress: True for a bar (extra ``progress``), or a function that is called with a `Progress` after
             each listed page and each segment.
-        options: those that are rarely needed.
+        options: the options that are rarely needed.
 
     Returns:
-        An iterator of the container's bytes, in pieces of up to 8 MiB and some, that knows the
+        An iterator of the container's bytes, in pieces of little more than 8 MiB at most, that knows the
         archive's `content_id` at its end.
 
     Raises:
         NotFoundError: a snapshot does not exist.
-        InvalidRequestError: nothing that can be packed.
+        InvalidRequestError: the image cannot be packed.
         SourceChangedError: (while iterating) the snapshot is not what was listed.
-        ChecksumMismatchError: (while iterating) a block is not what its source says.
-        BackendError: the source failed.
+        ChecksumMismatchError: (while iterating) a block does not have the checksum of its source.
+    BackendError: the source failed.
     """
     check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
     encode = SegmentEncode(source, level, options.check_frames)
@@ -172,7 +172,7 @@ def pack(
 def check_packing(
     image: Image, source: BlockSource, level: int, workers: int | None, executor: Executor | None
 ) -> None:
-    """Refuse what cannot be packed, or not so."""
+    """Refuse an image or a zstd level that cannot be packed."""
     if not isinstance(level, int) or not -131072 <= level <= 22:
         raise InvalidRequestError(f"zstd levels are -131072 to 22, not {level!r}")
     worker_count(workers)
@@ -192,7 +192,7 @@ def plan_pack(
     progress: ProgressCallback = None,
     layout: Layout | None = None,
 ) -> Plan:
-    """List the snapshots and plan the container; see `pack` for the arguments."""
+    """List the snapshots and plan the container; arguments as in `pack`."""
     volumes: list[tuple[str, int, Runs]] = []
     for snapshot_id in choose_snapshots(image, snapshots):
         before = sum(runs.blocks for _, _, runs in volumes)
@@ -213,7 +213,7 @@ def plan_pack(
 
 
 def choose_snapshots(image: Image, snapshots: Iterable[str] | None) -> tuple[str, ...]:
-    """Those of the image's snapshots that were asked for, in an archive's order."""
+    """The image's snapshots to include, in an archive's order."""
     if snapshots is None:
         return image.snapshot_ids
     wanted = {snapshots} if isinstance(snapshots, str) else set(snapshots)

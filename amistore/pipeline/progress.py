@@ -21,18 +21,18 @@ __all__ = ["Phase", "Progress", "ProgressCallback", "ProgressOption", "reporting
 
 
 class Phase(enum.Enum):
-    """What is being done.
+    """A phase of a job.
 
     Attributes:
         LIST: snapshots are listed, before they are packed.
         PACK: their blocks are read and compressed.
         UNPACK: an archive's blocks are put into new snapshots.
-        FILL: holes of these are filled with zeros.
+        FILL: the holes of new snapshots are filled with zeros.
         VERIFY: an archive is verified.
-        EXTRACT: disks are written out of one.
-        COMPARE: its blocks are compared with live snapshots'.
+        EXTRACT: an archive's disks are extracted.
+        COMPARE: an archive's blocks are compared with those of live snapshots.
         COPY: an archive is copied.
-        RECOVER: a damaged one is searched for what is left.
+        RECOVER: a damaged archive is searched for what is left.
     """
 
     LIST = "list"
@@ -48,14 +48,14 @@ class Phase(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """How far it is.
+    """The progress of a job.
 
     Attributes:
-        phase: what is being done.
-        blocks: listed blocks done so far, of 524,288 bytes each; while filling, blocks of holes.
-        total_blocks: of how many; None while that is not known.
-        stored_bytes: compressed bytes of the container written or read so far.
-        total_bytes: of how many; None where that is not known before the end.
+        phase: the job's present phase.
+        blocks: the number of listed blocks done, of 524,288 bytes each; while filling, of blocks of holes.
+        total_blocks: the number of all these blocks; None while it is not known.
+        stored_bytes: the number of the container's compressed bytes written or read.
+        total_bytes: the number of all these bytes; None where it is not known before the end.
     """
 
     phase: Phase
