@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import images
 import pytest
@@ -53,6 +53,11 @@ def payload_offsets(container: bytes) -> set[int]:
     return offsets
 
 
+def shared(items: Sequence[int], read: Reader) -> Sequence[int]:
+    """A reader's part: in CI one of the three meets each item, in the long form all of them."""
+    return items if LONG else items[READERS.index(read) :: len(READERS)]
+
+
 def layout_front(container: bytes) -> bytes:
     """All before the first VOLD."""
     return container[: container.index(b"AMISVOLD") - 8]
@@ -68,8 +73,8 @@ def test_the_whole_container_is_accepted(container: bytes, read: Reader) -> None
 def test_every_flipped_byte_is_detected(container: bytes, read: Reader, bit: int | None) -> None:
     payload = payload_offsets(container)
     assert payload
-    sampled = random.Random(1).sample(sorted(payload), min(2000, len(payload)))
-    offsets = sorted((set(range(len(container))) - payload) | set(sampled))
+    sampled = random.Random(1).sample(sorted(payload), min(1500, len(payload)))
+    offsets = shared(sorted((set(range(len(container))) - payload) | set(sampled)), read)
     # One test for each bit in the long form: two workers share them evenly.
     flips: Iterator[tuple[int, int]] = (
         ((at, at % 8) for at in offsets) if bit is None else ((at, bit) for at in range(len(container)))
@@ -105,7 +110,7 @@ def test_reading_blocks_of_a_flipped_container_gives_their_bytes_or_an_error(con
 
 @pytest.mark.parametrize("read", READERS)
 def test_every_truncation_is_refused(container: bytes, read: Reader) -> None:
-    for end in range(len(container)):
+    for end in shared(range(len(container)), read):
         with pytest.raises(amistore.ArchiveError):
             read(container[:end])
 
