@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pydoc
 import re
+import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -34,3 +38,43 @@ def test_a_backend_and_its_parts_say_shortly_what_they_are(tmp_path: Path) -> No
     assert repr(mixed).startswith(f"Backend(ebs={directory.ebs!r}, s3=")
     for part in (aws.ebs, aws.s3, aws.ec2):
         assert "us-east-2" in repr(part) and "canary" not in repr(part) and " at 0x" not in repr(part)
+
+
+def named(hint: object) -> Iterator[type]:
+    """The classes that an annotation names."""
+    for each in typing.get_args(hint):
+        yield from named(each)
+    if isinstance(hint, (list, tuple)):  # a Callable's parameters
+        for each in hint:
+            yield from named(each)
+    found = typing.get_origin(hint) or hint
+    if isinstance(found, type):
+        yield found
+
+
+def test_every_class_that_a_public_signature_names_can_be_imported_from_a_package() -> None:
+    packages = ("", ".archive", ".backends", ".model", ".objects", ".pipeline", ".tasks")
+    public = {
+        getattr(package, name)
+        for package in (sys.modules[f"amistore{each}"] for each in packages)
+        for name in package.__all__
+        if isinstance(getattr(package, name), type)
+    }
+    hidden = set()
+    for name in amistore.__all__:
+        value = getattr(amistore, name)
+        calls = [value] if inspect.isfunction(value) else []
+        if isinstance(value, type):
+            calls = [
+                call for verb, call in vars(value).items() if verb[0] != "_" and inspect.isfunction(call)
+            ]
+        for call in filter(inspect.isfunction, calls):
+            for hint in typing.get_type_hints(call).values():
+                ours = {each for each in named(hint) if each.__module__.startswith("amistore")}
+                hidden |= {f"{name}: {each.__qualname__}" for each in ours - public}
+    assert hidden == set()
+
+
+def test_there_are_at_most_45_public_names_beside_the_errors() -> None:
+    errors = {name for name in amistore.__all__ if name.endswith("Error")}
+    assert len(set(dir(amistore)) - errors - {"__version__", "ec2"}) <= 45
