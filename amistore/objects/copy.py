@@ -67,14 +67,14 @@ def copy(
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
 
     Returns:
-        Where the copy is, its size and ETag, and its content id: proved with an expected one, else what
-        the archive claims.
+        The copy's location, size, ETag and content id. The content id is proved if one was expected, else it
+        is what the archive claims.
 
     Raises:
         NotFoundError: no such object.
-        AlreadyExistsError: the copy's name is taken.
+        AlreadyExistsError: the copy's key exists.
         CorruptArchiveError: the archive is damaged; no copy is left.
-        SourceChangedError: the archive was replaced, during the run or since the one that is resumed.
+        SourceChangedError: the archive was replaced, during this run or since the resumed one.
         InvalidRequestError: the log belongs to another job.
     """
     expected = parse_content_id(expected_content_id)
@@ -110,7 +110,7 @@ def _begin(ranges: ObjectRanges, to: ObjectLocation, part_size: int, log: Resume
 
 
 def _metadata(ranges: ObjectRanges) -> dict[str, str]:
-    """The archive's, but for which run made it: another one makes the copy."""
+    """The archive's metadata without the id of its run: another run makes the copy."""
     return {name: value for name, value in ranges.metadata.items() if name != RUN_KEY}
 
 
@@ -119,12 +119,12 @@ class _Sending:
     """The bytes of a copy, part by part.
 
     Attributes:
-        ranges: the archive.
-        upload: of the copy.
-        part_size: of each part but the last.
-        sends: whether parts are missing; not where an earlier run has completed the copy.
+        ranges: the archive's bytes.
+        upload: the copy's upload.
+        part_size: the size in bytes of each part except the last.
+        sends: whether parts are missing; False if an earlier run completed the copy.
         end: the archive's last bytes.
-        digests: of the first parts, those that this run has not sent: nothing of a log is believed.
+        digests: the digests of the first parts, which this run did not send: nothing of a log is believed.
     """
 
     ranges: ObjectRanges
@@ -135,9 +135,9 @@ class _Sending:
     digests: list[bytes] = attrs.field(factory=list)
 
     def run(self, verified: _Verified, workers: int | None) -> None:
-        """Read and verify all of the archive, and send what is not there.
+        """Read and verify the whole archive, and send the missing parts.
 
-        Each part is logged once it is there, but for the last one: it is sent when all has verified.
+        Each part is logged once it is uploaded, except the last: it is sent once all has verified.
         """
         number = 1
         pending = bytearray()
@@ -168,7 +168,7 @@ class _Sending:
         self.upload.note(part, records)
 
     def prove(self, copied: ObjectRanges) -> None:
-        """Find in the copy what other runs have sent, and the archive's end."""
+        """Refuse a copy that lacks the archive's end, or whose parts of earlier runs differ."""
         for number, digest in enumerate(self.digests):
             found = hashlib.sha256()
             start = number * self.part_size
@@ -181,12 +181,12 @@ class _Sending:
 
 @attrs.define
 class _Verified:
-    """The bytes of a container as they come, checked no later than at its end.
+    """The bytes of a container in order, checked by its end.
 
     Attributes:
-        expected: what the content id must be, then proved; None for what it is.
-        progress: called with a `Progress` after each segment.
-        content_id: the archive's, at the end.
+        expected: the content id that is proved; None for any, unproved.
+        progress: a function called with a `Progress` after each segment.
+        content_id: the archive's content id, known at the end.
     """
 
     expected: bytes | None

@@ -1,7 +1,7 @@
-"""Holes of a volume: blocks that its snapshot does not list, and what filling them with zeros makes of it.
+"""Holes of a volume: the blocks that its snapshot does not list, and the sums once they are filled.
 
-A hole reads as zeros on an unencrypted EBS volume, and as noise on an encrypted one: what was never
-written is decrypted like the rest. Everything here holds runs only, never an entry per block.
+A hole reads as zeros on an unencrypted EBS volume, and as noise on an encrypted one, since what was never
+written is decrypted like the rest. Everything here holds runs only, never an entry for each block.
 Next: `snapshots.py` fills them.
 """
 
@@ -28,12 +28,12 @@ _DIGESTS: Final = ZERO_DIGEST * 4096  # hashed at once, where a hole has so many
 
 @attrs.frozen
 class HolePiece:
-    """Some blocks of a volume's holes: a worker's task.
+    """Some blocks of a volume's holes, for one worker.
 
     Attributes:
-        stored_id: of the snapshot in the archive.
-        snapshot_id: of the new one.
-        ranges: of the blocks, ascending.
+        stored_id: the archived snapshot's id.
+        snapshot_id: the new snapshot's id.
+        ranges: the ranges of the blocks, ascending.
     """
 
     stored_id: str
@@ -53,12 +53,12 @@ class HolePiece:
 
 @attrs.frozen
 class Holes:
-    """The blocks of a volume that are neither listed nor lost. What was lost is never filled.
+    """The blocks of a volume that are neither listed nor lost. Lost blocks are never filled.
 
     Attributes:
-        size: of the volume in bytes.
-        runs: of its listed blocks.
-        lost: blocks that could not be recovered, ascending.
+        size: the volume's size in bytes.
+        runs: the runs of its listed blocks.
+        lost: the blocks that could not be recovered, ascending.
     """
 
     size: int
@@ -67,7 +67,7 @@ class Holes:
 
     @classmethod
     def of(cls, volume: PlannedVolume, lost: Sequence[BlockRange]) -> Self:
-        """Those of a volume of a container."""
+        """The holes of a container's volume."""
         return cls(volume.size, volume.runs, lost)
 
     @property
@@ -85,11 +85,11 @@ class Holes:
             at = start + count
 
     def before(self, index: int) -> int:
-        """How many of their blocks stand before a block index."""
+        """The number of hole blocks before a block index."""
         return sum(min(count, index - start) for start, count in self if start < index)
 
     def pieces(self, first: int, most: int) -> Iterator[tuple[Range, ...]]:
-        """Their blocks from the block index `first` on, so many at a time."""
+        """The hole blocks from the block index `first` on, in pieces."""
         piece: list[Range] = []
         left = most
         for start, count in self:
@@ -108,10 +108,10 @@ class Holes:
 
 
 class FilledSum:
-    """Number and LINEAR of a volume's blocks, holes filled, which CompleteSnapshot is given.
+    """The number and LINEAR checksum of a volume's blocks with its holes filled, for CompleteSnapshot.
 
-    It is told the listed blocks in order and takes the digests of filled ones between them, so
-    that it needs no memory for any of them.
+    It gets the listed blocks in order, and adds the filled blocks' digests between them, so it needs no
+    memory for any of them.
     """
 
     def __init__(self, holes: Holes) -> None:
@@ -130,7 +130,7 @@ class FilledSum:
         self._blocks += at
 
     def end(self) -> tuple[int, bytes]:
-        """What it comes to, all listed blocks told."""
+        """The result, once all listed blocks were added."""
         self._fill(2**64)
         return self._blocks, self._linear.digest()
 

@@ -1,7 +1,7 @@
-"""A container unit by unit: front, preludes, segments and tail, in order.
+"""Packs a container unit by unit: front, preludes, segments and tail, in order.
 
-Listing, tokens and order live in the caller's thread; workers get, hash, compress and
-check one segment each.
+The caller's thread lists, renews tokens and keeps the order; each worker gets, hashes, compresses and checks
+one segment.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ __all__ = [
 
 @attrs.frozen
 class WrittenArchive:
-    """What is known of an archive once its last byte is made.
+    """The facts about an archive that are known once its last byte is made.
 
     Attributes:
-        size: in bytes.
-        content_id: computed from what was written.
-        foot: its last bytes, which bind its index.
+        size: the size in bytes.
+        content_id: the content id, computed from what was written.
+        foot: the last bytes, which bind the index.
     """
 
     size: int
@@ -61,10 +61,10 @@ class PackedUnit:
 
     Attributes:
         pieces: the bytes; take them out to free them.
-        start: the file offset of the first of them.
-        end: the file offset behind the last.
-        segment: the SEGD record, where it is a segment (with its PAD): a part may end behind it.
-        written: the whole archive, where these are its last bytes.
+        start: the file offset of the first byte.
+        end: the file offset behind the last byte.
+        segment: the SEGD record of a segment (with its PAD), behind which a part may end; else None.
+        written: the facts about the whole archive, with its last bytes; else None.
     """
 
     pieces: list[bytes]
@@ -86,13 +86,13 @@ def packed_units(
     """Everything of a container, in order.
 
     Args:
-        planned: what to make.
-        encode: how to make a segment.
-        carried: the first segments, made in an earlier run: their frames are left out, and
-            their blocks are not read.
-        workers: segments worked on at once; None for the number of CPUs.
-        executor: where to work; None for threads.
-        progress: called with a `Progress` after each segment.
+        planned: the plan of the container.
+        encode: the function that makes a segment.
+        carried: the first segments, made in an earlier run: their frames are left out, and their blocks are
+            not read.
+        workers: the number of segments worked on at once; None for the number of CPUs.
+        executor: the executor; None for threads.
+        progress: a function called with a `Progress` after each segment.
     """
     writer = ContainerWriter(planned, encode.level)
     yield PackedUnit(writer.front(), 0, writer.offset)
@@ -129,12 +129,12 @@ _Item = tuple[str, PlannedSegment, tuple[str, ...]]  # snapshot id, segment, blo
 
 @attrs.frozen
 class SegmentEncode:
-    """A worker's task: get, hash, compress and check one segment. Picklable.
+    """The worker's job for one segment: get, hash, compress and check it. Picklable.
 
     Attributes:
-        source: of the blocks.
-        level: of zstd.
-        check_frames: decode each frame and compare it.
+        source: the source of the blocks.
+        level: the zstd level.
+        check_frames: whether to decode each frame and compare it.
     """
 
     source: BlockSource
@@ -151,7 +151,7 @@ class SegmentEncode:
 
 @attrs.define
 class _Blocks:
-    """Gets a segment's blocks one by one, and remembers the digests that the source gave."""
+    """Gets a segment's blocks one by one, and keeps the digests that the source gave."""
 
     source: BlockSource
     snapshot_id: str
@@ -179,7 +179,7 @@ class _Blocks:
 
 
 def _items(planned: Plan, source: BlockSource, first: int) -> Iterator[_Item]:
-    """Each segment from the `first` on with its blocks' tokens; lists its snapshot for the second time."""
+    """Each segment from the `first` on with its blocks' tokens, from a second listing of its snapshot."""
     for volume in planned.volumes:
         sequences = _segments(planned, volume)
         if sequences.stop <= first and sequences:
@@ -200,7 +200,7 @@ def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int)
 
 
 def list_runs(source: BlockSource, snapshot_id: str, progress: Callable[[int], None]) -> tuple[int, Runs]:
-    """Volume size in GiB and listed blocks. `progress` gets the number of blocks so far."""
+    """The volume's size in GiB and its listed blocks; `progress` gets the number of blocks so far."""
     size = count = 0
 
     def indexes() -> Iterator[int]:
@@ -221,7 +221,7 @@ def list_tokens(
     """Each of a volume's segments with the tokens of its blocks, from a second listing.
 
     Raises:
-        SourceChangedError: it differs from the first, which `volume` was planned from.
+        SourceChangedError: the listing differs from the first, which `volume` was planned from.
     """
     snapshot_id = volume.snapshot_id
     blocks = _listed(source, snapshot_id, volume.size // GIB)

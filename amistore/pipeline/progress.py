@@ -92,7 +92,7 @@ def reporting(progress: ProgressOption) -> Iterator[ProgressCallback]:
 
 @contextlib.contextmanager
 def reporting_by(progress: bool | F | None, draw: Callable[[Bars], F]) -> Iterator[F | None]:
-    """`reporting` of anything that `draw` shows in bars; see there for the errors."""
+    """As `reporting`, for anything that `draw` shows in bars."""
     if progress is True:
         with Bars() as bars:
             yield draw(bars)

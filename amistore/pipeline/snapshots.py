@@ -1,4 +1,4 @@
-"""The snapshots that a restore makes: begun as their volumes come, completed together or deleted."""
+"""The snapshots that a restore makes: started as their volumes come, completed together or deleted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RestorePolicy:
 
 
 class RestoredSnapshots:
-    """New snapshots for those of a stored image.
+    """The new snapshots for those of a stored image.
 
     Args:
         image: the image of the container.
@@ -98,19 +98,19 @@ class RestoredSnapshots:
         self._sums: dict[str, FilledSum] = {}
 
     def get(self, stored_id: str) -> str | None:
-        """The id of the new snapshot; None where it is not begun or not wanted."""
+        """The new snapshot's id; None where it is not started or not wanted."""
         return self._started.get(stored_id)
 
     def has(self, snapshot_id: str | None) -> bool:
-        """Whether it is one that was begun here."""
+        """Whether a snapshot was started here."""
         return snapshot_id in self._started.values()
 
     def wanted(self, stored_id: str) -> bool:
-        """Whether it is to be made."""
+        """Whether a snapshot is to be restored."""
         return stored_id in self._wanted
 
     def begin(self, volume: PlannedVolume, *, client_token: str | None = None) -> str | None:
-        """Start the new snapshot of a volume, if it is wanted."""
+        """Start a volume's new snapshot, if it is wanted."""
         stored_id = volume.snapshot_id
         if stored_id not in self._wanted:
             return None
@@ -135,7 +135,7 @@ class RestoredSnapshots:
         return started
 
     def warn_of_holes(self, volume: PlannedVolume) -> None:
-        """Log once that holes will read as noise, where the new snapshot of a volume is encrypted."""
+        """Log, once, that holes will read as noise, if a volume's new snapshot is encrypted."""
         snapshot_id = self._started.get(volume.snapshot_id)
         blocks = Holes.of(volume, self._image.snapshot(volume.snapshot_id).lost_blocks).blocks
         if self._told or snapshot_id is None or not blocks:
@@ -152,27 +152,28 @@ class RestoredSnapshots:
             )
 
     def add(self, stored_id: str, segment: SegmentDescriptor) -> None:
-        """Count a segment's blocks among those of its new snapshot; of each volume in order."""
+        """Count a segment's blocks for its new snapshot; each volume's segments come in order."""
         if stored_id in self._sums:
             self._sums[stored_id].add(segment.runs, segment.digests)
 
     @property
     def hole_blocks(self) -> int:
-        """How many blocks `fill` puts, in all that was begun."""
+        """The number of blocks that `fill` puts, in all started snapshots."""
         return sum(holes.blocks for holes in self.holes.values())
 
     def fill(
         self, pool: Executor, limit: int, most: int, filled: Callable[[str], int] = lambda stored_id: 0
     ) -> Generator[tuple[HolePiece, int], None, None]:
-        """Put zeros into the holes of what was begun, if that is wanted.
+        """Put zeros into the holes of the started snapshots, if that is wanted.
 
-        Gives the pieces, in order, each with the number of all blocks that are filled by then.
+        Yields the pieces in order, each with the number of blocks filled so far.
 
         Args:
-            pool: where to work.
-            limit: pieces begun at once.
-            most: blocks of a piece.
-            filled: gives the block index, by the stored id, before which all holes are filled.
+            pool: the executor.
+            limit: the number of pieces begun at once.
+            most: the most blocks of a piece.
+            filled: a function that returns the block index, by the archived id, before which all holes are
+                filled.
         """
         pieces = (
             HolePiece(stored_id, self._started[stored_id], ranges)
@@ -186,7 +187,7 @@ class RestoredSnapshots:
                 yield piece, done
 
     def complete(self, volumes: Iterable[IndexedVolume]) -> None:
-        """Complete what was begun, after the whole container has verified; wait until it is."""
+        """Complete the started snapshots once the whole container has verified, and wait for them."""
         waiting = []
         for volume in volumes:
             snapshot_id = self._started.get(volume.snapshot_id)
@@ -200,7 +201,7 @@ class RestoredSnapshots:
             self._sink.wait_snapshot(snapshot_id)
 
     def undo(self) -> bool:
-        """Delete every snapshot that was begun; whether all are gone. What is not is logged by id."""
+        """Delete every started snapshot, and return whether all are gone; any other is logged by id."""
         gone = True
         interrupt: BaseException | None = None
         for snapshot_id in self._started.values():

@@ -1,8 +1,7 @@
 """`restore_stream`: a container's bytes, from any binary stream, become snapshots.
 
-The caller's thread reads and checks the stream in order; workers decode, hash and put one
-segment each. No snapshot is completed before the tail has verified, and on any error what
-was started is deleted.
+The caller's thread reads and checks the stream in order; each worker decodes, hashes and puts one segment. No
+snapshot is completed before the tail has verified, and any error deletes the started snapshots.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def restore_stream(
     executor: Executor | None = None,
     progress: ProgressCallback = None,
 ) -> Image:
-    """Restore the snapshots of a container from a stream; see `unpack` for the arguments and errors."""
+    """Restore the snapshots of a container from a stream; arguments and errors as in `unpack`."""
     check_picklable(executor, sink, "sink")
     with machine_limits(), advising():
         restore = _Restore(sink, read_events(stream), policy)
@@ -78,7 +77,7 @@ def read_events(stream: BinaryIO) -> Iterator[Event]:
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
-    """`size` bytes, fewer only at the end; claimed sizes are allocated as bytes arrive."""
+    """Read `size` bytes, fewer only at the end; memory grows as bytes arrive, not by the claimed size."""
     pieces = []
     while size:
         limit = min(size, 8 * MIB)
@@ -97,7 +96,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 
 class _Restore:
-    """One unpacking: the container's events on one side, its snapshots on the other."""
+    """One restore from a stream: it turns the container's events into snapshots."""
 
     def __init__(self, sink: BlockSink, events: Iterator[Event], policy: RestorePolicy) -> None:
         self._sink = sink

@@ -21,17 +21,17 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tuple[Executor, int]]:
-    """The executor to use, and how many tasks it may hold at once.
+    """The executor to use, and the number of items that it may hold at once.
 
-    Twice the workers: results leave in order, so a worker that is ahead needs the next task
-    while a slower one is waited for. An executor of the caller's is left running.
+    It holds two for each worker: results leave in order, so a fast worker needs its next item before a slow
+    one has finished. A caller's executor is left running.
 
     Args:
-        workers: threads, or what the caller's executor runs at once; None for the CPUs.
-        executor: the caller's, or None for threads of our own, ended at exit.
+        workers: the number of threads, or of a caller's executor's workers; None for the number of CPUs.
+        executor: the caller's executor; None for threads of our own, ended at exit.
 
     Raises:
-        ResourcesExhaustedError: in the body or a worker memory or threads ran out.
+        ResourcesExhaustedError: the body or a worker ran out of memory or threads.
     """
     count = worker_count(workers)
     if executor is not None:
@@ -49,7 +49,7 @@ def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tupl
 
 
 def worker_count(workers: int | None) -> int:
-    """How many workers were asked for; the number of CPUs for None."""
+    """The requested number of workers; the number of CPUs for None."""
     count = _cpus() if workers is None else workers
     if type(count) is not int or count < 1:
         raise InvalidRequestError(f"workers must be a whole number from 1 on, not {workers!r}")
@@ -64,7 +64,7 @@ def _cpus() -> int:
 
 
 def threads_can_begin() -> bool:
-    """Not when the interpreter ends, while other threads still run, and where the system has no more."""
+    """Whether threads can be started: not at the interpreter's end, nor where the system has no more."""
     with ThreadPoolExecutor(1) as pool:
         try:
             pool.submit(int)
@@ -76,14 +76,14 @@ def threads_can_begin() -> bool:
 def ordered_map(
     executor: Executor, function: Callable[[T], R], items: Iterable[T], limit: int
 ) -> Generator[R, None, None]:
-    """`function` of each item, in the items' order, at most `limit` of them begun and not taken.
+    """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
 
-    Items are taken in the caller's thread. On an error, or when closed, what has not begun
-    is cancelled and what has is waited for: afterwards nothing runs any more. A forked child neither
-    goes on with it nor ends it.
+    Items are taken in the caller's thread. On an error, or when closed, waiting items are cancelled and
+    running ones are waited for, so that nothing runs afterwards. A forked child can neither continue nor end
+    the map.
 
     Raises:
-        InvalidRequestError: this is such a child.
+        InvalidRequestError: the caller is a forked child.
     """
     process = os.getpid()
     pending: deque[Future[R]] = deque()
@@ -106,20 +106,20 @@ def ordered_map(
 
 
 def _confined(function: Callable[[T], R], item: T) -> R:
-    """Runs in a worker, whose next tasks are not for a child that a backend of the user's may fork there."""
+    """Runs in a worker; a child that a user's backend forks there gets no further items."""
     with forks.confined():
         return function(item)
 
 
 def _first(pending: deque[Future[R]]) -> R:
-    """The first result, kept in `pending` while it is waited for: an interrupt must not lose it."""
+    """Wait for the first result, which stays in `pending` meanwhile: an interrupt must not lose it."""
     result = pending[0].result()
     pending.popleft()
     return result
 
 
 def check_picklable(executor: Executor | None, backend: object, role: str) -> None:
-    """Refuse a process pool for a backend that cannot follow it there."""
+    """Refuse a process pool for a backend that cannot be pickled."""
     if not isinstance(executor, ProcessPoolExecutor):
         return
     try:

@@ -1,4 +1,4 @@
-"""`TaskEngine`: the three EC2 calls, for any backend, and what is ours beside them."""
+"""`TaskEngine`: the three EC2 calls for any backend, and calls of our own."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ T = TypeVar("T", bound=Task)
 class TaskEngine(TaskPlans):
     """Stores AMIs as objects and restores them, as tasks that no crash loses.
 
-    A task is durable when the call that creates it returns; it is worked on in the background.
-    A context manager: leaving it stops at the next part, and what is unfinished stays to be
-    resumed, by this process or another. Safe for several threads, and for several processes on
-    one journal, each with an engine of its own: a forked child cannot use its parent's.
+    A task is durable when the call that creates it returns; it runs in the background. The engine is a
+    context manager: leaving it stops tasks at the next part, and this process or another can resume them.
+    Several threads may use an engine. Several processes may share a journal, each with an engine of its own:
+    a forked child cannot use its parent's.
 
     Args:
-        backend: where images, snapshots and objects are.
-        journal: path of the file with the tasks. None for the backend's own place (in a
-            `DirectoryBackend`'s folder, in memory for a `MemoryBackend`), or else ``tasks.db`` in
-            ``$AMISTORE_STATE_DIR``, ``$XDG_STATE_HOME/amistore`` or ``~/.local/state/amistore``.
-            ``":memory:"`` for tasks that end with the engine.
-        quotas: None for the backend's: `Quotas.aws()` of an `AWSBackend`, else the EC2 user guide's;
-            `Quotas.unlimited()` for none.
-        workers: segments of a task worked on at once; None for the number of CPUs.
-        concurrency: tasks worked on at once; the others wait, first in, first out.
-        clock: gives the seconds since 1970; another one is for tests.
+        backend: the backend with the images, snapshots and objects.
+        journal: the path of the journal. None for the backend's own (in a `DirectoryBackend`'s folder, in
+            memory for a `MemoryBackend`), or else ``tasks.db`` in ``$AMISTORE_STATE_DIR``,
+            ``$XDG_STATE_HOME/amistore`` or ``~/.local/state/amistore``. ``":memory:"`` for tasks that end
+            with the engine.
+        quotas: the quotas; None for the backend's: `Quotas.aws()` for an `AWSBackend`, else the EC2 user
+            guide's. `Quotas.unlimited()` sets none.
+        workers: the number of segments of a task worked on at once; None for the number of CPUs.
+        concurrency: the number of tasks run at once; the others wait, first in, first out.
+        clock: a function that returns the seconds since 1970; another one is for tests.
 
     Raises:
         JournalError: the journal cannot be opened.
-        InvalidRequestError: it is of a newer amistore.
+        InvalidRequestError: a newer amistore made the journal.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class TaskEngine(TaskPlans):
         self.close()
 
     def close(self) -> None:
-        """Stop at the next part; unfinished tasks can be resumed from now on."""
+        """Stop tasks at the next part; from then on they can be resumed."""
         if self._closed or self._process != os.getpid():
             return
         self._closed = True
@@ -169,25 +169,26 @@ class TaskEngine(TaskPlans):
         """Store an AMI as the object ``<image id>.bin``: CreateStoreImageTask.
 
         Args:
-            image_id: of the AMI.
-            bucket: that holds the object; ``bucket/prefix`` puts the prefix before its key.
-            s3_object_tags: of the object: ten at most.
-            if_exists: ``"refuse"``, or ``"skip"`` for no second copy of an AMI that amistore has stored.
-            on_quota: what happens where the quota of store tasks is used up. ``"wait"``: the call waits until
-                a task has ended, of this process or another, checks the request again, and only then
-                makes the task durable. ``"refuse"``: the call is refused, as by EC2.
-            dry_run: check everything, do nothing, and raise ``DryRunOperation``.
+            image_id: the AMI's id.
+            bucket: the bucket that gets the object; ``bucket/prefix`` puts the prefix before the key.
+            s3_object_tags: the object's tags, ten at most.
+            if_exists: the rule for an object that exists: ``"refuse"`` it, or ``"skip"`` an AMI that amistore
+                has stored.
+            on_quota: the rule for a quota that is used up: ``"wait"`` until a task has ended, of this process
+                or another, then check the request again, and only then make the task durable; or ``"refuse"``
+                the call, as EC2 does.
+            dry_run: whether to make all checks only, and raise ``DryRunOperation``.
 
         Returns:
-            The task. With ``if_exists="skip"`` None where the object exists; where a task is making it, that
-            task, which is resumed if nobody works on it.
+            The task. With ``if_exists="skip"``, None if the object exists, or the task that is making
+            it, which is resumed if no engine runs it.
 
         Raises:
             NotFoundError: no such AMI, snapshot or bucket.
-            AlreadyExistsError: the object exists, or a task is making it. With ``"skip"``, the object is none
-                that amistore has stored.
-            InvalidRequestError: a parameter breaks a rule, or the AMI cannot be stored, or a quota is used up
-                and nobody works on what uses it up; `code` is EC2's.
+            AlreadyExistsError: the object exists, or a task is making it; with ``"skip"``, the object is
+                not amistore's.
+            InvalidRequestError: a parameter breaks a rule, the AMI cannot be stored, or a quota is used
+                up by tasks that no engine runs; `code` is EC2's.
             BackendError: the backend failed.
         """
         self._check_open()
@@ -228,20 +229,22 @@ class TaskEngine(TaskPlans):
     ) -> RestoreImageTask:
         """Make an AMI of an object: CreateRestoreImageTask.
 
-        Attributes that the new AMI will not have are logged (WARNING); `plan_restore` tells all. So is,
-        once its snapshots are begun, that they are encrypted and have holes that are not filled.
+        Attributes that the new AMI will lack are logged (WARNING); `plan_restore` lists all. Once its
+        snapshots are started, a WARNING says if they are encrypted and have holes that are not filled.
 
         Args:
-            bucket: that holds the object.
-            object_key: of the object.
-            name: of the new AMI, unique; None for that of the stored one.
-            tag_specifications: tags of the AMI and of its snapshots, over those that were stored.
-            fill_holes: put a block of zeros for each block that a snapshot does not list; see `unpack`.
-            allow_lost: restore snapshots with lost blocks too; see `unpack`.
-            expected_content_id: refuse another archive; 64 hexadecimal digits. Without one the task is bound
-                to the archive that is there now. Every block that it restores is proved.
-            on_quota: ``"wait"`` or ``"refuse"``, as in `create_store_image_task`.
-            dry_run: check everything, do nothing, and raise ``DryRunOperation``.
+            bucket: the bucket that holds the object.
+            object_key: the object's key.
+            name: the new AMI's unique name; None for the stored name.
+            tag_specifications: the tags to set on the AMI and its snapshots, over the stored ones.
+            fill_holes: whether to put a block of zeros for each block that a snapshot does not list, as in
+                `unpack`.
+            allow_lost: whether to restore snapshots with lost blocks, too, as in `unpack`.
+            expected_content_id: the only content id to accept, 64 hexadecimal digits; None for that of the
+                present archive. Every restored block is proved.
+            on_quota: the rule for a quota that is used up, ``"wait"`` or ``"refuse"``, as in
+                `create_store_image_task`.
+            dry_run: whether to make all checks only, and raise ``DryRunOperation``.
 
         Returns:
             The task; its `image_id` is None until the AMI is registered, unless the registry can
@@ -251,9 +254,9 @@ class TaskEngine(TaskPlans):
             NotFoundError: no such bucket or object.
             ArchiveError: the object is no archive, or damaged.
             AlreadyExistsError: the name is taken.
-            AccessDeniedError: registering the AMI would be refused in the end.
-            InvalidRequestError: a parameter breaks a rule, or a quota is used up and nobody works on what
-                uses it up; `code` is EC2's.
+            AccessDeniedError: registering the AMI would be refused.
+            InvalidRequestError: a parameter breaks a rule, or a quota is used up by tasks that no engine
+                runs; `code` is EC2's.
             BackendError: the backend failed.
         """
         self._check_open()
@@ -286,23 +289,24 @@ class TaskEngine(TaskPlans):
     def wait(
         self, task: Task | str | None = None, *, progress: bool | TaskCallback | None = None
     ) -> Task | tuple[Task, ...]:
-        """Wait until a task has ended, however long that takes, or every task of this engine.
+        """Wait, without a limit, until a task has ended, or every task of this engine.
 
         Args:
-            task: a task or its id, also one of another process; None for all that this engine has
-                created or resumed, but for those whose failure it has told.
-            progress: True for a bar (extra ``progress``), or a function that is called with a task when
-                its percentage or state has changed.
+            task: the task or its id, also another process's; None for every task that this engine created or
+                resumed, except failures already raised.
+            progress: True for a bar (extra ``progress``), or a function called with a task when its
+                percentage or state has changed.
 
         Returns:
-            The task as it is then; for None all of them, oldest first.
+            The ended task; for None all of them, oldest first.
 
         Raises:
-            TaskFailedError: it, or one of all, has failed.
-            CredentialsExpiredError: the task stays; with others, in another engine, `resume` goes on.
-            JournalError: the journal could not be written; `resume` goes on.
-            AmistoreError: any other that may pass, such as `AccessDeniedError`, `StorageFullError`
-                or `BackendError`: the task stays as it is, `resume` goes on, `cancel` gives it up.
+            TaskFailedError: the task, or one of all, has failed.
+            CredentialsExpiredError: the task stays; another engine's `resume` continues it with new
+                credentials.
+            JournalError: the journal could not be written; `resume` continues the task.
+            AmistoreError: another error that may pass, such as `AccessDeniedError`, `StorageFullError` or
+                `BackendError`: the task stays, `resume` continues it, `cancel` gives it up.
         """
         self._check_open()
         if task is None:
@@ -319,20 +323,20 @@ class TaskEngine(TaskPlans):
         return ended if task is None else ended[0]
 
     def _tell_unowned(self) -> None:
-        """A program that was killed and begun again would wait for nothing, and not know it."""
+        """Log the tasks that no engine runs: a program that was killed may not know of them."""
         unfinished = [each for each in self._journal.unfinished(self._place) if each.state == "InProgress"]
         unowned = [each.task_id for each in unfinished if self._runner.is_free(each)]
         if unowned:
             _logger.warning("no engine runs these tasks; resume() continues them: %s", ", ".join(unowned))
 
     def cancel(self, task: Task | str) -> None:
-        """Give a task up, of whatever process: what it has made is removed, and it counts as failed.
+        """Cancel a task, also another process's: it counts as failed, and what it made is removed.
 
-        This returns once that is durable; `wait` waits for the end. Its owner learns of it at the next
-        part or segment, in another process within five seconds; until then it may still be completed.
+        This returns once the request is durable; `wait` waits for the end. The task's owner notices at the
+        next part or segment, another process within five seconds; until then the task may still complete.
 
         Raises:
-            InvalidRequestError: it has ended already; ``IncorrectState``.
+            InvalidRequestError: the task has ended; ``IncorrectState``.
         """
         self._check_open()
         task_id = self._own(task)
@@ -343,21 +347,21 @@ class TaskEngine(TaskPlans):
             self._take([self._journal.task(task_id)])
 
     def resume(self) -> tuple[Task, ...]:
-        """Go on with the tasks of this backend that no running engine has; gives them, oldest first.
+        """Continue the tasks of this backend that no engine runs; return them, oldest first.
 
-        Such are tasks that an error left unfinished, also in this engine; those of engines that were closed,
+        These are tasks that an error left unfinished, also in this engine; tasks of engines that were closed,
         whose process has ended, or that gave no sign of life for a minute; and failed tasks whose clean-up is
-        not finished.
+        unfinished.
         """
         self._check_open()
         return self._take(self._journal.unfinished(self._place))
 
     def sweep(self) -> SweepReport:
-        """Remove what belongs to no live task: try the clean-up of failed tasks again, and look for more.
+        """Remove what belongs to no live task: repeat the clean-up of failed tasks, and look for leftovers.
 
-        That is: uploads whose beginning got no answer, files that crashes have left in a
-        `DirectoryBackend`, tasks of the journal that ended more than 31 days ago. What may be another
-        program's is only told.
+        Leftovers are uploads whose beginning got no answer, files that crashes left in a `DirectoryBackend`,
+        and the journal's tasks that ended more than 31 days ago. What may be another program's is only
+        reported.
         """
         self._check_open()
         undoing = [each for each in self._journal.unfinished(self._place) if each.stage == "undoing"]
@@ -373,7 +377,7 @@ class TaskEngine(TaskPlans):
         return tuple(record.task() for record in self._runner.take(records))
 
     def _own(self, task: object) -> str:
-        """The id of a task, which must be of this backend: a journal may be shared by several."""
+        """The id of a task of this backend; several backends may share a journal."""
         if not isinstance(task, (Task, str)):
             raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
         record = self._journal.task(task if isinstance(task, str) else task.task_id)

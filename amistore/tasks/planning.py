@@ -98,21 +98,20 @@ class TaskPlans(TaskDescriptions):
         prices: Prices | None = None,
         rates: RequestRates | None = None,
     ) -> StorePlan:
-        """Tell what `create_store_image_task` would do and take, and do nothing.
+        """Plan what `create_store_image_task` would do and take, and change nothing.
 
-        The snapshots are listed once, and no block is read but by what the backend's `preflight`
-        tries. EBS ends earlier listings of a snapshot when it is listed again; a store of it
-        that is under way lists it anew.
+        This lists the snapshots once; only the backend's `preflight` reads blocks. On EBS a new listing of a
+        snapshot ends the earlier ones; a running store of it lists it anew.
 
         Args:
-            image_id: as `bucket` and `s3_object_tags` in `create_store_image_task`.
-            bucket: see there.
-            s3_object_tags: see there.
-            prices: what requests and storage cost; None for a plan without costs.
-            rates: of requests; None for AWS's quotas.
+            image_id: the AMI's id.
+            bucket: the bucket that gets the object; ``bucket/prefix`` puts the prefix before the key.
+            s3_object_tags: the object's tags, ten at most.
+            prices: the prices of requests and storage; None for a plan without costs.
+            rates: the rates of requests; None for AWS's quotas.
 
         Raises:
-            AmistoreError: what `create_store_image_task` would raise; and the archive would be
+            AmistoreError: the error that `create_store_image_task` would raise, or the archive would be
                 beyond a limit of the format.
         """
         self._check_open()
@@ -135,21 +134,22 @@ class TaskPlans(TaskDescriptions):
         prices: Prices | None = None,
         rates: RequestRates | None = None,
     ) -> RestorePlan:
-        """Tell what `create_restore_image_task` would do and take, and do nothing.
+        """Plan what `create_restore_image_task` would do and take, and change nothing.
 
         Args:
-            bucket: as all but the last two in `create_restore_image_task`.
-            object_key: see there.
-            name: see there.
-            tag_specifications: see there.
-            fill_holes: see there.
-            allow_lost: see there.
-            expected_content_id: see there; here what the archive claims is compared.
-            prices: what requests and storage cost; None for a plan without costs.
-            rates: of requests; None for AWS's quotas.
+            bucket: the bucket that holds the object.
+            object_key: the object's key.
+            name: the new AMI's unique name; None for the stored name.
+            tag_specifications: the tags to set on the AMI and its snapshots, over the stored ones.
+            fill_holes: whether to put a block of zeros for each block that a snapshot does not list.
+            allow_lost: whether to restore snapshots with lost blocks, too.
+            expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Only the
+                archive's claim is compared.
+            prices: the prices of requests and storage; None for a plan without costs.
+            rates: the rates of requests; None for AWS's quotas.
 
         Raises:
-            AmistoreError: what `create_restore_image_task` would raise.
+            AmistoreError: the error that `create_restore_image_task` would raise.
         """
         self._check_open()
         request = RestoreRequest.of(

@@ -199,11 +199,11 @@ class StorePlan(TaskPlan):
     """What storing an AMI would take; made by `TaskEngine.plan_store`.
 
     Attributes:
-        part_size: bytes from which on a part ends, behind the next segment.
-        most_parts: the most that the upload has; fewer where data can be compressed.
-        most_object_bytes: the most that the object has, likewise.
-        most_spool_bytes: the most that lies in temporary files at once, of parts above 32 MiB,
-            with this engine's workers.
+        part_size: the size in bytes at which a part ends behind the next segment.
+        most_parts: the upper bound of the upload's parts, reached if nothing compresses.
+        most_object_bytes: the upper bound of the object's size in bytes, reached if nothing compresses.
+        most_spool_bytes: the upper bound of bytes in temporary files at one time, for parts above 32 MiB and
+            this engine's workers.
     """
 
     part_size: int

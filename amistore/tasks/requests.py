@@ -41,7 +41,7 @@ _LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
 
 
 def check_choice(given: object, role: str, choices: Any) -> None:
-    """Refuse what is none of a `Literal`."""
+    """Refuse anything but a value of a `Literal`."""
     if given not in get_args(choices):
         raise InvalidRequestError(f"{role} is {' or '.join(map(repr, get_args(choices)))}, not {given!r:.80}")
 

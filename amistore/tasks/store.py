@@ -162,5 +162,5 @@ def check_stored(location: ObjectLocation, error: AlreadyExistsError) -> None:
     Told by the metadata alone, which an object of an archived storage class gives, too.
     """
     if RUN_KEY not in location.head().metadata:
-        error.message += "; it is none that amistore has stored, so it is not skipped"
+        error.message += "; amistore did not store it, so it is not skipped"
         raise error
