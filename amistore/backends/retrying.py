@@ -138,7 +138,7 @@ class _RetryingObjectStore(_Retrying[ObjectStore], ObjectStore):
 class _Completion:
     """Completes an upload; after a lost answer, an upload that is gone was completed.
 
-    Nobody else knows its id. S3 may answer that the object exists before it looks for the upload.
+    Only its own run completes it. S3 may answer that the object exists before it looks for the upload.
     """
 
     def __init__(self, store: ObjectStore, bucket: str, key: str, upload_id: str) -> None:

@@ -41,9 +41,9 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
             raise InvalidRequestError("the resume log is damaged")
         ends = [*starts[1:], len(entries)]
         phases = [entries[at:end] for at, end in zip(starts, ends, strict=False)]
-        for phase in phases:
-            _check_place(phase[0], backend)
         try:
+            for phase in phases:
+                _check_place(phase[0], backend)
             for phase in phases:
                 if phase[0]["kind"] in ("pack", "copy"):
                     for entry in phase[1:]:

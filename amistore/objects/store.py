@@ -53,22 +53,22 @@ class StoreJob:
     snapshots: Iterable[str] | None = None
     options: PackOptions = DEFAULTS
 
-    def admit(self) -> Image:
+    def admit(self) -> tuple[Image, BlockSource]:
         """Check what can be checked before the work.
 
         Returns:
-            The AMI's present description.
+            The AMI's present description, and the source of its blocks.
 
         Raises:
             NotFoundError: no such AMI or bucket.
             AlreadyExistsError: the object exists, without `overwrite`.
             InvalidRequestError: the AMI cannot be stored.
         """
-        image, _ = find_image(self.image, self.source)
+        found = find_image(self.image, self.source)
         self.to.store.head_bucket(self.to.bucket)
         if not self.overwrite:
             refuse_existing(self.to)
-        return image
+        return found
 
     def run(
         self,
@@ -88,7 +88,7 @@ class StoreJob:
             workers: the number of segments worked on, and parts sent, at once; None for the number of CPUs.
             progress: a function called with a `Progress`.
             now: the object's time stamp; None for the time of the call.
-            found: what `find_image` gave this run already; None to ask now.
+            found: what `admit` gave this run already; None to ask now.
         """
         image, blocks = found or find_image(self.image, self.source)
         region = self.source.ec2.region_name if isinstance(self.source, Backend) else None
@@ -213,7 +213,8 @@ def store(
         options=options,
     )
     with reporting(progress) as report, using_log(log) as opened:
-        return job.run(opened, workers=workers, progress=report)
+        admitted = job.admit() if opened is None or not opened.entries() else None
+        return job.run(opened, workers=workers, progress=report, found=admitted)
 
 
 def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:

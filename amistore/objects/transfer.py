@@ -6,7 +6,9 @@ container, so every block is verified as in any restore.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 import attrs
@@ -90,8 +92,12 @@ def transfer(
     check_backend(destination, "destination")
     with reporting(progress) as report, using_log(log) as opened:
         phases = _Phases(opened)
-        found = find_image(image_id, source)
-        image = found[0]
+        storing = None if keep is None else StoreJob(image=image_id, source=source, to=keep)
+        if storing is None or phases.begun:
+            image, blocks = find_image(image_id, source)
+        else:
+            with _telling_of_restore():
+                image, blocks = storing.admit()
         policy = RestorePolicy(expected=parse_content_id(expected_content_id), fill_holes=fill_holes)
         job = RestoreJob(backend=destination, name=name, region=source.ec2.region_name, policy=policy)
         if not phases.restoring:
@@ -99,13 +105,22 @@ def transfer(
             warn_of_dropped(destination, image, name)
         told = not fill_holes and (phases.begun or warn_of_holes(image, source, destination))
         job = attrs.evolve(job, policy=attrs.evolve(policy, holes_told=told))
-        if keep is None:
+        if storing is None:
             return _stream(image, source, job, workers, report)
-        storing = StoreJob(image=image_id, source=source, to=keep)
-        restored = _keep(storing, found, job, phases, workers, report)
+        restored = _keep(storing, (image, blocks), job, phases, workers, report)
         if opened is not None:
             opened.end()
         return restored
+
+
+@contextlib.contextmanager
+def _telling_of_restore() -> Iterator[None]:
+    """Say what to do about an archive that is there: an earlier transfer without a log may have made it."""
+    try:
+        yield
+    except AlreadyExistsError as error:
+        error.message += "; if it is this image's archive, amistore.restore goes on from it"
+        raise
 
 
 class _Phases:
@@ -148,11 +163,8 @@ def _keep(
     progress: ProgressCallback,
 ) -> RestoredImage:
     """`transfer` with a kept archive: the restore is bound to the packed content, not to a name."""
-    try:
+    with _telling_of_restore():
         kept = storing.run(phases.pack, workers=workers, progress=progress, found=found)
-    except AlreadyExistsError as error:
-        error.message += "; if it is this image's archive, amistore.restore goes on from it"
-        raise
     computed = bytes.fromhex(kept.content_id)
     check_content_id(computed, restoring.policy.expected)
     # What was made is opened, not what has its name by now.

@@ -4,8 +4,8 @@ The log keeps the segment descriptors of each part, which the index at the conta
 run plans anew, and takes from the log what the plan, the upload's own list of parts and, in the end, the
 object confirm.
 
-The result is computed here. The store only confirms it: by the ETag of the object's completion, and by the
-object's last bytes, which bind all others.
+The result is computed here. The store only confirms it: by the ETag that the object has at its completion,
+and by the object's last bytes, which bind all others.
 """
 
 from __future__ import annotations

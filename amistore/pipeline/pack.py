@@ -158,7 +158,7 @@ def pack(
         InvalidRequestError: the image cannot be packed.
         SourceChangedError: (while iterating) the snapshot is not what was listed.
         ChecksumMismatchError: (while iterating) a block does not have the checksum of its source.
-    BackendError: the source failed.
+        BackendError: the source failed.
     """
     check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
     encode = SegmentEncode(source, level, options.check_frames)

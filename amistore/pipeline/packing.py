@@ -61,14 +61,12 @@ class PackedUnit:
 
     Attributes:
         pieces: the bytes; take them out to free them.
-        start: the file offset of the first byte.
         end: the file offset behind the last byte.
         segment: the SEGD record of a segment (with its PAD), behind which a part may end; else None.
         written: the facts about the whole archive, with its last bytes; else None.
     """
 
     pieces: list[bytes]
-    start: int
     end: int
     segment: bytes | None = None
     written: WrittenArchive | None = None
@@ -95,19 +93,17 @@ def packed_units(
         progress: a function called with a `Progress` after each segment.
     """
     writer = ContainerWriter(planned, encode.level)
-    yield PackedUnit(writer.front(), 0, writer.offset)
+    yield PackedUnit(writer.front(), writer.offset)
     with worker_pool(workers, executor) as (pool, limit):
         made = ordered_map(pool, encode, _items(planned, encode.source, len(carried)), limit)
         with contextlib.closing(made):
             done = 0
             for volume in planned.volumes:
-                start = writer.offset
-                yield PackedUnit(writer.volume(volume), start, writer.offset)
+                yield PackedUnit(writer.volume(volume), writer.offset)
                 for sequence in _segments(planned, volume):
                     encoded = carried[sequence] if sequence < len(carried) else next(made)
                     done += encoded.descriptor.runs.blocks
-                    start = writer.offset
-                    unit = PackedUnit(writer.segment(encoded), start, writer.offset, encoded.record)
+                    unit = PackedUnit(writer.segment(encoded), writer.offset, encoded.record)
                     del encoded  # so that its frames are freed as they are taken
                     yield unit
                     del unit
@@ -116,7 +112,7 @@ def packed_units(
     start = writer.offset
     tail = writer.tail()
     end = start + sum(map(len, tail))
-    yield PackedUnit(tail, start, end, written=WrittenArchive(end, writer.content_id, tail[-1]))
+    yield PackedUnit(tail, end, written=WrittenArchive(end, writer.content_id, tail[-1]))
 
 
 def _segments(planned: Plan, volume: PlannedVolume) -> range:

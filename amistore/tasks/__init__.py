@@ -1,6 +1,6 @@
 """The task engine: EC2's CreateStoreImageTask, DescribeStoreImageTasks and CreateRestoreImageTask.
 
-`engine.py` is what users call; `runner.py` has the threads that work, `work.py` what a task
+`engine.py` is what users call; `runner.py` has the threads that work, `run.py` what a task
 does, `journal.py` what is durable. docs/tasks.md explains states and crashes. May import all
 layers below.
 """

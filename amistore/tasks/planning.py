@@ -1,6 +1,6 @@
 """Makes plans of checked requests: it lists snapshots or reads an archive's end, and reads no block.
 
-The numbers of requests are those of `objects/` and `work.py`: who changes what these ask for
+The numbers of requests are those of `objects/` and the two kinds of tasks: who changes what these ask for
 changes them here, and tests compare the two.
 """
 
@@ -79,7 +79,7 @@ class _Terms:
 
 
 class TaskPlans(TaskDescriptions):
-    """The planning part of `TaskEngine`, which changes nothing, too.
+    """The planning part of `TaskEngine`, which changes nothing.
 
     Attributes:
         quotas: the quotas of the engine.

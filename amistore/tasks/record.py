@@ -100,7 +100,7 @@ def json_list(column: str) -> list[Any]:
 
 
 def check_tags(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Refuse anything but None and a mapping of texts to texts without an empty key."""
+    """Refuse anything but a mapping of texts, none of them empty, to texts or None."""
     if not isinstance(value, Mapping) or not all(
         key and _is_text(key) and (each is None or _is_text(each)) for key, each in value.items()
     ):

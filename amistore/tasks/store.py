@@ -123,7 +123,7 @@ class StoreRequest:
         check_image_id(image_id)
         name, key = object_place(bucket, image_id)
         tags = object_tags(s3_object_tags)
-        image = StoreJob(image=image_id, source=backend, to=backend.s3.at(name, key)).admit()
+        image = StoreJob(image=image_id, source=backend, to=backend.s3.at(name, key)).admit()[0]
         volumes = tuple(_volume(backend, image, snapshot_id) for snapshot_id in image.snapshot_ids)
         request = cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
         quotas.check_image(image_id, request.size)

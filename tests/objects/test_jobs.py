@@ -139,6 +139,26 @@ def test_an_ami_becomes_a_file_whose_bytes_are_those_of_its_object(source: Backe
     assert amistore.store(image_id, source, str(target), overwrite=True).size == stored.size
 
 
+@pytest.mark.parametrize("job", ["store", "transfer"])
+def test_what_keeps_an_object_from_being_made_is_told_before_a_snapshot_is_listed(
+    source: Backend, job: str
+) -> None:
+    image_id = registered(source)
+    source.s3.put_object(BUCKET, "there.bin", [b"there"])
+    calls = Calls(source.ebs)
+    for location, error in (
+        (source.s3.at(BUCKET, "there.bin"), amistore.AlreadyExistsError),
+        (source.s3.at("nobody-has-it", "web.bin"), amistore.NotFoundError),
+    ):
+        with pytest.raises(error):
+            if job == "store":
+                amistore.store(image_id, source, location)
+            else:
+                amistore.transfer(image_id, source=source, destination=source, name="moved", keep=location)
+    assert not calls.made["list_snapshot_blocks"]
+    assert runs.stored(source.s3, "there.bin") == b"there"
+
+
 def test_a_file_that_could_not_be_filled_is_not_there(source: Backend, tmp_path: Path) -> None:
     image_id = registered(source)
     Calls(source.ebs).fail("get_snapshot_block", 2, amistore.BackendError("gone"))

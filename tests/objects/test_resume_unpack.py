@@ -293,6 +293,13 @@ def test_abandoning_refuses_a_damaged_log(entries: list[bytes]) -> None:
     assert log.entries() == entries
 
 
+def test_abandoning_by_a_log_whose_second_header_is_damaged_is_refused() -> None:
+    log = Log([b'{"kind":"pack","task":"x"}', b'{"kind":[]}'])
+    with pytest.raises(amistore.InvalidRequestError, match="damaged"):
+        abandon(log, cloud())
+    assert log.entries()
+
+
 def test_abandoning_a_restore_whose_entry_lacks_the_size_deletes_nothing() -> None:
     given = cloud()
     there = images.snapshot(given.ebs, 1, {})

@@ -72,7 +72,7 @@ def test_parts_end_behind_the_segment_that_reaches_the_layouts_size() -> None:
 
 def test_a_part_ends_behind_a_segment_only_and_has_the_records_of_its_segments() -> None:
     sizes = [(6, None), (1, b"a"), (4, b"b"), (9, None), (1, b"c"), (7, None)]
-    units = (PackedUnit([bytes(size)], 0, 0, segment) for size, segment in sizes)
+    units = (PackedUnit([bytes(size)], 0, segment) for size, segment in sizes)
     begun: deque[parts.Part] = deque()
     cut = parts.cut_parts(units, 5, 3, begun)
     found = [(part.number, part.size, list(part.records)) for part in cut]
@@ -81,7 +81,7 @@ def test_a_part_ends_behind_a_segment_only_and_has_the_records_of_its_segments()
 
 
 def test_more_parts_than_an_object_may_have_are_refused() -> None:
-    units = (PackedUnit([bytes(5)], 0, 0, b"a") for _ in range(3))
+    units = (PackedUnit([bytes(5)], 0, b"a") for _ in range(3))
     cut = parts.cut_parts(units, 5, 9_999, deque())
     with pytest.raises(amistore.InvalidRequestError, match="10000 parts"):
         for _ in cut:
