@@ -383,8 +383,7 @@ def _part(report: ProgressCallback, before: int, total: int) -> ProgressCallback
     """A function that reports one volume's progress as a part of all, behind the volumes before it."""
 
     def tell(event: Progress) -> None:
-        if report is not None:
-            report(attrs.evolve(event, blocks=before + event.blocks, total_blocks=total))
+        report(attrs.evolve(event, blocks=before + event.blocks, total_blocks=total))
 
     return tell
 

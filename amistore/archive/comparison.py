@@ -137,10 +137,7 @@ class _Count:
 
     def add(self, blocks: int) -> None:
         self.done += blocks
-        if self.progress is not None:
-            self.progress(
-                Progress(phase=Phase.COMPARE, blocks=self.done, total_blocks=self.total, stored_bytes=0)
-            )
+        self.progress(Progress(phase=Phase.COMPARE, blocks=self.done, total_blocks=self.total))
 
 
 def _members(image: Image) -> dict[str, Any]:

@@ -170,15 +170,7 @@ def _to_stream(
                         raise OSError(f"write gave {written} for {len(view)} bytes")
                     view = view[written:]
             position += len(piece)
-            if progress is not None:
-                progress(
-                    Progress(
-                        phase=Phase.EXTRACT,
-                        blocks=position // BLOCK_SIZE,
-                        total_blocks=total,
-                        stored_bytes=0,
-                    )
-                )
+            progress(Progress(phase=Phase.EXTRACT, blocks=position // BLOCK_SIZE, total_blocks=total))
 
 
 def _disk_pieces(volume: VolumeReader, disk: VolumeFile) -> Iterator[bytes]:
@@ -250,15 +242,7 @@ class _Writing:
         return stored.located.descriptor
 
     def _report(self, blocks: int) -> None:
-        if self.progress is not None:
-            self.progress(
-                Progress(
-                    phase=Phase.EXTRACT,
-                    blocks=blocks,
-                    total_blocks=self.volume.indexed.blocks,
-                    stored_bytes=0,
-                )
-            )
+        self.progress(Progress(phase=Phase.EXTRACT, blocks=blocks, total_blocks=self.volume.indexed.blocks))
 
 
 def _there(descriptor: int, segment: SegmentDescriptor) -> bool:

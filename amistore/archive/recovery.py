@@ -162,7 +162,11 @@ def recover(
         machine_limits(),
     ):
         files.check_target(path, overwrite=False)
-        pieces = find_pieces(ranges, scan(ranges, lambda offset: _scanned(report, offset, ranges.size)))
+
+        def scanned(offset: int) -> None:
+            report(Progress(phase=Phase.RECOVER, blocks=0, stored_bytes=offset, total_bytes=ranges.size))
+
+        pieces = find_pieces(ranges, scan(ranges, scanned))
         salvage = _Salvage(ranges, pieces, worker_count(workers))
         salvage.prove(workers, report)
         outcomes = tuple(map(salvage.outcome, pieces.volumes))
@@ -180,13 +184,6 @@ def recover(
             volumes=outcomes,
             left_out=pieces.unnamed,
             findings=tuple(pieces.findings),
-        )
-
-
-def _scanned(progress: ProgressCallback, offset: int, size: int) -> None:
-    if progress is not None:
-        progress(
-            Progress(phase=Phase.RECOVER, blocks=0, total_blocks=None, stored_bytes=offset, total_bytes=size)
         )
 
 
@@ -237,15 +234,11 @@ class _Salvage(BlockSource):
                     self._proved[name].places.append(place << _FRAME_BITS | frame)
                 segment = self._volumes[name].segments[place]
                 done += segment.runs.blocks
-                if progress is not None:
-                    progress(
-                        Progress(
-                            phase=Phase.RECOVER,
-                            blocks=done,
-                            total_blocks=total,
-                            stored_bytes=segment.offset,
-                        )
+                progress(
+                    Progress(
+                        phase=Phase.RECOVER, blocks=done, total_blocks=total, stored_bytes=segment.offset
                     )
+                )
 
     def _prove_segment(self, task: tuple[str, int]) -> list[tuple[int, int]]:
         """The index and frame of each block of a segment whose SHA-256 is right."""

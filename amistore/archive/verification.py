@@ -71,11 +71,8 @@ def verify(
     ):
         for each in verification.segments(checked):
             blocks += container.segment_blocks(each.sequence)
-            if progress is not None:
-                total = container.head.blocks
-                progress(
-                    Progress(phase=Phase.VERIFY, blocks=blocks, total_blocks=total, stored_bytes=each.end)
-                )
+            total = container.head.blocks
+            progress(Progress(phase=Phase.VERIFY, blocks=blocks, total_blocks=total, stored_bytes=each.end))
     verification.end()
     return VerifyReport(
         name=container.name,

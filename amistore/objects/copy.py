@@ -224,9 +224,8 @@ class _Verified:
             pass
 
     def _report(self, blocks: int, total: int, stored: int) -> None:
-        if self.progress is not None:
-            event = Progress(phase=Phase.COPY, blocks=blocks, total_blocks=total, stored_bytes=stored)
-            self.progress(event)
+        event = Progress(phase=Phase.COPY, blocks=blocks, total_blocks=total, stored_bytes=stored)
+        self.progress(event)
 
 
 def _exactly(stream: PieceReader, size: int) -> Iterator[bytes]:

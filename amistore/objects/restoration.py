@@ -279,8 +279,7 @@ class Restoring:
             return False
 
     def _report(self, phase: Phase, done: int, total: int, stored: int) -> None:
-        if self._progress is not None:
-            self._progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
+        self._progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
 
 
 def _raise(error: ArchiveError) -> None:

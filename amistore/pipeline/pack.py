@@ -22,7 +22,7 @@ from amistore.container import Layout, Plan, Runs, plan
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, list_runs, packed_units
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting, untold
 from amistore.pipeline.workers import check_picklable, worker_count
 
 __all__ = [
@@ -189,7 +189,7 @@ def plan_pack(
     source: BlockSource,
     *,
     snapshots: Iterable[str] | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressCallback = untold,
     layout: Layout | None = None,
 ) -> Plan:
     """List the snapshots and plan the container; arguments as in `pack`."""
@@ -198,8 +198,7 @@ def plan_pack(
         before = sum(runs.blocks for _, _, runs in volumes)
 
         def listed(count: int, before: int = before) -> None:
-            if progress is not None:
-                progress(Progress(phase=Phase.LIST, blocks=before + count, total_blocks=None, stored_bytes=0))
+            progress(Progress(phase=Phase.LIST, blocks=before + count))
 
         size, runs = list_runs(source, snapshot_id, listed)
         known = image.snapshot(snapshot_id).volume_size

@@ -26,7 +26,7 @@ from amistore.container import (
 )
 from amistore.container.layout import MAX_OBJECT
 from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError, SourceChangedError
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import GIB
 
@@ -79,7 +79,7 @@ def packed_units(
     carried: Sequence[EncodedSegment] = (),
     workers: int | None = None,
     executor: Executor | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressCallback = untold,
 ) -> Generator[PackedUnit, None, None]:
     """Everything of a container, in order.
 
@@ -191,8 +191,7 @@ def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int)
         raise InvalidRequestError(
             f"the container grew beyond {MAX_OBJECT} bytes, the most that an S3 object holds"
         )
-    if progress is not None:
-        progress(Progress(phase=Phase.PACK, blocks=blocks, total_blocks=planned.blocks, stored_bytes=stored))
+    progress(Progress(phase=Phase.PACK, blocks=blocks, total_blocks=planned.blocks, stored_bytes=stored))
 
 
 def list_runs(source: BlockSource, snapshot_id: str, progress: Callable[[int], None]) -> tuple[int, Runs]:

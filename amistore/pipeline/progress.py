@@ -9,7 +9,7 @@ import contextlib
 import enum
 import functools
 from collections.abc import Callable, Iterator
-from typing import Optional, TypeVar, Union
+from typing import TypeVar, Union
 
 import attrs
 
@@ -17,7 +17,7 @@ from amistore.errors import InvalidRequestError
 from amistore.pipeline.bars import Bars
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["Phase", "Progress", "ProgressCallback", "ProgressOption", "reporting", "reporting_by"]
+__all__ = ["Phase", "Progress", "ProgressCallback", "ProgressOption", "reporting", "reporting_by", "untold"]
 
 
 class Phase(enum.Enum):
@@ -60,15 +60,15 @@ class Progress:
 
     phase: Phase
     blocks: int
-    total_blocks: int | None
-    stored_bytes: int
+    total_blocks: int | None = None
+    stored_bytes: int = 0
     total_bytes: int | None = None
 
 
-ProgressCallback = Optional[Callable[[Progress], None]]
+ProgressCallback = Callable[[Progress], None]
 """What is called below the calls of users."""
 
-ProgressOption = Union[bool, ProgressCallback]
+ProgressOption = Union[bool, ProgressCallback, None]
 """What users give: True for a bar, or a function."""
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -87,7 +87,11 @@ def reporting(progress: ProgressOption) -> Iterator[ProgressCallback]:
         return functools.partial(_show, bars)
 
     with reporting_by(progress, draw) as report:
-        yield report
+        yield untold if report is None else report
+
+
+def untold(event: Progress) -> None:
+    """What is called where nobody wants to know."""
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from amistore.container import (
 from amistore.container.identity import check_content_id
 from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
 from amistore.model import Image
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
 from amistore.units import MIB
@@ -45,7 +45,7 @@ def restore_stream(
     *,
     workers: int | None = None,
     executor: Executor | None = None,
-    progress: ProgressCallback = None,
+    progress: ProgressCallback = untold,
 ) -> Image:
     """Restore the snapshots of a container from a stream; arguments and errors as in `unpack`."""
     check_picklable(executor, sink, "sink")
@@ -115,9 +115,8 @@ class _Restore:
         """Put every block, and fill holes once the whole container has verified."""
 
         def report(phase: Phase, done: int, total: int) -> None:
-            if progress is not None:
-                stored = self._stored_bytes
-                progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
+            stored = self._stored_bytes
+            progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
 
         with worker_pool(workers, executor) as (pool, limit):
             done = 0

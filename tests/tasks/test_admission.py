@@ -255,6 +255,6 @@ def test_an_object_that_amistore_has_not_stored_is_not_skipped() -> None:
     cloud.s3.put_object(BUCKET, f"{image_id}.bin", [b"of another program"])
     with (
         TaskEngine(cloud) as engine,
-        pytest.raises(amistore.AlreadyExistsError, match="none that amistore has stored"),
+        pytest.raises(amistore.AlreadyExistsError, match="amistore did not store it"),
     ):
         engine.create_store_image_task(image_id=image_id, bucket=BUCKET, if_exists="skip")
