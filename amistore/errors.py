@@ -201,8 +201,11 @@ def foreign_errors(operation: str, **facts: Any) -> Iterator[None]:
     except (AmistoreError, MemoryError):
         raise
     except Exception as error:
+        kind, text = type(error).__name__, ""
+        with contextlib.suppress(Exception):  # of a class that cannot tell itself
+            text = f": {error}"
         raise BackendError(
-            f"{type(error).__name__}: {error}",
+            f"{kind}{text}",
             retryable=isinstance(error, (ConnectionError, TimeoutError)),
             operation=operation,
             **facts,

@@ -8,10 +8,11 @@ errors only. Next: `blocks.py`, `objects.py`, `images.py`, `base.py`; `forwardin
 from __future__ import annotations
 
 import abc
+import builtins
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from types import FunctionType
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType
 from typing import Any, TypeVar
 
 from amistore.errors import BackendError, foreign_errors
@@ -19,6 +20,8 @@ from amistore.errors import BackendError, foreign_errors
 __all__ = ["Interface", "attributes", "composed", "verbs"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_UNDONE = (CoroutineType, GeneratorType, AsyncGeneratorType)  # of a call whose body has not run
 
 
 def composed(method: F) -> F:
@@ -81,6 +84,8 @@ def _telling(verb: str, declared: Any, method: Any) -> Callable[..., Any]:
             answer = function(self, *arguments, **options)
             if not isinstance(answer, kind):
                 raise TypeError(f"{verb} must give {kind.__name__}, not {type(answer).__name__}")
+            if isinstance(answer, _UNDONE):
+                raise TypeError(f"{verb} has done nothing yet: it is async, or has a yield")
             return answer
         except Exception:
             try:
@@ -98,18 +103,19 @@ def _telling(verb: str, declared: Any, method: Any) -> Callable[..., Any]:
 
 
 def _answer(declared: Any) -> type:
-    """The class of a verb's answer, if it is bytes or one of ours; else `object`."""
+    """The class of a verb's answer, if it is a built-in one or one of ours; else `object`."""
     function = inspect.unwrap(declared)
-    name = function.__annotations__.get("return")
-    found = bytes if name == "bytes" else function.__globals__.get(name)
+    name = str(function.__annotations__.get("return")).partition("[")[0]
+    found = function.__globals__.get(name, getattr(builtins, name, None))
     return found if isinstance(found, type) else object
 
 
 def _function_of(method: Any) -> Callable[..., Any]:
-    """Of a static or partial method, or a compiled one."""
+    """Of a static or partial method, a compiled one, or any object that can be called."""
+    bind = getattr(method, "__get__", lambda *_: method)
 
     def function(self: Interface, /, *arguments: Any, **options: Any) -> Any:
-        return method.__get__(self, type(self))(*arguments, **options)
+        return bind(self, type(self))(*arguments, **options)
 
     return function
 

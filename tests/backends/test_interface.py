@@ -100,6 +100,11 @@ def test_what_is_not_the_backends_error_passes_as_it_is(error: BaseException) ->
         (backends.ObjectStore, "upload_part"),
         (backends.ObjectStore, "complete_multipart_upload"),
         (backends.ImageRegistry, "describe_image"),
+        (backends.BlockSink, "start_snapshot"),
+        (backends.ObjectStore, "create_multipart_upload"),
+        (backends.ObjectStore, "list_parts"),
+        (backends.ObjectStore, "list_keys"),
+        (backends.ObjectStore, "get_object_tagging"),
     ],
 )
 def test_an_answer_of_another_kind_is_the_backends_error(kind: type, verb: str) -> None:
@@ -108,6 +113,32 @@ def test_an_answer_of_another_kind_is_the_backends_error(kind: type, verb: str) 
     with pytest.raises(amistore.BackendError, match=f"{verb} must give .*, not NoneType") as raised:
         getattr(odd, verb)(**dict.fromkeys(names, "other"))
     assert raised.value.operation == verb
+
+
+async def _asynchronous(self: Any, **given: Any) -> None: ...
+
+
+def _yielding(self: Any, **given: Any) -> Any:
+    yield
+
+
+@pytest.mark.parametrize("method", [_asynchronous, _yielding])
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_a_method_that_only_begins_when_it_is_waited_for_is_refused(method: Any) -> None:
+    odd: Any = type("Odd", (backends.BlockSink,), dict.fromkeys(verbs(backends.BlockSink), method))()
+    with pytest.raises(amistore.BackendError, match="complete_snapshot has done nothing yet"):
+        odd.complete_snapshot(snapshot_id="snap-00000001", changed_blocks_count=0, checksum=b"")
+
+
+def test_an_error_that_cannot_tell_its_text_is_told_by_its_class() -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    disk = Disk()
+    disk.error = SilentError()
+    with pytest.raises(amistore.BackendError, match=r"^SilentError .operation get_snapshot_block"):
+        disk.get_snapshot_block(*PLACE)
 
 
 def test_a_call_that_is_none_of_the_interfaces_is_the_callers_own_mistake() -> None:
@@ -162,6 +193,15 @@ class Partial(Disk):
     get_snapshot_block = functools.partialmethod(_read, "bad sector")  # type: ignore[assignment]
 
 
+class _Callable:
+    def __call__(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        raise OSError("bad sector")
+
+
+class Delegating(Disk):
+    get_snapshot_block = _Callable()  # type: ignore[assignment]
+
+
 class Forgetful(Disk):
     """Names its arguments otherwise."""
 
@@ -171,7 +211,7 @@ class Forgetful(Disk):
 
 @pytest.mark.parametrize(
     "kind",
-    [Disk, Mixed, Inheriting, Slotted, SlottedAgain, Static, Partial, Forgetful],
+    [Disk, Mixed, Inheriting, Slotted, SlottedAgain, Static, Partial, Delegating, Forgetful],
     ids=lambda k: k.__name__,
 )
 def test_however_a_class_comes_by_its_method_its_error_is_typed_once(kind: Any) -> None:
