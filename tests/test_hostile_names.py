@@ -78,6 +78,15 @@ def test_an_error_and_its_line_in_a_log_show_names_and_obey_none(
     check(caplog.messages[0], 1)
 
 
+def test_a_location_and_its_line_in_a_log_show_a_key_and_obey_none(caplog: pytest.LogCaptureFixture) -> None:
+    cloud = amistore.MemoryBackend()
+    cloud.s3.create_bucket("archive")
+    cloud.s3.put_object("archive", EVIL, [images.packed([])[:-9]])
+    check(str(cloud.s3.at("archive", EVIL)), 1)
+    assert list(amistore.find_archives(cloud.s3, "archive")) == []
+    check(caplog.messages[0], 1)
+
+
 def test_what_does_not_act_is_left_as_it_is() -> None:
     for text in ("Wörter, 日本語, 👩\u200d💻, עברית", "tab\\t", ""):
         assert printable(text) == text

@@ -27,6 +27,7 @@ from amistore.container.records import refuse_newer
 from amistore.container.segments import check_place, descriptor_limit
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
+from amistore.text import printable
 
 __all__ = ["ContainerFile", "has_crc", "has_digest", "is_exactly", "opens"]
 
@@ -142,7 +143,7 @@ class ContainerFile:
             if not good and not told:
                 told = True
                 place = f"bytes {offset} to {offset + length - 1} ({record})"
-                _logger.warning("%s: %s seem damaged, reading them again", self.name, place)
+                _logger.warning("%s: %s seem damaged, reading them again", printable(self.name), place)
             return good
 
         content = self._ranges.read_intact(offset, length, check)

@@ -23,6 +23,7 @@ from amistore import forks
 from amistore.backends.interface import Interface, composed
 from amistore.backends.ranges import RangeReader, RangeStream
 from amistore.errors import InvalidRequestError, NotFoundError
+from amistore.text import printable
 from amistore.units import MIB
 
 __all__ = ["MultipartUpload", "ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore", "UploadedPart"]
@@ -298,7 +299,9 @@ class ObjectStore(Interface):
             try:
                 self.abort_multipart_upload(bucket, key, upload)
             except Exception as error:  # the first error is the one to tell
-                _logger.error("upload %s of %s/%s is left behind, abort it: %s", upload, bucket, key, error)
+                _logger.error(
+                    "upload %s of %s is left behind, abort it: %s", upload, self.at(bucket, key), error
+                )
 
         with forks.undoing(abort):
             parts: list[UploadedPart] = []
@@ -355,7 +358,7 @@ class ObjectLocation:
 
     def __str__(self) -> str:
         scheme = f"{self.store.scheme}://" if self.store.scheme else ""
-        return f"{scheme}{self.bucket}/{self.key}"
+        return printable(f"{scheme}{self.bucket}/{self.key}")
 
     @property
     def facts(self) -> ObjectFacts:
@@ -389,7 +392,7 @@ class ObjectRanges(RangeReader):
     """
 
     def __init__(self, location: ObjectLocation, info: ObjectInfo | None = None) -> None:
-        self.name = f"{location.bucket}/{location.key}"
+        self.name = str(location)
         self.location = location
         info = info or location.head()
         self.etag = info.etag

@@ -13,7 +13,7 @@ from amistore.backends import ObjectLocation, ObjectStore
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
 from amistore.container import PREAMBLE
-from amistore.errors import ArchiveError, NotFoundError
+from amistore.errors import ArchivedObjectError, ArchiveError, NotFoundError, SourceChangedError
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = ["FoundArchive", "find_archives"]
@@ -48,7 +48,8 @@ def find_archives(
     """Find the archives among a bucket's objects, by key.
 
     The last 64 KiB of each object are read, and the whole index where it is longer. Other objects are
-    skipped. An archive whose end is damaged is skipped, too, and logged (WARNING).
+    skipped. Skipped and logged (WARNING) are an archive whose end is damaged, an object in a storage class
+    that cannot be read, such as Glacier's, and one that is replaced meanwhile.
 
     Args:
         store: the store that holds the bucket.
@@ -83,6 +84,9 @@ def _look(location: ObjectLocation) -> FoundArchive | None:
                 _logger.warning("skipping %s, an archive that cannot be opened: %s", location, error)
             return None
     except NotFoundError:  # deleted since it was listed
+        return None
+    except (ArchivedObjectError, SourceChangedError) as error:
+        _logger.warning("skipping %s, which may be an archive: %s", location, error)
         return None
     return FoundArchive(
         location=location,

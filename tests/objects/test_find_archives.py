@@ -57,6 +57,21 @@ def test_a_damaged_archive_is_named_in_the_log_and_hides_no_other(
     assert told.startswith("skipping archive/a.bin, an archive that cannot be opened")
 
 
+@pytest.mark.parametrize(
+    "error", [amistore.ArchivedObjectError("in GLACIER"), amistore.SourceChangedError("it was replaced")]
+)
+def test_an_object_that_cannot_be_read_now_is_named_in_the_log_and_hides_no_other(
+    error: amistore.BackendError, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = runs.cloud()
+    archived(cloud, "a.bin", "b.bin", "c.bin")
+    runs.Calls(cloud.s3).fail("get_object_range", 2, error)
+    found = list(amistore.find_archives(cloud.s3, BUCKET, workers=1))
+    assert [each.location.key for each in found] == ["a.bin", "c.bin"]
+    (told,) = caplog.messages
+    assert told.startswith(f"skipping archive/b.bin, which may be an archive: {error.message}")
+
+
 def test_their_ends_alone_are_read() -> None:
     cloud = FaultyBackend(runs.cloud())
     archived(cloud, "a.bin", "b.bin")
