@@ -196,11 +196,11 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         AlreadyExistsError: the name is taken, without `overwrite`.
         NotFoundError: the folder does not exist.
         InvalidRequestError: the name is that of a folder, a link, a FIFO or a device.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or the name is too long.
     """
     if not path.parent.is_dir():
         raise NotFoundError(f"no such folder: {path.parent}")
-    if os.path.lexists(path):
+    with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             raise InvalidRequestError(f"{path} is no file that can be replaced: give another name")
         if not overwrite:

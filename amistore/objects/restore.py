@@ -135,7 +135,8 @@ class RestoreJob:
     def is_done(self, name: str, log: ResumeLog | None) -> bool:
         """Whether an AMI of this name exists on snapshots that this log's runs began."""
         entries = [] if log is None else log.entries()
-        begun = {entry["snapshot"] for entry in map(read_entry, entries) if "snapshot" in entry}
+        told = (read_entry(entry).get("snapshot") for entry in entries)
+        begun = {snapshot_id for snapshot_id in told if isinstance(snapshot_id, str)}
         if not begun:
             return False
         images = self.backend.ec2.find_images(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import attrs
@@ -171,6 +172,9 @@ def test_a_file_that_cannot_be_made_is_told_before_anything_is_asked(source: Bac
     calls = Calls(source.ebs, source.ec2)
     with pytest.raises(amistore.NotFoundError, match="no such folder"):
         amistore.store("ami-00000000", source, tmp_path / "none" / "web.bin")
+    for overwrite in (False, True):
+        with pytest.raises(amistore.BackendError, match="name too long"):
+            amistore.store("ami-00000000", source, tmp_path / ("n" * 300), overwrite=overwrite)
     assert not calls.made
 
 
@@ -203,6 +207,19 @@ def test_a_restore_of_a_file_is_resumed_by_the_path_of_a_log(source: Backend, tm
     assert runs.disks(source.ebs, restored.image) == DISKS
     assert not log.exists()
     assert len(images.leftovers(source)) == 2 * len(DISKS)
+
+
+def test_a_log_that_names_no_snapshot_where_one_should_be_is_no_error_of_pythons(source: Backend) -> None:
+    location = source.s3.at(BUCKET, "web.bin")
+    amistore.store(registered(source), source, location)
+    Calls(source.ebs).fail("complete_snapshot", 1, amistore.BackendError("cut"))
+    log = Log()
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.restore(location, source, name="again", log=log, workers=1)
+    forged = Log([re.sub(b'"snapshot":"[^"]*"', b'"snapshot":[1]', entry) for entry in log.entries()])
+    assert forged.entries() != log.entries()
+    with pytest.raises(amistore.AmistoreError):
+        amistore.restore(location, source, name="again", log=forged, workers=1)
 
 
 def test_a_log_of_one_file_does_not_resume_another(source: Backend, tmp_path: Path) -> None:
