@@ -8,6 +8,7 @@ use.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from amistore.archive import Archive, VerifyReport, recover
@@ -147,7 +148,9 @@ _OF_AWS = {"AWSBackend": "backend", "ObjectSettings": "settings", "SnapshotSetti
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_OF_AWS, "__version__", "ec2"])
+    # `help` asks for each of these: without boto3 the lazy ones would end it with an ImportError.
+    lazy = [*_OF_AWS, "ec2"] if importlib.util.find_spec("boto3") else ["ec2"]
+    return sorted([*__all__, *lazy, "__version__", "backends", "model", "pipeline"])
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     "a key": (lambda c, _: c.s3.at("bucket", ""), "an object's key must be a string, not ''"),
     "what is stored": (
         lambda c, _: amistore.store(IMAGE, c, c.s3.at("bucket", "key")),
-        "an AMI's id goes with a backend, and an amistore.Image with a BlockSource",
+        "an AMI's id goes with a whole backend, not its .ebs or .s3",
     ),
     "a log of a file": (
         lambda c, p: amistore.store(IMAGE, c.ebs, p / "ami.bin", log=p / "log"),
@@ -106,6 +106,42 @@ WRONG: dict[str, tuple[Call, str]] = {
     "what a task stores": (lambda c, _: store(c, IMAGE), "Image(image_id='ami-"),
     "whether holes are filled": (lambda c, _: unpack(c, fill_holes="no"), "fill_holes must be True or False"),
     "whether blocks may be lost": (lambda c, _: unpack(c, allow_lost=0), "allow_lost must be True or False"),
+    "whether an object is replaced": (
+        lambda c, _: amistore.store(IMAGE, c.ebs, c.s3.at("bucket", "key"), overwrite="no"),
+        "overwrite must be True or False, not 'no'",
+    ),
+    "whether a disk is replaced": (lambda *_: opened().extract("disks", overwrite="no"), "overwrite must be"),
+    "whether a volume is resumed": (
+        lambda *_: opened().volumes[0].extract("disk.raw", resume="no"),
+        "resume must be True or False",
+    ),
+    "whether a check is quick": (lambda *_: opened().verify(quick="no"), "quick must be True or False"),
+    "whether completed snapshots are deleted": (
+        lambda c, p: amistore.abandon(amistore.FileResumeLog(p / "log"), c, completed="no"),
+        "completed must be True or False",
+    ),
+    "a URL to store to": (
+        lambda c, _: amistore.store(IMAGE, c.ebs, "s3://bucket/key"),
+        "the target must be a path, or a location such as backend.s3.at(bucket, key)",
+    ),
+    "a bucket and key to store to": (
+        lambda c, _: amistore.store(IMAGE, c.ebs, ("bucket", "key")),
+        "or a location such as backend.s3.at(bucket, key)",
+    ),
+    "a file opened as text": (
+        lambda c, _: amistore.open(io.StringIO("x")),
+        'open it with open(path, "rb")',
+    ),
+    "a stream of text": (
+        lambda c, _: amistore.unpack(io.StringIO("x"), c.ebs),
+        'open it with open(path, "rb")',
+    ),
+    "a task's bucket": (
+        lambda c, _: amistore.TaskEngine(c).create_store_image_task(
+            image_id=IMAGE.image_id, bucket=("a", "b")
+        ),
+        "a bucket's name must be a string, not ('a', 'b')",
+    ),
     "whether a task fills holes": (
         lambda c, _: restore(c, fill_holes="no"),
         "fill_holes must be True or False",
@@ -121,8 +157,8 @@ def unpack(cloud: amistore.DirectoryBackend, **flags: Any) -> object:
     return amistore.unpack(io.BytesIO(images.packed([(1, {})])), cloud.ebs, **flags)
 
 
-def store(cloud: amistore.DirectoryBackend, image_id: Any) -> object:
-    return amistore.TaskEngine(cloud).create_store_image_task(image_id=image_id, bucket="bucket")
+def store(cloud: amistore.DirectoryBackend, image_id: Any, bucket: Any = "bucket") -> object:
+    return amistore.TaskEngine(cloud).create_store_image_task(image_id=image_id, bucket=bucket)
 
 
 def restore(cloud: amistore.DirectoryBackend, **flags: Any) -> object:

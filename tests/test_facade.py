@@ -11,14 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import pytest
 
 import amistore
 
 
 def test_dir_has_every_public_name_and_no_other() -> None:
-    lazy = {"AWSBackend", "ObjectSettings", "SnapshotSettings", "ec2"}
-    assert set(dir(amistore)) == {*amistore.__all__, *lazy, "__version__"}
+    lazy = {"AWSBackend", "ObjectSettings", "SnapshotSettings"}
+    modules = {"backends", "ec2", "model", "pipeline"}
+    assert set(dir(amistore)) == {*amistore.__all__, *lazy, *modules, "__version__"}
     assert all(hasattr(amistore, name) for name in dir(amistore))
+
+
+def test_help_works_without_what_the_lazy_names_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert "AWSBackend" not in dir(amistore)
+    assert "store(image" in pydoc.render_doc(amistore, renderer=pydoc.plaintext)
 
 
 def test_help_calls_open_by_its_public_name() -> None:
@@ -77,4 +85,5 @@ def test_every_class_that_a_public_signature_names_can_be_imported_from_a_packag
 
 def test_there_are_at_most_45_public_names_beside_the_errors() -> None:
     errors = {name for name in amistore.__all__ if name.endswith("Error")}
-    assert len(set(dir(amistore)) - errors - {"__version__", "ec2"}) <= 45
+    modules = {"backends", "ec2", "model", "pipeline"}
+    assert len(set(dir(amistore)) - errors - modules - {"__version__"}) <= 45

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from amistore.archive.report import VerifyReport
 from amistore.archive.verification import verify
 from amistore.archive.volume import Volume
 from amistore.backends import Backend, BlockSource, ObjectLocation, ObjectStore, files
-from amistore.backends.checks import check_kind, check_path
+from amistore.backends.checks import check_flags, check_kind, check_path
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
@@ -116,6 +117,8 @@ def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> Ran
             raise NotFoundError(f"no such file: {os.fspath(what)}", operation="open") from None
     if isinstance(what, (Backend, ObjectStore)):
         raise InvalidRequestError("a bucket and a key name an object: give backend.s3.at(bucket, key)")
+    if isinstance(what, io.TextIOBase):
+        raise InvalidRequestError('the file is open as text: open it with open(path, "rb")')
     if not (hasattr(what, "read") and hasattr(what, "seek")):
         raise InvalidRequestError(
             "an archive is given as a path, a URL, a seekable binary file or a location such as "
@@ -258,6 +261,7 @@ class Archive:
             InvalidRequestError: `expected_content_id` is malformed, or given with `quick`.
             BackendError: the archive could not be read.
         """
+        check_flags(quick=quick)
         with reporting(progress) as report:
             return verify(
                 self._container,
@@ -297,6 +301,7 @@ class Archive:
         Returns:
             The paths of the disks, in the order of `volumes`.
         """
+        check_flags(overwrite=overwrite, resume=resume, allow_lost=allow_lost)
         expected = parse_content_id(expected_content_id)
         root = check_path(folder, "folder")
         check_content_id(self._container.index.content_id, expected)

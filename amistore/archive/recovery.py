@@ -167,6 +167,7 @@ def recover(
             report(Progress(phase=Phase.RECOVER, blocks=0, stored_bytes=offset, total_bytes=ranges.size))
 
         pieces = find_pieces(ranges, scan(ranges, scanned))
+        scanned(ranges.size)
         salvage = _Salvage(ranges, pieces, worker_count(workers))
         salvage.prove(workers, report)
         outcomes = tuple(map(salvage.outcome, pieces.volumes))

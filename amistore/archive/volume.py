@@ -12,6 +12,7 @@ from amistore.archive.extraction import extract
 from amistore.archive.reader import ContainerFile
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
+from amistore.backends.checks import check_flags
 from amistore.container.identity import parse_content_id
 from amistore.errors import advising
 from amistore.model import BlockRange
@@ -107,6 +108,7 @@ class Volume:
             LostBlocksError: blocks were lost, without `allow_lost`.
             StorageFullError: the target has no room, or its filesystem takes no file of this size.
         """
+        check_flags(overwrite=overwrite, resume=resume, allow_lost=allow_lost)
         if isinstance(target, (str, os.PathLike)):
             target = os.path.realpath(target)  # a link stays, what it leads to is written
         with reporting(progress) as report, advising():

@@ -33,6 +33,7 @@ __all__ = [
     "check_block",
     "check_bucket",
     "check_complete",
+    "check_flags",
     "check_image_id",
     "check_key",
     "check_kind",
@@ -98,10 +99,11 @@ def check_kind(given: object, kind: type, role: str, remedy: str = "") -> None:
     )
 
 
-def check_flag(given: object, name: str) -> None:
+def check_flags(**flags: object) -> None:
     """Refuse anything but True or False: Python takes the text "no" for true."""
-    if not isinstance(given, bool):
-        raise InvalidRequestError(f"{name} must be True or False, not {given!r:.80}")
+    for name, given in flags.items():
+        if not isinstance(given, bool):
+            raise InvalidRequestError(f"{name} must be True or False, not {given!r:.80}")
 
 
 def check_path(given: object, role: str) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
+from amistore.backends.checks import check_flags
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.objects.restoration import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
@@ -28,10 +30,14 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
         completed: delete completed snapshots too, except those of a registered image.
 
     Raises:
+        NotFoundError: no log has this path.
         InvalidRequestError: the log is damaged, or belongs to a run against another backend.
         BackendError: something could not be removed; the log stays, to try again.
     """
     check_backend(backend, "backend")
+    check_flags(completed=completed)
+    if isinstance(log, (str, os.PathLike)) and not Path(log).exists():
+        raise NotFoundError(f"no such log: {os.fspath(log)}", operation="abandon")
     with using_log(log) as opened:
         if opened is None:
             raise InvalidRequestError("a log is needed: give its path, or an amistore.ResumeLog")
@@ -64,7 +70,10 @@ def _check_place(header: dict[str, Any], backend: Backend) -> None:
     }
     name, where = written.get(header["kind"], ("", ""))
     if header.get(name, where) != where:
-        raise InvalidRequestError(f"this log belongs to a run against {header[name]!r}, not {where!r}")
+        raise InvalidRequestError(
+            f"this log belongs to a run against {header[name]!r}, not {where!r}: give the backend that the "
+            "run wrote to"
+        )
 
 
 def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> None:

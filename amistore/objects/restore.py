@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
@@ -287,6 +288,8 @@ def unpack(
     if hasattr(archive, "read"):
         if log is not None or options is not None:
             raise InvalidRequestError("log= and options= do not go with an open file: give its path")
+        if isinstance(archive, io.TextIOBase):
+            raise InvalidRequestError('the file is open as text: open it with open(path, "rb")')
         stream = cast(BinaryIO, archive)
         with reporting(progress) as report:
             return restore_stream(stream, sink, policy, workers=workers, executor=executor, progress=report)

@@ -88,7 +88,8 @@ def read_task(
     task = header.get("task")
     if header.get("kind") != kind or not isinstance(task, str) or not re.fullmatch("[0-9a-f]{32}", task):
         raise InvalidRequestError(
-            f"the resume log is not one of {_KINDS[kind]}: give another log; amistore.abandon ends its run"
+            f"this log belongs to another job, not to {_KINDS[kind]}: give another log; amistore.abandon "
+            "ends its run"
         )
     for name, value in identity.items():
         if header.get(name) != value:

@@ -11,8 +11,8 @@ from typing import Final
 
 import attrs
 
-from amistore.backends import Backend, BlockSource, ObjectLocation, files
-from amistore.backends.checks import check_path
+from amistore.backends import Backend, BlockSource, ObjectLocation, checks, files
+from amistore.backends.remote import is_url
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.model import Image
 from amistore.objects.multipart import RUN_KEY, refuse_existing
@@ -131,8 +131,8 @@ def find_image(image: str | Image, source: Backend | BlockSource) -> tuple[Image
     if isinstance(image, Image) and isinstance(source, BlockSource):
         return image, source
     raise InvalidRequestError(
-        "an AMI's id goes with a backend, and an amistore.Image with a BlockSource, not "
-        f"{type(image).__name__} with {type(source).__name__}"
+        "an AMI's id goes with a whole backend, not its .ebs or .s3, and an amistore.Image with a source of "
+        f"blocks, such as backend.ebs: not {type(image).__name__} with {type(source).__name__}"
     )
 
 
@@ -184,10 +184,15 @@ def store(
         InvalidRequestError: the AMI cannot be stored; the log belongs to another job.
         BackendError: the source or the store failed; with a log the next run resumes this one.
     """
+    checks.check_flags(overwrite=overwrite)
     if not isinstance(to, ObjectLocation):
         if log is not None or metadata or tags:
             raise InvalidRequestError("log=, metadata= and tags= go with an object, not with a file")
-        path = check_path(to, "target")
+        if not isinstance(to, (str, os.PathLike)) or is_url(str(to)):
+            raise InvalidRequestError(
+                f"the target must be a path, or a location such as backend.s3.at(bucket, key), not {to!r:.80}"
+            )
+        path = checks.check_path(to, "target")
         with files.operation("store", path=path):
             files.check_target(path, overwrite=overwrite)
         found, blocks = find_image(image, source)

@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 
 from amistore.backends import BlockSink
-from amistore.backends.checks import check_flag
+from amistore.backends.checks import check_flags
 from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor, StoredSegment, decode_segment
 from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
 from amistore.model import Image, Snapshot, Tag
@@ -58,8 +58,7 @@ class RestorePolicy:
     allow_lost: bool = False
 
     def __attrs_post_init__(self) -> None:
-        check_flag(self.fill_holes, "fill_holes")
-        check_flag(self.allow_lost, "allow_lost")
+        check_flags(fill_holes=self.fill_holes, allow_lost=self.allow_lost)
 
 
 class RestoredSnapshots:

@@ -64,7 +64,9 @@ def check_snapshot_id(snapshot_id: object) -> str:
 
 def needed(given: object, role: str) -> str:
     """Refuse anything but a string that is not empty."""
-    if not isinstance(given, str) or not given:
+    if given is not None and not isinstance(given, str):
+        raise InvalidRequestError(f"{role} must be a string, not {given!r:.80}", code="InvalidParameterValue")
+    if not given:
         raise InvalidRequestError(f"{role} is needed", code="MissingParameter")
     return given
 

@@ -307,7 +307,7 @@ def test_a_log_of_another_job_does_not_resume_a_transfer(source: Backend) -> Non
     with pytest.raises(amistore.BackendError, match="cut"):
         amistore.restore(location, source, name="again", log=log)
     entries = log.entries()
-    with pytest.raises(amistore.InvalidRequestError, match="not one of storing"):
+    with pytest.raises(amistore.InvalidRequestError, match="not to storing"):
         amistore.transfer(
             image_id,
             source=source,

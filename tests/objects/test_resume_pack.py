@@ -231,7 +231,7 @@ def test_a_log_of_restoring_is_refused() -> None:
     Calls(cloud.ebs).fail("complete_snapshot", 1, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         amistore.unpack(cloud.s3.at(BUCKET, KEY), cloud.ebs, log=log)
-    with pytest.raises(amistore.InvalidRequestError, match="not one of storing"):
+    with pytest.raises(amistore.InvalidRequestError, match="not to storing"):
         runs.store(runs.source(), cloud.s3, log=log, overwrite=True)
     assert log.entries()
 

@@ -157,7 +157,7 @@ def test_a_log_of_another_request_is_refused_and_kept() -> None:
     Calls(given.s3).fail("upload_part", 1, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         amistore.store(runs.IMAGE, runs.source(), given.s3.at(BUCKET, "new"), log=packing)
-    with pytest.raises(amistore.InvalidRequestError, match="not one of restoring"):
+    with pytest.raises(amistore.InvalidRequestError, match="not to restoring"):
         unpack(given, log=packing)
     assert log.entries() == entries
 
