@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import attrs
 
 from amistore import forks
+from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectLocation
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
@@ -83,6 +84,9 @@ def copy(
     with reporting(progress) as report, using_log(log) as opened:
         verified = _Verified(expected, report)
         ranges = ObjectRanges(archive)
+        if expected is not None:  # what is claimed, before the work; `_Verified` proves it
+            with advising():
+                check_content_id(ContainerFile(ranges).index.content_id, expected)
         part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
         upload = _begin(ranges, to, part_size, MemoryResumeLog() if opened is None else opened)
         info = done = upload.begin(_metadata(ranges), None, overwrite=False)

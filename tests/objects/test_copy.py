@@ -116,6 +116,24 @@ def test_an_archive_that_was_replaced_between_the_runs_is_refused(cloud: amistor
     assert (uploads(cloud), log.entries()) == ([], [])
 
 
+def test_another_content_id_is_refused_before_the_work_and_costs_no_part(
+    cloud: amistore.MemoryBackend,
+) -> None:
+    calls, log = Calls(cloud.s3), Log()
+    calls.fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        copied(cloud, log)
+    entries = log.entries()
+    calls.fail("none", 1, KeyboardInterrupt())
+    with pytest.raises(amistore.CorruptArchiveError, match="not the expected"):
+        copied(cloud, log, expected_content_id="0" * 64)
+    assert calls.made["get_object_range"] == 1
+    assert log.entries() == entries
+    with amistore.open(cloud.s3.at(BUCKET, "from")) as archive:
+        copied(cloud, log, expected_content_id=archive.content_id)
+    assert 1 not in calls.parts()
+
+
 def test_parts_that_are_forged_in_the_log_make_no_copy(cloud: amistore.MemoryBackend) -> None:
     calls, log = Calls(cloud.s3), Log()
     calls.fail("upload_part", 4, amistore.BackendError("cut"))
