@@ -71,15 +71,15 @@ def register(
 
 
 def check_owner(process: int, what: str, remedy: str = "make another one in this process") -> None:
-    """Refuse to use in a forked child what only works in the process that made it.
+    """Refuse to use an object in a forked child if it only works in the process that made it.
 
     Args:
-        process: `os.getpid()` when it was made.
-        what: a noun phrase, such as ``"this TaskEngine"``.
-        remedy: what to do instead.
+        process: the id of the process that made the object.
+        what: the object as a noun phrase, such as ``"this TaskEngine"``.
+        remedy: the advice what to do instead.
 
     Raises:
-        InvalidRequestError: this is another process.
+        InvalidRequestError: the caller is another process.
     """
     if process != os.getpid():
         raise InvalidRequestError(
@@ -90,10 +90,10 @@ def check_owner(process: int, what: str, remedy: str = "make another one in this
 
 @contextlib.contextmanager
 def undoing(undo: Callable[[BaseException], object]) -> Iterator[None]:
-    """Undo what the block has done where an error or an interrupt leaves it, but not in a child forked in it.
+    """Undo the block's work if an error or an interrupt leaves it, but not in a child that was forked in it.
 
     Args:
-        undo: is called with the error, which goes on then.
+        undo: a function that is called with the error, which then passes on.
     """
     process = os.getpid()
     try:
@@ -106,7 +106,7 @@ def undoing(undo: Callable[[BaseException], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def confined() -> Iterator[None]:
-    """End a child that was forked in the block where it leaves it: a thread's other work is its parent's."""
+    """End a child that was forked in the block as it leaves it: the thread's other work is its parent's."""
     process = os.getpid()
     error: BaseException | None = None
     try:

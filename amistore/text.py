@@ -1,4 +1,4 @@
-"""What a stranger named, in text for people: it is shown and does not act. Imports nothing of ours."""
+"""Strangers' text made safe to show: control characters are escaped. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text with what acts on a terminal, or turns the order of its letters, escaped as Python does.
+    """The text with escapes, as in Python, for whatever acts on a terminal or reverses the order of letters.
 
     Args:
-        text: of one line.
-        lines: it may have several; line feeds stay.
+        text: the text, of one line.
+        lines: whether the text may have several lines, whose line feeds stay.
     """
     return _ACTING.sub(
         lambda found: "\n" if lines and found[0] == "\n" else found[0].encode("unicode_escape").decode(), text
@@ -28,12 +28,12 @@ def printable(text: str, *, lines: bool = False) -> str:
 def html_table(
     facts: Iterable[tuple[str, str | None]], heads: Sequence[str] = (), rows: Iterable[Sequence[str]] = ()
 ) -> str:
-    """What a notebook shows; every text is escaped.
+    """A notebook's table; every text is escaped.
 
     Args:
-        facts: pairs of a name and a text, a line each; those without a text are left out.
-        heads: of the columns below.
-        rows: the columns' texts; without rows the heads are left out, too.
+        facts: the pairs of a name and a text, one line each; pairs without a text are left out.
+        heads: the heads of the columns below.
+        rows: the texts of the columns; without rows the heads are left out, too.
     """
     left = " style='text-align:left'"
     span = f" colspan={len(heads) - 1}" if len(heads) > 2 else ""

@@ -1,4 +1,4 @@
-"""The block, and sizes and how they are told, shared by every layer. Imports nothing of ours."""
+"""The size of a block, and texts for numbers and sizes, for every layer. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZERO_DIGEST = hashlib.sha256(bytes(BLOCK_SIZE)).digest()
 
 
 def counted(number: int, noun: str) -> str:
-    """How many there are: ``1 block``, ``2,048 blocks``."""
+    """A number with its noun: ``1 block``, ``2,048 blocks``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

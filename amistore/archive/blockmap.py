@@ -1,4 +1,4 @@
-"""A picture of a volume: what is where, and how well each place compresses. Needs matplotlib."""
+"""A picture of a volume: data, zeros and holes, and how well each place compresses. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS = 48
 
 
 def plot(volume: VolumeReader, axes: Axes | None, workers: int | None) -> Axes:
-    """See `Volume.plot`."""
+    """As `Volume.plot`."""
     try:
         from matplotlib import pyplot
         from matplotlib.colors import BoundaryNorm, ListedColormap

@@ -1,9 +1,9 @@
-"""Putting what a scan found in its places: which archive it is, its image, its volumes and segments.
+"""Puts what a scan found in its places: identifies the archive, its image, its volumes and segments.
 
-Each fact has several homes: HEAD and the manifest stand in front and in INDX, a volume's
-name and size in VOLD, its tar headers and INDX, its listed blocks in the sparse map and, piece
-by piece, in each SEGD. The first home that proves itself is believed; records of other
-containers, such as may lie on a guest's disk, are known by their file id and left alone.
+Each fact has several homes: HEAD and the manifest are in front and in INDX, a volume's name and size in VOLD,
+its tar headers and INDX, its listed blocks in the sparse map and, in pieces, in each SEGD. The first home
+that proves itself is believed. Records of other containers, such as on a guest's disk, have another file id
+and are ignored.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def find_pieces(ranges: RangeReader, found: Found) -> Pieces:
 
     Raises:
         CorruptArchiveError: neither copy of the manifest is left.
-        UnsupportedArchiveError: what is left is of a newer format.
+        UnsupportedArchiveError: the archive has a newer format.
     """
     return _Search(ranges, found).pieces()
 

@@ -1,9 +1,8 @@
 """A container that is read by ranges: its index, and any segment by its number.
 
-Opening reads the end and, where it does not fit in there, the index; a block read for the
-first time takes two more reads, its segment's descriptor and its frame. Usable from several
-threads. The front and the preludes are not read: INDX has what they say, and `verification.py`
-compares the two.
+Opening reads the end and, if it does not fit in there, the index. The first read of a block takes two more
+reads: its segment's descriptor and its frame. Several threads may use it. The front and the preludes are not
+read: INDX has their content, and `verification.py` compares the two.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ class ContainerFile:
     """An opened container.
 
     Attributes:
-        name: for messages.
-        size: in bytes.
-        foot: FOOT.
-        index: INDX, authenticated by FOOT.
-        head: from the index.
-        image: from the index's copy of the manifest.
-        identity, metadata: of what it is read from; see `RangeReader`.
+        name: the name for messages.
+        size: the size in bytes.
+        foot: the FOOT record.
+        index: the INDX record, authenticated by FOOT.
+        head: the HEAD record, from the index.
+        image: the image, from the index's copy of the manifest.
+        identity, metadata: the attributes of its `RangeReader`.
     """
 
     def __init__(self, ranges: RangeReader) -> None:
@@ -126,7 +125,7 @@ class ContainerFile:
     def read(
         self, offset: int, length: int, record: str, intact: Callable[[bytes], bool], wrong: str
     ) -> bytes:
-        """Exactly `length` bytes from `offset`, that are `intact`; else an error that says `wrong`."""
+        """Read exactly `length` bytes from `offset` that are `intact`; else the error says `wrong`."""
         content = self._read(offset, length, record, intact)
         if not intact(content):
             refuse_newer(content)
@@ -134,7 +133,7 @@ class ContainerFile:
         return content
 
     def _read(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bytes:
-        """Exactly `length` bytes from `offset`; what is not `intact` is read again, over a network."""
+        """Read exactly `length` bytes from `offset`; over a network, read again what is not `intact`."""
         told = False
 
         def check(content: bytes) -> bool:
@@ -154,7 +153,7 @@ class ContainerFile:
         return content
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._ranges.close()
 
     def volume_of(self, sequence: int) -> int:
@@ -166,13 +165,13 @@ class ContainerFile:
         return range(*self._first_segments[volume : volume + 2])
 
     def segment_blocks(self, sequence: int) -> int:
-        """How many listed blocks a segment has."""
+        """The number of a segment's listed blocks."""
         volume = self.volume_of(sequence)
         number = sequence - self._first_segments[volume]
         return self.head.layout.segment_blocks(number, self.index.volumes[volume].blocks)
 
     def segment_end(self, sequence: int) -> int:
-        """The file offset of what follows a segment in the index: the most that it can reach to."""
+        """The file offset of what follows a segment in the index, an upper bound of its end."""
         volume = self.volume_of(sequence)
         if sequence + 1 < self._first_segments[volume + 1]:
             return self.index.offsets[sequence + 1]
@@ -239,7 +238,7 @@ class ContainerFile:
 
     @contextlib.contextmanager
     def locating(self, sequence: int) -> Iterator[None]:
-        """Tell the place of a segment in errors of its bytes."""
+        """Add a segment's place to errors about its bytes."""
         try:
             yield
         except ArchiveError as error:

@@ -34,18 +34,18 @@ Damage makes a few; a file made of overlapping beginnings of records would take 
 
 @attrs.frozen
 class FoundSegment:
-    """A SEGD whose CRC is right: what it says but for digests, of which there may be millions.
+    """A SEGD whose CRC is right, without its digests, of which there may be millions.
 
     Attributes:
-        offset: of the record in the file.
-        size: of the record in bytes.
-        record_digest: SHA-256 of the record.
-        file_id: as it says.
-        volume: as it says.
-        sequence: as it says.
-        ordinal: as it says.
-        runs: its blocks.
-        intact: which of its frames have the right CRC-32.
+        offset: the record's offset in the file.
+        size: the record's size in bytes.
+        record_digest: the record's SHA-256.
+        file_id: the record's file id.
+        volume: the record's volume number.
+        sequence: the record's sequence number.
+        ordinal: the record's ordinal.
+        runs: the runs of its blocks.
+        intact: whether each of its frames has the right CRC-32.
     """
 
     offset: int
@@ -66,7 +66,7 @@ class FoundSegment:
 
 @attrs.frozen
 class Found:
-    """What a scan found: records with their file offsets, in the file's order.
+    """The result of a scan: records with their file offsets, in the file's order.
 
     `broken_volumes` and `indexes` are offsets of VOLD and INDX records, the one damaged, the
     other not checked. `ends` are offsets where an intact segment ends. `newer` are file ids of
@@ -86,7 +86,7 @@ def scan(ranges: RangeReader, progress: Callable[[int], None]) -> Found:
     """Scan from front to end; `progress` gets the offset reached, again and again.
 
     Raises:
-        CorruptArchiveError: it is full of beginnings of records that are none.
+        CorruptArchiveError: the file is full of beginnings of records that are none.
         UnsupportedArchiveError: a record of a newer format stands where nothing before it is damaged.
     """
     scanning = _Scan(ranges)
@@ -148,7 +148,7 @@ class _Scan:
         self._following = len(PREAMBLE)
 
     def take(self, start: int) -> tuple[int, int]:
-        """Look at what may be a record: the offset to go on from, and how many bytes were checked in vain."""
+        """Check what may be a record; return where to continue, and the number of bytes checked in vain."""
         onward = start + len(layout.SIGNATURE)
         try:
             envelope = open_envelope(bytes(self.window.read(start, layout.ENVELOPE.size)))
@@ -175,7 +175,7 @@ class _Scan:
         return onward, max(0, end - onward) if envelope.kind == layout.SEGD else 0
 
     def _parse(self, start: int, record: bytes, kind: bytes) -> tuple[int, int]:
-        """Note what a record says: where what belongs to it ends, and where to search on."""
+        """Note a record; return where its payload ends, and where to continue the search."""
         end = start + len(record)
         if kind == layout.HEAD:
             try:

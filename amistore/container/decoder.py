@@ -1,10 +1,9 @@
 """Reading a container from front to end.
 
 Sans-IO: `container_events` is a generator that yields either a number, the bytes it wants
-next, or an event; send it those bytes, fewer only at the end of the input. It knows at
-each place what must stand there, so nothing is searched for and nothing is allocated on
-a stranger's word. Everything but the blocks' digests is checked here; those are checked
-by `decode_segment` (`segments.py`), wherever it runs. Imports the container's lower files only.
+next, or an event; send it those bytes, fewer only at the end of the input. At each place it knows what must
+follow, so it searches for nothing and trusts no claimed size. It checks everything except the blocks'
+digests, which `decode_segment` (`segments.py`) checks. Imports the container's lower files only.
 """
 
 from __future__ import annotations

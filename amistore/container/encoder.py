@@ -47,13 +47,13 @@ def encode_segment(
     """Hash and compress one segment.
 
     Args:
-        segment: from the plan.
+        segment: the segment, from the plan.
         blocks: exactly its blocks, 524,288 bytes each; taken a frame at a time.
-        level: zstd level.
-        check: decode each frame and compare it before it is handed out.
+        level: the zstd level.
+        check: whether to decode each frame and compare it before it is handed out.
 
     Raises:
-        InvalidRequestError: a block of another size, or too few.
+        InvalidRequestError: a block has another size, or there are too few.
     """
     encoder = FrameEncoder(level, check=check)
     frames: list[bytes] = []
@@ -89,7 +89,7 @@ class ContainerWriter:
     Call `front`, then per volume `volume` and `segment` for each of its segments, then `tail`.
 
     Attributes:
-        content_id: of the archive, once `tail` was called.
+        content_id: the archive's content id, once `tail` was called.
     """
 
     content_id: bytes

@@ -28,25 +28,25 @@ __all__ = [
 
 
 def volume_content_id(size: int, blocks: int, linear_digest: bytes, runs_digest: bytes) -> bytes:
-    """What a volume holds and where; a restored copy has the same, unless holes were filled.
+    """A volume's content id, for its blocks and indexes; a restored copy without filled holes has the same.
 
     Args:
-        size: in bytes.
-        blocks: number of listed blocks.
-        linear_digest: LINEAR, as CompleteSnapshot has it: SHA-256 over their raw digests in index order.
-        runs_digest: of the runs of listed blocks.
+        size: the size in bytes.
+        blocks: the number of listed blocks.
+        linear_digest: LINEAR, as in CompleteSnapshot: SHA-256 over their raw digests in index order.
+        runs_digest: the digest of the runs of listed blocks.
     """
     numbers = struct.pack("<QQ", size, blocks)
     return hashlib.sha256(layout.DOMAIN_VOLUME + numbers + linear_digest + runs_digest).digest()
 
 
 def archive_content_id(manifest: bytes, volumes: Iterable[tuple[str, bytes]], *, bound: bool) -> bytes:
-    """What an archive holds: its manifest and its volumes' content ids, in order.
+    """An archive's content id, for its manifest and its volumes' content ids, in order.
 
     Args:
-        manifest: bytes of ami.json.
-        volumes: snapshot id and content id of each volume, in order.
-        bound: whether the snapshots' ids are hashed too; see `id_formulas`.
+        manifest: the bytes of ami.json.
+        volumes: the snapshot id and content id of each volume, in order.
+        bound: whether the snapshots' ids are hashed too, as in `id_formulas`.
     """
     domain = layout.DOMAIN_PARTIAL_ARCHIVE if bound else layout.DOMAIN_ARCHIVE
     digest = hashlib.sha256(domain + hashlib.sha256(manifest).digest())
@@ -58,13 +58,13 @@ def archive_content_id(manifest: bytes, volumes: Iterable[tuple[str, bytes]], *,
 def file_id(
     manifest: bytes, volumes: Iterable[tuple[str, int, bytes]], form: Layout, *, bound: bool
 ) -> bytes:
-    """The plan's name, known before any data.
+    """The plan's id, known before any data.
 
     Args:
-        manifest: bytes of ami.json.
-        volumes: snapshot id, size in bytes and hash of the runs of each volume, in order.
+        manifest: the bytes of ami.json.
+        volumes: the snapshot id, size in bytes and hash of the runs of each volume, in order.
         form: the layout.
-        bound: whether the snapshots' ids are hashed too; see `id_formulas`.
+        bound: whether the snapshots' ids are hashed too, as in `id_formulas`.
     """
     domain = layout.DOMAIN_PARTIAL_FILE if bound else layout.DOMAIN_FILE
     digest = hashlib.sha256(domain + hashlib.sha256(manifest).digest())

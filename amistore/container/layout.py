@@ -106,13 +106,13 @@ SNAPSHOT_ID: Final = struct.Struct("<24s")  # in them as in VOLD and INDX: ASCII
 
 @attrs.frozen(kw_only=True)
 class Layout:
-    """How a container is cut; part of HEAD and of the file id.
+    """The sizes of a container's frames, segments, shards and parts; HEAD and the file id include them.
 
     Attributes:
-        blocks_per_frame: 1 to 16 blocks of 512 KiB.
-        blocks_per_segment: 1 to 512, a multiple of `blocks_per_frame`.
-        segments_per_shard: segments that one worker turns into parts.
-        part_size: bytes at which a multipart part is cut, at the next segment's end.
+        blocks_per_frame: the number of blocks of 512 KiB in a frame, 1 to 16.
+        blocks_per_segment: the number of blocks in a segment, 1 to 512, a multiple of `blocks_per_frame`.
+        segments_per_shard: the number of segments that one worker turns into parts.
+        part_size: the size in bytes from which on a part of an upload ends at the next segment's end.
     """
 
     blocks_per_frame: int = 8

@@ -21,10 +21,10 @@ __all__ = ["ClientMeta", "EC2Client"]
 
 @attrs.frozen(kw_only=True)
 class ClientMeta:
-    """What a client knows of itself.
+    """A client's own facts.
 
     Attributes:
-        region_name: of the engine's images; None where there are no Regions.
+        region_name: the Region of the engine's images; None where there are no Regions.
     """
 
     region_name: str | None
@@ -33,12 +33,12 @@ class ClientMeta:
 class EC2Client:
     """EC2's operations on a task engine; parameters and answers are those of boto3's client.
 
-    Exactly boto3's members, without those that have no value here. The engine stays the caller's to
-    close. Errors are botocore's ``ClientError``, its ``response["Error"]["Code"]`` EC2's code, and
-    ``ParamValidationError``; without botocore, of the same shape: `exceptions` has the first.
+    Answers have exactly boto3's members, without those that have no value here. The caller closes the engine.
+    Errors are botocore's ``ClientError``, with EC2's code in ``response["Error"]["Code"]``, and
+    ``ParamValidationError``; without botocore they have the same shape. `exceptions` has ``ClientError``.
 
     Args:
-        engine: that does the work.
+        engine: the task engine that runs the calls.
     """
 
     exceptions: Final = types.SimpleNamespace(ClientError=ClientError)
@@ -46,7 +46,7 @@ class EC2Client:
     def __init__(self, engine: TaskEngine) -> None:
         if not isinstance(engine, TaskEngine):
             raise InvalidRequestError(
-                f"a client is of an amistore.TaskEngine(backend), not of a {type(engine).__name__}"
+                f"a client needs an amistore.TaskEngine(backend), not a {type(engine).__name__}"
             )
         self._engine = engine
         self.meta = ClientMeta(region_name=engine.backend.ec2.region_name)
@@ -87,7 +87,7 @@ class EC2Client:
         return operation_name in _PAGED
 
     def get_paginator(self, operation_name: str) -> Any:
-        """The paginator of botocore for a method, such as ``"describe_store_image_tasks"``.
+        """Give botocore's paginator for a method, such as ``"describe_store_image_tasks"``.
 
         Raises:
             ImportError: botocore is not installed.
@@ -98,7 +98,7 @@ class EC2Client:
         return models.paginator(self, _PAGED[operation_name])
 
     def get_waiter(self, waiter_name: str) -> Any:
-        """The waiter of botocore, such as ``"store_image_task_complete"``; its delays too.
+        """Give botocore's waiter of a name, such as ``"store_image_task_complete"``, with its delays.
 
         Raises:
             ImportError: botocore is not installed.

@@ -1,7 +1,7 @@
-"""Which of EC2's error codes stands for which error of ours, and the exceptions that scripts catch.
+"""EC2's error code for each of our errors, and the exceptions that scripts catch.
 
-`refusal` is the one place of the mapping. The exceptions are botocore's where it is installed,
-so that a script's ``except ClientError`` meets them, and of the same shape where it is not.
+`refusal` alone has the mapping. The exceptions are botocore's if it is installed, so that a script's ``except
+ClientError`` catches them, else of the same shape.
 Source of the codes: EC2 API reference, "Error codes for the Amazon EC2 API". Which code EC2
 itself gives in which case is documented nowhere; docs/tasks-boto3.md has the table.
 """
@@ -36,7 +36,7 @@ _STATUS: Final[Mapping[str, int]] = {
 
 
 def refusal(error: AmistoreError) -> ServiceError:
-    """What EC2 would answer where we raise this."""
+    """EC2's error for an error of ours."""
     code = _code(error)
     # The text of a request's error would tell the code twice; that of others tells on what they were met.
     message = error.message if isinstance(error, InvalidRequestError) else str(error)

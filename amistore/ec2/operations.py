@@ -1,6 +1,6 @@
 """EC2's operations on a task engine: plain members in, plain members out.
 
-`answer` is all that a face of the engine needs: boto3's names (`client.py`), or HTTP.
+`answer` is all that an interface to the engine needs: boto3's names (`client.py`), or HTTP.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def answer(engine: TaskEngine, operation: str, request: Members) -> dict[str, An
     """Carry a request out.
 
     Args:
-        engine: that does it.
-        operation: EC2's name, of one that the engine has.
-        request: members without faults (`members.faults`).
+        engine: the task engine.
+        operation: EC2's name of an operation that the engine has.
+        request: the request's members, without faults (`members.faults`).
 
     Raises:
-        ServiceError: what EC2 would say; its cause is the error that we raise, if it is one of ours.
+        ServiceError: EC2's error; its cause is our error, if there is one.
     """
     # boto3 sends nothing for an empty list.
     asked = {name: value for name, value in request.items() if value not in ([], ())}
@@ -146,7 +146,7 @@ def _deregister_image(engine: TaskEngine, asked: Members) -> Members:
 
 
 def _deleted(engine: TaskEngine, snapshot_id: str) -> str:
-    """What became of a snapshot, as DeregisterImage tells it."""
+    """The result for a snapshot in DeregisterImage's answer."""
     if _images_on(engine, snapshot_id):
         return "skipped"
     try:
@@ -171,7 +171,7 @@ def _delete_snapshot(engine: TaskEngine, asked: Members) -> Members:
 
 
 def _images_on(engine: TaskEngine, snapshot_id: str) -> list[str]:
-    """Images that need a snapshot, those that are being restored among them."""
+    """The images that need a snapshot, also those being restored."""
     return [
         image.image_id
         for image in engine.describe_images()

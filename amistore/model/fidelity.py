@@ -1,7 +1,7 @@
-"""What becomes of an image's attributes when it is registered again: `AttributeReport`.
+"""`AttributeReport`: the fate of an image's attributes when the image is registered again.
 
-`leaves` walks an image, `report` asks a rule for the fate of each leaf. The rules are the
-backends': `ImageRegistry.fidelity`. Imports the values only.
+`leaves` walks an image, `report` asks a rule for the fate of each leaf. The backends have the rules:
+`ImageRegistry.fidelity`. Imports the values only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_SHOWN = 80  # characters of a value; UEFI data has tens of thousands
 
 
 class Fate(enum.Enum):
-    """What becomes of an attribute."""
+    """The fate of an attribute."""
 
     KEPT = "kept"
     DROPPED = "dropped"
@@ -30,14 +30,14 @@ class Fate(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class AttributeReport:
-    """What becomes of one attribute of an image.
+    """The fate of one attribute of an image.
 
     Attributes:
-        attribute: its path, such as ``block_device_mappings[/dev/sda1].ebs.iops``; what is in
+        attribute: the attribute's path, such as ``block_device_mappings[/dev/sda1].ebs.iops``; text in
             brackets is escaped as in Python strings.
-        fate: kept, dropped or remapped, that is, there with another value.
-        value: as Python writes it, 80 characters at most, no control characters.
-        reason: why it is not kept; empty for what is.
+        fate: the fate: kept, dropped, or remapped to another value.
+        value: the value as Python writes it, 80 characters at most, without control characters.
+        reason: the reason why the attribute is not kept; empty if it is kept.
     """
 
     attribute: str = attrs.field(validator=attrs.validators.instance_of(str))
@@ -66,10 +66,7 @@ class Leaf:
 
 
 def leaves(value: Any) -> Iterator[Leaf]:
-    """Every attribute of an image, or of a value in one, that is there, once.
-
-    States are facts of the moment and no attributes here.
-    """
+    """Every attribute of an image, or of a value in it, once; states are left out."""
     return _leaves(value, "", "")
 
 
@@ -102,8 +99,8 @@ def report(image: Image, fate: Callable[[Leaf], tuple[Fate, str]]) -> tuple[Attr
     """The fate of every attribute that `image` has.
 
     Args:
-        image: to be registered.
-        fate: gives the fate of a leaf, and the reason unless it is kept.
+        image: the image to register.
+        fate: a function that returns the fate of a leaf, and the reason unless it is kept.
     """
     reports = []
     for leaf in leaves(image):

@@ -1,4 +1,4 @@
-"""What an AMI carries: `Image`, its mappings, snapshots and tags.
+"""The metadata of an AMI: `Image`, its mappings, snapshots and tags.
 
 The fields are those of EC2's DescribeImages, DescribeImageAttribute (UEFI data) and
 DescribeSnapshots, in Python spelling; the API reference gives their meaning. Values are
@@ -100,11 +100,11 @@ _DATE = re.compile(
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """What DescribeSnapshots says of a snapshot.
+    """A snapshot, as DescribeSnapshots describes it.
 
     `volume_size` is in GiB. `state` (``pending``, ``completed``, ``error``) is a fact of the
     moment: it takes no part in comparisons and is not stored. `lost_blocks` is ours: blocks
-    that could not be recovered from a damaged archive; what they held is not known.
+    that could not be recovered from a damaged archive; their content is unknown.
     """
 
     snapshot_id: str = fields.identifier("snap", required=True)
@@ -124,14 +124,14 @@ class Snapshot:
 
 @attrs.frozen(kw_only=True)
 class Image:
-    """An Amazon Machine Image: all its metadata, none of its blocks.
+    """An Amazon Machine Image: all its metadata, without its blocks.
 
     Mappings are kept in the order of their device names, tags of their keys. `snapshots`
     describes the snapshots that the mappings name. `state` (``pending``, ``available``,
     ``failed``) is a fact of the moment: it takes no part in comparisons and is not stored.
 
     Raises:
-        InvalidValueError: names the field and the value that break a rule.
+        InvalidValueError: a value breaks a rule; the error names field and value.
     """
 
     image_id: str = fields.identifier("ami", required=True)
@@ -207,7 +207,7 @@ class Image:
 
     @property
     def root_mapping(self) -> BlockDeviceMapping | None:
-        """The mapping of the root device; None where it is not known which one that is.
+        """The mapping of the root device; None where it is not known.
 
         AMIs exist whose root device name is no mapping's: ``/dev/sda1`` beside a mapping of
         ``/dev/sda``. EC2 launches them from that volume (hashicorp/terraform pull request 2271), so
@@ -229,7 +229,7 @@ class Image:
 
     @property
     def lost_blocks(self) -> bool:
-        """Whether any snapshot of it has lost blocks."""
+        """Whether any of its snapshots has lost blocks."""
         return any(snapshot.lost_blocks for snapshot in self.snapshots)
 
     @property
@@ -248,7 +248,7 @@ class Image:
         return min(max(int(moment.timestamp()), 0), 8**11 - 1)
 
     def device_names(self, snapshot_id: str) -> tuple[str, ...]:
-        """The devices that a snapshot is mapped as, in the order of the mappings."""
+        """The names of a snapshot's devices, in the order of the mappings."""
         return tuple(
             mapping.device_name
             for mapping in self.block_device_mappings
@@ -256,7 +256,7 @@ class Image:
         )
 
     def snapshot(self, snapshot_id: str) -> Snapshot:
-        """What is known of one of its snapshots; the id alone where nothing more is."""
+        """The description of one of its snapshots; only the id where nothing more is known."""
         for snapshot in self.snapshots:
             if snapshot.snapshot_id == snapshot_id:
                 return snapshot

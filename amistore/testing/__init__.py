@@ -1,6 +1,6 @@
 """For authors of backends: a contract suite for each interface, faults, and strategies for property tests.
 
-Subclass a suite, say with one fixture what to test, and pytest runs it::
+Subclass a suite, name what to test in one fixture, and pytest runs it::
 
     class TestMyStore(amistore.testing.BlockStoreContract):
         @pytest.fixture
@@ -8,9 +8,9 @@ Subclass a suite, say with one fixture what to test, and pytest runs it::
             return MyStore()
 
 The suites need pytest, `amistore.testing.strategies` needs hypothesis; the extra ``testing``
-installs both. Nothing else here does: a suite is imported when it is asked for. Nothing of
-amistore imports this package. Each module's docstring names its fixture. `FaultyBackend`
-lets the calls of any backend go wrong. `amistore.testing.aws` is a fake of AWS.
+installs both. The rest needs neither: a suite is imported on use. Nothing of amistore imports this package.
+Each module's docstring names its fixture. `FaultyBackend` injects faults into the calls of any backend.
+`amistore.testing.aws` is a fake of AWS.
 """
 
 import importlib

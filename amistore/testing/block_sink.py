@@ -1,6 +1,6 @@
-"""What every `BlockSink` does; fixture `case` gives a `SinkCase`.
+"""The suite for every `BlockSink`; the fixture `case` returns a `SinkCase`.
 
-A sink cannot be read, so the case says how a test finds out what was written.
+A sink cannot be read, so the case has a function that reads what was written.
 """
 
 # ruff: noqa: S101, S106
@@ -27,12 +27,12 @@ UNKNOWN = ["snap-00000000000000000", "", "../snap-00000000000000000", "snap-0000
 
 @attrs.frozen(kw_only=True)
 class SinkCase:
-    """A sink, and a way to see what came of a snapshot that it has completed.
+    """A sink, and a function that reads its completed snapshots.
 
     Attributes:
-        sink: to write to.
-        read: gives, by a snapshot's id, its size in GiB and its blocks' content by index; of those
-            that are zeros it may give some, all or none.
+        sink: the sink to write to.
+        read: a function that returns, for a snapshot's id, its size in GiB and its blocks' content by index;
+            blocks of zeros may be left out.
     """
 
     sink: BlockSink
@@ -49,11 +49,11 @@ def _written(blocks: Mapping[int, bytes]) -> dict[int, bytes]:
 
 
 class BlockSinkContract:
-    """Writing: whatever is refused has no effect, and what is completed is what was put."""
+    """Writing: a refused call has no effect, and a completed snapshot holds what was put."""
 
     @pytest.fixture
     def case(self) -> SinkCase:
-        """An empty sink, and how it is read."""
+        """An empty sink, and the function that reads it."""
         raise NotImplementedError("override the fixture 'case'")
 
     def test_a_snapshot_gets_an_id_of_its_own_of_the_form_that_ebs_gives(self, case: SinkCase) -> None:

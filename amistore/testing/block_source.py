@@ -1,4 +1,4 @@
-"""What every `BlockSource` does; fixture `source` gives a `SnapshotCase`."""
+"""The suite for every `BlockSource`; the fixture `source` returns a `SnapshotCase`."""
 
 # ruff: noqa: S101
 
@@ -21,7 +21,7 @@ class BlockSourceContract:
 
     @pytest.fixture
     def source(self) -> SnapshotCase:
-        """A source, a completed snapshot in it, and what that holds."""
+        """A source, a completed snapshot in it, and the snapshot's content."""
         raise NotImplementedError("override the fixture 'source'")
 
     def test_lists_the_blocks_that_exist_ascending(self, source: SnapshotCase) -> None:

@@ -1,6 +1,6 @@
-"""What every `BlockStore` does; fixture `store` gives an empty one.
+"""The suite for every `BlockStore`; the fixture `store` returns an empty one.
 
-Several pages are best tested with a store whose pages are as short as it allows.
+Use a store with the shortest possible pages, so that lists have several.
 """
 
 # ruff: noqa: S101
@@ -21,7 +21,7 @@ __all__ = ["BlockStoreContract"]
 
 
 class BlockStoreContract(BlockSinkContract):
-    """Writing as every sink, and reading what was written."""
+    """Writing as in every sink, and reading what was written."""
 
     """Writing, and reading what was written."""
 

@@ -1,6 +1,6 @@
-"""`FaultyBackend`: any backend, with faults in its calls, to prove what is done about them.
+"""`FaultyBackend`: any backend with injected faults, to test how they are handled.
 
-Wrap what you test in it, and it in `amistore.RetryingBackend`::
+Wrap your backend in it, and it in `amistore.RetryingBackend`::
 
     faulty = FaultyBackend(MemoryBackend())
     fault = faulty.add_fault("put_snapshot_block", "lost-reply", calls=[3])
@@ -10,9 +10,8 @@ Wrap what you test in it, and it in `amistore.RetryingBackend`::
     assert fault.fired == 1
     assert max(faulty.calls.values()) <= 5  # attempts
 
-The same seed lets the same calls fail, in whatever order threads make them: a draw depends on
-the verb, on the block, part or range, and on how often that was asked for. Ids, which are
-new in each run, do not matter.
+With the same seed the same calls fail, in any order of threads: a draw depends on the verb, on the block,
+part or range, and on how often that was asked for. Ids, which are new in each run, do not matter.
 """
 
 from __future__ import annotations
@@ -66,16 +65,16 @@ _PARTS = ("block_index", "start", "length", "part_number")
 
 @attrs.define(eq=False)
 class BackendFault:
-    """Which calls go wrong, and how; made by `FaultyBackend.add_fault`.
+    """A fault in some calls; made by `FaultyBackend.add_fault`.
 
     Attributes:
-        verb: of the calls, or ``"*"``.
-        kind: what happens.
-        calls: numbers, from 1, of the calls of that verb since the fault was added; None is every one.
-        probability: of each of these calls to go wrong.
-        seed: of the probability.
-        times: after so many the fault rests.
-        fired: how often it happened.
+        verb: the calls' verb, or ``"*"`` for all.
+        kind: the kind of fault.
+        calls: the numbers, from 1, of the calls of that verb since the fault was added; None for all.
+        probability: the probability that such a call fails.
+        seed: the seed of the random draws.
+        times: the most faults to inject.
+        fired: the number of faults injected so far.
     """
 
     verb: str
@@ -88,7 +87,7 @@ class BackendFault:
     _seen: int = 0
 
     def meets(self, verb: str, place: tuple[object, ...], attempt: int) -> bool:
-        """Whether this call goes wrong; each is to be asked about once, by one thread at a time."""
+        """Whether this call fails; ask once for each call, in one thread at a time."""
         if self.verb not in ("*", verb) or (self.kind in ("short", "flipped") and verb not in _CONTENT):
             return False
         self._seen += 1
@@ -100,14 +99,14 @@ class BackendFault:
 
 
 class FaultyBackend(Forwarding[Backend], Backend):
-    """A backend whose calls go wrong when they are told to.
+    """A backend whose calls fail on demand.
 
     Args:
-        inner: any backend; it is not changed.
+        inner: any backend, which is not changed.
 
     Attributes:
-        calls: how often each call was made, those that went wrong too: by the verb, and by
-            what tells its calls apart (snapshot and block, page, key and part, range).
+        calls: the number of calls, failed ones included, by verb and by what distinguishes its calls
+            (snapshot and block, page, key and part, range).
     """
 
     def __init__(self, inner: Backend) -> None:
@@ -137,21 +136,20 @@ class FaultyBackend(Forwarding[Backend], Backend):
         seed: int = 0,
         times: int | None = None,
     ) -> BackendFault:
-        """Let calls go wrong; of several faults the first that fits a call happens.
+        """Make calls fail; of several faults the first that fits a call is injected.
 
-        The kinds: ``error`` is one to try again, without any effect, ``throttle`` a
-        `ThrottledError`, ``refusal`` an `AccessDeniedError`, for good. ``lost-reply`` is an error to
-        try again after the effect. ``short`` and ``flipped`` give half of the content, or
-        one bit of it changed; they happen to `get_snapshot_block` and `get_object_range` only, and
-        a source that gives no checksum with its blocks cannot notice ``flipped``.
+        The kinds: ``error`` is a retryable error without any effect, ``throttle`` a `ThrottledError`,
+        ``refusal`` an `AccessDeniedError`. ``lost-reply`` is a retryable error after the effect. ``short``
+        returns half of the content, ``flipped`` the content with one bit changed; both are for
+        `get_snapshot_block` and `get_object_range` only. Without checksums a source misses ``flipped``.
 
         Args:
-            verb: such as ``"put_snapshot_block"``; ``"*"`` for all.
-            kind: what happens.
-            calls: numbers, from 1, of those of the calls from now on that go wrong; None is every one.
-            probability: of each of these calls to go wrong.
-            seed: of the probability.
-            times: after so many the fault rests.
+            verb: the verb, such as ``"put_snapshot_block"``; ``"*"`` for all.
+            kind: the kind of fault.
+            calls: the numbers, from 1, of the calls from now on that fail; None for all.
+            probability: the probability that such a call fails.
+            seed: the seed of the random draws.
+            times: the most faults to inject.
 
         Raises:
             ValueError: there is no such verb, or it has no content to damage.
@@ -164,7 +162,7 @@ class FaultyBackend(Forwarding[Backend], Backend):
         return fault
 
     def clear_faults(self) -> None:
-        """Let all go well from now on."""
+        """Remove all faults."""
         with self._lock:
             self._faults.clear()
 

@@ -1,6 +1,6 @@
-"""What every `ImageRegistry` does; fixture `registry` gives a `RegistryCase`.
+"""The suite for every `ImageRegistry`; the fixture `registry` returns a `RegistryCase`.
 
-A service that cannot keep an attribute overrides the test that asks for it, and says so.
+A service that cannot keep an attribute overrides the test of it, and says so.
 """
 
 # ruff: noqa: S101

@@ -1,4 +1,4 @@
-"""What every `ObjectStore` does; fixture `objects` gives a `BucketCase`. Its uploads: `uploads.py`."""
+"""The suite for every `ObjectStore`; the fixture `objects` returns a `BucketCase`. Uploads: `uploads.py`."""
 
 # ruff: noqa: S101
 

@@ -16,13 +16,13 @@ __all__ = ["SnapshotCase", "block", "linear", "read_snapshot", "sha256", "store_
 
 @attrs.frozen(kw_only=True)
 class SnapshotCase:
-    """A completed snapshot and what is known to be in it.
+    """A completed snapshot and its known content.
 
     Attributes:
-        source: where it is read from.
-        snapshot_id: its id.
-        volume_size: in GiB.
-        blocks: content by block index, of every block that exists.
+        source: the source that has the snapshot.
+        snapshot_id: the snapshot's id.
+        volume_size: the volume's size in GiB.
+        blocks: the content of every block that exists, by index.
     """
 
     source: BlockSource

@@ -1,4 +1,4 @@
-"""What every `ObjectStore` does with multipart uploads: a part of `ObjectStoreContract`."""
+"""The suite for multipart uploads of every `ObjectStore`, a part of `ObjectStoreContract`."""
 
 # ruff: noqa: S101
 
@@ -22,8 +22,8 @@ class BucketCase:
 
     Attributes:
         store: the store.
-        bucket: exists; may hold objects already.
-        part_size: the least bytes that a part before the last may have.
+        bucket: the name of an existing bucket, which may hold objects.
+        part_size: the least number of bytes of a part before the last.
     """
 
     store: ObjectStore
@@ -32,7 +32,7 @@ class BucketCase:
 
 
 def read_object(objects: BucketCase, key: str) -> bytes:
-    """All of an object."""
+    """The whole content of an object."""
     with objects.store.open_object(objects.bucket, key) as file:
         return file.read()
 
