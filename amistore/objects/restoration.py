@@ -144,6 +144,8 @@ class RestoreLog:
 
     def _begin(self, stored_id: str, generation: int, snapshot_id: str) -> None:
         """Note a new snapshot, into which nothing was put yet."""
+        if not isinstance(snapshot_id, str):
+            raise TypeError(snapshot_id)
         self._snapshots[stored_id] = generation, snapshot_id
         self._put.pop(stored_id, None)
         self._filled.pop(stored_id, None)

@@ -209,7 +209,7 @@ def test_a_restore_of_a_file_is_resumed_by_the_path_of_a_log(source: Backend, tm
     assert len(images.leftovers(source)) == 2 * len(DISKS)
 
 
-def test_a_log_that_names_no_snapshot_where_one_should_be_is_no_error_of_pythons(source: Backend) -> None:
+def test_a_log_that_names_no_snapshot_where_one_should_be_is_damaged(source: Backend) -> None:
     location = source.s3.at(BUCKET, "web.bin")
     amistore.store(registered(source), source, location)
     Calls(source.ebs).fail("complete_snapshot", 1, amistore.BackendError("cut"))
@@ -218,7 +218,7 @@ def test_a_log_that_names_no_snapshot_where_one_should_be_is_no_error_of_pythons
         amistore.restore(location, source, name="again", log=log, workers=1)
     forged = Log([re.sub(b'"snapshot":"[^"]*"', b'"snapshot":[1]', entry) for entry in log.entries()])
     assert forged.entries() != log.entries()
-    with pytest.raises(amistore.AmistoreError):
+    with pytest.raises(amistore.InvalidRequestError, match="the resume log is damaged"):
         amistore.restore(location, source, name="again", log=forged, workers=1)
 
 

@@ -26,7 +26,7 @@ def table() -> str:
 
 
 def kept() -> str:
-    return ", ".join(f"`{name}`" for name in KEPT) + "."
+    return ", ".join(f"`{name}`" for name in KEPT) + ";"
 
 
 def printed(flow: str) -> str:
