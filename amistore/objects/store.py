@@ -188,13 +188,7 @@ def store(
     if not isinstance(to, ObjectLocation):
         if log is not None or metadata or tags:
             raise InvalidRequestError("log=, metadata= and tags= go with an object, not with a file")
-        if not isinstance(to, (str, os.PathLike)) or is_url(str(to)):
-            raise InvalidRequestError(
-                f"the target must be a path, or a location such as backend.s3.at(bucket, key), not {to!r:.80}"
-            )
-        path = checks.check_path(to, "target")
-        with files.operation("store", path=path):
-            files.check_target(path, overwrite=overwrite)
+        path = _target(to, overwrite)
         found, blocks = find_image(image, source)
         with pack(
             found,
@@ -220,6 +214,18 @@ def store(
     with reporting(progress) as report, using_log(log) as opened:
         admitted = job.admit() if opened is None or not opened.entries() else None
         return job.run(opened, workers=workers, progress=report, found=admitted)
+
+
+def _target(to: object, overwrite: bool) -> Path:
+    """The path of a file that can be made."""
+    if not isinstance(to, (str, os.PathLike)) or is_url(str(to)):
+        raise InvalidRequestError(
+            f"the target must be a path, or a location such as backend.s3.at(bucket, key), not {to!r:.80}"
+        )
+    path = checks.check_path(to, "target")
+    with files.operation("store", path=path):
+        files.check_target(path, overwrite=overwrite)
+    return path
 
 
 def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:

@@ -95,6 +95,15 @@ def test_closing_the_engine_ends_the_waiting() -> None:
             closed.result(60)
 
 
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """As at a terminal: a run that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_ends_the_waiting_and_the_engine_works_on() -> None:
     cloud, image_id = account()
     with TaskEngine(cloud, quotas=FULL) as engine:
