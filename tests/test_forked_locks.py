@@ -9,6 +9,7 @@ import pickle
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import amistore
 from amistore import DirectoryBackend, FileResumeLog, InvalidRequestError, TaskEngine, forks
 from amistore.backends.locking import FileLock
 from amistore.backends.retries import Retrier
+from amistore.pipeline.workers import worker_pool
 from amistore.testing import FaultyBackend
 
 
@@ -141,6 +143,16 @@ def test_a_lock_that_a_thread_holds_while_the_process_forks_is_free_in_the_child
     with owner(thing)._lock:
         assert answers([lambda: (use(thing), "used")[1]]) == ["used"]
     use(thing)
+
+
+def test_a_child_that_leaves_a_pool_of_threads_waits_for_none_of_its_locks() -> None:
+    entered = worker_pool(1, None)
+    pool, _ = entered.__enter__()
+    assert isinstance(pool, ThreadPoolExecutor)
+    pool.submit(int).result()
+    with pool._shutdown_lock:
+        assert answers([lambda: (entered.__exit__(None, None, None), "left")[1]]) == ["left"]
+    entered.__exit__(None, None, None)
 
 
 def test_children_wait_for_different_times_before_they_try_again() -> None:

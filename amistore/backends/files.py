@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
 from typing_extensions import Buffer
 
 from amistore import forks
@@ -50,7 +51,7 @@ __all__ = [
     "write_json",
 ]
 
-V = TypeVar("V")
+V = TypeVar("V", bound=attrs.AttrsInstance)
 
 _FORGOTTEN = 3600  # seconds
 

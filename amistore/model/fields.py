@@ -34,7 +34,7 @@ __all__ = [
     "wire_name",
 ]
 
-V = TypeVar("V")
+V = TypeVar("V", bound=attrs.AttrsInstance)
 
 # EC2 resource ids: a prefix and 8 or, since 2018, 17 hexadecimal digits ("Resource IDs").
 _ID = r"-(?:[0-9a-f]{17}|[0-9a-f]{8})"
@@ -237,7 +237,7 @@ def from_wire(kind: type[V], members: Any) -> V:
         raise InvalidValueError(f"{kind.__name__} must be an object", field=kind.__name__, value=members)
     left = dict(members)
     known: dict[str, Any] = {"extra": left}
-    for field in attrs.fields(kind):  # type: ignore[arg-type]
+    for field in attrs.fields(kind):
         if field.name == "extra":
             continue
         if wire_name(field.name) not in left:

@@ -16,7 +16,6 @@ from amistore.backends import ObjectStore
 from amistore.errors import (
     AlreadyExistsError,
     AmistoreError,
-    InvalidRequestError,
     NotFoundError,
     SourceChangedError,
 )
@@ -81,10 +80,9 @@ class ObjectStoreContract(MultipartUploadContract):
         for key in keys:
             objects.store.put_object(objects.bucket, key, [b"x"])
         expected = sorted((key for key in keys if key.startswith("list/")), key=str.encode)
-        try:
-            found = list(objects.store.list_objects(objects.bucket, "list/"))
-        except InvalidRequestError:
-            pytest.skip("the store cannot list objects")
+        if type(objects.store).list_keys is ObjectStore.list_keys:
+            pytest.skip("this store cannot list objects")
+        found = list(objects.store.list_objects(objects.bucket, "list/"))
         assert found == [objects.store.at(objects.bucket, key) for key in expected]
         assert [each.key for each in objects.store.list_objects(objects.bucket, "list/a")] == [
             "list/a",

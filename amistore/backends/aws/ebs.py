@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 import botocore.exceptions
@@ -79,7 +79,7 @@ def _appearing(method: F) -> F:
             self.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE)
 
-    return call  # type: ignore[return-value]
+    return cast("F", call)
 
 
 class _Tokens:

@@ -40,7 +40,7 @@ __all__ = [
     "without_reserved",
 ]
 
-V = TypeVar("V")
+V = TypeVar("V", bound=attrs.AttrsInstance)
 
 # Of an image: who it is shared with, which no archive keeps, and facts of the moment.
 _IMAGE_LEFT_OUT = frozenset({"Public", "StateReason"})

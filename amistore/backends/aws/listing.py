@@ -18,6 +18,7 @@ __all__ = ["listed_keys", "listed_parts", "listed_uploads", "pages"]
 
 _MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
 _MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
+_MOST_KEYS = 10_000_000  # some gigabyte of names
 
 
 def pages(
@@ -48,16 +49,20 @@ def pages(
         asked.add(tuple(place.values()))
 
 
-def listed_keys(ask: Callable[..., Any], prefix: str) -> Iterator[str]:
+def listed_keys(ask: Callable[..., Any], prefix: str) -> list[str]:
     """The keys of a bucket's objects; `ask` is boto3's list_objects_v2 for it."""
 
     def following(page: Mapping[str, Any]) -> dict[str, str]:
         return {"ContinuationToken": member_of(page, "NextContinuationToken")} if _more(page) else {}
 
+    found: list[str] = []
     for page in pages(_encoded(ask, prefix), following, "Contents"):
         keys = map(_decoded(page), (member_of(each, "Key") for each in page.get("Contents", [])))
         # A server that ignores the prefix must not have others' objects taken for those asked for.
-        yield from (key for key in keys if key.startswith(prefix))
+        found += [key for key in keys if key.startswith(prefix)]
+        if len(found) > _MOST_KEYS:
+            raise BackendError(f"the service lists more than {_MOST_KEYS} objects: give a longer prefix")
+    return found
 
 
 def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload]:

@@ -272,7 +272,7 @@ class AWSObjectStore(ObjectStore):
 
     def list_keys(self, bucket: str, prefix: str = "") -> list[str]:
         with self._calling("list_keys", bucket) as place:
-            return list(listed_keys(functools.partial(self._client.list_objects_v2, **place), prefix))
+            return listed_keys(functools.partial(self._client.list_objects_v2, **place), prefix)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUpload]:
         with self._calling("list_multipart_uploads", bucket) as place:

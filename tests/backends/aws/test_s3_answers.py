@@ -354,6 +354,10 @@ def test_objects_are_listed_over_pages_and_a_server_that_goes_in_circles_or_give
     with pytest.raises(BackendError, match="again and again") as caught:
         listed(page("a%2B1", "1"), page("a%2B2", "2"), page("a%2B3", "1"))
     assert (caught.value.operation, caught.value.bucket) == ("list_keys", "bucket")
+    with monkeypatch.context() as patched:
+        patched.setattr("amistore.backends.aws.listing._MOST_KEYS", 2)
+        with pytest.raises(BackendError, match="more than 2 objects: give a longer prefix"):
+            listed(*(page(f"a%2B{number}", str(number)) for number in range(1, 9)))
     with pytest.raises(BackendError, match="no NextContinuationToken"):
         listed(xml("ListBucketResult", IsTruncated="true"))
     monkeypatch.setattr("amistore.backends.aws.listing.MOST_EMPTY_PAGES", 3)
