@@ -65,7 +65,15 @@ MOST_EMPTY_PAGES = 1000
 
 
 class BlockSource(Interface):
-    """A source of snapshots: EBS's ListSnapshotBlocks and GetSnapshotBlock."""
+    """A source of snapshots: EBS's ListSnapshotBlocks and GetSnapshotBlock.
+
+    Attributes:
+        requests: how many blocks to ask for at once, where an answer takes its time. Each is asked for in a
+            thread of its own, and has a buffer of its own. With 0 each worker asks for one after the other,
+            and the source may use a buffer again.
+    """
+
+    requests: int = 0
 
     @abc.abstractmethod
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
@@ -170,7 +178,11 @@ class BlockSink(Interface):
 
     Attributes:
         where: the sink's name, so that a resume log is not used with another sink; may be empty.
+        requests: how many blocks to put at once, where a put takes its time, each in a thread of its own.
+            With 0 each worker puts one after the other.
     """
+
+    requests: int = 0
 
     where: str = ""
 

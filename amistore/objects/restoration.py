@@ -35,6 +35,7 @@ from amistore.model import Image
 from amistore.objects.finality import is_final
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.requests import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import ordered_map, worker_pool
 
@@ -175,12 +176,14 @@ class _Task:
         sequence: the segment's number.
         target: the new snapshot's id; None to prove the segment only.
         put: whether an earlier run put the segment, so that only its descriptor is checked.
+        batch: the batch of its puts, where they are in flight.
     """
 
     volume: PlannedVolume
     sequence: int
     target: str | None
     put: bool
+    batch: PutBatch | None
 
 
 class Restoring:
@@ -207,27 +210,30 @@ class Restoring:
         verification = Verification(container, _raise)
         volumes = cast("list[PlannedVolume]", verification.volumes())  # all of them: damage was raised
         with worker_pool(workers, None) as (pool, limit):
-            tasks = self._tasks(volumes)
-            with contextlib.closing(ordered_map(pool, self._segment, tasks, limit)) as checked:
+            puts = BlockPuts(self._sink, None)
+            tasks = self._tasks(volumes, puts)
+            with contextlib.closing(ordered_map(pool, self._segment, tasks, limit)) as checked, puts:
                 blocks = 0
-                for segment in verification.segments(checked):
+                for segment in verification.segments(_landed(checked, puts)):
                     self._note_put(segment)
                     blocks += container.segment_blocks(segment.sequence)
                     self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
             verification.end()
             most = container.head.layout.blocks_per_segment
-            with contextlib.closing(self._restored.fill(pool, limit, most, self._log.filled)) as pieces:
+            puts = BlockPuts(self._sink, None)
+            filling = self._restored.fill(pool, puts, limit, most, self._log.filled)
+            with contextlib.closing(filling) as pieces, puts:
                 for piece, blocks in pieces:
                     self._log.note_filled(piece.stored_id, piece.end)
                     self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
 
-    def _tasks(self, volumes: list[PlannedVolume]) -> Iterator[_Task]:
+    def _tasks(self, volumes: list[PlannedVolume], puts: BlockPuts) -> Iterator[_Task]:
         """Each segment; its volume's snapshot is begun first."""
         for volume in volumes:
             first = self._begin(volume)
             target = self._restored.get(volume.snapshot_id)
             for sequence in self._container.segments_of(volume.number):
-                yield _Task(volume, sequence, target, sequence < first)
+                yield _Task(volume, sequence, target, sequence < first, puts.batch())
 
     def _segment(self, task: _Task) -> Checked:
         """Runs in a worker."""
@@ -236,7 +242,7 @@ class Restoring:
             stored = StoredSegment(container.segment(sequence), ()) if task.put else container.load(sequence)
         located = stored.located
         check_mapped(container, task.volume, located)
-        self._put((stored, task.target))
+        self._put((stored, task.target, task.batch))
         return Checked(sequence, located.end, located)
 
     def _note_put(self, segment: Checked) -> None:
@@ -282,6 +288,13 @@ class Restoring:
 
     def _report(self, phase: Phase, done: int, total: int, stored: int) -> None:
         self._progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
+
+
+def _landed(checked: Iterator[Checked], puts: BlockPuts) -> Iterator[Checked]:
+    """The segments once all their blocks are put."""
+    for each in checked:
+        puts.landed()
+        yield each
 
 
 def _raise(error: ArchiveError) -> None:

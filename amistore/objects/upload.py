@@ -55,10 +55,16 @@ def upload_archive(
     planned = plan_pack(image, source, snapshots=snapshots, progress=progress, layout=options.layout)
     upload = _upload(to, MemoryResumeLog() if log is None else log, planned, level)
     run = _Run(upload, planned)
-    encode = SegmentEncode(source, level, options.check_frames)
+    encode = SegmentEncode(level, options.check_frames)
     info = done = run.begin(metadata, tags, overwrite)
     units = packed_units(
-        planned, encode, carried=run.carried, workers=workers, executor=options.executor, progress=progress
+        planned,
+        source,
+        encode,
+        carried=run.carried,
+        workers=workers,
+        executor=options.executor,
+        progress=progress,
     )
     with forks.undoing(lambda error: upload.end_run(error, durable=log is not None, done=done is not None)):
         if info is None:

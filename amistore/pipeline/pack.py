@@ -161,11 +161,13 @@ def pack(
         BackendError: the source failed.
     """
     check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
-    encode = SegmentEncode(source, level, options.check_frames)
+    encode = SegmentEncode(level, options.check_frames)
     with contextlib.ExitStack() as reports:
         report = reports.enter_context(reporting(progress))
         planned = plan_pack(image, source, snapshots=snapshots, progress=report, layout=options.layout)
-        units = packed_units(planned, encode, workers=workers, executor=options.executor, progress=report)
+        units = packed_units(
+            planned, source, encode, workers=workers, executor=options.executor, progress=report
+        )
         return ArchiveBytes(units, reports.pop_all())
 
 

@@ -1,7 +1,7 @@
 """Packs a container unit by unit: front, preludes, segments and tail, in order.
 
-The caller's thread lists, renews tokens and keeps the order; each worker gets, hashes, compresses and checks
-one segment.
+The caller's thread lists and keeps the order; each worker hashes, compresses and checks one segment, whose
+blocks `requests.py` gets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends import Block, BlockSource
-from amistore.backends.blocks import check_answer
 from amistore.container import (
     ContainerWriter,
     EncodedSegment,
@@ -27,6 +26,7 @@ from amistore.container import (
 from amistore.container.layout import MAX_OBJECT
 from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError, SourceChangedError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
+from amistore.pipeline.requests import BlockGets, SegmentGets
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import GIB
 
@@ -74,6 +74,7 @@ class PackedUnit:
 
 def packed_units(
     planned: Plan,
+    source: BlockSource,
     encode: SegmentEncode,
     *,
     carried: Sequence[EncodedSegment] = (),
@@ -85,6 +86,7 @@ def packed_units(
 
     Args:
         planned: the plan of the container.
+        source: the source of the blocks.
         encode: the function that makes a segment.
         carried: the first segments, made in an earlier run: their frames are left out, and their blocks are
             not read.
@@ -95,8 +97,9 @@ def packed_units(
     writer = ContainerWriter(planned, encode.level)
     yield PackedUnit(writer.front(), writer.offset)
     with worker_pool(workers, executor) as (pool, limit):
-        made = ordered_map(pool, encode, _items(planned, encode.source, len(carried)), limit)
-        with contextlib.closing(made):
+        gets = BlockGets(source, executor, limit)
+        made = ordered_map(pool, encode, _items(planned, source, gets, len(carried)), limit)
+        with contextlib.closing(made), gets:
             done = 0
             for volume in planned.volumes:
                 yield PackedUnit(writer.volume(volume), writer.offset)
@@ -120,61 +123,47 @@ def _segments(planned: Plan, volume: PlannedVolume) -> range:
     return range(volume.first_segment, volume.first_segment + count)
 
 
-_Item = tuple[str, PlannedSegment, tuple[str, ...]]  # snapshot id, segment, block tokens
+_Item = tuple[PlannedSegment, SegmentGets]
 
 
 @attrs.frozen
 class SegmentEncode:
-    """The worker's job for one segment: get, hash, compress and check it. Picklable.
+    """The worker's job for one segment: hash, compress and check its blocks. Picklable.
 
     Attributes:
-        source: the source of the blocks.
         level: the zstd level.
         check_frames: whether to decode each frame and compare it.
     """
 
-    source: BlockSource
     level: int
     check_frames: bool
 
     def __call__(self, item: _Item) -> EncodedSegment:
-        snapshot_id, segment, tokens = item
-        blocks = _Blocks(self.source, snapshot_id, segment, tokens)
-        encoded = encode_segment(segment, iter(blocks), level=self.level, check=self.check_frames)
-        blocks.compare(encoded.descriptor.digests)
-        return encoded
-
-
-@attrs.define
-class _Blocks:
-    """Gets a segment's blocks one by one, and keeps the digests that the source gave."""
-
-    source: BlockSource
-    snapshot_id: str
-    segment: PlannedSegment
-    tokens: tuple[str, ...]
-    checksums: list[bytes | None] = attrs.field(factory=list)
-
-    def __iter__(self) -> Iterator[Buffer]:
-        for index, token in zip(self.segment.runs.indexes(), self.tokens, strict=True):
-            answer = self.source.get_snapshot_block(self.snapshot_id, index, token)
-            block = check_answer(answer, self.snapshot_id, index)
-            self.checksums.append(block.checksum)
-            yield block.content
-
-    def compare(self, digests: tuple[bytes, ...]) -> None:
-        for index, given, found in zip(self.segment.runs.indexes(), self.checksums, digests, strict=True):
+        segment, gets = item
+        checksums: list[bytes | None] = []
+        encoded = encode_segment(
+            segment, _contents(gets, checksums), level=self.level, check=self.check_frames
+        )
+        for index, given, found in zip(gets.indexes, checksums, encoded.descriptor.digests, strict=True):
             if given not in (None, found):
                 raise ChecksumMismatchError(
                     "the block's content does not have the SHA-256 that its source gives",
                     retryable=True,
                     operation="get_snapshot_block",
-                    snapshot_id=self.snapshot_id,
+                    snapshot_id=gets.snapshot_id,
                     block_index=index,
                 )
+        return encoded
 
 
-def _items(planned: Plan, source: BlockSource, first: int) -> Iterator[_Item]:
+def _contents(gets: SegmentGets, checksums: list[bytes | None]) -> Iterator[Buffer]:
+    """The content of each block; the digests that the source gave are kept in `checksums`."""
+    for block in gets:
+        checksums.append(block.checksum)
+        yield block.content
+
+
+def _items(planned: Plan, source: BlockSource, gets: BlockGets, first: int) -> Iterator[_Item]:
     """Each segment from the `first` on with its blocks' tokens, from a second listing of its snapshot."""
     for volume in planned.volumes:
         sequences = _segments(planned, volume)
@@ -183,7 +172,7 @@ def _items(planned: Plan, source: BlockSource, first: int) -> Iterator[_Item]:
         segments = (planned.segment(sequence) for sequence in sequences)
         for segment, tokens in list_tokens(source, volume, segments):
             if segment.sequence >= first:
-                yield volume.snapshot_id, segment, tokens
+                yield segment, gets.segment(volume.snapshot_id, segment.runs.indexes(), tokens)
 
 
 def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int) -> None:

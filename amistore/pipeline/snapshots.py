@@ -13,10 +13,17 @@ import attrs
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_flags
 from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor, StoredSegment, decode_segment
-from amistore.errors import BackendError, InvalidRequestError, InvalidValueError, LostBlocksError
+from amistore.errors import (
+    ArchiveError,
+    BackendError,
+    InvalidRequestError,
+    InvalidValueError,
+    LostBlocksError,
+)
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
 from amistore.pipeline.pack import choose_snapshots
+from amistore.pipeline.requests import BlockPuts, PutBatch
 from amistore.pipeline.workers import ordered_map
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
@@ -161,7 +168,12 @@ class RestoredSnapshots:
         return sum(holes.blocks for holes in self.holes.values())
 
     def fill(
-        self, pool: Executor, limit: int, most: int, filled: Callable[[str], int] = lambda stored_id: 0
+        self,
+        pool: Executor,
+        puts: BlockPuts,
+        limit: int,
+        most: int,
+        filled: Callable[[str], int] = lambda stored_id: 0,
     ) -> Generator[tuple[HolePiece, int], None, None]:
         """Put zeros into the holes of the started snapshots, if that is wanted.
 
@@ -169,6 +181,7 @@ class RestoredSnapshots:
 
         Args:
             pool: the executor.
+            puts: the puts that are in flight.
             limit: the number of pieces begun at once.
             most: the most blocks of a piece.
             filled: a function that returns the block index, by the archived id, before which all holes are
@@ -180,8 +193,10 @@ class RestoredSnapshots:
             for ranges in holes.pieces(filled(stored_id), most)
         )
         done = sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
-        with contextlib.closing(ordered_map(pool, HolePut(self._sink), pieces, limit)) as put:
+        items = ((piece, puts.batch()) for piece in pieces)
+        with contextlib.closing(ordered_map(pool, HolePut(self._sink), items, limit)) as put:
             for piece in put:
+                puts.landed()
                 done += piece.blocks
                 yield piece, done
 
@@ -237,16 +252,25 @@ _ZEROS: Final = bytes(BLOCK_SIZE)
 
 @attrs.frozen
 class SegmentPut:
-    """Decode a segment, prove each of its blocks and put it; without a snapshot only prove them."""
+    """Decode a segment, prove each of its blocks and put it; without a snapshot only prove them.
+
+    Picklable. Puts in flight go to the item's batch, which is waited for once the item's result is there.
+    """
 
     sink: BlockSink
 
-    def __call__(self, item: tuple[StoredSegment, str | None]) -> int:
-        """Take a segment, and the new snapshot of its volume; give the number of its blocks."""
-        stored, snapshot_id = item
-        for block in decode_segment(stored):
-            if snapshot_id is not None:
-                self.sink.put_snapshot_block(snapshot_id, block.index, block.content, block.digest)
+    def __call__(self, item: tuple[StoredSegment, str | None, PutBatch | None]) -> int:
+        """Take a segment, the new snapshot of its volume, and a batch; give the number of its blocks."""
+        stored, snapshot_id, batch = item
+        put = self.sink.put_snapshot_block if batch is None else batch.put
+        try:
+            for block in decode_segment(stored):
+                if snapshot_id is not None:
+                    put(snapshot_id, block.index, block.content, block.digest)
+        except ArchiveError:
+            if batch is not None:
+                batch.wait()  # the error of a block before this one comes first
+            raise
         return stored.located.descriptor.runs.blocks
 
 
@@ -256,9 +280,11 @@ class HolePut:
 
     sink: BlockSink
 
-    def __call__(self, piece: HolePiece) -> HolePiece:
-        """Take the piece, and give it back."""
+    def __call__(self, item: tuple[HolePiece, PutBatch | None]) -> HolePiece:
+        """Take the piece and a batch, and give the piece back."""
+        piece, batch = item
+        put = self.sink.put_snapshot_block if batch is None else batch.put
         for start, count in piece.ranges:
             for index in range(start, start + count):
-                self.sink.put_snapshot_block(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
+                put(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
         return piece

@@ -1,6 +1,7 @@
 """`restore_stream`: a container's bytes, from any binary stream, become snapshots.
 
-The caller's thread reads and checks the stream in order; each worker decodes, hashes and puts one segment. No
+The caller's thread reads and checks the stream in order; each worker decodes and hashes one segment, whose
+blocks `requests.py` puts. No
 snapshot is completed before the tail has verified, and any error deletes the started snapshots.
 """
 
@@ -28,6 +29,7 @@ from amistore.container.identity import check_content_id
 from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
 from amistore.model import Image
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
+from amistore.pipeline.requests import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
 from amistore.units import MIB
@@ -120,20 +122,26 @@ class _Restore:
 
         with worker_pool(workers, executor) as (pool, limit):
             done = 0
-            with contextlib.closing(
-                ordered_map(pool, SegmentPut(self._sink), self._items(), limit)
-            ) as segments:
+            puts = BlockPuts(self._sink, executor)
+            with (
+                contextlib.closing(
+                    ordered_map(pool, SegmentPut(self._sink), self._items(puts), limit)
+                ) as segments,
+                puts,
+            ):
                 for blocks in segments:
+                    puts.landed()
                     done += blocks
                     report(Phase.UNPACK, done, self._total)
-            with contextlib.closing(self.snapshots.fill(pool, limit, self._per_piece)) as pieces:
+            puts = BlockPuts(self._sink, executor)
+            with contextlib.closing(self.snapshots.fill(pool, puts, limit, self._per_piece)) as pieces, puts:
                 for _, done in pieces:
                     report(Phase.FILL, done, self.snapshots.hole_blocks)
         if self._end is None:  # pragma: no cover (the reader ends with it or raises)
             raise TypeError("no end")
         return self._end
 
-    def _items(self) -> Iterator[tuple[StoredSegment, str | None]]:
+    def _items(self, puts: BlockPuts) -> Iterator[tuple[StoredSegment, str | None, PutBatch | None]]:
         """Read on, starting snapshots as their volumes come."""
         for event in self._events:
             if isinstance(event, VolumeStart):
@@ -143,7 +151,7 @@ class _Restore:
                 located = event.located
                 self._stored_bytes = located.offset
                 self.snapshots.add(located.snapshot_id, located.descriptor)
-                yield event, self.snapshots.get(located.snapshot_id)
+                yield event, self.snapshots.get(located.snapshot_id), puts.batch()
             elif isinstance(event, ContainerEnd):
                 check_content_id(event.index.content_id, self._expected)
                 self._end = event

@@ -8,12 +8,12 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from amistore import forks
 from amistore.errors import InvalidRequestError, machine_limits
 
-__all__ = ["check_picklable", "ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
+__all__ = ["check_picklable", "confined", "ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -90,7 +90,7 @@ def ordered_map(
     try:
         for item in items:
             forks.check_owner(process, "this iterator")
-            pending.append(executor.submit(_confined, function, item))
+            pending.append(executor.submit(confined, function, item))
             del item  # may hold a whole segment
             if len(pending) >= limit:
                 yield _first(pending)
@@ -105,10 +105,10 @@ def ordered_map(
             wait(pending)
 
 
-def _confined(function: Callable[[T], R], item: T) -> R:
-    """Runs in a worker; a child that a user's backend forks there gets no further items."""
+def confined(function: Callable[..., R], /, *arguments: Any) -> R:
+    """Call a function in a thread of a pool; a child that a user's backend forks there ends as it returns."""
     with forks.confined():
-        return function(item)
+        return function(*arguments)
 
 
 def _first(pending: deque[Future[R]]) -> R:

@@ -26,7 +26,7 @@ def planned(*snapshots: str) -> Plan:
 
 
 def made(plan: Plan) -> bytes:
-    units = packed_units(plan, SegmentEncode(SOURCE, 3, True), workers=1)
+    units = packed_units(plan, SOURCE, SegmentEncode(3, True), workers=1)
     return b"".join(piece for unit in units for piece in unit.pieces)
 
 
