@@ -133,7 +133,7 @@ class _InFlight:
         self._calls.end()
         if self._count:
             _logger.info(
-                "%s %d blocks, at most %d at once; workers waited for them %.1f s",
+                "%s %d blocks, %d at once at most; workers waited for them %.1f s",
                 self._verb,
                 self._count,
                 min(self._most, self.requests),
@@ -195,14 +195,16 @@ class BlockGets(_InFlight):
         self._thread = threading.local()
 
     def segment(self, snapshot_id: str, indexes: Iterable[int], tokens: Sequence[str]) -> SegmentGets:
-        """The blocks of a segment, for the worker that makes it; segments come in order."""
+        """The blocks of a segment, for the worker that makes it; segments come in order.
+
+        It begins no get: an interrupt of the caller must not fall between counting and asking.
+        """
         made = SegmentGets(self._source, snapshot_id, tuple(indexes), tuple(tokens))
         if self.requests and tokens:
             made.gets = self
             made.answers = [Future() for _ in tokens]
             with self._changed:
                 self._open.append(made)
-            self._ask()
         return made
 
     def _ask(self) -> None:
@@ -247,8 +249,8 @@ class BlockGets(_InFlight):
         answer = segment.answers[at]
         with self._changed:
             segment.taken = at
+        self._ask()
         if not answer.done():
-            self._ask()
             begun = time.monotonic()
             wait([answer])
             with self._changed:

@@ -1,0 +1,362 @@
+"""Blocks are asked for and put many at a time, in any order of the answers, with the same result."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import images
+import pytest
+
+import amistore
+from amistore.container import Layout
+from amistore.pipeline import requests
+
+COUNT = 96
+BLOCKS = {i: images.block(i % 7 + 1) for i in range(COUNT)}
+FORM = Layout(blocks_per_frame=2, blocks_per_segment=32)
+OPTIONS = amistore.PackOptions(layout=FORM)
+EXPECTED = images.packed([(1, BLOCKS)], FORM)
+SECONDS = 20  # until what does not come is missed
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+
+
+class Together(images.Volumes):
+    """A source that answers once so many blocks are asked for, or the last of them are."""
+
+    def __init__(self, together: int, count: int = COUNT) -> None:
+        super().__init__([(1, {i: BLOCKS[i % COUNT] for i in range(count)})])
+        self.requests = together
+        self.together = together
+        self.asked: list[int] = []
+        self.changed = threading.Condition()
+        self.released = 0
+
+    def get_snapshot_block(
+        self, snapshot_id: str, block_index: int, block_token: str
+    ) -> amistore.backends.SnapshotBlock:
+        with self.changed:
+            self.asked.append(block_index)
+            if len(self.asked) % self.together == 0:
+                self.released = len(self.asked)
+            self.changed.notify_all()
+            place = len(self.asked)
+            assert self.changed.wait_for(lambda: self.released >= place, SECONDS)
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+def packing(source: amistore.backends.BlockSource, **options: Any) -> amistore.ArchiveBytes:
+    volumes = getattr(source, "volumes", ["snap-00000000000000000"])
+    return amistore.pack(images.image(volumes), source, options=options.pop("form", OPTIONS), **options)
+
+
+@pytest.mark.parametrize("together", [1, 8, 32])
+def test_a_source_is_asked_for_as_many_blocks_at_once_as_it_states_and_for_each_once(together: int) -> None:
+    source = Together(together)
+    assert b"".join(packing(source, workers=2)) == EXPECTED
+    assert sorted(source.asked) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_executor_of_the_caller_gets_its_blocks_in_flight_too(workers: int) -> None:
+    source = Together(32)
+    with ThreadPoolExecutor(1) as pool:
+        form = amistore.PackOptions(layout=FORM, executor=pool)
+        assert b"".join(packing(source, workers=workers, form=form)) == EXPECTED
+
+
+def test_workers_that_are_other_processes_ask_one_by_one() -> None:
+    source = images.Volumes([(1, BLOCKS)])
+    source.requests = 64
+    with ProcessPoolExecutor(2) as pool:
+        form = amistore.PackOptions(layout=FORM, executor=pool)
+        assert b"".join(packing(source, form=form)) == EXPECTED
+
+
+@pytest.mark.parametrize("held", [1, 3])
+def test_a_budget_smaller_than_a_segment_lets_everything_through(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "HELD", held)
+    monkeypatch.setattr(requests, "_LEVEL", 1)
+    source = Together(1)
+    source.requests = 64
+    assert b"".join(packing(source, workers=2)) == EXPECTED
+    backend = restored(EXPECTED, requests=8)
+    assert images.contents(backend.ebs, images.leftovers(backend)[0]) == (1, BLOCKS)
+
+
+def test_no_more_blocks_are_got_ahead_than_the_budget() -> None:
+    source = Together(1, count=1024)
+    source.requests = 64
+    pieces = packing(source, workers=2, form=amistore.PackOptions())
+    next(pieces)  # the front; the workers begin, and what they make is not taken
+    pieces.close()
+    # Four segments of 64 blocks are begun: what workers took, and what is held ahead of them.
+    assert len(source.asked) <= 4 * 64 + requests.HELD
+
+
+class Scrambled(images.Volumes):
+    """A source that begins calls by itself, and answers them in another order; some at once."""
+
+    requests = 16
+
+    def __init__(self, seed: int, failing: frozenset[int] = frozenset()) -> None:
+        super().__init__([(1, BLOCKS)])
+        self.random = random.Random(seed)
+        self.failing = failing
+        self.lock = threading.Lock()
+        self.waiting: list[tuple[Future[Any], int]] = []
+        self.begun: list[int] = []
+        self.most = 0
+
+    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self.lock:
+            self.begun.append(block_index)
+            self.waiting.append((future, block_index))
+            self.most = max(self.most, len(self.waiting))
+            ended = []
+            if len(self.waiting) == self.requests or len(self.begun) == COUNT:
+                self.random.shuffle(self.waiting)
+                keep = self.random.randrange(self.requests) if len(self.begun) < COUNT else 0
+                ended, self.waiting = self.waiting[keep:], self.waiting[:keep]
+        for each, index in ended:
+            if index in self.failing:
+                each.set_exception(amistore.BackendError("cable cut", block_index=index))
+            else:
+                each.set_result(amistore.backends.SnapshotBlock(BLOCKS[index]))
+        return future
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        raise AssertionError("called beside begin_get")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_answers_in_any_order_give_the_same_bytes(seed: int) -> None:
+    source = Scrambled(seed)
+    assert b"".join(packing(source, workers=seed % 3 + 1)) == EXPECTED
+    assert sorted(source.begun) == list(range(COUNT))
+    assert source.most <= 16
+
+
+class Failing(images.Volumes):
+    requests = 16
+
+    def __init__(self, failing: frozenset[int]) -> None:
+        super().__init__([(1, BLOCKS)])
+        self.failing = failing
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        if block_index in self.failing:
+            raise amistore.NotFoundError("gone", block_index=block_index)
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+@pytest.mark.parametrize("failing", [{0, 1}, {9, 8, 95}, {50}, {95}])
+def test_the_error_is_that_of_the_first_block_that_failed(failing: set[int]) -> None:
+    for _ in range(5):
+        with pytest.raises(amistore.NotFoundError, match="gone") as caught:
+            list(packing(Failing(frozenset(failing)), workers=3))
+        assert caught.value.block_index == min(failing)
+
+
+@pytest.mark.parametrize("take", [0, 1, 5])
+def test_closing_begins_no_further_get_and_ends_the_threads(take: int) -> None:
+    source = Together(1, count=1024)
+    source.requests = 32
+    pieces = packing(source, workers=2)
+    for _ in range(take):
+        next(pieces)
+    pieces.close()
+    asked = len(source.asked)
+    assert asked < 1024
+    assert not [each for each in threading.enumerate() if each.name.startswith("amistore")]
+    assert len(source.asked) == asked
+
+
+def test_a_run_that_fails_waits_for_what_is_in_flight() -> None:
+    ended: list[int] = []
+    gate = threading.Event()
+
+    class Slow(images.Volumes):
+        requests = 8
+
+        def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+            if block_index == 0:
+                raise amistore.NotFoundError("gone")
+            gate.wait(SECONDS)
+            ended.append(block_index)
+            return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+    source = Slow([(1, BLOCKS)])
+    result: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            list(packing(source))
+        except amistore.NotFoundError as error:
+            result.append(error)
+        ended.append(-1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    gate.set()
+    thread.join(SECONDS)
+    assert result
+    assert ended[-1] == -1
+
+
+def restored(
+    container: bytes, *, requests: int, put: Callable[..., None] | None = None, **options: Any
+) -> Any:
+    """The backend that a container was unpacked to, with so many puts in flight."""
+    backend = amistore.MemoryBackend()
+    backend.ebs.requests = requests
+    if put is not None:
+        inner = backend.ebs.put_snapshot_block
+        backend.ebs.put_snapshot_block = lambda *given: put(inner, *given)  # type: ignore[method-assign]
+    amistore.unpack(io.BytesIO(container), backend.ebs, **options)
+    return backend
+
+
+class Gathering:
+    """A put that returns once so many are under way."""
+
+    def __init__(self, together: int) -> None:
+        self.together = together
+        self.changed = threading.Condition()
+        self.begun = self.released = 0
+
+    def __call__(self, inner: Callable[..., None], *given: Any) -> None:
+        with self.changed:
+            self.begun += 1
+            place = self.begun
+            if self.begun % self.together == 0:
+                self.released = self.begun
+                self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.released >= place, SECONDS)
+        inner(*given)
+
+
+@pytest.mark.parametrize("together", [1, 8, 32])
+def test_a_sink_gets_as_many_blocks_at_once_as_it_states(together: int) -> None:
+    gathering = Gathering(together)
+    backend = restored(EXPECTED, requests=together, put=gathering, workers=2)
+    assert gathering.begun == COUNT
+    assert images.contents(backend.ebs, images.leftovers(backend)[0]) == (1, BLOCKS)
+
+
+def test_holes_are_filled_as_many_at_once_as_the_sink_states() -> None:
+    gathering = Gathering(32)
+    restored(EXPECTED, requests=32, put=gathering, fill_holes=True)
+    assert gathering.begun == 2048
+
+
+@pytest.mark.parametrize("failing", [{0, 1}, {9, 8, 95}, {50}, {95}])
+def test_the_error_of_a_put_is_that_of_the_first_block_that_failed(failing: set[int]) -> None:
+    def put(inner: Callable[..., None], snapshot_id: str, index: int, *given: Any) -> None:
+        if index in failing:
+            raise amistore.BackendError("disk full", block_index=index)
+        inner(snapshot_id, index, *given)
+
+    backend = amistore.MemoryBackend()
+    backend.ebs.requests = 16
+    inner = backend.ebs.put_snapshot_block
+    backend.ebs.put_snapshot_block = lambda *given: put(inner, *given)  # type: ignore[method-assign]
+    with pytest.raises(amistore.BackendError, match="disk full") as caught:
+        amistore.unpack(io.BytesIO(EXPECTED), backend.ebs, workers=1)
+    assert caught.value.block_index == min(failing)
+    assert images.leftovers(backend) == []
+
+
+def test_no_snapshot_is_completed_before_every_put_has_ended() -> None:
+    """Its last put fails once all others are through: the snapshot is deleted, and not completed."""
+    backend = amistore.MemoryBackend()
+    backend.ebs.requests = 16
+    inner = backend.ebs.put_snapshot_block
+    others = threading.Semaphore(0)
+
+    def put(snapshot_id: str, index: int, *given: Any) -> None:
+        if index == COUNT - 1:
+            for _ in range(COUNT - 1):
+                assert others.acquire(timeout=SECONDS)
+            raise amistore.BackendError("disk full")
+        inner(snapshot_id, index, *given)
+        others.release()
+
+    backend.ebs.put_snapshot_block = put  # type: ignore[method-assign]
+    with pytest.raises(amistore.BackendError, match="disk full"):
+        amistore.unpack(io.BytesIO(EXPECTED), backend.ebs)
+    assert images.leftovers(backend) == []
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, "64", True, 5000])
+def test_a_figure_that_is_none_is_refused(value: Any) -> None:
+    source = images.Volumes([(1, BLOCKS)])
+    source.requests = value
+    with pytest.raises(amistore.InvalidRequestError, match="requests must be a whole number from 0 to 1024"):
+        list(packing(source))
+
+
+def test_the_log_says_how_many_were_in_flight(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "amistore")
+    list(packing(Together(32)))
+    restored(EXPECTED, requests=8, put=Gathering(8))
+    told = [record.getMessage() for record in caplog.records]
+    assert any(each.startswith("got 96 blocks, 32 at once at most") for each in told), told
+    assert any(each.startswith("put 96 blocks, 8 at once at most") for each in told), told
+
+
+LEAVING = """
+import sys, threading, _thread
+sys.path[:0] = {path!r}
+import amistore, images
+
+class Endless(images.Volumes):
+    requests = 16
+    asked = 0
+
+    def get_snapshot_block(self, *given):
+        Endless.asked += 1
+        if Endless.asked == 40:
+            {leave}
+        return super().get_snapshot_block(*given)
+
+source = Endless([(1, {{i: images.block(i % 7) for i in range(2048)}})])
+pieces = amistore.pack(images.image(source.volumes), source, workers=2)
+next(pieces)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("leave", "then", "code"),
+    [
+        ("pass", "print('left')", 0),  # the interpreter ends with the iterator open
+        ("_thread.interrupt_main()", "[None for _ in pieces]", 1),  # Ctrl-C
+    ],
+    ids=["end", "Ctrl-C"],
+)
+def test_an_interpreter_ends_with_gets_in_flight(leave: str, then: str, code: int) -> None:
+    script = LEAVING.format(path=sys.path, leave=leave, then=then)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert (ended.returncode != 0) == bool(code), ended.stderr
+    assert ("KeyboardInterrupt" in ended.stderr) == bool(code), ended.stderr
