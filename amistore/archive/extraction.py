@@ -23,8 +23,10 @@ from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
 from amistore.backends.directory.disk import blocks_of, extents
 from amistore.backends.locking import FileLock
-from amistore.container import Runs, SegmentDescriptor, decode_segment
 from amistore.container.identity import check_content_id
+from amistore.container.records import SegmentDescriptor
+from amistore.container.runs import Runs
+from amistore.container.segments import decode_segment
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,

@@ -17,22 +17,19 @@ import attrs
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly, opens
 from amistore.archive.report import VerifyReport
 from amistore.archive.volumereader import VolumeSums
-from amistore.container import (
-    PREAMBLE,
-    FrameDecoder,
-    LocatedSegment,
-    PlannedVolume,
-    StoredSegment,
-    VolumeDescriptor,
-    decode_frame,
-    layout,
-)
-from amistore.container.envelope import check_others, open_envelope, pad_record
+from amistore.container import layout
+from amistore.container.frames import cut_frames
 from amistore.container.identity import check_content_id, parse_content_id
-from amistore.container.layout import Shards
-from amistore.container.members import check_volume, open_prelude
-from amistore.container.plan import cut_segment
-from amistore.container.segments import check_segment, check_stored_frame
+from amistore.container.members import PREAMBLE, PreludeReader
+from amistore.container.plan import PlannedVolume, Shards, cut_segment
+from amistore.container.records import check_others, open_envelope
+from amistore.container.segments import (
+    LocatedSegment,
+    StoredSegment,
+    check_segment,
+    check_stored_frame,
+    decode_frame,
+)
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -151,13 +148,12 @@ class _SegmentCheck:
         return Checked(sequence, end, located, tuple(findings))
 
     def _frames(self, stored: StoredSegment) -> Iterator[ArchiveError]:
-        decoder = FrameDecoder()
         for number, frame in enumerate(stored.frames):
             try:
                 if self.quick:
                     check_stored_frame(stored.located, number, frame)
                 else:
-                    for _ in decode_frame(stored.located, number, frame, decoder).blocks():
+                    for _ in decode_frame(stored.located, number, frame).blocks():
                         pass
             except ArchiveError as error:
                 yield error
@@ -224,11 +220,12 @@ class Verification:
             wrong = "VOLD, tar headers or sparse map are not as the index says"
             content = self._container.read(indexed.offset, indexed.length, "VOLD", intact, wrong)
             size = open_envelope(content[: layout.ENVELOPE.size]).size
-            descriptor = VolumeDescriptor.parse(content[:size])
-            volume = open_prelude(descriptor, content[size:], self._container.image)
             first = self._container.segments_of(number).start
-            check_volume(descriptor, self._container.head.file_id, number, first)
-            if not indexed.is_of(descriptor):
+            prelude = PreludeReader(content[:size], self._container.head.file_id, number, first)
+            for frame in cut_frames(content[size:], prelude.descriptor.frames):
+                prelude.feed(frame)
+            volume = prelude.volume(self._container.image)
+            if not indexed.is_of(prelude.descriptor):
                 raise CorruptArchiveError("VOLD is not the volume of the index")
             return volume
         return None
@@ -265,14 +262,13 @@ class Verification:
         """
         container = self._container
         following = container.segment_end(sequence)
-        size = self._shards.pad(sequence + 1, end)
-        if end + size > following:
+        pad = self._shards.pad(sequence + 1, end)
+        if end + len(pad) > following:
             raise CorruptArchiveError("a shard lacks its PAD", record="PAD", offset=end)
-        if size:
-            expected = pad_record(size)
+        if pad:
             wrong = "PAD has another length or does not hold zeros"
-            container.read(end, size, "PAD", is_exactly(expected), wrong)
-        self._gap(end + size, following)
+            container.read(end, len(pad), "PAD", is_exactly(pad), wrong)
+        self._gap(end + len(pad), following)
 
     def _gap(self, offset: int, end: int) -> None:
         """Check that only records of unknown type stand here, and nothing at the end of data."""

@@ -10,8 +10,8 @@ import pytest
 
 import amistore
 from amistore.container import layout
-from amistore.container.envelope import seal
 from amistore.container.layout import Layout
+from amistore.container.records import seal
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
 VOLUMES = [(1, {i * 2: images.block(i + 1) for i in range(9)}), (1, {}), (1, {5: images.block(0)})]
