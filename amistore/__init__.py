@@ -22,7 +22,7 @@ from amistore.backends import (
     RetryingBackend,
     RetryPolicy,
 )
-from amistore.container import Layout
+from amistore.container.layout import Layout
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,

@@ -19,9 +19,10 @@ if "--pure-crc" in sys.argv:  # before amistore is imported, as if there had bee
     sys.modules["crcmod._crcfunext"] = None  # type: ignore[assignment]
 
 import amistore
-from amistore.container import EncodedSegment, Plan, SegmentDescriptor
-from amistore.container.encoder import ContainerWriter
-from amistore.container.records import Frame
+from amistore.container.encoder import ContainerWriter, EncodedSegment
+from amistore.container.frames import Frame
+from amistore.container.plan import Plan
+from amistore.container.records import SegmentDescriptor
 from amistore.pipeline import plan_pack
 from benchmarks.blocks import DroppingSink, GeneratedSource, image_of_one_snapshot
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import amistore
 from amistore.archive import Difference
-from amistore.container import Layout
+from amistore.container.layout import Layout
 
 SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4)
 """A layout with many segments and frames in little data."""

@@ -8,17 +8,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Protocol, Union, cast
 
-import attrs
 from typing_extensions import Self
 
-from amistore.archive.comparison import compare_live, compare_stored
-from amistore.archive.difference import Difference
-from amistore.archive.extraction import check_lost, extract, prove
+from amistore.archive.comparison import Difference, compare_live, compare_stored
+from amistore.archive.extraction import extract_all
 from amistore.archive.reader import ContainerFile
-from amistore.archive.report import VerifyReport
-from amistore.archive.verification import verify
+from amistore.archive.verification import VerifyReport, verify
 from amistore.archive.volume import Volume
 from amistore.backends import Backend, BlockSource, ObjectLocation, ObjectStore, files
 from amistore.backends.checks import check_flags, check_kind, check_path
@@ -27,21 +24,27 @@ from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import (
-    AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
     advising,
     machine_limits,
 )
 from amistore.model import Image, encode_manifest
-from amistore.pipeline.progress import Progress, ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.progress import ProgressOption, reporting
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
-__all__ = ["Archive", "Openable", "open_archive", "open_container", "open_ranges"]
+__all__ = ["Archive", "Located", "Openable", "open_archive", "open_container", "open_ranges"]
 
 
-Openable = Union[str, "os.PathLike[str]", BinaryIO, ObjectLocation]
+class Located(Protocol):
+    """What tells where an archive is: a result of `store`, `copy` or `find_archives`."""
+
+    @property
+    def location(self) -> ObjectLocation | Path: ...
+
+
+Openable = Union[str, "os.PathLike[str]", BinaryIO, ObjectLocation, Located]
 """What `open` takes."""
 
 
@@ -58,8 +61,9 @@ def open_archive(
 
     Args:
         what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``, ``https:``,
-            ``s3:``, ``gs:``, ``az:``); a seekable binary file, which you close yourself; or a location, such
-            as ``cloud.s3.at("archive", "web.bin")``.
+            ``s3:``, ``gs:``, ``az:``); a seekable binary file, which you close yourself; a location, such as
+            ``cloud.s3.at("archive", "web.bin")``; or a result of `store`, `copy` or `find_archives`, whose
+            location is opened.
         options: the headers for ``http(s):`` URLs, such as ``Authorization``; the options of
             `obstore.store.from_url` for ``s3:``, ``gs:`` and ``az:``, such as ``region`` or
             ``client_options``.
@@ -101,6 +105,7 @@ def open_container(what: Openable, options: Mapping[str, Any] | None = None) -> 
 
 def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> RangeReader:
     """The bytes of what `open_archive` takes."""
+    what = getattr(what, "location", what)
     if what == "":
         raise InvalidRequestError("an empty string is no path: give the archive's")
     url = isinstance(what, str) and is_url(what)
@@ -121,10 +126,10 @@ def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> Ran
         raise InvalidRequestError('the file is open as text: open it with open(path, "rb")')
     if not (hasattr(what, "read") and hasattr(what, "seek")):
         raise InvalidRequestError(
-            "an archive is given as a path, a URL, a seekable binary file or a location such as "
-            f"backend.s3.at(bucket, key), not as {type(what).__name__}"
+            "an archive is given as a path, a URL, a seekable binary file, a location such as "
+            f"backend.s3.at(bucket, key), or a result that has one, not as {type(what).__name__}"
         )
-    return StreamRanges(what)
+    return StreamRanges(cast(BinaryIO, what))
 
 
 class Archive:
@@ -305,41 +310,18 @@ class Archive:
         expected = parse_content_id(expected_content_id)
         root = check_path(folder, "folder")
         check_content_id(self._container.index.content_id, expected)
-        manifest = root / "ami.json"
-        paths = [root / _disk_name(volume) for volume in self.volumes]
-        for volume in self.volumes:
-            check_lost(volume._reader, allow_lost)
         with reporting(progress) as report, advising(), files.operation("extract"):
-            root.mkdir(parents=True, exist_ok=True)
-            for path in (manifest, *paths):  # names that the archive chose: no link there is followed
-                files.check_target(path, overwrite=True)
-            done = [path for path in (manifest, *paths) if path.exists()]
-            if done and not (overwrite or resume):
-                raise AlreadyExistsError(
-                    f"{done[0]} exists: overwrite=True replaces it, resume=True goes on from it"
-                )
-            if overwrite:  # it comes back last, to tell that all is there
-                manifest.unlink(missing_ok=True)
-            blocks, total = 0, sum(volume.blocks for volume in self.volumes)
-            for volume, path in zip(self.volumes, paths, strict=True):
-                if path in done and not overwrite:
-                    prove(volume._reader, path, workers)
-                else:
-                    extract(
-                        volume._reader,
-                        path,
-                        overwrite=overwrite,
-                        resume=resume,
-                        allow_lost=allow_lost,
-                        expected=expected,
-                        workers=workers,
-                        progress=_part(report, blocks, total),
-                    )
-                blocks += volume.blocks
-            _write_manifest(
-                manifest, encode_manifest(self.image), there=manifest in done, overwrite=overwrite
+            return extract_all(
+                encode_manifest(self.image),
+                [volume._reader for volume in self.volumes],
+                root,
+                overwrite=overwrite,
+                resume=resume,
+                allow_lost=allow_lost,
+                expected=expected,
+                workers=workers,
+                progress=report,
             )
-        return paths
 
     def compare(
         self,
@@ -382,28 +364,3 @@ class Archive:
                 raise InvalidRequestError("snapshots= goes with a source of live snapshots only")
             other = after if isinstance(after, Archive) else stack.enter_context(open_archive(after))
             return compare_stored((self.image, self.volumes), (other.image, other.volumes), workers, report)
-
-
-def _part(report: ProgressCallback, before: int, total: int) -> ProgressCallback:
-    """A function that reports one volume's progress as a part of all, behind the volumes before it."""
-
-    def tell(event: Progress) -> None:
-        report(attrs.evolve(event, blocks=before + event.blocks, total_blocks=total))
-
-    return tell
-
-
-def _write_manifest(path: Path, content: bytes, *, there: bool, overwrite: bool) -> None:
-    """Write ``ami.json``, or check that the existing one is this archive's."""
-    if not there or overwrite:
-        with files.new_file(path, overwrite=overwrite) as descriptor:
-            files.write_at(descriptor, content, 0)
-        return
-    with files.open_file(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
-        found = files.read_at(descriptor, len(content) + 1, 0)
-    if found != content:
-        raise AlreadyExistsError(f"{path} exists, and is not this archive's")
-
-
-def _disk_name(volume: Volume) -> str:
-    return f"{volume.snapshot_id}.{'incomplete.raw' if volume.lost_blocks else 'raw'}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amistore.archive.volumereader import VolumeReader
-from amistore.container import SegmentDescriptor
+from amistore.container.records import SegmentDescriptor
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST
 
 if TYPE_CHECKING:

@@ -6,13 +6,11 @@ import contextlib
 import hashlib
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
-from amistore.archive.difference import AttributeChange, Difference, VolumeDifference
 from amistore.archive.volume import Volume
-from amistore.archive.volumereader import VolumeReader
 from amistore.backends import BlockSource
 from amistore.backends.blocks import check_answer
 from amistore.errors import InvalidRequestError
@@ -20,9 +18,116 @@ from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
-from amistore.units import GIB, ZERO_DIGEST
+from amistore.text import html_table, printable
+from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted
 
-__all__ = ["compare_live", "compare_stored"]
+__all__ = ["AttributeChange", "Difference", "VolumeDifference", "compare_live", "compare_stored"]
+
+
+_KINDS = ("changed", "added", "filled", "removed")
+
+
+@attrs.frozen
+class AttributeChange:
+    """An attribute of the image that differs, in EC2's spelling: ``Tags[Name].Value``; None if absent."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+@attrs.frozen(kw_only=True)
+class VolumeDifference:
+    """A volume of either side, or a pair of them.
+
+    A listed block of zeros and a hole differ here: a hole reads as noise on an encrypted volume.
+
+    Attributes:
+        devices: the names of the volume's devices.
+        before: the snapshot's id on the first side; None where that has no such volume.
+        after: the snapshot's id on the second side; None where that has no such volume.
+        size_before: the size in bytes on the first side; 0 where that has no such volume.
+        size_after: the size in bytes on the second side; 0 where that has no such volume.
+        changed: the blocks listed on both sides, with different content.
+        added: the blocks listed on the second side only, except blocks of zeros.
+        filled: the blocks of zeros listed on the second side only, as a restore with `fill_holes` makes them.
+        removed: the blocks listed on the first side only.
+        unknown: the blocks that were lost on either side, in a recovered archive.
+    """
+
+    devices: tuple[str, ...]
+    before: str | None
+    after: str | None
+    size_before: int
+    size_after: int
+    changed: tuple[BlockRange, ...] = ()
+    added: tuple[BlockRange, ...] = ()
+    filled: tuple[BlockRange, ...] = ()
+    removed: tuple[BlockRange, ...] = ()
+    unknown: tuple[BlockRange, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides are known to have equal blocks; filled holes are a difference."""
+        same_size = self.size_before == self.size_after
+        return same_size and not (self.bytes_changed or self.filled or self.unknown)
+
+    @property
+    def bytes_changed(self) -> int:
+        """The bytes of all blocks that differ, except filled ones."""
+        ranges = (*self.changed, *self.added, *self.removed)
+        return sum(each.block_count for each in ranges) * BLOCK_SIZE
+
+    def __str__(self) -> str:
+        devices = printable(", ".join(self.devices)) or "volume"
+        return f"{devices} ({self.before or 'none'} -> {self.after or 'none'}): {self._told()}"
+
+    def _told(self) -> str:
+        if self.equal:
+            return "equal"
+        parts = [
+            f"{counted(sum(each.block_count for each in ranges), 'block')} {what}"
+            for what in (*_KINDS, "unknown")
+            if (ranges := getattr(self, what))
+        ]
+        if self.size_before != self.size_after:
+            parts.append(f"{self.size_before // GIB} -> {self.size_after // GIB} GiB")
+        return f"{', '.join(parts)}; {self.bytes_changed / MIB:,.1f} MiB"
+
+    def _row(self) -> tuple[str, ...]:
+        return ", ".join(self.devices), self.before or "none", self.after or "none", self._told()
+
+
+@attrs.frozen
+class Difference:
+    """The differences between two sides; `str()` lists them."""
+
+    attributes: tuple[AttributeChange, ...]
+    volumes: tuple[VolumeDifference, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return not self.attributes and all(volume.equal for volume in self.volumes)
+
+    @property
+    def bytes_changed(self) -> int:
+        """The bytes of all blocks that differ in all volumes, except filled ones."""
+        return sum(volume.bytes_changed for volume in self.volumes)
+
+    def __str__(self) -> str:
+        lines = [printable(f"{each.name}: {each.before!r} -> {each.after!r}") for each in self.attributes]
+        return "\n".join([*lines, *map(str, self.volumes)]) or "equal"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: attributes that differ, and all volumes."""
+        attributes = ((each.name, repr(each.before), repr(each.after)) for each in self.attributes)
+        verdict = "equal" if self.equal else f"{self.bytes_changed / MIB:,.1f} MiB differ"
+        heads = ("devices", "before", "after", "blocks")
+        return html_table(
+            [("comparison", verdict)], ("attribute", "before", "after"), attributes
+        ) + html_table([], heads, (volume._row() for volume in self.volumes))
+
 
 _Digest = tuple[int, bytes]  # block index, SHA-256 of the block
 
@@ -58,26 +163,8 @@ def compare_live(
         )
     compared = [volume for volume in archived if volume.snapshot_id in live]
     count = _Count(progress, sum(volume.blocks for volume in compared))
-    volumes = []
-    for volume in compared:
-        other = _Live(source, live[volume.snapshot_id])
-        ranges = _Ranges(volume.lost_blocks)
-        with (
-            contextlib.closing(_digests(volume._reader, workers)) as digests,
-            contextlib.closing(other.digests(workers)) as live_digests,
-        ):
-            count.walk(_merged(digests, live_digests, ranges))
-        volumes.append(
-            VolumeDifference(
-                devices=volume.device_names,
-                before=volume.snapshot_id,
-                after=other.snapshot_id,
-                size_before=volume.size,
-                size_after=other.size,
-                **ranges.found(),
-            )
-        )
-    return Difference((), tuple(volumes))
+    pairs = ((volume, _Live(source, live[volume.snapshot_id])) for volume in compared)
+    return Difference((), tuple(_volume_difference(*pair, workers, count) for pair in pairs))
 
 
 def _live_ids(
@@ -166,13 +253,10 @@ def _attribute_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterato
             yield AttributeChange(name, before.get(name), after.get(name))
 
 
-_Pair = tuple["VolumeReader | None", "VolumeReader | None", tuple[str, ...]]
-
-
-def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[_Pair]:
+def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[tuple[Volume | None, Volume | None]]:
     """The pairs of volumes of two archives."""
     left = list(second)
-    pairs: list[_Pair] = []
+    pairs: list[tuple[Volume | None, Volume | None]] = []
     alone = []
     for volume in first:
         other = next((each for each in left if set(each.device_names) & set(volume.device_names)), None)
@@ -180,26 +264,23 @@ def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[_Pair]:
             alone.append(volume)
             continue
         left.remove(other)
-        pairs.append((volume._reader, other._reader, volume.device_names))
+        pairs.append((volume, other))
     for volume in alone:
         other = next((each for each in left if each.snapshot_id == volume.snapshot_id), None)
         if other is not None:
             left.remove(other)
-        pairs.append((volume._reader, other._reader if other else None, volume.device_names))
-    return [*pairs, *((None, each._reader, each.device_names) for each in left)]
+        pairs.append((volume, other))
+    return [*pairs, *((None, each) for each in left)]
 
 
 def _volume_difference(
-    before: VolumeReader | None,
-    after: VolumeReader | None,
-    devices: tuple[str, ...],
-    workers: int | None,
-    count: _Count,
+    before: Volume | None, after: Volume | _Live | None, workers: int | None, count: _Count
 ) -> VolumeDifference:
-    unknown = {*(before.lost_blocks if before else ()), *(after.lost_blocks if after else ())}
+    sides = [side for side in (before, after) if side]
+    unknown = {lost for side in sides for lost in side.lost_blocks}
     ranges = _Ranges(sorted(unknown, key=lambda lost: lost.first_block))
-    if before and after and before.indexed.content_id == after.indexed.content_id:
-        count.add(before.indexed.blocks)
+    if before and after and before.content_id == after.content_id:
+        count.add(before.blocks)
     else:
         with (
             contextlib.closing(_digests(before, workers)) as first,
@@ -207,18 +288,20 @@ def _volume_difference(
         ):
             count.walk(_merged(first, second, ranges))
     return VolumeDifference(
-        devices=devices,
-        before=before.indexed.snapshot_id if before else None,
-        after=after.indexed.snapshot_id if after else None,
-        size_before=before.indexed.size if before else 0,
-        size_after=after.indexed.size if after else 0,
+        devices=sides[0].device_names,
+        before=before.snapshot_id if before else None,
+        after=after.snapshot_id if after else None,
+        size_before=before.size if before else 0,
+        size_after=after.size if after else 0,
         **ranges.found(),
     )
 
 
-def _digests(volume: VolumeReader | None, workers: int | None) -> Generator[_Digest, None, None]:
-    if volume is not None:
-        with contextlib.closing(volume.descriptors(workers)) as descriptors:
+def _digests(volume: Volume | _Live | None, workers: int | None) -> Generator[_Digest, None, None]:
+    if isinstance(volume, _Live):
+        yield from volume.digests(workers)
+    elif volume is not None:
+        with contextlib.closing(volume._reader.descriptors(workers)) as descriptors:
             for descriptor in descriptors:
                 yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
 
@@ -230,6 +313,9 @@ class _Live:
     source: BlockSource
     snapshot_id: str
     size: int = 0
+    content_id: Final = ""  # not known
+    device_names: Final[tuple[str, ...]] = ()
+    lost_blocks: Final[tuple[BlockRange, ...]] = ()
 
     def __attrs_post_init__(self) -> None:
         Snapshot(snapshot_id=self.snapshot_id)  # refuse what is no id
@@ -259,12 +345,7 @@ class _Ranges:
     def __init__(self, unknown: Sequence[BlockRange]) -> None:
         self._unknown = tuple(unknown)
         self._starts = [each.first_block for each in unknown]
-        self._found: dict[str, list[list[int]]] = {
-            "changed": [],
-            "added": [],
-            "filled": [],
-            "removed": [],
-        }
+        self._found: dict[str, list[list[int]]] = {kind: [] for kind in _KINDS}
 
     def add(self, kind: str, index: int) -> None:
         at = bisect_right(self._starts, index) - 1

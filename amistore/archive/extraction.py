@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,8 +23,10 @@ from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
 from amistore.backends.directory.disk import blocks_of, extents
 from amistore.backends.locking import FileLock
-from amistore.container import Runs, SegmentDescriptor, decode_segment
 from amistore.container.identity import check_content_id
+from amistore.container.records import SegmentDescriptor
+from amistore.container.runs import Runs
+from amistore.container.segments import decode_segment
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -36,7 +38,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["LOST_BLOCK", "check_lost", "extract", "prove"]
+__all__ = ["LOST_BLOCK", "extract", "extract_all"]
 
 _NOTE = b"amistore: this block was lost before this disk was recovered\n"
 LOST_BLOCK = (_NOTE * (BLOCK_SIZE // len(_NOTE) + 1))[:BLOCK_SIZE]
@@ -85,6 +87,72 @@ def extract(
         if volume.lost_blocks:
             files.check_target(_map_path(path), overwrite=overwrite or resume)
         _to_file(writing, path, overwrite)
+
+
+def extract_all(
+    manifest: bytes,
+    volumes: Sequence[VolumeReader],
+    root: Path,
+    *,
+    overwrite: bool,
+    resume: bool,
+    allow_lost: bool,
+    expected: bytes | None,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> list[Path]:
+    """As `Archive.extract`."""
+    for volume in volumes:
+        check_lost(volume, allow_lost)
+    root.mkdir(parents=True, exist_ok=True)
+    paths = [
+        root / f"{volume.indexed.snapshot_id}.{'incomplete.raw' if volume.lost_blocks else 'raw'}"
+        for volume in volumes
+    ]
+    described = root / "ami.json"
+    for path in (described, *paths):  # names that the archive chose: no link there is followed
+        files.check_target(path, overwrite=True)
+    done = [path for path in (described, *paths) if path.exists()]
+    if done and not (overwrite or resume):
+        raise AlreadyExistsError(f"{done[0]} exists: overwrite=True replaces it, resume=True goes on from it")
+    if overwrite:  # it comes back last, to tell that all is there
+        described.unlink(missing_ok=True)
+        done = []
+    blocks, total = 0, sum(volume.indexed.blocks for volume in volumes)
+    for volume, path in zip(volumes, paths, strict=True):
+        if path in done:
+            _prove(volume, path, workers)
+        else:
+            extract(
+                volume,
+                path,
+                overwrite=overwrite,
+                resume=resume,
+                allow_lost=allow_lost,
+                expected=expected,
+                workers=workers,
+                progress=_part(progress, blocks, total),
+            )
+        blocks += volume.indexed.blocks
+    _write_manifest(described, manifest, there=described in done, overwrite=overwrite)
+    return paths
+
+
+def _part(report: ProgressCallback, before: int, total: int) -> ProgressCallback:
+    """A function that reports one volume's progress as a part of all, behind the volumes before it."""
+    return lambda event: report(attrs.evolve(event, blocks=before + event.blocks, total_blocks=total))
+
+
+def _write_manifest(path: Path, content: bytes, *, there: bool, overwrite: bool) -> None:
+    """Write ``ami.json``, or check that the existing one is this archive's."""
+    if not there:
+        with files.new_file(path, overwrite=overwrite) as descriptor:
+            files.write_at(descriptor, content, 0)
+        return
+    with files.open_file(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
+        found = files.read_at(descriptor, len(content) + 1, 0)
+    if found != content:
+        raise AlreadyExistsError(f"{path} exists, and is not this archive's")
 
 
 def check_lost(volume: VolumeReader, allowed: bool) -> None:
@@ -265,7 +333,7 @@ def _zero(descriptor: int, start: int, end: int) -> None:
             files.write_at(descriptor, bytes(min(4 * MIB, end - at)), at)
 
 
-def prove(volume: VolumeReader, path: Path, workers: int | None) -> None:
+def _prove(volume: VolumeReader, path: Path, workers: int | None) -> None:
     """Prove, block by block, that a file holds a volume.
 
     Raises:

@@ -21,22 +21,14 @@ import attrs
 from amistore.archive.reader import has_digest, is_exactly, opens
 from amistore.archive.scan import Found, FoundSegment
 from amistore.backends.ranges import RangeReader
-from amistore.container import (
-    PREAMBLE,
-    Foot,
-    FrameDecoder,
-    Head,
-    Index,
-    Layout,
-    Runs,
-    VolumeDescriptor,
-    layout,
-    tar,
-)
-from amistore.container.frames import LONGEST_HEADER, declared_content, leading_frame
-from amistore.container.members import is_prelude, open_manifest, read_manifest
+from amistore.container import layout
+from amistore.container.frames import LONGEST_HEADER, declared_content, decompress, leading_frame
+from amistore.container.index import Index
+from amistore.container.layout import Layout
+from amistore.container.members import PREAMBLE, RECORD, SparseMap, is_prelude, open_manifest, read_manifest
 from amistore.container.plan import PlannedVolume
-from amistore.container.records import refuse_newer
+from amistore.container.records import Foot, Head, VolumeDescriptor, refuse_newer
+from amistore.container.runs import Runs
 from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image, decode_manifest
 from amistore.units import BLOCK_SIZE, GIB
@@ -262,14 +254,14 @@ class _Search:
 
         They prove themselves by being built again, and must be those that VOLD or INDX mean.
         """
-        found, read = tar.SparseMap(), hashlib.sha256()
+        found, read = SparseMap(), hashlib.sha256()
         headers = b""
         try:
             for _ in range(frames):
                 piece, place = self._frame_at(place)
                 found.feed(piece)
                 read.update(piece)
-                headers = headers or piece[: 3 * tar.RECORD]
+                headers = headers or piece[: 3 * RECORD]
             name = next((each for each in self._image.snapshot_ids if each.encode() in headers), None)
             mark = headers.find(_SIZE) + len(_SIZE)
             size = int(headers[mark : headers.index(b"\n", mark)])
@@ -289,7 +281,7 @@ class _Search:
         if self._to_decode < 0:
             raise CorruptArchiveError("too many frames that are no sparse map of this file")
         frame = leading_frame(self._ranges.read(place, most))
-        return FrameDecoder().decode(frame, size, zlib.crc32(frame)), place + len(frame)
+        return decompress(frame, size, zlib.crc32(frame)), place + len(frame)
 
     def _expected_runs(self, snapshot_id: str, found: Runs) -> list[bytes]:
         """The hashes of the runs that other records give for a volume; those found where none does."""

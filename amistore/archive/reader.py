@@ -20,10 +20,11 @@ from itertools import accumulate
 from amistore import forks
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
-from amistore.container import PREAMBLE, Foot, Head, Index, LocatedSegment, SegmentDescriptor, StoredSegment
-from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR
-from amistore.container.records import refuse_newer
-from amistore.container.segments import check_place, descriptor_limit
+from amistore.container.index import Index
+from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, descriptor_limit
+from amistore.container.members import PREAMBLE
+from amistore.container.records import Foot, Head, SegmentDescriptor, refuse_newer
+from amistore.container.segments import LocatedSegment, StoredSegment, check_place
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
 from amistore.text import printable

@@ -27,14 +27,9 @@ from amistore.archive.reader import has_crc, has_digest
 from amistore.archive.scan import FoundSegment, scan
 from amistore.backends import Block, BlockPage, BlockSource, SnapshotBlock, files
 from amistore.backends.ranges import RangeReader
-from amistore.container import (
-    DecodedFrame,
-    FrameDecoder,
-    LocatedSegment,
-    Runs,
-    SegmentDescriptor,
-    decode_frame,
-)
+from amistore.container.records import SegmentDescriptor
+from amistore.container.runs import Runs
+from amistore.container.segments import DecodedFrame, LocatedSegment, decode_frame
 from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
@@ -264,7 +259,7 @@ class _Salvage(BlockSource):
         content = self._ranges.read_intact(offset, entry.size, has_crc(entry.crc32))
         contents = self._pieces.layout.frame_contents(descriptor.runs.blocks)
         located = LocatedSegment(descriptor, name, segment.offset, segment.payload, contents)
-        return decode_frame(located, frame, content, FrameDecoder())
+        return decode_frame(located, frame, content)
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         start = int(next_token or 0)

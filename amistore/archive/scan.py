@@ -16,9 +16,11 @@ import attrs
 
 from amistore.archive.reader import has_crc, opens
 from amistore.backends.ranges import RangeReader
-from amistore.container import PREAMBLE, Head, Runs, SegmentDescriptor, VolumeDescriptor, layout
-from amistore.container.envelope import open_envelope, open_record
-from amistore.container.records import Frame
+from amistore.container import layout
+from amistore.container.frames import Frame
+from amistore.container.members import PREAMBLE
+from amistore.container.records import Head, SegmentDescriptor, VolumeDescriptor, open_envelope, open_record
+from amistore.container.runs import Runs
 from amistore.errors import ArchiveError, CorruptArchiveError, UnsupportedArchiveError
 from amistore.units import MIB
 

@@ -7,6 +7,7 @@ between. Both views must say the same.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -15,29 +16,119 @@ from typing import Any
 import attrs
 
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly, opens
-from amistore.archive.report import VerifyReport
 from amistore.archive.volumereader import VolumeSums
-from amistore.container import (
-    PREAMBLE,
-    FrameDecoder,
-    LocatedSegment,
-    PlannedVolume,
-    StoredSegment,
-    VolumeDescriptor,
-    decode_frame,
-    layout,
-)
-from amistore.container.envelope import check_others, open_envelope, pad_record
+from amistore.container import layout
+from amistore.container.frames import cut_frames
 from amistore.container.identity import check_content_id, parse_content_id
-from amistore.container.layout import Shards
-from amistore.container.members import check_volume, open_prelude
-from amistore.container.plan import cut_segment
-from amistore.container.segments import check_segment, check_stored_frame
-from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
+from amistore.container.members import PREAMBLE, PreludeReader
+from amistore.container.plan import PlannedVolume, Shards, cut_segment
+from amistore.container.records import check_others, open_envelope
+from amistore.container.segments import (
+    LocatedSegment,
+    StoredSegment,
+    check_segment,
+    check_stored_frame,
+    decode_frame,
+)
+from amistore.errors import (
+    REMEDY,
+    ArchiveError,
+    CorruptArchiveError,
+    InvalidRequestError,
+    advising,
+    is_unadvised,
+)
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.text import html_table, printable
+from amistore.units import BLOCK_SIZE, counted, sized
 
-__all__ = ["Checked", "Verification", "check_mapped", "verify"]
+__all__ = ["Checked", "Verification", "VerifyReport", "check_mapped", "verify"]
+
+
+@attrs.frozen(kw_only=True)
+class VerifyReport:
+    """The result of a verification.
+
+    Attributes:
+        name: the archive's name.
+        quick: whether the verification was quick, and decompressed and hashed no block.
+        content_id: the archive's content id, in hexadecimal.
+        size: the number of bytes read and checked.
+        volumes: the number of volumes.
+        segments: the number of segments.
+        blocks: the number of listed blocks, of 524,288 bytes each.
+        seconds: the duration in seconds.
+        findings: the faults, each an error that says where; empty for an intact archive.
+        lost_blocks: the number of blocks that were lost before the archive was recovered; restoring it needs
+            `allow_lost`.
+        another: whether the content id is not the expected one. That is the first finding then, and no
+            damage.
+    """
+
+    name: str
+    quick: bool
+    content_id: str
+    size: int
+    volumes: int
+    segments: int
+    blocks: int
+    seconds: float
+    findings: tuple[ArchiveError, ...]
+    lost_blocks: int = 0
+    another: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the archive is intact, and the expected one."""
+        return not self.findings
+
+    @property
+    def throughput(self) -> float:
+        """The number of the archive's bytes checked in a second."""
+        return self.size / self.seconds if self.seconds else 0.0
+
+    def check(self) -> VerifyReport:
+        """Return this report if it has no findings.
+
+        Raises:
+            ArchiveError: the first finding.
+        """
+        if self.findings:
+            with advising():
+                raise copy.copy(self.findings[0])
+        return self
+
+    def __str__(self) -> str:
+        lines = [f"{printable(self.name)}: {self._verdict()}"]
+        lines += [f"  {name:<10}  {text}" for name, text in self._facts()]
+        lines += [f"  - {finding}" for finding in self.findings]
+        return "\n".join([*lines, *(f"  {remedy}" for remedy in self._remedy())])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the same, with a line for each finding."""
+        facts = [("archive", self.name), ("verdict", self._verdict()), *self._facts()]
+        found = [("finding", str(finding)) for finding in self.findings]
+        return html_table([*facts, *found, *(("remedy", remedy) for remedy in self._remedy())])
+
+    def _verdict(self) -> str:
+        faults = len(self.findings) - self.another
+        state = f"DAMAGED, {counted(faults, 'finding')}" if faults else "intact"
+        return f"another archive than the expected one, {state}" if self.another else state
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "content id", self.content_id
+        yield "checked", "quickly: records, index, CRCs" if self.quick else "fully: every block"
+        blocks = f"{counted(self.blocks, 'block')} ({sized(self.blocks * BLOCK_SIZE)})"
+        yield "holds", f"{counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, {blocks}"
+        seconds = f"{self.seconds:.{1 if self.seconds >= 0.1 else 4}f}"
+        yield "read", f"{sized(self.size)} in {seconds} s, {sized(self.throughput)}/s"
+        if self.lost_blocks:
+            lost = f"{counted(self.lost_blocks, 'block')} ({sized(self.lost_blocks * BLOCK_SIZE)})"
+            yield "LOST", f"{lost}, when it was recovered; restoring needs allow_lost=True"
+
+    def _remedy(self) -> list[str]:
+        return [REMEDY] if any(map(is_unadvised, self.findings)) else []
 
 
 def verify(
@@ -61,6 +152,7 @@ def verify(
         check_content_id(container.index.content_id, expected)
     except CorruptArchiveError as error:
         findings.append(error)
+    another = bool(findings)
     verification = Verification(container, findings.append)
     check = _SegmentCheck(container, quick)
     tasks = _tasks(container, verification.volumes())
@@ -87,6 +179,7 @@ def verify(
         lost_blocks=sum(
             lost.block_count for snapshot in container.image.snapshots for lost in snapshot.lost_blocks
         ),
+        another=another,
     )
 
 
@@ -151,13 +244,12 @@ class _SegmentCheck:
         return Checked(sequence, end, located, tuple(findings))
 
     def _frames(self, stored: StoredSegment) -> Iterator[ArchiveError]:
-        decoder = FrameDecoder()
         for number, frame in enumerate(stored.frames):
             try:
                 if self.quick:
                     check_stored_frame(stored.located, number, frame)
                 else:
-                    for _ in decode_frame(stored.located, number, frame, decoder).blocks():
+                    for _ in decode_frame(stored.located, number, frame).blocks():
                         pass
             except ArchiveError as error:
                 yield error
@@ -224,11 +316,12 @@ class Verification:
             wrong = "VOLD, tar headers or sparse map are not as the index says"
             content = self._container.read(indexed.offset, indexed.length, "VOLD", intact, wrong)
             size = open_envelope(content[: layout.ENVELOPE.size]).size
-            descriptor = VolumeDescriptor.parse(content[:size])
-            volume = open_prelude(descriptor, content[size:], self._container.image)
             first = self._container.segments_of(number).start
-            check_volume(descriptor, self._container.head.file_id, number, first)
-            if not indexed.is_of(descriptor):
+            prelude = PreludeReader(content[:size], self._container.head.file_id, number, first)
+            for frame in cut_frames(content[size:], prelude.descriptor.frames):
+                prelude.feed(frame)
+            volume = prelude.volume(self._container.image)
+            if not indexed.is_of(prelude.descriptor):
                 raise CorruptArchiveError("VOLD is not the volume of the index")
             return volume
         return None
@@ -265,14 +358,13 @@ class Verification:
         """
         container = self._container
         following = container.segment_end(sequence)
-        size = self._shards.pad(sequence + 1, end)
-        if end + size > following:
+        pad = self._shards.pad(sequence + 1, end)
+        if end + len(pad) > following:
             raise CorruptArchiveError("a shard lacks its PAD", record="PAD", offset=end)
-        if size:
-            expected = pad_record(size)
+        if pad:
             wrong = "PAD has another length or does not hold zeros"
-            container.read(end, size, "PAD", is_exactly(expected), wrong)
-        self._gap(end + size, following)
+            container.read(end, len(pad), "PAD", is_exactly(pad), wrong)
+        self._gap(end + len(pad), following)
 
     def _gap(self, offset: int, end: int) -> None:
         """Check that only records of unknown type stand here, and nothing at the end of data."""

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from amistore import forks
 from amistore.archive.volumereader import Hole, VolumeReader
 from amistore.backends.ranges import RangeFile
-from amistore.container import DecodedFrame
+from amistore.container.segments import DecodedFrame
 from amistore.errors import AmistoreError, InvalidRequestError, LostBlocksError, machine_limits
 from amistore.pipeline.workers import worker_count
 from amistore.units import BLOCK_SIZE, MIB

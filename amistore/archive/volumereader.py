@@ -10,14 +10,10 @@ from collections.abc import Generator
 import attrs
 
 from amistore.archive.reader import ContainerFile
-from amistore.container import (
-    DecodedFrame,
-    FrameDecoder,
-    IndexedVolume,
-    Runs,
-    SegmentDescriptor,
-    decode_frame,
-)
+from amistore.container.index import IndexedVolume
+from amistore.container.records import SegmentDescriptor
+from amistore.container.runs import Runs
+from amistore.container.segments import DecodedFrame, decode_frame
 from amistore.errors import CorruptArchiveError
 from amistore.model import BlockRange
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -132,5 +128,4 @@ class VolumeReader:
         """Consecutive frames of a segment, in one read once its descriptor is read."""
         located = self.container.segment(sequence)
         frames = self.container.frames(located, first, count)
-        decoder = FrameDecoder()
-        return [decode_frame(located, number, frame, decoder) for number, frame in enumerate(frames, first)]
+        return [decode_frame(located, number, frame) for number, frame in enumerate(frames, first)]

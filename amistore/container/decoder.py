@@ -15,18 +15,13 @@ from typing import Union
 import attrs
 
 from amistore.container import layout
-from amistore.container.envelope import check_other, open_envelope, open_record, pad_record
+from amistore.container.frames import Frame
 from amistore.container.index import Index, Ledger, check_volumes
-from amistore.container.layout import Shards
-from amistore.container.members import PREAMBLE, PreludeReader, check_volume, open_manifest
-from amistore.container.plan import PlannedSegment, PlannedVolume, cut_segment
-from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor, index_limit
+from amistore.container.members import PREAMBLE, PreludeReader, open_manifest
+from amistore.container.plan import PlannedSegment, PlannedVolume, Shards, cut_segment
+from amistore.container.records import Foot, Head, SegmentDescriptor, check_other, open_envelope, open_record
 from amistore.container.segments import LocatedSegment, StoredSegment, check_segment
-from amistore.errors import (
-    ArchiveError,
-    CorruptArchiveError,
-    TruncatedArchiveError,
-)
+from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
 
 __all__ = [
@@ -142,7 +137,7 @@ class _Reader:
                 return record
             check_other(record, others)
             others += 1
-            self._ledger.add_other(len(record))
+            self._ledger.offset += len(record)
 
     def _frames(self, table: tuple[Frame, ...], name: str) -> Generator[int, bytes, list[bytes]]:
         frames = []
@@ -171,28 +166,26 @@ class _Reader:
         except ArchiveError as error:
             raise error.locate(record="HEAD") from None
         self._shards = Shards(self._head.layout, self._head.segments)
-        frames = yield from self._frames(self._head.manifest_frames, "manifest")
+        frames = yield from self._frames(self._head.frames, "manifest")
         self._manifest, self._image = open_manifest(self._head, b"".join(frames))
         self._ledger.add_front(record, b"".join(frames), b"".join((preamble, record, *frames)))
 
     def _prelude(self, number: int) -> Generator[int, bytes, PlannedVolume]:
         record = yield from self._record(layout.VOLD, layout.MAX_DESCRIPTOR)
         at = self._offset
-        descriptor = VolumeDescriptor.parse(record)
-        check_volume(descriptor, self._head.file_id, number, self._segments)
-        prelude = PreludeReader(descriptor, self._image)
+        prelude = PreludeReader(record, self._head.file_id, number, self._segments)
         digest = hashlib.sha256(record)
-        for entry in descriptor.frames:
+        for entry in prelude.descriptor.frames:
             frame = yield from self._take(entry.size, "VOLD")
             self._offset = at
             digest.update(frame)
             prelude.feed(frame)
             del frame  # up to 8 MiB, while the next one is read
-        volume = prelude.volume()
+        volume = prelude.volume(self._image)
         if self._last_volume >= volume.snapshot_id:
             raise CorruptArchiveError("volumes are out of order", snapshot_id=volume.snapshot_id)
         self._last_volume = volume.snapshot_id
-        self._ledger.add_volume(descriptor, self._end - at, digest.digest())
+        self._ledger.add_volume(prelude.descriptor, self._end - at, digest.digest())
         return volume
 
     def _segment(
@@ -210,13 +203,13 @@ class _Reader:
         return StoredSegment(located, frames)
 
     def _pad(self) -> Generator[int, bytes, None]:
-        size = self._shards.pad(self._segments, self._ledger.offset)
-        if size:
-            record = yield from self._record(layout.PAD, size)
+        pad = self._shards.pad(self._segments, self._ledger.offset)
+        if pad:
+            record = yield from self._record(layout.PAD, len(pad))
             open_record(record, layout.PAD)
-            if record != pad_record(size):
+            if record != pad:
                 raise CorruptArchiveError("PAD has another length or does not hold zeros", record="PAD")
-            self._ledger.add_other(size)
+            self._ledger.offset += len(pad)
 
     def _tail(self) -> Reading:
         try:
@@ -228,9 +221,8 @@ class _Reader:
         if end != layout.END_FRAME:
             raise CorruptArchiveError("the frame that ends the tar is damaged", record="end of tar")
         collected = self._ledger.index(self._manifest, bound=bound)
-        limit = index_limit(
-            len(collected.head), len(collected.manifest_frames), len(collected.volumes), self._segments
-        )
+        front = len(collected.head), len(collected.manifest_frames)
+        limit = layout.index_limit(*front, len(collected.volumes), self._segments)
         record = yield from self._record(layout.INDX, min(limit, layout.MAX_INDEX))
         at = self._offset
         index = Index.parse(record)

@@ -13,19 +13,11 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.container import layout
-from amistore.container.envelope import pad_record
-from amistore.container.frames import FrameEncoder
+from amistore.container.frames import Frame, FrameEncoder
 from amistore.container.index import Ledger
-from amistore.container.layout import Shards
-from amistore.container.members import PREAMBLE
-from amistore.container.plan import (
-    Plan,
-    PlannedSegment,
-    PlannedVolume,
-    manifest_member,
-    prelude,
-)
-from amistore.container.records import Foot, Frame, Head, SegmentDescriptor, VolumeDescriptor
+from amistore.container.members import PREAMBLE, manifest_member, prelude
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, Shards
+from amistore.container.records import Foot, Head, SegmentDescriptor, VolumeDescriptor
 from amistore.errors import InvalidRequestError
 from amistore.units import BLOCK_SIZE
 
@@ -117,8 +109,8 @@ class ContainerWriter:
             segments=plan.segments,
             blocks=plan.blocks,
             file_id=plan.file_id,
-            manifest_content=len(content),
-            manifest_frames=tuple(Frame.of(frame) for frame in frames),
+            content=len(content),
+            frames=tuple(Frame.of(frame) for frame in frames),
             lost_blocks=plan.image.lost_blocks,
         ).encode()
         pieces = [PREAMBLE, head, *frames]
@@ -149,12 +141,9 @@ class ContainerWriter:
         """The next segment, and PAD where its shard ends too small to be a part."""
         self._ledger.add_segment(encoded.descriptor, encoded.record)
         self._segments += 1
-        pieces = [encoded.record, *encoded.frames]
-        size = self._shards.pad(self._segments, self.offset)
-        if size:
-            pieces.append(pad_record(size))
-            self._ledger.add_other(size)
-        return pieces
+        pad = self._shards.pad(self._segments, self.offset)
+        self._ledger.offset += len(pad)
+        return [encoded.record, *encoded.frames, *([pad] if pad else ())]
 
     def tail(self) -> list[bytes]:
         """END_FRAME, INDX and FOOT."""

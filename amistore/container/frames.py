@@ -1,4 +1,4 @@
-"""zstd frames: made whole, and decoded only after their header was checked.
+"""zstd frames and their tables: made whole, and decoded only after their header was checked.
 
 python-zstandard ignores `max_output_size` where a header declares a size, and its
 streaming readers accept truncated frames in silence: so the header is parsed first, and
@@ -8,8 +8,10 @@ an exact slice is decoded in one shot.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+import attrs
 import zstandard
 
 from amistore.container import layout
@@ -17,17 +19,52 @@ from amistore.errors import AmistoreError, CorruptArchiveError
 
 __all__ = [
     "LONGEST_HEADER",
-    "FrameDecoder",
+    "Frame",
     "FrameEncoder",
     "check_frame",
+    "cut_frames",
     "declared_content",
+    "decode_member",
+    "decompress",
+    "frame_table",
     "leading_frame",
+    "piece_sizes",
+    "read_frame_table",
 ]
 
 LONGEST_HEADER: Final = 18
 """Most bytes of a frame's header (RFC 8878, 3.1.1.1)."""
 
 _RLE_BLOCK = 1
+
+
+@attrs.frozen
+class Frame:
+    """A frame's compressed size in bytes and zlib's CRC-32 of its compressed bytes."""
+
+    size: int
+    crc32: int
+
+    @classmethod
+    def of(cls, frame: bytes) -> Frame:
+        """The entry of these compressed bytes."""
+        return cls(len(frame), zlib.crc32(frame))
+
+
+def frame_table(frames: Sequence[Frame]) -> bytes:
+    """The entries of these frames, one behind the other."""
+    return b"".join(layout.FRAME_ENTRY.pack(frame.size, frame.crc32) for frame in frames)
+
+
+def read_frame_table(table: bytes, frames: int) -> tuple[Frame, ...]:
+    """The entries of a table that must hold exactly `frames` of them."""
+    if len(table) != frames * layout.FRAME_ENTRY.size:
+        raise CorruptArchiveError("the frame table has another length than its count says")
+    entries = tuple(Frame(*entry) for entry in layout.FRAME_ENTRY.iter_unpack(table))
+    for entry in entries:
+        if not 1 <= entry.size <= layout.MAX_FRAME_SIZE:
+            raise CorruptArchiveError(f"a frame of {entry.size} bytes is beyond the limit")
+    return entries
 
 
 class FrameEncoder:
@@ -93,31 +130,59 @@ def check_frame(frame: bytes, content_size: int, crc32: int) -> None:
         )
 
 
-class FrameDecoder:
-    """Decode checked frames. One thread at a time."""
+def decompress(frame: bytes, content_size: int, crc32: int) -> bytes:
+    """The content of exactly one frame.
 
-    def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=layout.MAX_WINDOW)
+    Args:
+        frame: its compressed bytes, no more and no fewer.
+        content_size: bytes it must declare and hold.
+        crc32: zlib's CRC-32 of `frame`.
 
-    def decode(self, frame: bytes, content_size: int, crc32: int) -> bytes:
-        """The content of exactly one frame.
+    Raises:
+        CorruptArchiveError: any check fails; nothing is allocated before the header's passed.
+    """
+    check_frame(frame, content_size, crc32)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=layout.MAX_WINDOW)
+    try:
+        content = decompressor.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptArchiveError(f"a frame does not decode: {error}") from None
+    if len(content) != content_size:
+        raise CorruptArchiveError(f"a frame holds {len(content)} bytes, not {content_size}")
+    return content
 
-        Args:
-            frame: its compressed bytes, no more and no fewer.
-            content_size: bytes it must declare and hold.
-            crc32: zlib's CRC-32 of `frame`.
 
-        Raises:
-            CorruptArchiveError: any check fails; nothing is allocated before the header's passed.
-        """
-        check_frame(frame, content_size, crc32)
-        try:
-            content = self._decompressor.decompress(frame, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise CorruptArchiveError(f"a frame does not decode: {error}") from None
-        if len(content) != content_size:
-            raise CorruptArchiveError(f"a frame holds {len(content)} bytes, not {content_size}")
-        return content
+def cut_frames(frames: bytes, table: Sequence[Frame]) -> Iterator[bytes]:
+    """Consecutive frames, one by one.
+
+    Raises:
+        CorruptArchiveError: they are not as long as their table says.
+    """
+    if sum(frame.size for frame in table) != len(frames):
+        raise CorruptArchiveError("frames are not as long as their table says")
+    at = 0
+    for frame in table:
+        yield frames[at : at + frame.size]
+        at += frame.size
+
+
+def decode_member(frames: bytes, table: Sequence[Frame], content: int) -> bytes:
+    """The content of consecutive frames, each of 8 MiB but the last.
+
+    Raises:
+        CorruptArchiveError: they are not those of the table.
+    """
+    sizes = piece_sizes(content)
+    if len(sizes) != len(table):
+        raise CorruptArchiveError("frames are not as long as their table says")
+    cut = zip(cut_frames(frames, table), table, sizes, strict=True)
+    return b"".join([decompress(frame, size, entry.crc32) for frame, entry, size in cut])
+
+
+def piece_sizes(content: int) -> list[int]:
+    """Content sizes of the frames that hold a member's `content` bytes: 8 MiB each, the last the rest."""
+    full, rest = divmod(content, layout.MAX_FRAME_CONTENT)
+    return [layout.MAX_FRAME_CONTENT] * full + [rest] * bool(rest)
 
 
 def declared_content(start: bytes) -> int:

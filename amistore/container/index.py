@@ -16,19 +16,15 @@ from typing import Any
 import attrs
 
 from amistore.container import identity, layout
-from amistore.container.envelope import open_record, seal
-from amistore.container.frames import FrameEncoder
-from amistore.container.members import decode_member, open_manifest
+from amistore.container.frames import Frame, FrameEncoder, decode_member, frame_table, read_frame_table
+from amistore.container.members import open_manifest
 from amistore.container.records import (
-    Frame,
     Head,
     SegmentDescriptor,
     VolumeDescriptor,
-    frame_table,
-    index_limit,
-    prelude_limit,
-    read_frame_table,
+    open_record,
     read_snapshot_id,
+    seal,
 )
 from amistore.errors import ArchiveError, CorruptArchiveError
 from amistore.model import Image
@@ -39,9 +35,9 @@ __all__ = ["Index", "IndexedVolume", "Ledger", "check_volumes"]
 _COLUMN_LEVEL = 3
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class IndexedVolume:
-    """A volume as INDX knows it. Offsets, lengths and `size` in bytes.
+    """A volume as INDX knows it. Offsets, lengths and `size` in bytes; the order is that of the struct.
 
     `offset` and `length` are those of VOLD and the prelude's frames together.
     """
@@ -59,28 +55,22 @@ class IndexedVolume:
     prelude_digest: bytes
 
     def encode(self) -> bytes:
-        fields: tuple[Any, ...] = attrs.astuple(self)
-        return layout.INDX_VOLUME.pack(fields[0].encode(), *fields[1:])
+        snapshot_id, *facts = attrs.astuple(self)
+        return layout.INDX_VOLUME.pack(snapshot_id.encode(), *facts)
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> IndexedVolume:
-        names = (field.name for field in attrs.fields(cls))
-        values: tuple[Any, ...] = (read_snapshot_id(fields[0]), *fields[1:])
-        return cls(**dict(zip(names, values, strict=True)))
+        snapshot_id, *facts = fields
+        return cls(read_snapshot_id(snapshot_id), *facts)
 
     def is_of(self, volume: VolumeDescriptor) -> bool:
         """Whether a VOLD says the same."""
-        return (self.snapshot_id, self.size, self.blocks, self.runs, self.runs_digest) == (
-            volume.snapshot_id,
-            volume.size,
-            volume.blocks,
-            volume.runs,
-            volume.runs_digest,
-        )
+        same = ("snapshot_id", "size", "blocks", "runs", "runs_digest")
+        return all(getattr(self, name) == getattr(volume, name) for name in same)
 
     def check(self) -> None:
         """What it says agrees with itself."""
-        if self.length > prelude_limit(self.runs):
+        if self.length > layout.prelude_limit(self.runs):
             raise CorruptArchiveError("a volume's prelude is longer than its runs allow")
         if self.size % GIB or not 1 <= self.size // GIB <= layout.MAX_VOLUME_GIB:
             raise CorruptArchiveError("a volume's size is no whole number of GiB, or beyond the limit")
@@ -171,7 +161,7 @@ class Index:
         )
         if layout.INDX_FIXED.size + sum(lengths) != len(payload) or volumes > layout.MAX_VOLUMES:
             raise CorruptArchiveError("INDX's length does not follow from its counts")
-        if len(record) > index_limit(head, manifest, volumes, segments):
+        if len(record) > layout.index_limit(head, manifest, volumes, segments):
             raise CorruptArchiveError(f"a record of {len(record)} bytes is beyond the limit")
         ends = list(accumulate(lengths, initial=layout.INDX_FIXED.size))
         parts = [payload[start:end] for start, end in pairwise(ends)]
@@ -308,8 +298,8 @@ class _VolumeSums:
 class Ledger:
     """Collects an `Index` while a container is written or read from front to end.
 
-    `offset` is the number of bytes accounted for so far. The front comes first, then each
-    volume and its segments in order.
+    `offset` is the number of bytes accounted for so far: whoever meets PAD, or a record that may be skipped,
+    adds its size. The front comes first, then each volume and its segments in order.
     """
 
     def __init__(self) -> None:
@@ -346,10 +336,6 @@ class Ledger:
         self._lasts.append(descriptor.runs.end - 1)
         self._digests += hashlib.sha256(record).digest()
         self.offset += len(record) + descriptor.payload_size
-
-    def add_other(self, size: int) -> None:
-        """`size` bytes of PAD or of a record that may be skipped."""
-        self.offset += size
 
     def volumes(self) -> list[IndexedVolume]:
         """The volumes that were collected."""

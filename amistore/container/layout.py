@@ -14,9 +14,7 @@ import attrs
 from amistore.errors import InvalidValueError
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB
 
-__all__ = [
-    "Shards",
-]
+__all__ = ["Layout", "descriptor_limit", "index_limit", "prelude_content_limit", "prelude_limit"]
 
 
 # zstd (RFC 8878, 3.1.1 and 3.1.2): the magic of a frame, and the last of the sixteen of
@@ -157,6 +155,41 @@ class Layout:
         return sum(content + slack for content in self.frame_contents(blocks))
 
 
+def prelude_content_limit(runs: int) -> int:
+    """Most bytes of a prelude's content: headers, and two numbers of up to 14 digits for each run."""
+    return 5 * 512 + 32 * (runs + 2)
+
+
+def prelude_limit(runs: int) -> int:
+    """Most bytes of VOLD and the frames of a prelude of so many runs."""
+    frames = -(-prelude_content_limit(min(runs, MAX_RUNS)) // MAX_FRAME_CONTENT)
+    return MAX_DESCRIPTOR + frames * MAX_FRAME_SIZE
+
+
+def index_limit(head: int, manifest_frames: int, volumes: int, segments: int) -> int:
+    """Most bytes of an INDX with so many bytes of HEAD and manifest frames, volumes and segments."""
+    columns = segments * INDX_COLUMNS * 8
+    fixed = head + manifest_frames + volumes * INDX_VOLUME.size + segments * 32
+    return fixed + columns + columns // 64 + MAX_DESCRIPTOR
+
+
+def descriptor_limit(blocks: int, frames: int, first: int, last: int) -> int:
+    """Most bytes of the SEGD of so many blocks between two block indexes, these included.
+
+    What a reader asks for that knows the index only: exact but for the varints of the runs.
+    """
+    holes = last - first + 1 - blocks
+    runs = min(blocks, holes + 1)
+    # A gap or count takes a byte for each 7 bits; no gap but the first is above `holes`.
+    varints = _varint_size(first) + (runs - 1) * _varint_size(holes) + runs * _varint_size(blocks)
+    fixed = RECORD_OVERHEAD + SEGD_FIXED.size
+    return min(fixed + varints + frames * FRAME_ENTRY.size + 32 * blocks, MAX_DESCRIPTOR)
+
+
+def _varint_size(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
+
+
 README_NAME: Final = "README-amistore.txt"
 README: Final = b"""\
 This file is an Amazon Machine Image (AMI) in one piece: its metadata and all its EBS
@@ -186,61 +219,22 @@ records for checking and random access. docs/format.md of amistore describes eac
 
 PREAMBLE_CHECKSUM: Final = bytes.fromhex("fa37afa3")  # low half of the XXH64 of README's tar member
 
-# A frame of one RLE block: the 1,024 zero bytes that end a tar (POSIX pax, "ustar
-# Interchange Format"). Built by hand, so it is the same for every libzstd.
-END_CONTENT_SIZE: Final = 1024
-END_CHECKSUM: Final = bytes.fromhex("cdac85f0")  # low half of the XXH64 of 1,024 zero bytes
-END_FRAME: Final = (
-    ZSTD_MAGIC
-    + b"\x64"  # single segment, content checksum, content size in 2 bytes
-    + struct.pack("<H", END_CONTENT_SIZE - 256)
-    + (END_CONTENT_SIZE << 3 | 1 << 1 | 1).to_bytes(3, "little")  # RLE block, the last
-    + b"\0"
-    + END_CHECKSUM
-)
+# Low half of the XXH64 of the 1,024 zero bytes that end a tar (POSIX pax, "ustar Interchange Format").
+END_CHECKSUM: Final = bytes.fromhex("cdac85f0")
 
 
-def raw_frame(content: bytes, checksum: bytes) -> bytes:
-    """A zstd frame that holds `content` (256 to 65,791 bytes) in one RAW block, readable by eye.
+def plain_frame(kind: int, size: int, body: bytes, checksum: bytes) -> bytes:
+    """A zstd frame of one block that is not compressed. Built by hand: it is the same for every libzstd.
 
     Args:
-        content: the bytes to hold.
+        kind: the block's type: 0 for RAW, 1 for RLE, whose body is one byte.
+        size: the bytes of content, 256 to 65,791.
+        body: the block's bytes.
         checksum: low 4 bytes, little-endian, of the content's XXH64.
     """
-    return (
-        ZSTD_MAGIC
-        + b"\x64"
-        + struct.pack("<H", len(content) - 256)
-        + (len(content) << 3 | 1).to_bytes(3, "little")
-        + content
-        + checksum
-    )
+    single = ZSTD_MAGIC + b"\x64"  # single segment, content checksum, content size in 2 bytes
+    block = (size << 3 | kind << 1 | 1).to_bytes(3, "little")  # the last
+    return single + struct.pack("<H", size - 256) + block + body + checksum
 
 
-class Shards:
-    """Where each shard of a container ends, told segment by segment; docs/format.md, section 8.
-
-    A shard is a run of segments that one worker makes into parts; PAD fills it up.
-    """
-
-    def __init__(self, form: Layout, segments: int) -> None:
-        """Take the layout, and how many segments the container has."""
-        self._per_shard = form.segments_per_shard
-        self._segments = segments
-        self._start = 0
-
-    def pad(self, count: int, end: int) -> int:
-        """The size in bytes of the PAD behind a segment; 0 for none.
-
-        No part but the last may be smaller than 5 MiB, so a shard that is, and is not the last, is filled.
-
-        Args:
-            count: of the segments up to this one.
-            end: file offset behind its frames.
-        """
-        if count % self._per_shard or count == self._segments:
-            return 0
-        missing = MIN_PART - (end - self._start)
-        size = max(missing, RECORD_OVERHEAD) if missing > 0 else 0
-        self._start = end + size
-        return size
+END_FRAME: Final = plain_frame(1, 1024, b"\0", END_CHECKSUM)

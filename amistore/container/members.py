@@ -1,58 +1,194 @@
-"""The tar members beside the disks: README, manifest and sparse maps, out of their frames and proved.
+"""The tar view: README, manifest and sparse disks as tar members, made, and out of their frames proved.
 
 What is parsed is proved by building it again: a reader accepts only what a writer makes.
+
+POSIX.1-2001 pax, "ustar Interchange Format"; GNU tar manual, "PAX Format, Version 1.0".
+No `size` record is written in a pax header: with one beside the GNU.sparse records
+Python's tarfile takes it for the sparse size and skips the next member. Sizes of 8 GiB
+and more are base-256 in the ustar header, which GNU tar, bsdtar and Python all read.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from itertools import islice
 
-from amistore.container import layout, tar
-from amistore.container.frames import FrameDecoder
-from amistore.container.plan import (
-    PlannedVolume,
-    check_lost_blocks,
-    manifest_member,
-    prelude,
-)
-from amistore.container.records import Frame, Head, VolumeDescriptor, piece_sizes
-from amistore.container.tar import file_header, padding
+from amistore.container import layout
+from amistore.container.frames import decode_member, decompress, piece_sizes
+from amistore.container.plan import PlannedVolume, check_lost_blocks
+from amistore.container.records import Head, VolumeDescriptor
+from amistore.container.runs import Runs
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
 from amistore.model import Image, decode_manifest
-from amistore.units import BLOCK_SIZE
+from amistore.units import BLOCK_SIZE, KIB
 
 __all__ = [
     "PREAMBLE",
+    "RECORD",
     "PreludeReader",
+    "SparseMap",
     "check_volume",
-    "decode_member",
+    "file_header",
     "is_prelude",
+    "manifest_member",
     "open_manifest",
-    "open_prelude",
+    "padding",
+    "prelude",
     "read_manifest",
+    "sparse_header",
 ]
 
-_MEMBER = (
-    file_header(layout.README_NAME, len(layout.README), 0)
-    + layout.README
-    + bytes(padding(len(layout.README)))
-)
+RECORD = 512
+_OCTAL_LIMIT = 8**11
+_MAP_START = 3 * RECORD  # two headers of one record each, and one record of pax body between them
+_LONGEST_NUMBER = 20  # digits of 2**64
+_STEP = 256 * KIB  # of a map's text, taken at once
 
-PREAMBLE = layout.raw_frame(_MEMBER, layout.PREAMBLE_CHECKSUM)
+
+def padding(size: int) -> int:
+    """Zero bytes that follow `size` bytes up to a whole tar record of 512."""
+    return -size % RECORD
+
+
+def file_header(name: str, size: int, mtime: int, kind: bytes = b"0") -> bytes:
+    """A ustar header. `name` is ASCII of at most 100 bytes; `mtime` in seconds since 1970."""
+    header = bytearray(RECORD)
+    header[0 : len(name)] = name.encode("ascii")
+    header[100:108] = b"0000600\0"
+    header[108:116] = header[116:124] = b"0000000\0"
+    if size < _OCTAL_LIMIT:
+        header[124:136] = b"%011o\0" % size
+    else:
+        header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[136:148] = b"%011o\0" % mtime
+    header[148:156] = b" " * 8
+    header[156:157] = kind
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def _plain_member(name: str, content: bytes, mtime: int) -> bytes:
+    """Header, content, and zeros up to a tar record."""
+    return file_header(name, len(content), mtime) + content + bytes(padding(len(content)))
+
+
+def sparse_header(directory: str, file: str, size: int, runs: Runs, mtime: int) -> Iterator[bytes]:
+    """All that stands before the blocks of a sparse member, in pieces: pax header, ustar header, map.
+
+    Args:
+        directory: directory of the member.
+        file: its file name.
+        size: its size in bytes, holes included.
+        runs: its blocks.
+        mtime: seconds since 1970.
+    """
+    pax = b"".join(
+        _pax_record(key, value)
+        for key, value in (
+            ("GNU.sparse.major", "1"),
+            ("GNU.sparse.minor", "0"),
+            ("GNU.sparse.name", f"{directory}/{file}"),
+            ("GNU.sparse.realsize", str(size)),
+        )
+    )
+    # Written twice, since its length stands in front: it may have 134 MB.
+    length = sum(map(len, _sparse_map(size, runs)))
+    stored = length + padding(length) + runs.blocks * BLOCK_SIZE
+    yield file_header(f"{directory}/PaxHeaders.0/{file}", len(pax), mtime, b"x")
+    yield pax + bytes(padding(len(pax)))
+    yield file_header(f"{directory}/GNUSparseFile.0/{file}", stored, mtime)
+    yield from _sparse_map(size, runs)
+    yield bytes(padding(length))
+
+
+def _pax_record(key: str, value: str) -> bytes:
+    body = f" {key}={value}\n".encode()
+    length = len(body)
+    while len(str(length)) + len(body) != length:
+        length = len(str(length)) + len(body)
+    return str(length).encode() + body
+
+
+def _sparse_map(size: int, runs: Runs) -> Iterator[bytes]:
+    ends_in_hole = runs.end * BLOCK_SIZE != size
+    yield b"%d\n" % (len(runs) + ends_in_hole)
+    pairs = iter(runs)
+    while some := list(islice(pairs, 2**13)):
+        yield b"".join([b"%d\n%d\n" % (start * BLOCK_SIZE, count * BLOCK_SIZE) for start, count in some])
+    if ends_in_hole:
+        yield b"%d\n0\n" % size  # GNU tar ends a file whose end is a hole so
+
+
+class SparseMap:
+    """The runs in the map of a `sparse_header` that comes in pieces: what they decode to is not kept.
+
+    The caller proves the rest by building the header again from them: here nothing is checked
+    but what bounds memory and time.
+    """
+
+    def __init__(self) -> None:
+        self._left = _MAP_START  # bytes of headers still to come
+        self._rest = b""  # text behind the last newline
+        self._numbers: list[int] | None = None  # those that are no whole pair yet; None before the first
+        self._ended = False
+        self.runs = Runs()
+
+    def feed(self, piece: bytes) -> None:
+        """The next bytes.
+
+        Raises:
+            CorruptArchiveError: no map that `sparse_header` writes.
+        """
+        view = memoryview(piece)[self._left :]
+        self._left -= min(self._left, len(piece))
+        try:
+            for at in range(0, len(view), _STEP):
+                self._take(bytes(view[at : at + _STEP]))
+        except (InvalidRequestError, ValueError) as error:
+            raise CorruptArchiveError(f"the sparse map is invalid: {error}") from None
+
+    def _take(self, text: bytes) -> None:
+        lines, newline, self._rest = (self._rest + text).rpartition(b"\n")
+        words = lines.split(b"\n") if newline else []
+        # Zeros up to a whole tar record follow the last number, perhaps in the next piece.
+        if len(self._rest) > RECORD or max(map(len, words), default=0) > _LONGEST_NUMBER:
+            raise CorruptArchiveError("the sparse map is invalid: what stands there is no number")
+        numbers = [int(word) for word in words]
+        if self._numbers is None:
+            if not numbers:
+                return
+            self._numbers = []
+            del numbers[0]  # of the pairs
+        numbers = self._numbers + numbers
+        self._numbers = numbers[len(numbers) & ~1 :]
+        for start, length in zip(numbers[::2], numbers[1::2], strict=False):
+            if self._ended:
+                raise CorruptArchiveError("the sparse map is invalid: a pair of length 0 is not its last")
+            self._ended = not length  # as that of a file that ends in a hole is
+            if length:
+                self.runs.append(start // BLOCK_SIZE, length // BLOCK_SIZE)
+
+
+_MEMBER = _plain_member(layout.README_NAME, layout.README, 0)
+
+PREAMBLE = layout.plain_frame(0, len(_MEMBER), _MEMBER, layout.PREAMBLE_CHECKSUM)
 """A frame of one RAW block, so that `strings FILE | head` shows what the file is."""
 
 
-def decode_member(frames: bytes, table: tuple[Frame, ...], content: int) -> bytes:
-    """The content of consecutive frames, each of 8 MiB but the last."""
-    if sum(frame.size for frame in table) != len(frames) or len(table) != len(piece_sizes(content)):
-        raise CorruptArchiveError("frames are not as long as their table says")
-    decoder = FrameDecoder()
-    pieces = []
-    at = 0
-    for frame, size in zip(table, piece_sizes(content), strict=True):
-        pieces.append(decoder.decode(frames[at : at + frame.size], size, frame.crc32))
-        at += frame.size
-    return b"".join(pieces)
+def manifest_member(image: Image, manifest: bytes) -> bytes:
+    """The tar member that holds the manifest."""
+    return _plain_member(f"{image.image_id}/ami.json", manifest, image.creation_time)
+
+
+def prelude(image: Image, volume: PlannedVolume) -> Iterator[bytes]:
+    """The tar headers and sparse map that stand before a volume's blocks, in pieces."""
+    # In the tar view lost blocks look like holes: the name tells.
+    ending = "incomplete.raw" if image.snapshot(volume.snapshot_id).lost_blocks else "raw"
+    return sparse_header(
+        image.image_id, f"{volume.snapshot_id}.{ending}", volume.size, volume.runs, image.creation_time
+    )
 
 
 def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
@@ -67,7 +203,7 @@ def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
         UnsupportedArchiveError: another major version.
     """
     try:
-        member = decode_member(frames, head.manifest_frames, head.manifest_content)
+        member = decode_member(frames, head.frames, head.content)
         manifest = read_manifest(member)
         image = decode_manifest(manifest)
         if member != manifest_member(image, manifest):
@@ -113,17 +249,24 @@ def is_prelude(digest: bytes, image: Image, volume: PlannedVolume) -> bool:
 
 
 class PreludeReader:
-    """The volume whose tar headers and sparse map are in the frames behind its VOLD, one by one.
+    """A volume by its VOLD, and by the tar headers and sparse map in the frames behind it.
 
     They may have 134 MB: of a frame nothing is kept but its runs.
+
+    Attributes:
+        descriptor: the VOLD.
     """
 
-    def __init__(self, descriptor: VolumeDescriptor, image: Image) -> None:
-        self._descriptor = descriptor
-        self._image = image
-        self._sizes = zip(descriptor.frames, piece_sizes(descriptor.content), strict=True)
-        self._decoder = FrameDecoder()
-        self._map = tar.SparseMap()
+    def __init__(self, record: bytes, file_id: bytes, number: int, first_segment: int) -> None:
+        """Take the VOLD record, and what says its place in which file.
+
+        Raises:
+            CorruptArchiveError: it is damaged, or belongs elsewhere.
+        """
+        self.descriptor = VolumeDescriptor.parse(record)
+        check_volume(self.descriptor, file_id, number, first_segment)
+        self._sizes = zip(self.descriptor.frames, piece_sizes(self.descriptor.content), strict=True)
+        self._map = SparseMap()
         self._digest = hashlib.sha256()
 
     def feed(self, frame: bytes) -> None:
@@ -133,17 +276,17 @@ class PreludeReader:
             CorruptArchiveError: it is not what VOLD says, or holds no part of a map.
         """
         entry, size = next(self._sizes)
-        content = self._decoder.decode(frame, size, entry.crc32)
+        content = decompress(frame, size, entry.crc32)
         self._digest.update(content)
         self._map.feed(content)
 
-    def volume(self) -> PlannedVolume:
-        """The volume, after the last frame.
+    def volume(self, image: Image) -> PlannedVolume:
+        """The volume of this image, after the last frame.
 
         Raises:
             CorruptArchiveError: the map contradicts VOLD or the manifest.
         """
-        descriptor, image, runs = self._descriptor, self._image, self._map.runs
+        descriptor, runs = self.descriptor, self._map.runs
         volume = PlannedVolume(
             number=descriptor.volume,
             snapshot_id=descriptor.snapshot_id,
@@ -165,19 +308,3 @@ class PreludeReader:
         except InvalidRequestError as error:
             raise CorruptArchiveError(error.message) from None
         return volume
-
-
-def open_prelude(descriptor: VolumeDescriptor, frames: bytes, image: Image) -> PlannedVolume:
-    """As `PreludeReader`, of all frames.
-
-    Raises:
-        CorruptArchiveError: they contradict VOLD or the manifest.
-    """
-    if descriptor.payload_size != len(frames):
-        raise CorruptArchiveError("frames are not as long as their table says")
-    reader = PreludeReader(descriptor, image)
-    at = 0
-    for frame in descriptor.frames:
-        reader.feed(frames[at : at + frame.size])
-        at += frame.size
-    return reader.volume()

@@ -7,16 +7,15 @@ never an entry per block. Imports the model and the container's lower files.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import attrs
 
 from amistore.container import layout
 from amistore.container.identity import file_id, id_formulas
 from amistore.container.layout import Layout
-from amistore.container.records import index_limit
+from amistore.container.records import pad_record
 from amistore.container.runs import Runs
-from amistore.container.tar import file_header, padding, sparse_header
 from amistore.errors import InvalidRequestError
 from amistore.model import Image, encode_manifest
 from amistore.units import BLOCK_SIZE, GIB, MIB
@@ -25,11 +24,10 @@ __all__ = [
     "Plan",
     "PlannedSegment",
     "PlannedVolume",
+    "Shards",
     "check_lost_blocks",
     "cut_segment",
-    "manifest_member",
     "plan",
-    "prelude",
     "worst_segment",
 ]
 
@@ -90,7 +88,7 @@ class Plan:
         manifest = len(self.manifest) + layout.MAX_DESCRIPTOR
         # A run in a sparse map: two numbers below 2**46 in decimal, each with a line end.
         preludes = sum(layout.MAX_DESCRIPTOR + 30 * len(volume.runs) for volume in self.volumes)
-        index = index_limit(layout.MAX_DESCRIPTOR, manifest, len(self.volumes), self.segments)
+        index = layout.index_limit(layout.MAX_DESCRIPTOR, manifest, len(self.volumes), self.segments)
         return manifest + preludes + index
 
     @property
@@ -182,7 +180,7 @@ def worst_segment(form: Layout) -> int:
 
 def _check_index(volumes: int, segments: int, manifest: int) -> None:
     """Refuse what may need an INDX beyond its limit, if its columns cannot be compressed."""
-    index = index_limit(layout.MAX_DESCRIPTOR, manifest + layout.MAX_DESCRIPTOR, volumes, segments)
+    index = layout.index_limit(layout.MAX_DESCRIPTOR, manifest + layout.MAX_DESCRIPTOR, volumes, segments)
     if index > layout.MAX_INDEX:
         raise InvalidRequestError(
             f"{segments} segments need an index beyond the limit of {layout.MAX_INDEX} bytes: "
@@ -203,21 +201,6 @@ def _fit(form: Layout, segments: int) -> Layout:
     return attrs.evolve(form, segments_per_shard=per_shard, part_size=part_size)
 
 
-def manifest_member(image: Image, manifest: bytes) -> bytes:
-    """The tar member that holds the manifest: header, content, zeros up to a tar record."""
-    header = file_header(f"{image.image_id}/ami.json", len(manifest), image.creation_time)
-    return header + manifest + bytes(padding(len(manifest)))
-
-
-def prelude(image: Image, volume: PlannedVolume) -> Iterator[bytes]:
-    """The tar headers and sparse map that stand before a volume's blocks, in pieces."""
-    # In the tar view lost blocks look like holes: the name tells.
-    ending = "incomplete.raw" if image.snapshot(volume.snapshot_id).lost_blocks else "raw"
-    return sparse_header(
-        image.image_id, f"{volume.snapshot_id}.{ending}", volume.size, volume.runs, image.creation_time
-    )
-
-
 def check_lost_blocks(image: Image, volume: PlannedVolume) -> None:
     """Refuse lost blocks that are listed, overlap, or lie outside the volume.
 
@@ -235,3 +218,32 @@ def check_lost_blocks(image: Image, volume: PlannedVolume) -> None:
                 f"{volume.snapshot_id}: its description says that block {listed} was lost, but it is "
                 "listed: take lost_blocks out of the description"
             )
+
+
+class Shards:
+    """Where each shard of a container ends, told segment by segment; docs/format.md, section 8.
+
+    A shard is a run of segments that one worker makes into parts; PAD fills it up.
+    """
+
+    def __init__(self, form: Layout, segments: int) -> None:
+        """Take the layout, and how many segments the container has."""
+        self._per_shard = form.segments_per_shard
+        self._segments = segments
+        self._start = 0
+
+    def pad(self, count: int, end: int) -> bytes:
+        """The PAD behind a segment; empty for none.
+
+        No part but the last may be smaller than 5 MiB, so a shard that is, and is not the last, is filled.
+
+        Args:
+            count: of the segments up to this one.
+            end: file offset behind its frames.
+        """
+        if count % self._per_shard or count == self._segments:
+            return b""
+        missing = layout.MIN_PART - (end - self._start)
+        record = pad_record(max(missing, layout.RECORD_OVERHEAD)) if missing > 0 else b""
+        self._start = end + len(record)
+        return record

@@ -1,7 +1,7 @@
 """Records: objects for the structs of `layout.py`, encoded and parsed with every check that needs no context.
 
-Each `encode()` gives the whole record, envelope and CRC included; each `parse()` takes that.
-Imports the container's lower files only.
+A record is an envelope, a payload and their CRC-32C (crcmod's). Each `encode()` gives the whole record, each
+`parse()` takes it. Imports the container's lower files only.
 """
 
 from __future__ import annotations
@@ -10,50 +10,157 @@ import contextlib
 import hashlib
 import re
 import struct
-import zlib
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import attrs
+import crcmod.predefined
 
 from amistore.container import layout
-from amistore.container.envelope import open_envelope, open_record, seal
+from amistore.container.frames import Frame, frame_table, piece_sizes, read_frame_table
 from amistore.container.layout import Layout
 from amistore.container.runs import Runs
-from amistore.errors import (
-    ArchiveError,
-    CorruptArchiveError,
-    InvalidValueError,
-    UnsupportedArchiveError,
-)
+from amistore.errors import ArchiveError, CorruptArchiveError, InvalidValueError, UnsupportedArchiveError
+from amistore.model.fields import SNAPSHOT_ID
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = [
+    "Envelope",
     "Foot",
-    "Frame",
     "Head",
     "SegmentDescriptor",
     "VolumeDescriptor",
-    "index_limit",
-    "prelude_limit",
+    "check_other",
+    "check_others",
+    "crc32c",
+    "open_envelope",
+    "open_record",
+    "pad_record",
+    "read_snapshot_id",
     "refuse_newer",
+    "seal",
 ]
 
+crc32c: Callable[[bytes], int] = crcmod.predefined.mkPredefinedCrcFun("crc-32c")
+"""CRC-32C (Castagnoli) of some bytes."""
 
-_SNAPSHOT_ID = re.compile(rb"snap-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+# crcmod installs without a compiler and then says nothing of being a hundred times slower.
+if not getattr(sys.modules.get("crcmod.crcmod"), "_usingExtension", True):
+    warnings.warn(
+        "crcmod runs without its C extension: records are checked more slowly, data is not "
+        "affected. To mend it: install a C compiler and the Python headers, then "
+        "'pip install --force-reinstall --no-binary :all: crcmod'",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @attrs.frozen
-class Frame:
-    """A frame's compressed size in bytes and zlib's CRC-32 of its compressed bytes."""
+class Envelope:
+    """A record's first 20 bytes, which its CRC has not proved yet.
 
+    Attributes:
+        kind: its type.
+        size: of the whole record, in bytes.
+        is_ours: whether type, version and flags are those of this version of the format.
+        critical: whether who does not know it must refuse the file.
+    """
+
+    kind: bytes
     size: int
-    crc32: int
+    is_ours: bool
+    critical: bool
 
-    @classmethod
-    def of(cls, frame: bytes) -> Frame:
-        """The entry of these compressed bytes."""
-        return cls(len(frame), zlib.crc32(frame))
+
+def seal(kind: bytes, payload: bytes, *, tail: bytes = b"") -> bytes:
+    """A whole record; the CRC covers all but `tail`."""
+    length = layout.RECORD_OVERHEAD - layout.SKIPPABLE_HEADER + len(payload) + len(tail)
+    head = layout.ENVELOPE.pack(
+        layout.SKIPPABLE_MAGIC, length, layout.SIGNATURE, kind, layout.RECORD_VERSION, layout.CRITICAL
+    )
+    fixed = head + payload
+    return fixed + tail + layout.CRC.pack(crc32c(fixed))
+
+
+def open_envelope(start: bytes) -> Envelope:
+    """The envelope in the first 20 bytes of a record.
+
+    Raises:
+        CorruptArchiveError: no record of this format stands here.
+    """
+    if len(start) != layout.ENVELOPE.size:
+        raise CorruptArchiveError("a record is cut short")
+    magic, length, signature, kind, version, flags = layout.ENVELOPE.unpack(start)
+    size = length + layout.SKIPPABLE_HEADER
+    if magic != layout.SKIPPABLE_MAGIC or signature != layout.SIGNATURE or size < layout.RECORD_OVERHEAD:
+        raise CorruptArchiveError("no record stands here")
+    is_ours = kind in layout.KNOWN and (version, flags) == (layout.RECORD_VERSION, layout.CRITICAL)
+    return Envelope(kind, size, is_ours, kind in layout.KNOWN or bool(flags & layout.CRITICAL))
+
+
+def open_record(record: bytes, kind: bytes) -> bytes:
+    """The payload of a record, by its exact bytes and the type that it must have.
+
+    Only a right CRC tells a newer format: without it version, flags or type are damaged.
+
+    Raises:
+        CorruptArchiveError: the CRC is wrong, or another record stands here.
+        UnsupportedArchiveError: a whole record of a newer version, or a critical one of unknown type.
+    """
+    envelope = open_envelope(record[: layout.ENVELOPE.size])
+    end = len(record) - layout.CRC.size
+    fixed = layout.COVERED.get(envelope.kind) if envelope.is_ours else None
+    covered = end if fixed is None else layout.ENVELOPE.size + fixed
+    if envelope.size != len(record) or covered > end:
+        raise CorruptArchiveError("a record has another length than it says")
+    if layout.CRC.unpack(record[end:]) != (crc32c(record[:covered]),):
+        raise CorruptArchiveError("a record's CRC-32C is wrong")
+    if envelope.critical and not envelope.is_ours:
+        raise UnsupportedArchiveError(
+            f"a {_name(envelope.kind)} record of a version, of flags or of a type that are not known: "
+            "install a newer amistore"
+        )
+    if envelope.kind != kind:
+        raise CorruptArchiveError(
+            f"a {_name(envelope.kind)} record stands where {_name(kind)} is expected", record=_name(kind)
+        )
+    return record[layout.ENVELOPE.size : end]
+
+
+def _name(kind: bytes) -> str:
+    return kind.decode("ascii", "backslashreplace").rstrip("\0")
+
+
+def check_other(record: bytes, before: int) -> None:
+    """Refuse a record that may not be skipped, behind so many that were skipped in the same place.
+
+    Raises:
+        CorruptArchiveError: damaged, too long, one too many, or a record that belongs elsewhere.
+        UnsupportedArchiveError: a critical one.
+    """
+    kind = open_envelope(record[: layout.ENVELOPE.size]).kind
+    open_record(record, kind)
+    if kind in layout.KNOWN or len(record) > layout.MAX_DESCRIPTOR:
+        raise CorruptArchiveError("a record stands here that belongs elsewhere, or is beyond the limit")
+    if before >= layout.MAX_OTHERS:
+        raise CorruptArchiveError(f"more than {layout.MAX_OTHERS} records of unknown type in one place")
+
+
+def check_others(content: bytes) -> None:
+    """Refuse what is not a few records that may be skipped; see `check_other`."""
+    at = count = 0
+    while at < len(content):
+        size = open_envelope(content[at : at + layout.ENVELOPE.size]).size
+        check_other(content[at : at + size], count)
+        count += 1
+        at += size
+
+
+def pad_record(size: int) -> bytes:
+    """A PAD record of `size` bytes, at least 24: zeros between envelope and CRC."""
+    return seal(layout.PAD, b"", tail=bytes(size - layout.RECORD_OVERHEAD))
 
 
 def refuse_newer(content: bytes) -> None:
@@ -72,28 +179,12 @@ def refuse_newer(content: bytes) -> None:
             Head.parse(record)
 
 
-def frame_table(frames: Sequence[Frame]) -> bytes:
-    """The entries of these frames, one behind the other."""
-    return b"".join(layout.FRAME_ENTRY.pack(frame.size, frame.crc32) for frame in frames)
-
-
-def read_frame_table(table: bytes, frames: int) -> tuple[Frame, ...]:
-    """The entries of a table that must hold exactly `frames` of them."""
-    if len(table) != frames * layout.FRAME_ENTRY.size:
-        raise CorruptArchiveError("the frame table has another length than its count says")
-    entries = tuple(Frame(*entry) for entry in layout.FRAME_ENTRY.iter_unpack(table))
-    for entry in entries:
-        if not 1 <= entry.size <= layout.MAX_FRAME_SIZE:
-            raise CorruptArchiveError(f"a frame of {entry.size} bytes is beyond the limit")
-    return entries
-
-
 def read_snapshot_id(field: bytes) -> str:
     """The id in a NUL-padded field of 24 bytes."""
-    name = field.rstrip(b"\0")
-    if not _SNAPSHOT_ID.fullmatch(name):
+    name = field.rstrip(b"\0").decode("ascii", "replace")
+    if not re.fullmatch(SNAPSHOT_ID, name):
         raise CorruptArchiveError("a snapshot id is malformed")
-    return name.decode()
+    return name
 
 
 def _opened(record: bytes, kind: bytes, form: struct.Struct) -> tuple[bytes, tuple[Any, ...]]:
@@ -104,17 +195,23 @@ def _opened(record: bytes, kind: bytes, form: struct.Struct) -> tuple[bytes, tup
     return payload, form.unpack_from(payload)
 
 
-def piece_sizes(content: int) -> list[int]:
-    """Content sizes of the frames that hold a member's `content` bytes: 8 MiB each, the last the rest."""
-    full, rest = divmod(content, layout.MAX_FRAME_CONTENT)
-    return [layout.MAX_FRAME_CONTENT] * full + [rest] * bool(rest)
+class _Described:
+    """A record that describes the frames behind it."""
+
+    frames: tuple[Frame, ...]
+
+    @property
+    def payload_size(self) -> int:
+        """Compressed bytes of the frames."""
+        return sum(frame.size for frame in self.frames)
 
 
 @attrs.frozen(kw_only=True)
-class Head:
+class Head(_Described):
     """HEAD: what the whole container is, and the frames of the manifest that follow it.
 
-    `lost_blocks`: the manifest lists blocks that were lost.
+    `content` is the bytes of the manifest's tar member; `lost_blocks`: the manifest lists blocks that were
+    lost.
     """
 
     layout: Layout
@@ -122,39 +219,28 @@ class Head:
     segments: int
     blocks: int
     file_id: bytes
-    manifest_content: int
-    manifest_frames: tuple[Frame, ...]
+    content: int
+    frames: tuple[Frame, ...]
     lost_blocks: bool = False
-
-    @property
-    def payload_size(self) -> int:
-        """Compressed bytes of the manifest's frames."""
-        return sum(frame.size for frame in self.manifest_frames)
 
     def encode(self) -> bytes:
         fixed = layout.HEAD_FIXED.pack(
             layout.LOST_BLOCKS if self.lost_blocks else 0,
             0,
             BLOCK_SIZE,
-            self.layout.blocks_per_frame,
-            self.layout.blocks_per_segment,
-            self.layout.segments_per_shard,
-            self.layout.part_size,
+            *attrs.astuple(self.layout),
             self.volumes,
             self.segments,
             self.blocks,
             self.file_id,
-            self.manifest_content,
-            len(self.manifest_frames),
+            self.content,
+            len(self.frames),
         )
-        return seal(layout.HEAD, fixed + frame_table(self.manifest_frames))
+        return seal(layout.HEAD, fixed + frame_table(self.frames))
 
     @classmethod
     def parse(cls, record: bytes) -> Head:
-        payload, (incompatible, _, block_size, *rest) = _opened(record, layout.HEAD, layout.HEAD_FIXED)
-        per_frame, per_segment, per_shard, part_size, volumes, segments, blocks, file_id, content, frames = (
-            rest
-        )
+        payload, (incompatible, _, block_size, *fields) = _opened(record, layout.HEAD, layout.HEAD_FIXED)
         unknown = incompatible & ~layout.KNOWN_INCOMPATIBLE
         if unknown:
             raise UnsupportedArchiveError(
@@ -162,59 +248,37 @@ class Head:
             )
         if block_size != BLOCK_SIZE:
             raise UnsupportedArchiveError(f"blocks of {block_size} bytes are not known", record="HEAD")
+        names = [field.name for field in attrs.fields(Layout)]
+        volumes, segments, blocks, file_id, content, frames = fields[len(names) :]
         try:
-            form = Layout(
-                blocks_per_frame=per_frame,
-                blocks_per_segment=per_segment,
-                segments_per_shard=per_shard,
-                part_size=part_size,
-            )
+            form = Layout(**dict(zip(names, fields, strict=False)))
         except InvalidValueError as error:
             raise CorruptArchiveError(str(error)) from None
-        head = cls(
+        if (
+            volumes > layout.MAX_VOLUMES
+            or not 1 <= content <= layout.MAX_MANIFEST + 2 * 512
+            or frames != len(piece_sizes(content))
+            or not blocks >= segments >= form.segments(blocks)
+        ):
+            raise CorruptArchiveError("HEAD's counts contradict each other or are beyond the limits")
+        return cls(
             layout=form,
             volumes=volumes,
             segments=segments,
             blocks=blocks,
             file_id=file_id,
-            manifest_content=content,
-            manifest_frames=read_frame_table(payload[layout.HEAD_FIXED.size :], frames),
+            content=content,
+            frames=read_frame_table(payload[layout.HEAD_FIXED.size :], frames),
             lost_blocks=bool(incompatible & layout.LOST_BLOCKS),
         )
-        limit = layout.MAX_MANIFEST + 2 * 512
-        if (
-            head.volumes > layout.MAX_VOLUMES
-            or not 1 <= head.manifest_content <= limit
-            or len(head.manifest_frames) != len(piece_sizes(head.manifest_content))
-            or not head.blocks >= head.segments >= head.layout.segments(head.blocks)
-        ):
-            raise CorruptArchiveError("HEAD's counts contradict each other or are beyond the limits")
-        return head
 
 
-def _most_content(runs: int) -> int:
-    """Most bytes of a prelude's content: headers, and two numbers of up to 14 digits for each run."""
-    return 5 * 512 + 32 * (runs + 2)
-
-
-def prelude_limit(runs: int) -> int:
-    """Most bytes of VOLD and the frames of a prelude of so many runs."""
-    frames = piece_sizes(_most_content(min(runs, layout.MAX_RUNS)))
-    return layout.MAX_DESCRIPTOR + len(frames) * layout.MAX_FRAME_SIZE
-
-
-def index_limit(head: int, manifest_frames: int, volumes: int, segments: int) -> int:
-    """Most bytes of an INDX with so many bytes of HEAD and manifest frames, volumes and segments."""
-    columns = segments * layout.INDX_COLUMNS * 8
-    fixed = head + manifest_frames + volumes * layout.INDX_VOLUME.size + segments * 32
-    return fixed + columns + columns // 64 + layout.MAX_DESCRIPTOR
-
-
-@attrs.frozen(kw_only=True)
-class VolumeDescriptor:
+@attrs.frozen
+class VolumeDescriptor(_Described):
     """VOLD: one volume, and the frames of its tar headers and sparse map that follow it.
 
-    `size` in bytes; `first_segment` is the sequence number of its first segment.
+    `size` in bytes; `first_segment` is the sequence number of its first segment; `content` is the bytes of
+    headers and map. The fields have the order of the struct.
     """
 
     file_id: bytes
@@ -228,56 +292,33 @@ class VolumeDescriptor:
     content: int
     frames: tuple[Frame, ...]
 
-    @property
-    def payload_size(self) -> int:
-        """Compressed bytes of the prelude's frames."""
-        return sum(frame.size for frame in self.frames)
-
     def encode(self) -> bytes:
-        fixed = layout.VOLD_FIXED.pack(
-            self.file_id,
-            self.volume,
-            self.snapshot_id.encode(),
-            self.first_segment,
-            self.size,
-            self.blocks,
-            self.runs,
-            self.runs_digest,
-            self.content,
-            len(self.frames),
-        )
-        return seal(layout.VOLD, fixed + frame_table(self.frames))
+        file_id, volume, snapshot_id, *facts, frames = attrs.astuple(self, recurse=False)
+        fixed = layout.VOLD_FIXED.pack(file_id, volume, snapshot_id.encode(), *facts, len(frames))
+        return seal(layout.VOLD, fixed + frame_table(frames))
 
     @classmethod
     def parse(cls, record: bytes) -> VolumeDescriptor:
         payload, fields = _opened(record, layout.VOLD, layout.VOLD_FIXED)
-        file_id, volume, snapshot_id, first, size, blocks, runs, digest, content, frames = fields
-        descriptor = cls(
-            file_id=file_id,
-            volume=volume,
-            snapshot_id=read_snapshot_id(snapshot_id),
-            first_segment=first,
-            size=size,
-            blocks=blocks,
-            runs=runs,
-            runs_digest=digest,
-            content=content,
-            frames=read_frame_table(payload[layout.VOLD_FIXED.size :], frames),
-        )
+        facts = [*fields]
+        facts[2] = read_snapshot_id(facts[2])
+        facts[-1] = read_frame_table(payload[layout.VOLD_FIXED.size :], facts[-1])
+        found = cls(*facts)
         if (
-            size % GIB
-            or not 1 <= size // GIB <= layout.MAX_VOLUME_GIB
-            or blocks * BLOCK_SIZE > size
-            or not min(blocks, 1) <= runs <= min(blocks, layout.MAX_RUNS)
-            or not 4 * 512 <= content <= _most_content(runs)  # three records of headers, one or more of map
-            or frames != len(piece_sizes(content))
+            found.size % GIB
+            or not 1 <= found.size // GIB <= layout.MAX_VOLUME_GIB
+            or found.blocks * BLOCK_SIZE > found.size
+            or not min(found.blocks, 1) <= found.runs <= min(found.blocks, layout.MAX_RUNS)
+            # Three records of headers, one or more of map.
+            or not 4 * 512 <= found.content <= layout.prelude_content_limit(found.runs)
+            or len(found.frames) != len(piece_sizes(found.content))
         ):
             raise CorruptArchiveError("VOLD's counts contradict each other or are beyond the limits")
-        return descriptor
+        return found
 
 
 @attrs.frozen(kw_only=True)
-class SegmentDescriptor:
+class SegmentDescriptor(_Described):
     """SEGD: one segment's blocks, their SHA-256 digests, and the frames that follow it.
 
     `ordinal` is the number of listed blocks of the volume before its first.
@@ -291,22 +332,10 @@ class SegmentDescriptor:
     frames: tuple[Frame, ...]
     digests: tuple[bytes, ...]
 
-    @property
-    def payload_size(self) -> int:
-        """Compressed bytes of its frames."""
-        return sum(frame.size for frame in self.frames)
-
     def encode(self) -> bytes:
         runs = self.runs.encode()
-        fixed = layout.SEGD_FIXED.pack(
-            self.file_id,
-            self.volume,
-            self.sequence,
-            self.ordinal,
-            self.runs.blocks,
-            len(self.frames),
-            len(runs),
-        )
+        place = self.file_id, self.volume, self.sequence, self.ordinal
+        fixed = layout.SEGD_FIXED.pack(*place, self.runs.blocks, len(self.frames), len(runs))
         return seal(layout.SEGD, fixed + runs + frame_table(self.frames) + b"".join(self.digests))
 
     @classmethod
@@ -331,7 +360,7 @@ class SegmentDescriptor:
         )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Foot:
     """FOOT: the last bytes of a container. Offsets and lengths in bytes."""
 
@@ -344,21 +373,11 @@ class Foot:
     @classmethod
     def of(cls, index: bytes, data_end: int, blocks: int) -> Foot:
         """That of a container, by its INDX record, the offset of END_FRAME and its number of blocks."""
-        return cls(
-            index_offset=data_end + len(layout.END_FRAME),
-            index_length=len(index),
-            data_end=data_end,
-            blocks=blocks,
-            index_digest=hashlib.sha256(index).digest(),
-        )
+        digest = hashlib.sha256(index).digest()
+        return cls(data_end + len(layout.END_FRAME), len(index), data_end, blocks, digest)
 
     def encode(self) -> bytes:
-        return seal(
-            layout.FOOT,
-            layout.FOOT_FIXED.pack(
-                self.index_offset, self.index_length, self.data_end, self.blocks, self.index_digest
-            ),
-        )
+        return seal(layout.FOOT, layout.FOOT_FIXED.pack(*attrs.astuple(self)))
 
     @classmethod
     def parse(cls, record: bytes) -> Foot:
@@ -374,8 +393,7 @@ class Foot:
             raise error.locate(record="FOOT") from None
         if len(payload) != layout.FOOT_FIXED.size:
             raise CorruptArchiveError("FOOT has another length", record="FOOT")
-        names = (field.name for field in attrs.fields(cls))
-        foot = cls(**dict(zip(names, fields, strict=True)))
+        foot = cls(*fields)
         if foot.data_end + len(layout.END_FRAME) != foot.index_offset or foot.index_length > layout.MAX_INDEX:
             raise CorruptArchiveError("FOOT's offsets contradict each other", record="FOOT")
         return foot

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 
 import attrs
 
-from amistore.container import layout
-from amistore.container.frames import FrameDecoder, check_frame
+from amistore.container.frames import check_frame, decompress
 from amistore.container.plan import PlannedSegment
 from amistore.container.records import SegmentDescriptor
 from amistore.errors import ArchiveError, CorruptArchiveError
@@ -24,7 +24,6 @@ __all__ = [
     "check_stored_frame",
     "decode_frame",
     "decode_segment",
-    "descriptor_limit",
 ]
 
 
@@ -59,15 +58,19 @@ class LocatedSegment:
         """The index of the first block of one of its frames."""
         return self.descriptor.runs.slice(sum(self.frame_contents[:number]) // BLOCK_SIZE, 1).first
 
-    def locate(self, error: ArchiveError, number: int, block_index: int | None = None) -> ArchiveError:
-        """Tell the place of one of its frames in an error, by the frame's number."""
-        return error.locate(
-            record="frame",
-            offset=self.frame_offset(number),
-            segment=self.descriptor.sequence,
-            snapshot_id=self.snapshot_id,
-            block_index=self.first_block(number) if block_index is None else block_index,
-        )
+    @contextlib.contextmanager
+    def locating(self, number: int, block_index: int | None = None) -> Iterator[None]:
+        """Tell the place of one of its frames in an error; without a block, that of its first."""
+        try:
+            yield
+        except ArchiveError as error:
+            raise error.locate(
+                record="frame",
+                offset=self.frame_offset(number),
+                segment=self.descriptor.sequence,
+                snapshot_id=self.snapshot_id,
+                block_index=self.first_block(number) if block_index is None else block_index,
+            ) from error.__cause__
 
 
 @attrs.frozen
@@ -79,7 +82,7 @@ class StoredSegment:
 
 
 def check_place(
-    descriptor: SegmentDescriptor, *, file_id: bytes, volume: int, sequence: int, ordinal: int, frames: int
+    descriptor: SegmentDescriptor, file_id: bytes, volume: int, sequence: int, ordinal: int, frames: int
 ) -> None:
     """Refuse a SEGD that is not the one of this place in this file, or has another number of frames.
 
@@ -97,33 +100,10 @@ def check_segment(descriptor: SegmentDescriptor, planned: PlannedSegment) -> Non
     Raises:
         CorruptArchiveError: it is not.
     """
-    check_place(
-        descriptor,
-        file_id=planned.file_id,
-        volume=planned.volume,
-        sequence=planned.sequence,
-        ordinal=planned.ordinal,
-        frames=len(planned.frame_contents),
-    )
+    place = planned.file_id, planned.volume, planned.sequence, planned.ordinal
+    check_place(descriptor, *place, len(planned.frame_contents))
     if descriptor.runs != planned.runs:
         raise CorruptArchiveError("SEGD's blocks are not those of the sparse map")
-
-
-def descriptor_limit(blocks: int, frames: int, first: int, last: int) -> int:
-    """Most bytes of the SEGD of so many blocks between two block indexes, these included.
-
-    What a reader asks for that knows the index only: exact but for the varints of the runs.
-    """
-    holes = last - first + 1 - blocks
-    runs = min(blocks, holes + 1)
-    # A gap or count takes a byte for each 7 bits; no gap but the first is above `holes`.
-    varints = _varint_size(first) + (runs - 1) * _varint_size(holes) + runs * _varint_size(blocks)
-    fixed = layout.RECORD_OVERHEAD + layout.SEGD_FIXED.size
-    return min(fixed + varints + frames * layout.FRAME_ENTRY.size + 32 * blocks, layout.MAX_DESCRIPTOR)
-
-
-def _varint_size(number: int) -> int:
-    return max(1, -(-number.bit_length() // 7))
 
 
 @attrs.frozen
@@ -162,8 +142,8 @@ class DecodedFrame:
         if not self._proved[place]:
             if hashlib.sha256(content).digest() != self._digests[place]:
                 located, number = self._place
-                error = CorruptArchiveError("a block's SHA-256 is wrong")
-                raise located.locate(error, number, self.indexes[place])
+                with located.locating(number, self.indexes[place]):
+                    raise CorruptArchiveError("a block's SHA-256 is wrong")
             self._proved[place] = 1
         return DecodedBlock(self.indexes[place], content, self._digests[place])
 
@@ -178,24 +158,18 @@ def check_stored_frame(located: LocatedSegment, number: int, frame: bytes) -> No
     Raises:
         CorruptArchiveError: it is not, with the place.
     """
-    try:
+    with located.locating(number):
         check_frame(frame, located.frame_contents[number], located.descriptor.frames[number].crc32)
-    except ArchiveError as error:
-        raise located.locate(error, number) from error.__cause__
 
 
-def decode_frame(located: LocatedSegment, number: int, frame: bytes, decoder: FrameDecoder) -> DecodedFrame:
+def decode_frame(located: LocatedSegment, number: int, frame: bytes) -> DecodedFrame:
     """Decode a segment's frame of this number.
 
     Raises:
         CorruptArchiveError: it is not what its descriptor says, with the place.
     """
-    try:
-        content = decoder.decode(
-            frame, located.frame_contents[number], located.descriptor.frames[number].crc32
-        )
-    except ArchiveError as error:
-        raise located.locate(error, number) from None
+    with located.locating(number):
+        content = decompress(frame, located.frame_contents[number], located.descriptor.frames[number].crc32)
     return DecodedFrame(located, number, content)
 
 
@@ -205,6 +179,5 @@ def decode_segment(stored: StoredSegment) -> Iterator[DecodedBlock]:
     Raises:
         CorruptArchiveError: a frame or a block is not what its descriptor says, with the place.
     """
-    decoder = FrameDecoder()
     for number, frame in enumerate(stored.frames):
-        yield from decode_frame(stored.located, number, frame, decoder).blocks()
+        yield from decode_frame(stored.located, number, frame).blocks()

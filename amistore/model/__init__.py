@@ -2,6 +2,7 @@
 
 from amistore.model.fidelity import AttributeReport, Fate
 from amistore.model.image import (
+    MANIFEST_VERSION,
     BlockDeviceMapping,
     BlockRange,
     EbsBlockDevice,
@@ -9,8 +10,9 @@ from amistore.model.image import (
     ProductCode,
     Snapshot,
     Tag,
+    decode_manifest,
+    encode_manifest,
 )
-from amistore.model.manifest import MANIFEST_VERSION, decode_manifest, encode_manifest
 
 __all__ = [
     "MANIFEST_VERSION",

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from amistore.backends import Backend
+from amistore.backends import Backend, BlockSink
 from amistore.backends.base import check_backend
 from amistore.backends.checks import check_flags
 from amistore.errors import InvalidRequestError, NotFoundError
+from amistore.model import Snapshot
 from amistore.objects.restoration import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.units import GIB
@@ -31,7 +32,8 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
 
     Raises:
         NotFoundError: no log has this path.
-        InvalidRequestError: the log is damaged, or belongs to a run against another backend.
+        InvalidRequestError: the log is damaged, belongs to a run against another backend, or names a snapshot
+            that its run did not begin, which stays.
         BackendError: something could not be removed; the log stays, to try again.
     """
     check_backend(backend, "backend")
@@ -41,24 +43,28 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
     with using_log(log) as opened:
         if opened is None:
             raise InvalidRequestError("a log is needed: give its path, or an amistore.ResumeLog")
-        entries = [read_entry(entry) for entry in opened.entries()]
-        starts = [at for at, entry in enumerate(entries) if "kind" in entry]
-        if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "copy", "unpack")):
-            raise InvalidRequestError("the resume log is damaged")
-        ends = [*starts[1:], len(entries)]
-        phases = [entries[at:end] for at, end in zip(starts, ends, strict=False)]
+        phases = _phases([read_entry(entry) for entry in opened.entries()])
         try:
-            for phase in phases:
-                _check_place(phase[0], backend)
-            for phase in phases:
-                if phase[0]["kind"] in ("pack", "copy"):
-                    for entry in phase[1:]:
-                        _abort(phase[0], entry, backend)
-                elif phase[0]["kind"] == "unpack":
-                    _delete_all(phase[0]["task"], phase[1:], backend, completed)
+            for header, _ in phases:
+                _check_place(header, backend)
+            for header, entries in phases:
+                if header["kind"] == "unpack":
+                    _delete_all(header["task"], entries, backend, completed)
+                for entry in entries if header["kind"] in ("pack", "copy") else ():
+                    if "upload" in entry:
+                        backend.s3.abort_multipart_upload(header["bucket"], header["key"], entry["upload"])
         except (KeyError, TypeError):
             raise InvalidRequestError("the resume log is damaged") from None
         opened.clear()
+
+
+def _phases(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The jobs of a log: the header of each, and the entries behind it."""
+    starts = [at for at, entry in enumerate(entries) if "kind" in entry]
+    if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "copy", "unpack")):
+        raise InvalidRequestError("the resume log is damaged")
+    ends = [*starts[1:], len(entries)]
+    return [(entries[at], entries[at + 1 : end]) for at, end in zip(starts, ends, strict=False)]
 
 
 def _check_place(header: dict[str, Any], backend: Backend) -> None:
@@ -76,36 +82,47 @@ def _check_place(header: dict[str, Any], backend: Backend) -> None:
         )
 
 
-def _abort(header: dict[str, Any], entry: dict[str, Any], backend: Backend) -> None:
-    if "upload" in entry:
-        place = header["bucket"], header["key"]
-        backend.s3.abort_multipart_upload(*place, entry["upload"])
-
-
 def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, completed: bool) -> None:
-    begun = [entry for entry in entries if "snapshot" in entry]
-    known = {(entry["volume"], entry["generation"]) for entry in begun}
+    begun: dict[str, tuple[int, str | None]] = {}  # size, and the token that proves it
+    answered = {(entry["volume"], entry["generation"]) for entry in entries if "snapshot" in entry}
     for entry in entries:
-        if "size" in entry and (entry["volume"], entry["generation"]) not in known:
+        if "size" not in entry and "snapshot" not in entry:
+            continue
+        token = client_token(task, entry["volume"], entry["generation"])
+        if "snapshot" in entry:
+            begun[entry["snapshot"]] = entry["size"], token
+        elif (entry["volume"], entry["generation"]) not in answered:
             # Begun, it may be, without an answer: its token tells the id, or begins it only now.
-            token = client_token(task, entry["volume"], entry["generation"])
             snapshot_id = backend.ebs.start_snapshot(entry["size"] // GIB, client_token=token)
-            begun.append({"snapshot": snapshot_id, "size": entry["size"]})
+            begun[snapshot_id] = entry["size"], None
     in_use = {
         snapshot_id
         for image in (backend.ec2.describe_images() if completed and begun else ())
         for snapshot_id in image.snapshot_ids
     }
-    for entry in begun:
-        _delete(entry["snapshot"], entry["size"], backend, completed and entry["snapshot"] not in in_use)
+    for snapshot_id, (size, proof) in begun.items():
+        with contextlib.suppress(NotFoundError):
+            found = backend.ebs.describe_snapshot(snapshot_id)
+            if found.volume_size is not None and found.volume_size * GIB != size:
+                raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
+            if found.state == "completed" and (not completed or snapshot_id in in_use):
+                _logger.warning("keeping snapshot %s, which is completed: an image may be on it", snapshot_id)
+                continue
+            if proof is not None:
+                _prove_begun(found, size, proof, backend.ebs)
+            backend.ebs.delete_snapshot(snapshot_id)
 
 
-def _delete(snapshot_id: str, size: int, backend: Backend, completed: bool) -> None:
-    with contextlib.suppress(NotFoundError):
-        found = backend.ebs.describe_snapshot(snapshot_id)
-        if found.volume_size is not None and found.volume_size * GIB != size:
-            raise InvalidRequestError(f"{snapshot_id} is not what the resume log says: delete it by hand")
-        if found.state == "completed" and not completed:
-            _logger.warning("keeping snapshot %s, which is completed: an image may be on it", snapshot_id)
-            return
-        backend.ebs.delete_snapshot(snapshot_id)
+def _prove_begun(found: Snapshot, size: int, token: str, sink: BlockSink) -> None:
+    """Refuse a snapshot that the run did not begin: for its token and facts the sink tells another."""
+    told = sink.start_snapshot(
+        size // GIB, description=found.description or "", tags=found.tags, client_token=token
+    )
+    if told != found.snapshot_id:
+        with contextlib.suppress(NotFoundError):
+            if sink.describe_snapshot(told).state == "pending":  # the run's own, or begun by this question
+                sink.delete_snapshot(told)
+        raise InvalidRequestError(
+            f"{found.snapshot_id} is not the snapshot that the run of this log began: if it is yours, delete "
+            "it by hand"
+        )

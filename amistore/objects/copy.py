@@ -17,16 +17,10 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectLocation
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import (
-    ContainerEnd,
-    ContainerStart,
-    StoredSegment,
-    container_events,
-    decode_segment,
-    layout,
-)
+from amistore.container import layout
+from amistore.container.decoder import ContainerEnd, ContainerStart, container_events
 from amistore.container.identity import check_content_id, parse_content_id
-from amistore.container.segments import check_stored_frame
+from amistore.container.segments import StoredSegment, check_stored_frame, decode_segment
 from amistore.errors import CorruptArchiveError, SourceChangedError, advising
 from amistore.objects.multipart import RUN_KEY, LoggedUpload
 from amistore.objects.parts import check_end

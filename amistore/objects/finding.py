@@ -12,7 +12,7 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectLocation, ObjectStore
 from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
-from amistore.container import PREAMBLE
+from amistore.container.members import PREAMBLE
 from amistore.errors import ArchivedObjectError, ArchiveError, NotFoundError, SourceChangedError
 from amistore.pipeline.workers import ordered_map, worker_pool
 

@@ -13,9 +13,10 @@ import attrs
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly
 from amistore.backends import ObjectLocation, UploadedPart, files
 from amistore.backends.ranges import RangeReader
-from amistore.container import EncodedSegment, Plan, SegmentDescriptor, layout
-from amistore.container.envelope import open_envelope
-from amistore.container.plan import worst_segment
+from amistore.container import layout
+from amistore.container.encoder import EncodedSegment
+from amistore.container.plan import Plan, worst_segment
+from amistore.container.records import SegmentDescriptor, open_envelope
 from amistore.container.segments import check_segment
 from amistore.errors import (
     ArchiveError,

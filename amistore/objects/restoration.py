@@ -21,8 +21,9 @@ from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import Checked, Verification, check_mapped
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_kind
-from amistore.container import LocatedSegment, PlannedVolume, StoredSegment
 from amistore.container.identity import check_content_id
+from amistore.container.plan import PlannedVolume
+from amistore.container.segments import LocatedSegment, StoredSegment
 from amistore.errors import (
     ArchiveError,
     ChecksumMismatchError,

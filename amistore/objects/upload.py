@@ -20,7 +20,8 @@ import zstandard
 from amistore import forks
 from amistore.backends import BlockSource, ObjectInfo, ObjectLocation, UploadedPart
 from amistore.backends.objects import ObjectRanges
-from amistore.container import EncodedSegment, Plan
+from amistore.container.encoder import EncodedSegment
+from amistore.container.plan import Plan
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
 from amistore.objects.multipart import LoggedUpload

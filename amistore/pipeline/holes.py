@@ -15,7 +15,8 @@ from typing import Final
 import attrs
 from typing_extensions import Self
 
-from amistore.container import PlannedVolume, Runs
+from amistore.container.plan import PlannedVolume
+from amistore.container.runs import Runs
 from amistore.model import BlockRange
 from amistore.units import BLOCK_SIZE, ZERO_DIGEST
 

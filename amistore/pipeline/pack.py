@@ -18,7 +18,9 @@ from typing_extensions import Self
 from amistore import forks
 from amistore.backends import BlockSource
 from amistore.backends.checks import check_kind
-from amistore.container import Layout, Plan, Runs, plan
+from amistore.container.layout import Layout
+from amistore.container.plan import Plan, plan
+from amistore.container.runs import Runs
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, list_runs, packed_units

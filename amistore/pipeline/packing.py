@@ -14,16 +14,10 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends import Block, BlockSource
-from amistore.container import (
-    ContainerWriter,
-    EncodedSegment,
-    Plan,
-    PlannedSegment,
-    PlannedVolume,
-    Runs,
-    encode_segment,
-)
+from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
 from amistore.container.layout import MAX_OBJECT
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume
+from amistore.container.runs import Runs
 from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError, SourceChangedError
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.requests import BlockGets, SegmentGets

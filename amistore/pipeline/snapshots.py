@@ -12,7 +12,10 @@ import attrs
 
 from amistore.backends import BlockSink
 from amistore.backends.checks import check_flags
-from amistore.container import IndexedVolume, PlannedVolume, SegmentDescriptor, StoredSegment, decode_segment
+from amistore.container.index import IndexedVolume
+from amistore.container.plan import PlannedVolume
+from amistore.container.records import SegmentDescriptor
+from amistore.container.segments import StoredSegment, decode_segment
 from amistore.errors import (
     ArchiveError,
     BackendError,

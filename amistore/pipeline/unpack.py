@@ -17,15 +17,9 @@ from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends import BlockSink
-from amistore.container import (
-    ContainerEnd,
-    ContainerStart,
-    Event,
-    StoredSegment,
-    VolumeStart,
-    container_events,
-)
+from amistore.container.decoder import ContainerEnd, ContainerStart, Event, VolumeStart, container_events
 from amistore.container.identity import check_content_id
+from amistore.container.segments import StoredSegment
 from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
 from amistore.model import Image
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold

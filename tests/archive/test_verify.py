@@ -10,8 +10,8 @@ import pytest
 
 import amistore
 from amistore.container import layout
-from amistore.container.envelope import seal
 from amistore.container.layout import Layout
+from amistore.container.records import seal
 
 FORM = Layout(blocks_per_frame=1, blocks_per_segment=2)
 VOLUMES = [(1, {i * 2: images.block(i + 1) for i in range(9)}), (1, {}), (1, {5: images.block(0)})]
@@ -224,3 +224,21 @@ def test_progress_tells_how_far_it_is() -> None:
     assert [each.blocks for each in seen] == [2, 4, 6, 8, 9, 10]
     assert {(each.phase, each.total_blocks) for each in seen} == {(amistore.pipeline.Phase.VERIFY, 10)}
     assert [each.stored_bytes for each in seen] == sorted(each.stored_bytes for each in seen)
+
+
+def test_another_intact_archive_is_told_from_a_damaged_one() -> None:
+    damaged = bytearray(CONTAINER)
+    damaged[CONTAINER.index(b"AMISSEGD") + 30] ^= 1
+    told = []
+    for content in (CONTAINER, bytes(damaged)):
+        with amistore.open(io.BytesIO(content)) as archive:
+            report = archive.verify(expected_content_id="0" * 64, workers=1)
+            told.append(str(report).splitlines()[0].partition(": ")[2])
+            assert report.another and not report.ok
+            with pytest.raises(amistore.CorruptArchiveError, match="another archive"):
+                report.check()
+            assert not archive.verify(expected_content_id=archive.content_id, workers=1).another
+    assert told == [
+        "another archive than the expected one, intact",
+        "another archive than the expected one, DAMAGED, 1 finding",
+    ]

@@ -12,7 +12,7 @@ import pytest
 
 import amistore
 from amistore.container import layout
-from amistore.container.envelope import open_envelope
+from amistore.container.records import open_envelope
 
 READERS = [images.read_streaming, images.read_seekable, images.read_quickly]
 LONG = bool(os.environ.get("AMISTORE_LONG"))

@@ -19,22 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amistore
-from amistore.container import (
+from amistore.container import identity, layout
+from amistore.container.frames import Frame, FrameEncoder
+from amistore.container.index import Index
+from amistore.container.layout import Layout
+from amistore.container.members import SparseMap, file_header, padding
+from amistore.container.records import (
     Foot,
     Head,
-    Index,
     SegmentDescriptor,
     VolumeDescriptor,
-    identity,
-    layout,
+    crc32c,
+    open_envelope,
+    seal,
 )
-from amistore.container.checksum import crc32c
-from amistore.container.envelope import open_envelope, seal
-from amistore.container.frames import FrameEncoder
-from amistore.container.layout import Layout
-from amistore.container.records import Frame
 from amistore.container.runs import Runs
-from amistore.container.tar import SparseMap, file_header, padding
 from amistore.model import encode_manifest
 from amistore.units import MIB
 
@@ -196,7 +195,7 @@ def with_index(container: bytes, change: Callable[[bytearray], None]) -> bytes:
     record = bytearray(container[foot.index_offset : foot.index_offset + foot.index_length])
     change(record)
     fixed = layout.ENVELOPE.size + layout.INDX_FIXED.size
-    from amistore.container.checksum import crc32c
+    from amistore.container.records import crc32c
 
     record[-4:] = layout.CRC.pack(crc32c(bytes(record[:fixed])))
     digest = hashlib.sha256(record).digest()
@@ -300,9 +299,7 @@ def bomb(**members: object) -> bytes:
     member += bytes(padding(len(manifest)))
     frames = FrameEncoder(3, check=True).encode_all(member)
     parsed = Head.parse(container[head : head + size])
-    forged = attrs.evolve(
-        parsed, manifest_content=len(member), manifest_frames=tuple(Frame.of(frame) for frame in frames)
-    )
+    forged = attrs.evolve(parsed, content=len(member), frames=tuple(Frame.of(frame) for frame in frames))
     return container[:head] + forged.encode() + b"".join(frames)
 
 
@@ -455,8 +452,8 @@ def with_head(container: bytes, **fields: object) -> bytes:
         {"segments": 2**63},
         {"segments": 0},
         {"blocks": 2**63},
-        {"manifest_content": 2**40},
-        {"manifest_content": 0},
+        {"content": 2**40},
+        {"content": 0},
         {"file_id": bytes(16)},
     ],
 )
@@ -483,7 +480,7 @@ def test_unknown_records_that_are_not_critical_are_skipped_and_checked() -> None
     first = ONE.index(b"AMISVOLD") - 8
     record = bytearray(seal(b"NOTE", b"from a newer minor version"))
     record[18] = 0  # flags
-    from amistore.container.checksum import crc32c
+    from amistore.container.records import crc32c
 
     record[-4:] = layout.CRC.pack(crc32c(bytes(record[:-4])))
     pieces = Pieces.of(ONE)

@@ -18,9 +18,8 @@ import pytest
 from test_forgery import ONE, Pieces
 
 import amistore
-from amistore.container import Foot, layout
-from amistore.container.checksum import crc32c
-from amistore.container.envelope import open_envelope
+from amistore.container import layout
+from amistore.container.records import Foot, crc32c, open_envelope
 from amistore.units import MIB
 
 CASES = 20_000 if os.environ.get("AMISTORE_LONG") else 60

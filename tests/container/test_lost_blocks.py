@@ -9,8 +9,8 @@ import images
 import pytest
 
 import amistore
-from amistore.container import Head, layout
-from amistore.container.envelope import open_envelope
+from amistore.container import layout
+from amistore.container.records import Head, open_envelope
 
 BLOCKS = {3: images.block(1), 4: images.block(2)}
 SNAPSHOT = "snap-00000000000000000"

@@ -16,8 +16,7 @@ from test_forgery import FORM, Pieces
 
 import amistore
 from amistore.container import layout
-from amistore.container.checksum import crc32c
-from amistore.container.envelope import open_envelope, pad_record, seal
+from amistore.container.records import crc32c, open_envelope, pad_record, seal
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 TINY = (Path(__file__).parents[1] / "data" / "tiny-v1.bin").read_bytes()

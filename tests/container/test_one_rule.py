@@ -15,11 +15,11 @@ from test_forgery import ONE, Pieces, change_mode, descriptor_of
 from test_newer import other, with_others
 
 import amistore
-from amistore.container import VolumeDescriptor, layout
-from amistore.container.envelope import check_other, open_envelope
-from amistore.container.layout import Shards
+from amistore.container import layout
+from amistore.container.frames import Frame
 from amistore.container.members import check_volume, is_prelude
-from amistore.container.records import Frame
+from amistore.container.plan import Shards
+from amistore.container.records import VolumeDescriptor, check_other, open_envelope
 from amistore.container.segments import check_place
 
 PADDED = images.packed(
@@ -119,7 +119,7 @@ def test_writer_and_readers_have_one_rule_for_shards(monkeypatch: pytest.MonkeyP
     assert PADDED.count(b"AMISPAD\0") == 1
     for read in READERS:
         read(PADDED)
-    monkeypatch.setattr(Shards, "pad", lambda self, count, end: 0)
+    monkeypatch.setattr(Shards, "pad", lambda self, count, end: b"")
     for read in READERS:
         with pytest.raises(amistore.CorruptArchiveError):
             read(PADDED)

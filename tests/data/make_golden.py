@@ -19,8 +19,10 @@ import attrs
 import zstandard
 
 import amistore
-from amistore.container import PREAMBLE, Foot, Index
 from amistore.container import layout as form
+from amistore.container.index import Index
+from amistore.container.members import PREAMBLE
+from amistore.container.records import Foot
 
 HERE = Path(__file__).parent
 UNBOUND = "partial-v1-unbound.bin"

@@ -17,7 +17,7 @@ from objects.runs import Calls
 
 import amistore
 from amistore.container import layout
-from amistore.container.records import Frame
+from amistore.container.frames import Frame
 
 BUCKET, KEY = "archive", "web.bin"
 BLOCKS = {index: images.block(index + 1) for index in range(4)}

@@ -20,7 +20,7 @@ from objects.runs import BUCKET, KEY, Calls, Log
 from objects.test_unpack import DISKS, cloud, unpack
 
 import amistore
-from amistore.container import SegmentDescriptor
+from amistore.container.records import SegmentDescriptor
 from amistore.objects import RUN_KEY
 
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])

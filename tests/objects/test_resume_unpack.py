@@ -24,7 +24,7 @@ def _nothing_is_left() -> Iterator[None]:
         yield
 
 
-def begun(given: amistore.MemoryBackend, log: Log, block: int = 25) -> None:
+def begun(given: amistore.Backend, log: Log, block: int = 25) -> None:
     """A run that ends when this block is put, of 33."""
     calls = Calls(given.ebs)
     calls.fail("put_snapshot_block", block, amistore.BackendError("cut"))
@@ -274,6 +274,23 @@ def test_abandoning_leaves_a_snapshot_that_is_not_what_the_log_says() -> None:
         abandon(log, given)
     assert foreign in images.leftovers(given)
     assert log.entries()
+
+
+def test_a_forged_entry_deletes_no_pending_snapshot_of_another_run(tmp_path: Path) -> None:
+    for given in (cloud(), amistore.DirectoryBackend(tmp_path / "cloud")):
+        if isinstance(given, amistore.DirectoryBackend):
+            given.s3.create_bucket(BUCKET)
+            given.s3.put_object(BUCKET, KEY, [cloud().s3.get_object_range(BUCKET, KEY, 0, 1 << 30)])
+        log = Log()
+        begun(given, log)
+        first = facts(log)[2]
+        foreign = given.ebs.start_snapshot(first["size"] // amistore.GIB, client_token="another run's")
+        entries = [{**fact, "snapshot": foreign} if fact == first else fact for fact in facts(log)]
+        log = Log([json.dumps(fact).encode() for fact in entries])
+        with pytest.raises(amistore.InvalidRequestError, match=f"{foreign} is not the snapshot that the run"):
+            abandon(log, given)
+        assert given.ebs.describe_snapshot(foreign).state == "pending"
+        assert log.entries()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from objects.runs import BUCKET, KEY, Calls, Log
 
 import amistore
 from amistore import BLOCK_SIZE, GIB
-from amistore.container import Runs
+from amistore.container.runs import Runs
 from amistore.model import BlockRange
 from amistore.pipeline.holes import FilledSum, Holes
 

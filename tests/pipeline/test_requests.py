@@ -17,7 +17,7 @@ import images
 import pytest
 
 import amistore
-from amistore.container import Layout
+from amistore.container.layout import Layout
 from amistore.pipeline import requests
 
 COUNT = 96

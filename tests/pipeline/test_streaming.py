@@ -14,7 +14,9 @@ import images
 import pytest
 
 import amistore
-from amistore.container import ContainerWriter, Runs, plan
+from amistore.container.encoder import ContainerWriter
+from amistore.container.plan import plan
+from amistore.container.runs import Runs
 from amistore.units import MIB
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))

@@ -20,7 +20,9 @@ import images
 import pytest
 
 from amistore import BLOCK_SIZE
-from amistore.container import ContainerWriter, EncodedSegment, Runs, encode_segment, plan
+from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
+from amistore.container.plan import plan
+from amistore.container.runs import Runs
 from amistore.testing.aws import FakeAWS
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
