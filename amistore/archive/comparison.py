@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -12,11 +13,11 @@ import attrs
 
 from amistore.archive.volume import Volume
 from amistore.backends import BlockSource
-from amistore.backends.blocks import check_answer
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.requests import BlockGets, SegmentGets
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted
@@ -306,6 +307,9 @@ def _digests(volume: Volume | _Live | None, workers: int | None) -> Generator[_D
                 yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
 
 
+_PIECE = 64  # blocks that a worker gets at once, as of a segment
+
+
 @attrs.define
 class _Live:
     """A live snapshot's blocks, hashed as they come."""
@@ -321,17 +325,22 @@ class _Live:
         Snapshot(snapshot_id=self.snapshot_id)  # refuse what is no id
 
     def digests(self, workers: int | None) -> Generator[_Digest, None, None]:
-        def digest(block: tuple[int, str]) -> _Digest:
-            index, token = block
-            answer = self.source.get_snapshot_block(self.snapshot_id, index, token)
-            content = check_answer(answer, self.snapshot_id, index).content
-            return index, hashlib.sha256(content).digest()
+        def digests(gets: SegmentGets) -> list[_Digest]:
+            digests = (hashlib.sha256(block.content).digest() for block in gets)
+            return list(zip(gets.indexes, digests, strict=True))
 
-        with (
-            worker_pool(workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, digest, self._listed(), 4 * limit)) as digests,
-        ):
-            yield from digests
+        with worker_pool(workers, None) as (pool, limit):
+            gets = BlockGets(self.source, None, limit)
+            found = ordered_map(pool, digests, self._pieces(gets), limit)
+            with contextlib.closing(found), gets:
+                for piece in found:
+                    yield from piece
+
+    def _pieces(self, gets: BlockGets) -> Iterator[SegmentGets]:
+        listed = self._listed()
+        while piece := tuple(itertools.islice(listed, _PIECE)):
+            indexes, tokens = zip(*piece, strict=True)
+            yield gets.segment(self.snapshot_id, indexes, tokens)
 
     def _listed(self) -> Iterator[tuple[int, str]]:
         for page in self.source.pages(self.snapshot_id):

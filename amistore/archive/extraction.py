@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ from amistore.backends.locking import FileLock
 from amistore.container.identity import check_content_id
 from amistore.container.records import SegmentDescriptor
 from amistore.container.runs import Runs
-from amistore.container.segments import decode_segment
+from amistore.container.segments import StoredSegment, decode_segment
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -35,6 +36,7 @@ from amistore.errors import (
     foreign_errors,
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.requests import Reads
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
@@ -258,6 +260,9 @@ def _disk_pieces(volume: VolumeReader, disk: VolumeFile) -> Iterator[bytes]:
         position = end * BLOCK_SIZE
 
 
+_Task = tuple[int, Callable[[], StoredSegment]]  # the segment's sequence number, and what loads it
+
+
 @attrs.define
 class _Writing:
     """The extraction of one volume to a file or device."""
@@ -275,12 +280,24 @@ class _Writing:
         self.lost = Runs((lost.first_block, lost.block_count) for lost in self.volume.lost_blocks)
         sums = VolumeSums()
 
-        def write(sequence: int) -> SegmentDescriptor:
-            return self._segment(descriptor, sequence)
+        container = self.volume.container
+        loads = container.loads()
+
+        def write(task: _Task) -> SegmentDescriptor:
+            return self._segment(descriptor, *task)
 
         with (
             worker_pool(self.workers, None) as (pool, limit),
-            contextlib.closing(ordered_map(pool, write, self.volume.segments, limit)) as segments,
+            contextlib.closing(
+                ordered_map(
+                    pool,
+                    write,
+                    self._tasks(loads),
+                    loads.limit(limit),
+                    lambda task: container.segment_size(task[0]),
+                )
+            ) as segments,
+            loads,
         ):
             for segment in segments:
                 sums.add(segment)
@@ -292,7 +309,16 @@ class _Writing:
         for index in self.lost.indexes():
             files.write_at(descriptor, LOST_BLOCK, index * BLOCK_SIZE)
 
-    def _segment(self, descriptor: int, sequence: int) -> SegmentDescriptor:
+    def _tasks(self, loads: Reads[StoredSegment]) -> Iterator[_Task]:
+        for sequence in self.volume.segments:
+            if self.resume:  # the worker looks first whether it is there already
+                yield sequence, functools.partial(self.volume.container.load, sequence)
+            else:
+                yield sequence, loads.begin(sequence)
+
+    def _segment(
+        self, descriptor: int, sequence: int, load: Callable[[], StoredSegment]
+    ) -> SegmentDescriptor:
         container = self.volume.container
         if self.zero_holes:
             located = container.segment(sequence)
@@ -304,7 +330,7 @@ class _Writing:
             located = container.segment(sequence)
             if _there(descriptor, located.descriptor):
                 return located.descriptor
-        stored = container.load(sequence)
+        stored = load()
         for block in decode_segment(stored):
             files.write_at(descriptor, block.content, block.index * BLOCK_SIZE)
         return stored.located.descriptor

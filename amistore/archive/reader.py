@@ -27,6 +27,7 @@ from amistore.container.records import Foot, Head, SegmentDescriptor, refuse_new
 from amistore.container.segments import LocatedSegment, StoredSegment, check_place
 from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
 from amistore.model import Image
+from amistore.pipeline.requests import Reads, requests_of
 from amistore.text import printable
 
 __all__ = ["ContainerFile", "has_crc", "has_digest", "is_exactly", "opens"]
@@ -47,7 +48,7 @@ class ContainerFile:
         index: the INDX record, authenticated by FOOT.
         head: the HEAD record, from the index.
         image: the image, from the index's copy of the manifest.
-        identity, metadata: the attributes of its `RangeReader`.
+        identity, metadata, requests: the attributes of its `RangeReader`.
     """
 
     def __init__(self, ranges: RangeReader) -> None:
@@ -58,6 +59,7 @@ class ContainerFile:
         self.name = ranges.name
         self.size = ranges.size
         self.identity = ranges.identity
+        self.requests = requests_of(ranges)
         self.metadata = ranges.metadata
         self.foot: Foot
         self.index: Index
@@ -178,6 +180,10 @@ class ContainerFile:
             return self.index.offsets[sequence + 1]
         return self.volume_end(volume)
 
+    def segment_size(self, sequence: int) -> int:
+        """The bytes of a segment and of what stands behind it, up to what follows it in the index."""
+        return self.segment_end(sequence) - self.index.offsets[sequence]
+
     def volume_end(self, number: int) -> int:
         """The file offset of what follows a volume in the index."""
         following = self.index.volumes[number + 1 : number + 2]
@@ -227,6 +233,10 @@ class ContainerFile:
         if missing:  # frames longer than zstd makes them
             frames += self.frames(located, len(frames), missing)
         return StoredSegment(located, frames)
+
+    def loads(self) -> Reads[StoredSegment]:
+        """`load`, begun ahead of the workers where the bytes are far away."""
+        return Reads(self.load, self.requests)
 
     def frames(self, located: LocatedSegment, first: int, count: int) -> list[bytes]:
         """Consecutive frames of a segment, in one read."""

@@ -39,6 +39,7 @@ from amistore.errors import (
     is_unadvised,
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.requests import Reads
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
@@ -155,11 +156,13 @@ def verify(
     another = bool(findings)
     verification = Verification(container, findings.append)
     check = _SegmentCheck(container, quick)
-    tasks = _tasks(container, verification.volumes())
+    loads = container.loads()
+    tasks = _tasks(container, verification.volumes(), loads)
     blocks = 0
     with (
         worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, check, tasks, limit)) as checked,
+        contextlib.closing(ordered_map(pool, check, tasks, loads.limit(limit), check.weigh)) as checked,
+        loads,
     ):
         for each in verification.segments(checked):
             blocks += container.segment_blocks(each.sequence)
@@ -183,13 +186,16 @@ def verify(
     )
 
 
-_Task = tuple[PlannedVolume | None, int]  # what is known of the volume, sequence number of the segment
+# What is known of the volume, the segment's sequence number, and what loads it.
+_Task = tuple[PlannedVolume | None, int, Callable[[], StoredSegment]]
 
 
-def _tasks(container: ContainerFile, volumes: list[PlannedVolume | None]) -> Iterator[_Task]:
+def _tasks(
+    container: ContainerFile, volumes: list[PlannedVolume | None], loads: Reads[StoredSegment]
+) -> Iterator[_Task]:
     for number, volume in enumerate(volumes):
         for sequence in container.segments_of(number):
-            yield volume, sequence
+            yield volume, sequence, loads.begin(sequence)
 
 
 @attrs.frozen
@@ -227,13 +233,17 @@ class _SegmentCheck:
     container: ContainerFile
     quick: bool
 
+    def weigh(self, task: _Task) -> int:
+        """The bytes that a task loads."""
+        return self.container.segment_size(task[1])
+
     def __call__(self, task: _Task) -> Checked:
-        volume, sequence = task
+        volume, sequence, load = task
         located: LocatedSegment | None = None
         findings: list[ArchiveError] = []
         try:
             with self.container.locating(sequence):
-                stored = self.container.load(sequence)
+                stored = load()
             located = stored.located
             if volume is not None:
                 check_mapped(self.container, volume, located)

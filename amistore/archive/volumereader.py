@@ -116,7 +116,7 @@ class VolumeReader:
             return self.container.segment(sequence).descriptor
 
         with (
-            worker_pool(workers, None) as (pool, limit),
+            worker_pool(workers, None, requests=self.container.requests) as (pool, limit),
             contextlib.closing(ordered_map(pool, read, self.segments, limit)) as descriptors,
         ):
             for descriptor in descriptors:

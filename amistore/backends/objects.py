@@ -63,7 +63,11 @@ class ObjectStore(Interface):
     Attributes:
         where: the store's name, so that a resume log is not used with another store; may be empty.
         scheme: the scheme of its objects' URLs, such as ``"s3"``; empty where there are no URLs.
+        requests: how many ranges to read, and parts to upload, at once, where each takes its time; 0 for one
+            in each worker.
     """
+
+    requests: int = 0
 
     where: str = ""
     scheme: str = ""
@@ -394,6 +398,7 @@ class ObjectRanges(RangeReader):
     def __init__(self, location: ObjectLocation, info: ObjectInfo | None = None) -> None:
         self.name = str(location)
         self.location = location
+        self.requests = location.store.requests
         info = info or location.head()
         self.etag = info.etag
         self.size = info.size

@@ -35,8 +35,10 @@ class RangeReader(abc.ABC):
         name: the name for messages and reprs, without secrets.
         size: the size in bytes.
         metadata: the facts beside the bytes: an object's user metadata.
+        requests: how many ranges to read at once, where each takes its time; 0 for one in each worker.
     """
 
+    requests: int = 0
     name: str
     size: int
     metadata: Mapping[str, str] = MappingProxyType({})

@@ -94,6 +94,8 @@ def _hide_queries(record: logging.LogRecord) -> bool:
 class _RemoteRanges(RangeReader):
     """Ranged reads with retries, also for bytes damaged on their way."""
 
+    requests = 8  # as of S3
+
     def __init__(self) -> None:
         self._retrier = Retrier(RetryPolicy())
 

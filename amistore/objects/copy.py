@@ -16,7 +16,7 @@ from amistore import forks
 from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectLocation
 from amistore.backends.checks import check_kind
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.objects import ObjectRanges, UploadedPart
 from amistore.container import layout
 from amistore.container.decoder import ContainerEnd, ContainerStart, container_events
 from amistore.container.identity import check_content_id, parse_content_id
@@ -27,6 +27,7 @@ from amistore.objects.parts import check_end
 from amistore.objects.results import StoredArchive
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, using_log
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.requests import requests_of
 from amistore.pipeline.unpack import PieceReader
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import MIB
@@ -112,6 +113,18 @@ def _metadata(ranges: ObjectRanges) -> dict[str, str]:
     return {name: value for name, value in ranges.metadata.items() if name != RUN_KEY}
 
 
+@attrs.frozen
+class _Part:
+    """A part of a copy, and what the log keeps of it."""
+
+    number: int
+    content: bytearray
+    records: bytes
+
+    def size(self) -> int:
+        return len(self.content)
+
+
 @attrs.define
 class _Sending:
     """The bytes of a copy, part by part.
@@ -137,33 +150,47 @@ class _Sending:
 
         Each part is logged once it is uploaded, except the last: it is sent once all has verified.
         """
-        number = 1
-        pending = bytearray()
+        to = requests_of(self.upload.to.store)
         with (
-            worker_pool(workers, None) as (pool, limit),
+            worker_pool(workers, None, requests=self.ranges.requests) as (readers, most),
             contextlib.closing(
-                ordered_map(pool, self._read, range(0, self.ranges.size, _RANGE), limit)
+                ordered_map(readers, self._read, range(0, self.ranges.size, _RANGE), most // 2 + 1)
             ) as pieces,
+            worker_pool(workers, None, requests=to) as (senders, most),
+            contextlib.closing(
+                ordered_map(senders, self._send, self._parts(verified, pieces), most // 2, _Part.size)
+            ) as sent,
         ):
-            for piece in verified.pieces(PieceReader(pieces)):
-                pending += piece
-                while len(pending) > self.part_size + layout.FOOT_SIZE:
-                    self._send(number, pending[: self.part_size], b"verified")
-                    del pending[: self.part_size]
-                    number += 1
-        self._send(number, pending)
-        self.end = bytes(pending[-layout.FOOT_SIZE :])
+            for part, records in sent:
+                self.upload.note(part, records)
 
     def _read(self, offset: int) -> bytes:
         return self.ranges.read(offset, _RANGE)
 
-    def _send(self, number: int, content: bytearray, records: bytes = b"") -> None:
-        if number <= len(self.upload.carried) or not self.sends:
-            self.digests.append(hashlib.sha256(content).digest())
-            return
+    def _parts(self, verified: _Verified, pieces: Iterator[bytes]) -> Iterator[_Part]:
+        """The parts that are missing; the last one comes once all has verified."""
+        pending = bytearray()
+        number = 1
+        for piece in verified.pieces(PieceReader(pieces)):
+            pending += piece
+            while len(pending) > self.part_size + layout.FOOT_SIZE:
+                yield from self._missing(_Part(number, pending[: self.part_size], b"verified"))
+                del pending[: self.part_size]
+                number += 1
+        self.end = bytes(pending[-layout.FOOT_SIZE :])
+        yield from self._missing(_Part(number, pending, b""))
+
+    def _missing(self, part: _Part) -> Iterator[_Part]:
+        if part.number <= len(self.upload.carried) or not self.sends:
+            self.digests.append(hashlib.sha256(part.content).digest())
+        else:
+            yield part
+
+    def _send(self, part: _Part) -> tuple[UploadedPart, bytes]:
+        """Runs in a thread."""
         to = self.upload.to
-        part = to.store.upload_part(to.bucket, to.key, self.upload.upload_id, number, content)
-        self.upload.note(part, records)
+        sent = to.store.upload_part(to.bucket, to.key, self.upload.upload_id, part.number, part.content)
+        return sent, part.records
 
     def prove(self, copied: ObjectRanges) -> None:
         """Refuse a copy that lacks the archive's end, or whose parts of earlier runs differ."""

@@ -14,6 +14,7 @@ from amistore.backends.checks import check_kind
 from amistore.backends.objects import ObjectRanges
 from amistore.container.members import PREAMBLE
 from amistore.errors import ArchivedObjectError, ArchiveError, NotFoundError, SourceChangedError
+from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = ["FoundArchive", "find_archives"]
@@ -65,7 +66,7 @@ def find_archives(
     check_kind(store, ObjectStore, "store")
     locations = store.list_objects(bucket, prefix)
     with (
-        worker_pool(workers, None) as (pool, limit),
+        worker_pool(workers, None, requests=requests_of(store)) as (pool, limit),
         contextlib.closing(ordered_map(pool, _look, locations, limit)) as found,
     ):
         for archive in found:

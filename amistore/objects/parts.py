@@ -87,6 +87,10 @@ class Part:
         if self._file is not None:
             self._file.close()
 
+    def in_memory(self) -> int:
+        """The bytes that it holds in memory until it is sent, not in a temporary file."""
+        return self.size if self.size <= _SPOOL else 0
+
     def send(self, to: ObjectLocation, upload_id: str) -> UploadedPart:
         """Upload the part, and free its bytes."""
         if self._file is None:
@@ -223,7 +227,7 @@ def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | 
     _check_preludes(container)
 
     with (
-        worker_pool(workers, None) as (pool, limit),
+        worker_pool(workers, None, requests=container.requests) as (pool, limit),
         contextlib.closing(ordered_map(pool, container.segment, range(count), limit)) as found,
     ):
         for _ in found:

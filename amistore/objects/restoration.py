@@ -11,7 +11,7 @@ import hashlib
 import logging
 import operator
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import attrs
@@ -36,7 +36,7 @@ from amistore.model import Image
 from amistore.objects.finality import is_final
 from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.requests import BlockPuts, PutBatch
+from amistore.pipeline.requests import BlockPuts, PutBatch, Reads
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import ordered_map, worker_pool
 
@@ -176,14 +176,14 @@ class _Task:
         volume: the segment's volume.
         sequence: the segment's number.
         target: the new snapshot's id; None to prove the segment only.
-        put: whether an earlier run put the segment, so that only its descriptor is checked.
+        load: loads the segment; None where an earlier run put it, so that only its descriptor is checked.
         batch: the batch of its puts, where they are in flight.
     """
 
     volume: PlannedVolume
     sequence: int
     target: str | None
-    put: bool
+    load: Callable[[], StoredSegment] | None
     batch: PutBatch | None
 
 
@@ -212,8 +212,10 @@ class Restoring:
         volumes = cast("list[PlannedVolume]", verification.volumes())  # all of them: damage was raised
         with worker_pool(workers, None) as (pool, limit):
             puts = BlockPuts(self._sink, None)
-            tasks = self._tasks(volumes, puts)
-            with contextlib.closing(ordered_map(pool, self._segment, tasks, limit)) as checked, puts:
+            loads = container.loads()
+            tasks = self._tasks(volumes, loads, puts)
+            segments = ordered_map(pool, self._segment, tasks, loads.limit(limit), self._weigh)
+            with contextlib.closing(segments) as checked, loads, puts:
                 blocks = 0
                 for segment in verification.segments(_landed(checked, puts)):
                     self._note_put(segment)
@@ -228,23 +230,29 @@ class Restoring:
                     self._log.note_filled(piece.stored_id, piece.end)
                     self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
 
-    def _tasks(self, volumes: list[PlannedVolume], puts: BlockPuts) -> Iterator[_Task]:
+    def _tasks(
+        self, volumes: list[PlannedVolume], loads: Reads[StoredSegment], puts: BlockPuts
+    ) -> Iterator[_Task]:
         """Each segment; its volume's snapshot is begun first."""
         for volume in volumes:
             first = self._begin(volume)
             target = self._restored.get(volume.snapshot_id)
             for sequence in self._container.segments_of(volume.number):
-                yield _Task(volume, sequence, target, sequence < first, puts.batch())
+                load = None if sequence < first else loads.begin(sequence)
+                yield _Task(volume, sequence, target, load, puts.batch())
 
     def _segment(self, task: _Task) -> Checked:
         """Runs in a worker."""
         container, sequence = self._container, task.sequence
         with container.locating(sequence):
-            stored = StoredSegment(container.segment(sequence), ()) if task.put else container.load(sequence)
+            stored = task.load() if task.load else StoredSegment(container.segment(sequence), ())
         located = stored.located
         check_mapped(container, task.volume, located)
         self._put((stored, task.target, task.batch))
         return Checked(sequence, located.end, located)
+
+    def _weigh(self, task: _Task) -> int:
+        return self._container.segment_size(task.sequence) if task.load else 0
 
     def _note_put(self, segment: Checked) -> None:
         located = cast(LocatedSegment, segment.located)

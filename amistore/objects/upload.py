@@ -31,6 +31,7 @@ from amistore.objects.resumelog import MemoryResumeLog, ResumeLog
 from amistore.pipeline.pack import PackOptions, check_packing, plan_pack
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
+from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import ordered_map, worker_pool
 
 __all__ = ["upload_archive"]
@@ -122,10 +123,12 @@ class _Run:
         """Send all parts that are missing; each is logged once all before it are."""
         with (
             contextlib.closing(units),
-            worker_pool(workers, None) as (pool, limit),
+            worker_pool(workers, None, requests=requests_of(self.upload.to.store)) as (pool, limit),
             _closing_parts() as begun,
             contextlib.closing(
-                ordered_map(pool, self._send, self._cut(self._noted(units), begun), limit // 2)
+                ordered_map(
+                    pool, self._send, self._cut(self._noted(units), begun), limit // 2, Part.in_memory
+                )
             ) as sent,
         ):
             for part, records in sent:

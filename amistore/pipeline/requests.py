@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 from typing_extensions import Buffer, Self
@@ -26,12 +26,14 @@ from amistore.backends.blocks import check_answer
 from amistore.errors import InvalidRequestError
 from amistore.pipeline.workers import confined
 
-__all__ = ["BlockGets", "BlockPuts", "PutBatch", "SegmentGets"]
+__all__ = ["BlockGets", "BlockPuts", "PutBatch", "Reads", "SegmentGets", "requests_of"]
 
 _logger = logging.getLogger("amistore")
 
 HELD: Final = 128  # blocks (64 MiB) that are asked for, or got, and that no worker has taken yet; so of puts
 _LEVEL: Final = 16  # blocks that each segment in work has ahead before another one gets more
+
+T = TypeVar("T")
 
 Begin = Callable[..., "Future[Any]"]
 
@@ -386,3 +388,37 @@ class PutBatch:
         self.puts.wait(self)
         if self.errors:
             raise self.errors[min(self.errors)]
+
+
+class Reads(Generic[T]):
+    """Reads ahead of the workers that need what is read, in their items' order. A context.
+
+    Args:
+        read: the function that reads.
+        requests: how many reads are in flight at most; 0 for none but the workers' own.
+    """
+
+    def __init__(self, read: Callable[..., T], requests: int) -> None:
+        self._read = read
+        self._requests = requests
+        self._process = os.getpid()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None and os.getpid() == self._process:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def begin(self, *arguments: Any) -> Callable[[], T]:
+        """Begin to read; a worker gets the result from what this returns."""
+        if not self._requests:
+            return functools.partial(self._read, *arguments)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._requests, thread_name_prefix="amistore-requests")
+        return self._pool.submit(confined, self._read, *arguments).result
+
+    def limit(self, limit: int) -> int:
+        """The most items that are begun at once, for workers that would have `limit` of them."""
+        return max(limit, self._requests + limit // 2)

@@ -12,15 +12,20 @@ from typing import Any, TypeVar
 
 from amistore import forks
 from amistore.errors import InvalidRequestError, machine_limits
+from amistore.units import MIB
 
 __all__ = ["check_picklable", "confined", "ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_MOST = 96 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
+
 
 @contextlib.contextmanager
-def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tuple[Executor, int]]:
+def worker_pool(
+    workers: int | None, executor: Executor | None, *, requests: int = 0
+) -> Iterator[tuple[Executor, int]]:
     """The executor to use, and the number of items that it may hold at once.
 
     It holds two for each worker: results leave in order, so a fast worker needs its next item before a slow
@@ -29,11 +34,12 @@ def worker_pool(workers: int | None, executor: Executor | None) -> Iterator[tupl
     Args:
         workers: the number of threads, or of a caller's executor's workers; None for the number of CPUs.
         executor: the caller's executor; None for threads of our own, ended at exit.
+        requests: the least number of threads, where they do little but wait for requests.
 
     Raises:
         ResourcesExhaustedError: the body or a worker ran out of memory or threads.
     """
-    count = worker_count(workers)
+    count = max(worker_count(workers), requests)
     if executor is not None:
         with machine_limits():
             yield executor, 2 * count
@@ -74,26 +80,34 @@ def threads_can_begin() -> bool:
 
 
 def ordered_map(
-    executor: Executor, function: Callable[[T], R], items: Iterable[T], limit: int
+    executor: Executor,
+    function: Callable[[T], R],
+    items: Iterable[T],
+    limit: int,
+    weigh: Callable[[T], int] = lambda item: 0,
 ) -> Generator[R, None, None]:
     """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
 
-    Items are taken in the caller's thread. On an error, or when closed, waiting items are cancelled and
-    running ones are waited for, so that nothing runs afterwards. A forked child can neither continue nor end
-    the map.
+    With `weigh`, which gives an item's bytes, no further one is begun while they are more than 96 MiB
+    together. Items are taken in the caller's thread. On an error, or when closed, waiting items are
+    cancelled and running ones are waited for, so that nothing runs afterwards. A forked child can neither
+    continue nor end the map.
 
     Raises:
         InvalidRequestError: the caller is a forked child.
     """
     process = os.getpid()
     pending: deque[Future[R]] = deque()
+    weights: deque[int] = deque()
     try:
         for item in items:
             forks.check_owner(process, "this iterator")
             pending.append(executor.submit(confined, function, item))
+            weights.append(weigh(item))
             del item  # may hold a whole segment
-            if len(pending) >= limit:
+            while len(pending) >= limit or sum(weights) > _MOST:
                 yield _first(pending)
+                weights.popleft()
                 forks.check_owner(process, "this iterator")
         while pending:
             yield _first(pending)

@@ -22,6 +22,7 @@ from amistore.model.fidelity import Leaf, leaves, report
 from amistore.objects.parts import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.pack import plan_pack
+from amistore.pipeline.requests import requests_of
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.record import TaskRecord
@@ -197,7 +198,7 @@ def _plan_store(backend: Backend, request: StoreRequest, terms: _Terms) -> Store
 
     image = request.image
     planned = plan_pack(image, backend.ebs, progress=count)
-    bounds = ObjectBounds.of(planned, terms.workers)
+    bounds = ObjectBounds.of(planned, max(terms.workers, requests_of(backend.s3)))
     unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
     requests = {
         "list_snapshot_blocks": unsized + 2 * pages,

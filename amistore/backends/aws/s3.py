@@ -50,6 +50,7 @@ class AWSObjectStore(ObjectStore):
     """
 
     scheme = "s3"
+    requests = 8  # of a few MiB each; more gain little (docs/decisions/0024)
 
     def __init__(self, connection: Connection, settings: ObjectSettings | None = None) -> None:
         self._connection = connection
