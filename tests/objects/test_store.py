@@ -279,3 +279,20 @@ def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
         ),
         key=repr,
     )
+
+
+def test_a_result_is_an_archive_wherever_one_is_named(tmp_path: Path) -> None:
+    cloud = runs.cloud()
+    stored = runs.store(runs.source(), cloud.s3)
+    in_file = amistore.store(runs.IMAGE, runs.source(), tmp_path / "web.bin")
+    (found,) = amistore.find_archives(cloud.s3, BUCKET)
+    for result in (stored, in_file, found):
+        with amistore.open(result) as archive:
+            assert archive.content_id == result.content_id
+            assert archive.compare(stored).equal
+        image = amistore.unpack(result, cloud.ebs, expected_content_id=result.content_id)
+        assert len(image.snapshot_ids) == len(runs.VOLUMES)
+    restored = amistore.restore(stored, cloud, name="web-2")
+    assert restored.content_id == stored.content_id
+    report = amistore.recover(in_file, tmp_path / "new.bin")
+    assert report.complete and report.content_id == stored.content_id
