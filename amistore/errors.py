@@ -317,3 +317,26 @@ class InvalidValueError(InvalidRequestError):
         super().__init__(message, code=code)
         self.field = field
         self.value = value
+
+
+FINAL: Final = (
+    AlreadyExistsError,
+    ArchiveError,
+    ChecksumMismatchError,
+    NotFoundError,
+    SourceChangedError,
+)
+"""What is there already, is not there, is not what it was, or is damaged: no waiting changes that.
+
+Not final is what depends on who calls, from where and when: permissions, credentials, clocks, quotas,
+room, networks, certificates, an environment's settings, states, and what nobody has foreseen.
+"""
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the next run would meet the error again; False where it may pass by itself.
+
+    Only such an error ends a durable run (a task, or a one-shot call with a log) and removes its output.
+    After any other both stay: their owner resumes the run, or gives it up. docs/tasks.md has the table.
+    """
+    return isinstance(error, FINAL) and not (isinstance(error, BackendError) and error.retryable)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import amistore
-from amistore.archive import Difference
+from amistore.archive.comparison import Difference
 from amistore.container.layout import Layout
 
 SMALL = Layout(blocks_per_frame=2, blocks_per_segment=4)

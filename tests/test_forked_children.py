@@ -23,6 +23,7 @@ from tasks.accounts import BUCKET
 
 import amistore
 from amistore import DirectoryBackend, FileResumeLog, Layout, TaskEngine
+from amistore.container.members import PREAMBLE
 
 CHILDREN = 200 if os.environ.get("AMISTORE_LONG") else 20
 IMAGES = 4
@@ -186,7 +187,7 @@ def test_children_of_a_parent_at_work_are_right_or_refused_and_none_hangs(tmp_pa
         print(f"{count:4} children, {job}: {outcome}")
     assert parent.errors == []
     assert seen == dict.fromkeys(OUTCOMES.items(), CHILDREN)
-    assert b"".join(parent.iterator) == (tmp_path / "0.bin").read_bytes()[len(amistore.container.PREAMBLE) :]
+    assert b"".join(parent.iterator) == (tmp_path / "0.bin").read_bytes()[len(PREAMBLE) :]
 
 
 @pytest.fixture

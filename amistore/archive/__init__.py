@@ -4,7 +4,7 @@
 is one thing to do with them. Imports `pipeline`, `container` and `backends`.
 """
 
-from amistore.archive.archive import Archive, open_archive
+from amistore.archive.archive import Archive, Located, open_archive
 from amistore.archive.comparison import AttributeChange, Difference, VolumeDifference
 from amistore.archive.recovery import RecoveryReport, VolumeRecovery, recover
 from amistore.archive.verification import VerifyReport
@@ -14,6 +14,7 @@ __all__ = [
     "Archive",
     "AttributeChange",
     "Difference",
+    "Located",
     "RecoveryReport",
     "VerifyReport",
     "Volume",

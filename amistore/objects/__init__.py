@@ -8,9 +8,8 @@ and `restoration.py` do the work; `resumelog.py` holds the logs that they resume
 from amistore.objects.abandonment import abandon
 from amistore.objects.copy import copy
 from amistore.objects.finding import FoundArchive, find_archives
-from amistore.objects.multipart import RUN_KEY
-from amistore.objects.restore import restore, unpack
-from amistore.objects.results import RestoredImage, StoredArchive
+from amistore.objects.multipart import RUN_KEY, StoredArchive
+from amistore.objects.restore import RestoredImage, restore, unpack
 from amistore.objects.resumelog import FileResumeLog, ResumeLog
 from amistore.objects.store import store
 from amistore.objects.transfer import transfer

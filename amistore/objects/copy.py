@@ -8,24 +8,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import attrs
 
-from amistore import forks
+from amistore.archive.archive import Openable, open_ranges
 from amistore.archive.reader import ContainerFile
-from amistore.backends import ObjectLocation
-from amistore.backends.checks import check_kind
-from amistore.backends.objects import ObjectRanges, UploadedPart
+from amistore.backends import ObjectInfo, ObjectLocation, UploadedPart
+from amistore.backends.objects import ObjectRanges
+from amistore.backends.ranges import RangeReader
 from amistore.container import layout
 from amistore.container.decoder import ContainerEnd, ContainerStart, container_events
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.segments import StoredSegment, check_stored_frame, decode_segment
-from amistore.errors import CorruptArchiveError, SourceChangedError, advising
-from amistore.objects.multipart import RUN_KEY, LoggedUpload
-from amistore.objects.parts import check_end
-from amistore.objects.results import StoredArchive
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, using_log
+from amistore.errors import CorruptArchiveError, InvalidRequestError, SourceChangedError, advising
+from amistore.objects.multipart import RUN_KEY, LoggedUpload, StoredArchive
+from amistore.objects.resumelog import ResumeLog, using_log
+from amistore.objects.store import file_target, write_file
+from amistore.objects.upload import check_end
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.requests import requests_of
 from amistore.pipeline.unpack import PieceReader
@@ -40,13 +42,14 @@ _MOST_PARTS = 9_000
 
 
 def copy(
-    archive: ObjectLocation,
-    to: ObjectLocation,
+    archive: Openable,
+    to: ObjectLocation | str | os.PathLike[str],
     *,
     log: ResumeLog | str | os.PathLike[str] | None = None,
     expected_content_id: str | None = None,
     workers: int | None = None,
     progress: ProgressOption = None,
+    options: Mapping[str, Any] | None = None,
 ) -> StoredArchive:
     """Copy an archive between stores, verified on the way: the copy appears only if all of it is right.
 
@@ -54,63 +57,47 @@ def copy(
     prove an expected content id.
 
     Args:
-        archive: the location of the archive.
-        to: the location of the copy, in the same store or another; it must not exist.
-        log: a path, or a log, from which a failed or killed run is resumed: its parts are read and verified
-            again, but not sent again. Without a log, parts are removed on an error.
+        archive: the archive's location, path, URL or open file, as in `open`.
+        to: the location of the copy, in the same store or another, or the path of a file; it must not exist.
+        log: for objects, a path, or a log, from which a failed or killed run is resumed: its parts are read
+            and verified again, but not sent again. Without a log, parts are removed on an error.
         expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any.
         workers: the number of ranges read at once; None for the number of CPUs.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
+        options: the options for a URL, as in `open`.
 
     Returns:
         The copy's location, size, ETag and content id. The content id is proved if one was expected, else it
         is what the archive claims.
 
     Raises:
-        NotFoundError: no such object.
-        AlreadyExistsError: the copy's key exists.
+        NotFoundError: no such archive, bucket or folder.
+        AlreadyExistsError: the copy's key or file exists.
         CorruptArchiveError: the archive is damaged; no copy is left.
         SourceChangedError: the archive was replaced, during this run or since the resumed one.
         InvalidRequestError: the log belongs to another job.
     """
     expected = parse_content_id(expected_content_id)
-    for given, role in ((archive, "archive"), (to, "target")):
-        check_kind(given, ObjectLocation, role, "backend.s3.at(bucket, key) gives one")
-    with reporting(progress) as report, using_log(log) as opened:
-        verified = _Verified(expected, report)
-        ranges = ObjectRanges(archive)
+    target = to if isinstance(to, ObjectLocation) else file_target(to, overwrite=False)
+    if isinstance(target, Path) and log is not None:
+        raise InvalidRequestError("log= goes with an object, not with a file")
+    with (
+        reporting(progress) as report,
+        using_log(log) as opened,
+        contextlib.closing(open_ranges(archive, options)) as ranges,
+    ):
         if expected is not None:  # what is claimed, before the work; `_Verified` proves it
             with advising():
                 check_content_id(ContainerFile(ranges).index.content_id, expected)
-        part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
-        upload = _begin(ranges, to, part_size, MemoryResumeLog() if opened is None else opened)
-        info = done = upload.begin(_metadata(ranges), None, overwrite=False)
-        with forks.undoing(
-            lambda error: upload.end_run(error, durable=opened is not None, done=done is not None)
-        ):
-            sending = _Sending(ranges, upload, part_size, sends=info is None)
-            with advising():
-                sending.run(verified, workers)
-            info = info or upload.complete(overwrite=False)
-            upload.prove(info, sending.prove, new=not done)
-        upload.log.end()
-    return StoredArchive(location=to, size=info.size, etag=info.etag, content_id=verified.content_id.hex())
-
-
-def _begin(ranges: ObjectRanges, to: ObjectLocation, part_size: int, log: ResumeLog) -> LoggedUpload:
-    replaced = SourceChangedError(
-        "the archive was replaced since the run of this log began: amistore.abandon ends that run",
-        **ranges.location.facts,
-    )
-    identity = {f"from_{name}": value for name, value in ranges.identity.items()}
-    return LoggedUpload(
-        to, log, "copy", {**identity, "part_size": part_size}, changed={"from_etag": replaced}
-    )
-
-
-def _metadata(ranges: ObjectRanges) -> dict[str, str]:
-    """The archive's metadata without the id of its run: another run makes the copy."""
-    return {name: value for name, value in ranges.metadata.items() if name != RUN_KEY}
+        verified = _Verified(ranges, expected, report)
+        etag = None
+        if isinstance(target, Path):
+            with contextlib.closing(verified.pieces(workers)) as pieces, advising():
+                size = write_file(pieces, target, overwrite=False)
+        else:
+            info = _Sending(verified, target, opened).run(workers)
+            size, etag = info.size, info.etag
+    return StoredArchive(location=target, size=size, etag=etag, content_id=verified.content_id.hex())
 
 
 @attrs.frozen
@@ -125,83 +112,84 @@ class _Part:
         return len(self.content)
 
 
-@attrs.define
 class _Sending:
-    """The bytes of a copy, part by part.
+    """A copy into an object, part by part."""
 
-    Attributes:
-        ranges: the archive's bytes.
-        upload: the copy's upload.
-        part_size: the size in bytes of each part except the last.
-        sends: whether parts are missing; False if an earlier run completed the copy.
-        end: the archive's last bytes.
-        digests: the digests of the first parts, which this run did not send: nothing of a log is believed.
-    """
+    def __init__(self, verified: _Verified, to: ObjectLocation, log: ResumeLog | None) -> None:
+        """Take the archive's bytes and the object's location; None as log to remove parts on an error."""
+        ranges = verified.ranges
+        self._verified = verified
+        self._part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
+        identity = {f"from_{name}": value for name, value in ranges.identity.items()}
+        replaced = SourceChangedError(
+            "the archive was replaced since the run of this log began: amistore.abandon ends that run",
+            bucket=ranges.identity.get("bucket"),
+            key=ranges.identity.get("key"),
+        )
+        identity_of_parts = {**identity, "part_size": self._part_size}
+        self._upload = LoggedUpload(to, log, "copy", identity_of_parts, {"from_etag": replaced})
+        self._end = b""  # the archive's last bytes
+        # Of the first parts, which this run did not send: nothing of a log is believed.
+        self._digests: list[bytes] = []
 
-    ranges: ObjectRanges
-    upload: LoggedUpload
-    part_size: int
-    sends: bool
-    end: bytes = b""
-    digests: list[bytes] = attrs.field(factory=list)
-
-    def run(self, verified: _Verified, workers: int | None) -> None:
+    def run(self, workers: int | None) -> ObjectInfo:
         """Read and verify the whole archive, and send the missing parts.
 
         Each part is logged once it is uploaded, except the last: it is sent once all has verified.
         """
-        to = requests_of(self.upload.to.store)
-        with (
-            worker_pool(workers, None, requests=self.ranges.requests) as (readers, most),
-            contextlib.closing(
-                ordered_map(readers, self._read, range(0, self.ranges.size, _RANGE), most // 2 + 1)
-            ) as pieces,
-            worker_pool(workers, None, requests=to) as (senders, most),
-            contextlib.closing(
-                ordered_map(senders, self._send, self._parts(verified, pieces), most // 2, _Part.size)
-            ) as sent,
-        ):
-            for part, records in sent:
-                self.upload.note(part, records)
 
-    def _read(self, offset: int) -> bytes:
-        return self.ranges.read(offset, _RANGE)
+        def make(missing: bool) -> None:
+            requests = requests_of(self._upload.to.store)
+            with (
+                contextlib.closing(self._verified.pieces(workers)) as pieces,
+                worker_pool(workers, None, requests=requests) as (pool, limit),
+                contextlib.closing(
+                    ordered_map(pool, self._send, self._parts(pieces, missing), limit // 2, _Part.size)
+                ) as sent,
+                advising(),
+            ):
+                for part, records in sent:
+                    self._upload.note(part, records)
 
-    def _parts(self, verified: _Verified, pieces: Iterator[bytes]) -> Iterator[_Part]:
+        # Another run makes the copy, so it gets another run's id.
+        facts = {name: value for name, value in self._verified.ranges.metadata.items() if name != RUN_KEY}
+        return self._upload.run(facts, None, make, self._check, overwrite=False)
+
+    def _parts(self, pieces: Iterator[bytes], missing: bool) -> Iterator[_Part]:
         """The parts that are missing; the last one comes once all has verified."""
         pending = bytearray()
         number = 1
-        for piece in verified.pieces(PieceReader(pieces)):
+        for piece in pieces:
             pending += piece
-            while len(pending) > self.part_size + layout.FOOT_SIZE:
-                yield from self._missing(_Part(number, pending[: self.part_size], b"verified"))
-                del pending[: self.part_size]
+            while len(pending) > self._part_size + layout.FOOT_SIZE:
+                yield from self._missing(_Part(number, pending[: self._part_size], b"verified"), missing)
+                del pending[: self._part_size]
                 number += 1
-        self.end = bytes(pending[-layout.FOOT_SIZE :])
-        yield from self._missing(_Part(number, pending, b""))
+        self._end = bytes(pending[-layout.FOOT_SIZE :])
+        yield from self._missing(_Part(number, pending, b""), missing)
 
-    def _missing(self, part: _Part) -> Iterator[_Part]:
-        if part.number <= len(self.upload.carried) or not self.sends:
-            self.digests.append(hashlib.sha256(part.content).digest())
+    def _missing(self, part: _Part, missing: bool) -> Iterator[_Part]:
+        if part.number <= len(self._upload.carried) or not missing:
+            self._digests.append(hashlib.sha256(part.content).digest())
         else:
             yield part
 
     def _send(self, part: _Part) -> tuple[UploadedPart, bytes]:
         """Runs in a thread."""
-        to = self.upload.to
-        sent = to.store.upload_part(to.bucket, to.key, self.upload.upload_id, part.number, part.content)
+        to = self._upload.to
+        sent = to.store.upload_part(to.bucket, to.key, self._upload.upload_id, part.number, part.content)
         return sent, part.records
 
-    def prove(self, copied: ObjectRanges) -> None:
+    def _check(self, copied: ObjectRanges, new: bool) -> None:
         """Refuse a copy that lacks the archive's end, or whose parts of earlier runs differ."""
-        for number, digest in enumerate(self.digests):
+        for number, digest in enumerate(self._digests):
             found = hashlib.sha256()
-            start = number * self.part_size
-            for offset in range(start, min(start + self.part_size, copied.size), _RANGE):
-                found.update(copied.read(offset, min(_RANGE, start + self.part_size - offset)))
+            start = number * self._part_size
+            for offset in range(start, min(start + self._part_size, copied.size), _RANGE):
+                found.update(copied.read(offset, min(_RANGE, start + self._part_size - offset)))
             if found.digest() != digest:
                 raise CorruptArchiveError("a part of an earlier run is not the archive's", offset=start)
-        check_end(copied, self.ranges.size, self.end)
+        check_end(copied, self._verified.ranges.size, self._end)
 
 
 @attrs.define
@@ -209,16 +197,31 @@ class _Verified:
     """The bytes of a container in order, checked by its end.
 
     Attributes:
+        ranges: the bytes.
         expected: the content id that is proved; None for any, unproved.
         progress: a function called with a `Progress` after each segment.
         content_id: the archive's content id, known at the end.
     """
 
+    ranges: RangeReader
     expected: bytes | None
     progress: ProgressCallback
     content_id: bytes = b""
 
-    def pieces(self, stream: PieceReader) -> Iterator[bytes]:
+    def pieces(self, workers: int | None) -> Generator[bytes, None, None]:
+        """All bytes, read in parallel."""
+        with (
+            worker_pool(workers, None, requests=requests_of(self.ranges)) as (pool, limit),
+            contextlib.closing(
+                ordered_map(pool, self._read, range(0, self.ranges.size, _RANGE), limit // 2 + 1)
+            ) as ranges,
+        ):
+            yield from self._checked(PieceReader(ranges))
+
+    def _read(self, offset: int) -> bytes:
+        return self.ranges.read(offset, _RANGE)
+
+    def _checked(self, stream: PieceReader) -> Iterator[bytes]:
         events = container_events()
         step = next(events)
         blocks = total = 0

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -26,17 +27,42 @@ from amistore.errors import (
     InvalidRequestError,
     NotFoundError,
     SourceChangedError,
+    is_final,
 )
-from amistore.objects.finality import is_final
-from amistore.objects.resumelog import ResumeLog, read_entry, read_task, write_entry
+from amistore.objects.resumelog import (
+    MemoryResumeLog,
+    ResumeLog,
+    read_entry,
+    read_task,
+    write_entry,
+)
 from amistore.units import counted
 
-__all__ = ["RUN_KEY", "LoggedUpload", "refuse_existing"]
+__all__ = ["RUN_KEY", "LoggedUpload", "StoredArchive", "refuse_existing"]
 
 RUN_KEY = "amistore-run"
 """Of an object's metadata: which run made it."""
 
 _logger = logging.getLogger("amistore")
+
+
+@attrs.frozen(kw_only=True)
+class StoredArchive:
+    """An archive that was stored as an object or a file.
+
+    Attributes:
+        location: the object's location, or the file's path.
+        size: the archive's size in bytes.
+        etag: the object's ETag, from its completion; None for a file.
+        content_id: the archive's content id, 64 hexadecimal digits, computed while the archive was made,
+            never read back. Keep it out of reach of those who can write the archive: `expected_content_id`
+            proves later that the archive is the same.
+    """
+
+    location: ObjectLocation | Path
+    size: int
+    etag: str | None = None
+    content_id: str
 
 
 def refuse_existing(to: ObjectLocation) -> None:
@@ -55,11 +81,12 @@ class LoggedUpload:
 
     Attributes:
         to: the object's location.
-        log: the log of the earlier runs and of this one.
+        given: the log of the earlier runs and of this one; None to remove on an error what this run made.
         kind: the kind of job that the log's header names.
         identity: the facts that the log's run must share.
         changed: the error to raise where one of these facts differs; without one, the log belongs to another
             job.
+        log: the given log, or one that ends with the process.
         upload_id: the upload's id; empty where there is none to abort.
         task: the id of the run that began the log.
         parts: the parts that were uploaded, this run's included.
@@ -67,16 +94,47 @@ class LoggedUpload:
     """
 
     to: ObjectLocation
-    log: ResumeLog
+    given: ResumeLog | None
     kind: str
     identity: Mapping[str, Any]
     changed: Mapping[str, SourceChangedError]
+    log: ResumeLog = attrs.field(init=False)
     upload_id: str = ""
     task: str = ""
     parts: list[UploadedPart] = attrs.field(factory=list)
     carried: list[bytes] = attrs.field(factory=list)
 
-    def begin(
+    def __attrs_post_init__(self) -> None:
+        self.log = MemoryResumeLog() if self.given is None else self.given
+
+    def run(
+        self,
+        metadata: Mapping[str, str],
+        tags: Mapping[str, str] | None,
+        make: Callable[[bool], None],
+        check: Callable[[ObjectRanges, bool], None],
+        *,
+        overwrite: bool,
+    ) -> ObjectInfo:
+        """Make the object, or prove the one that an earlier run made.
+
+        Args:
+            metadata: the object's user metadata.
+            tags: the object's tags.
+            make: a function that makes the archive's bytes; it gets whether the missing parts are to be sent.
+            check: a function that raises an `ArchiveError` where the object's bytes differ from what was
+                made; it gets whether this run made the object.
+            overwrite: whether to replace an object that exists.
+        """
+        done = self._begin(metadata, tags, overwrite)
+        with forks.undoing(lambda error: self._end_run(error, done=done is not None)):
+            make(done is None)
+            info = done or self._complete(overwrite)
+            self._prove(info, check, new=done is None)
+        self.log.end()
+        return info
+
+    def _begin(
         self, metadata: Mapping[str, str], tags: Mapping[str, str] | None, overwrite: bool
     ) -> ObjectInfo | None:
         """Begin an upload, or resume the log's; return the object if an earlier run completed it."""
@@ -87,9 +145,9 @@ class LoggedUpload:
             upload_id = _upload_id_of(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
-                info = self.made()
+                info = self._made()
                 if info is not None:
-                    self.abort()
+                    self._abort()
                     self._carry(entries[2:], None)
                     return info
                 if self._resume(entries[2:]):
@@ -101,7 +159,7 @@ class LoggedUpload:
             refuse_existing(self.to)
         self.task = secrets.token_hex(16)
         self.log.append(write_entry(kind=self.kind, task=self.task, **identity))
-        with forks.undoing(lambda _: self.undo()):
+        with forks.undoing(lambda _: self._undo()):
             self.upload_id = self.to.store.create_multipart_upload(
                 self.to.bucket, self.to.key, metadata={**metadata, RUN_KEY: self.task}, tags=tags
             )
@@ -132,7 +190,7 @@ class LoggedUpload:
             self.parts.append(part)
             self.carried.append(entry)
 
-    def made(self) -> ObjectInfo | None:
+    def _made(self) -> ObjectInfo | None:
         """The object's description if this run made it, else None."""
         with contextlib.suppress(NotFoundError):
             info = self.to.head()
@@ -147,7 +205,7 @@ class LoggedUpload:
             entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
             self.log.append(entry + b"\n" + records)
 
-    def complete(self, overwrite: bool) -> ObjectInfo:
+    def _complete(self, overwrite: bool) -> ObjectInfo:
         """Make the object visible."""
         try:
             info = self.to.store.complete_multipart_upload(
@@ -155,15 +213,15 @@ class LoggedUpload:
             )
         except BackendError:
             # This attempt or an earlier one, whose answer was lost, may have made it.
-            ours = self.made()
+            ours = self._made()
             if ours is None:
                 raise
             info = ours
-            self.abort()
+            self._abort()
         self.upload_id = ""
         return info
 
-    def outdated(self) -> bool:
+    def _outdated(self) -> bool:
         """Whether the upload is gone, or has other parts than this run sent.
 
         Another run changed it, or a sweep or a lifecycle rule aborted it. The next run begins with what is
@@ -178,21 +236,13 @@ class LoggedUpload:
         there = {part.part_number: part for part in listed}
         return any(there.get(part.part_number) != part for part in self.parts)
 
-    def prove(self, info: ObjectInfo, check: Callable[[ObjectRanges], None], *, new: bool) -> None:
-        """Refuse an object that is not what was sent.
-
-        An object that this run made is deleted; any other stays.
-
-        Args:
-            info: the object's description, from its completion.
-            check: a function that raises an `ArchiveError` where the object's bytes differ.
-            new: whether this run made the object.
-        """
+    def _prove(self, info: ObjectInfo, check: Callable[[ObjectRanges, bool], None], *, new: bool) -> None:
+        """Refuse an object that is not what was sent; one that this run made is deleted, any other stays."""
         try:
-            check(ObjectRanges(self.to, info))
+            check(ObjectRanges(self.to, info), new)
         except (ArchiveError, SourceChangedError) as error:
             replaced = SourceChangedError("the object was replaced as soon as it was made", **self.to.facts)
-            if isinstance(error, SourceChangedError) or self.made() is None:
+            if isinstance(error, SourceChangedError) or self._made() is None:
                 raise replaced from None
             if not new:
                 raise CorruptArchiveError(
@@ -203,7 +253,7 @@ class LoggedUpload:
                 # Another's that has taken its place stays: an archive lost is worse than one left.
                 self.to.store.delete_object(self.to.bucket, self.to.key, if_match=info.etag)
             except SourceChangedError as refusal:
-                if self.made() is None:
+                if self._made() is None:
                     raise replaced from None
                 raise CorruptArchiveError(
                     f"the object is not what was sent, and was not deleted, delete it: {refusal}; {error}"
@@ -212,25 +262,23 @@ class LoggedUpload:
                 f"the object of {info.size} bytes was not what was sent, and was deleted: {error}"
             ) from None
 
-    def end_run(self, error: BaseException, *, durable: bool, done: bool) -> None:
+    def _end_run(self, error: BaseException, *, done: bool) -> None:
         """After an error, remove what was sent if no later run can resume it.
 
-        Args:
-            error: the run's error; it becomes `retryable` where the next run begins another upload.
-            durable: whether the log outlives the run.
-            done: whether an earlier run completed the object.
+        The error becomes `retryable` where the next run begins another upload.
         """
-        if durable and isinstance(error, BackendError) and self.outdated():
+        durable = self.given is not None
+        if durable and isinstance(error, BackendError) and self._outdated():
             error.retryable = True
         if not done and (not durable or is_final(error)):
-            self.undo()
+            self._undo()
 
-    def undo(self) -> None:
+    def _undo(self) -> None:
         """Abort the upload and, unless that fails, end the run."""
-        if self.abort():
+        if self._abort():
             self.log.clear()
 
-    def abort(self) -> bool:
+    def _abort(self) -> bool:
         """Abort the upload, also one that a store left behind as it died while completing it.
 
         Returns whether the upload is gone; one that cannot be aborted is logged by its id.

@@ -31,10 +31,16 @@ from amistore.errors import (
     NotFoundError,
     SourceChangedError,
     advising,
+    is_final,
 )
 from amistore.model import Image
-from amistore.objects.finality import is_final
-from amistore.objects.resumelog import MemoryResumeLog, ResumeLog, read_entry, read_task, write_entry
+from amistore.objects.resumelog import (
+    MemoryResumeLog,
+    ResumeLog,
+    read_entry,
+    read_task,
+    write_entry,
+)
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import BlockPuts, PutBatch, Reads
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut

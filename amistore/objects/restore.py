@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
@@ -14,29 +15,47 @@ from typing import Any, BinaryIO, cast
 
 import attrs
 
+from amistore import forks
 from amistore.archive.archive import Openable, open_container
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, BlockSink, checks
 from amistore.backends.base import check_backend
 from amistore.backends.checks import check_kind
 from amistore.container.identity import check_content_id, parse_content_id
-from amistore.errors import InvalidRequestError
-from amistore.model import Image, Tag
-from amistore.objects.registration import (
-    refuse_taken,
-    register_restored,
-    restorable_image,
-    warn_of_dropped,
-)
+from amistore.errors import AlreadyExistsError, InvalidRequestError
+from amistore.model import Fate, Image, Tag
+from amistore.objects.multipart import StoredArchive
 from amistore.objects.restoration import restore_snapshots
-from amistore.objects.results import RestoredImage
 from amistore.objects.resumelog import LogPhase, ResumeLog, read_entry, using_log
 from amistore.objects.store import REGION_KEY
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.snapshots import RestorePolicy
 from amistore.pipeline.unpack import restore_stream
 
-__all__ = ["RestoreJob", "restore", "unpack"]
+__all__ = ["RestoreJob", "RestoredImage", "restorable_image", "restore", "unpack", "warn_of_dropped"]
+
+_logger = logging.getLogger("amistore")
+
+
+@attrs.frozen(kw_only=True)
+class RestoredImage:
+    """An AMI that was made of an archive, or of another backend's AMI.
+
+    Attributes:
+        image: the new AMI, on its new snapshots.
+        content_id: the content id of the archive that the AMI was made of, 64 hexadecimal digits, also where
+            `transfer` kept no archive. Every block of the new snapshots is one that it stands for.
+        kept: the archive that `transfer` kept; None where it kept none.
+    """
+
+    image: Image
+    content_id: str
+    kept: StoredArchive | None = None
+
+    @property
+    def image_id(self) -> str:
+        """The new AMI's id."""
+        return self.image.image_id
 
 
 @attrs.frozen(kw_only=True)
@@ -74,9 +93,14 @@ class RestoreJob:
             InvalidRequestError: the image cannot be registered as it is.
         """
         wanted = checks.check_registrable(image, self.name)
-        refuse_taken(self.backend, wanted)
+        self._refuse_taken(wanted)
         self.backend.ec2.dry_run_register_image(image, name=self.name)
         return wanted
+
+    def _refuse_taken(self, name: str) -> None:
+        """Refuse a name that is taken before the work, not after it."""
+        if self.backend.ec2.find_images(name):
+            raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
     def run(
         self, stored: ContainerFile, log: ResumeLog | None, *, workers: int | None, progress: ProgressCallback
@@ -93,7 +117,7 @@ class RestoreJob:
         """
         wanted = checks.check_registrable(restorable_image(stored), self.name)
         if not self.is_done(wanted, log):
-            refuse_taken(self.backend, wanted)
+            self._refuse_taken(wanted)
         restored = restore_snapshots(
             stored,
             self.backend.ebs,
@@ -124,9 +148,30 @@ class RestoreJob:
                 an error.
         """
         image = self.registered(restored, stored_id, region)
-        image_id = register_restored(image, self.name, self.backend, log, image_id=self.image_id)
-        image = attrs.evolve(image, image_id=image_id, name=self.name or image.name)
-        return RestoredImage(image=image, content_id=content_id)
+        wanted = self.name or image.name
+
+        def undo(_: BaseException) -> None:
+            if log is None and not _registered(image, wanted, self.backend):
+                for snapshot_id in image.snapshot_ids:
+                    try:
+                        self.backend.ebs.delete_snapshot(snapshot_id)
+                    except Exception as error:
+                        _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+
+        with forks.undoing(undo):
+            before = self.backend.ec2.find_images(wanted) if log is not None and wanted else []
+            image_id = self._register(image, before)
+        if log is not None:
+            log.end()
+        return RestoredImage(image=attrs.evolve(image, image_id=image_id, name=wanted), content_id=content_id)
+
+    def _register(self, image: Image, before: Iterable[Image]) -> str:
+        """Register the image once: one that an earlier run registered is found."""
+        for found in before:
+            if found.snapshot_ids == image.snapshot_ids:
+                self.backend.ec2.finish_registration(found.image_id, image)
+                return found.image_id
+        return self.backend.ec2.register_image(image, name=self.name, image_id=self.image_id)
 
     def registered(self, restored: Image, stored_id: str, region: str | None) -> Image:
         """The image to register, made from the restored one; arguments as in `register`."""
@@ -142,6 +187,44 @@ class RestoreJob:
             return False
         images = self.backend.ec2.find_images(name)
         return any(image.snapshot_ids and begun.issuperset(image.snapshot_ids) for image in images)
+
+
+def restorable_image(stored: ContainerFile) -> Image:
+    """The image of an archive, without the mappings whose snapshots are not in it.
+
+    Raises:
+        InvalidRequestError: the root device's snapshot is missing, or not known.
+    """
+    checks.check_root(stored.image)  # of what is left one mapping may look like it that is not
+    there = {volume.snapshot_id: volume.snapshot_id for volume in stored.index.volumes}
+    root = stored.image.root_mapping
+    missing = None if root is None or root.ebs is None else root.ebs.snapshot_id
+    if root is not None and missing not in (None, *there):
+        raise InvalidRequestError(
+            f"no image can be made of the archive: it does not have the root device {root.device_name}, "
+            f"{missing}; unpack gives the snapshots that it has",
+            code="InvalidSnapshot.NotFound",
+        )
+    return stored.image.with_snapshots(there)
+
+
+def warn_of_dropped(destination: Backend, image: Image, name: str | None) -> None:
+    """Log which attributes the new image will lack; the archive keeps them."""
+    reports = destination.ec2.fidelity(image, name=name)
+    dropped = [str(each) for each in reports if each.fate is Fate.DROPPED]
+    if dropped:
+        _logger.warning("%s is restored without %s", image.image_id, "; ".join(dropped))
+
+
+def _registered(restored: Image, wanted: str | None, destination: Backend) -> bool:
+    """Whether the image was registered in spite of the error, or may have been."""
+    try:
+        found = destination.ec2.find_images(wanted) if wanted else []
+    except Exception as error:
+        ids = ", ".join(restored.snapshot_ids)
+        _logger.error("keeping %s: an image may be on them, which cannot be asked: %s", ids, error)
+        return True
+    return any(each.snapshot_ids == restored.snapshot_ids for each in found)
 
 
 def restore(

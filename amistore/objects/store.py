@@ -15,18 +15,20 @@ from amistore.backends import Backend, BlockSource, ObjectLocation, checks, file
 from amistore.backends.remote import is_url
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.model import Image
-from amistore.objects.multipart import RUN_KEY, refuse_existing
-from amistore.objects.results import StoredArchive
+from amistore.objects.multipart import RUN_KEY, StoredArchive, refuse_existing
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
-from amistore.objects.upload import upload_archive
-from amistore.pipeline.pack import DEFAULTS, ArchiveBytes, PackOptions, pack
+from amistore.objects.upload import ArchiveUpload
+from amistore.pipeline.pack import DEFAULTS, PackOptions, check_packing, pack, plan_pack
+from amistore.pipeline.packing import SegmentEncode
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 
 __all__ = [
     "REGION_KEY",
     "StoreJob",
+    "file_target",
     "object_metadata",
     "store",
+    "write_file",
 ]
 
 
@@ -92,19 +94,17 @@ class StoreJob:
         """
         image, blocks = found or find_image(self.image, self.source)
         region = self.source.ec2.region_name if isinstance(self.source, Backend) else None
-        return upload_archive(
-            image,
-            blocks,
-            self.to,
-            log=log,
-            metadata={**object_metadata(image, now, region), **self.metadata},
-            tags=self.tags or None,
+        options = self.options
+        check_packing(image, blocks, self.level, workers, options.executor)
+        planned = plan_pack(image, blocks, snapshots=self.snapshots, progress=progress, layout=options.layout)
+        encode = SegmentEncode(self.level, options.check_frames)
+        return ArchiveUpload(planned, blocks, encode, self.to, log).run(
+            {**object_metadata(image, now, region), **self.metadata},
+            self.tags or None,
             overwrite=self.overwrite,
-            level=self.level,
-            snapshots=self.snapshots,
             workers=workers,
+            executor=options.executor,
             progress=progress,
-            options=self.options,
         )
 
     def is_done(self, log: ResumeLog) -> bool:
@@ -188,7 +188,7 @@ def store(
     if not isinstance(to, ObjectLocation):
         if log is not None or metadata or tags:
             raise InvalidRequestError("log=, metadata= and tags= go with an object, not with a file")
-        path = _target(to, overwrite)
+        path = file_target(to, overwrite=overwrite)
         found, blocks = find_image(image, source)
         with pack(
             found,
@@ -199,7 +199,8 @@ def store(
             progress=progress,
             options=options,
         ) as pieces:
-            return _write(pieces, path, overwrite)
+            size = write_file(pieces, path, overwrite=overwrite)
+        return StoredArchive(location=path, size=size, content_id=pieces.content_id)
     job = StoreJob(
         image=image,
         source=source,
@@ -216,7 +217,7 @@ def store(
         return job.run(opened, workers=workers, progress=report, found=admitted)
 
 
-def _target(to: object, overwrite: bool) -> Path:
+def file_target(to: object, *, overwrite: bool) -> Path:
     """The path of a file that can be made."""
     if not isinstance(to, (str, os.PathLike)) or is_url(str(to)):
         raise InvalidRequestError(
@@ -228,14 +229,14 @@ def _target(to: object, overwrite: bool) -> Path:
     return path
 
 
-def _write(pieces: ArchiveBytes, path: Path, overwrite: bool) -> StoredArchive:
-    """Write an archive to a file, which gets its name once it is whole and on the disk."""
+def write_file(pieces: Iterable[bytes], path: Path, *, overwrite: bool) -> int:
+    """Write an archive to a file, which gets its name once it is whole and on the disk; return its size."""
     size = 0
     with files.operation("store", path=path), files.new_file(path, overwrite=overwrite) as descriptor:
         for piece in pieces:
             files.write_at(descriptor, piece, size)
             size += len(piece)
-    return StoredArchive(location=path, size=size, content_id=pieces.content_id)
+    return size
 
 
 REGION_KEY: Final = "ami-region"

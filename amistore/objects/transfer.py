@@ -7,6 +7,7 @@ container, so every block is verified as in any restore.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import BinaryIO, cast
@@ -20,17 +21,18 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Image
-from amistore.objects.registration import warn_of_dropped, warn_of_holes
-from amistore.objects.restore import RestoreJob
-from amistore.objects.results import RestoredImage
+from amistore.objects.restore import RestoredImage, RestoreJob, warn_of_dropped
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.snapshots import RestorePolicy
 from amistore.pipeline.unpack import PieceReader, restore_stream
+from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["transfer"]
+
+_logger = logging.getLogger("amistore")
 
 _LEVEL = 1  # of zstd, where nobody keeps the bytes
 
@@ -103,7 +105,7 @@ def transfer(
         if not phases.restoring:
             job.admit(image)
             warn_of_dropped(destination, image, name)
-        told = not fill_holes and (phases.begun or warn_of_holes(image, source, destination))
+        told = not fill_holes and (phases.begun or _warn_of_holes(image, source, destination))
         job = attrs.evolve(job, policy=attrs.evolve(policy, holes_told=told))
         if storing is None:
             return _stream(image, source, job, workers, report)
@@ -111,6 +113,32 @@ def transfer(
         if opened is not None:
             opened.end()
         return restored
+
+
+def _warn_of_holes(image: Image, source: Backend, destination: Backend) -> bool:
+    """Log that holes will read as noise, where that is known before the work; return whether it is."""
+    if not destination.ebs.encrypts_snapshots():
+        return False
+    for snapshot_id in image.snapshot_ids:
+        if _has_hole(snapshot_id, source):
+            _logger.warning(
+                "%s gets encrypted snapshots, and blocks that %s does not list read as noise on an encrypted "
+                "volume: fill_holes=True puts zeros into all holes of this image",
+                image.image_id,
+                snapshot_id,
+            )
+            return True
+    return False
+
+
+def _has_hole(snapshot_id: str, source: Backend) -> bool:
+    expected = size = 0
+    for page in source.ebs.pages(snapshot_id):
+        size = page.volume_size * GIB
+        expected += len(page.blocks)
+        if page.blocks and page.blocks[-1].block_index >= expected:
+            return True
+    return expected * BLOCK_SIZE < size
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from amistore.backends.base import check_backend
 from amistore.backends.quotas import Quotas
 from amistore.errors import AlreadyExistsError, InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
-from amistore.objects.registration import warn_of_dropped
+from amistore.objects.restore import warn_of_dropped
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.database import journal_path
 from amistore.tasks.journal import Journal

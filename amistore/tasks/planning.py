@@ -19,7 +19,7 @@ from amistore.container import layout
 from amistore.errors import InvalidRequestError
 from amistore.model import AttributeReport, Fate, Image, Tag
 from amistore.model.fidelity import Leaf, leaves, report
-from amistore.objects.parts import ObjectBounds
+from amistore.objects.upload import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.requests import requests_of

@@ -22,7 +22,7 @@ from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import AlreadyExistsError, InvalidValueError
 from amistore.model import Image
 from amistore.model.fields import from_wire
-from amistore.objects import ResumeLog
+from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline import Phase, Progress
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.task import Task, TaskState

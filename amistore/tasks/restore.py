@@ -22,9 +22,8 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
 from amistore.model.fields import to_wire
-from amistore.objects import ResumeLog
-from amistore.objects.registration import restorable_image
-from amistore.objects.restore import RestoreJob
+from amistore.objects.restore import RestoreJob, restorable_image
+from amistore.objects.resumelog import ResumeLog
 from amistore.objects.store import REGION_KEY
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.snapshots import RestorePolicy

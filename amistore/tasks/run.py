@@ -17,9 +17,14 @@ import attrs
 
 from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets
-from amistore.errors import BackendError, CredentialsExpiredError, JournalError, StorageFullError
-from amistore.objects import abandon
-from amistore.objects.finality import is_final
+from amistore.errors import (
+    BackendError,
+    CredentialsExpiredError,
+    JournalError,
+    StorageFullError,
+    is_final,
+)
+from amistore.objects.abandonment import abandon
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline import Progress
 from amistore.pipeline.workers import threads_can_begin

@@ -16,7 +16,8 @@ from amistore.backends import Backend, ObjectLocation, checks
 from amistore.backends.quotas import Quotas
 from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
-from amistore.objects import RUN_KEY, ResumeLog
+from amistore.objects.multipart import RUN_KEY
+from amistore.objects.resumelog import ResumeLog
 from amistore.objects.store import StoreJob
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord, check_tags

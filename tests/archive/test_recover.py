@@ -16,6 +16,7 @@ import zstandard
 import amistore
 from amistore import BLOCK_SIZE
 from amistore.archive import pieces
+from amistore.archive.recovery import RecoveryReport
 from amistore.container import frames as coded
 from amistore.container import layout, members, segments
 from amistore.container.frames import Frame, FrameEncoder
@@ -90,7 +91,7 @@ def damage(container: bytes, places: list[int], chance: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def check(damaged: bytes, lost: set[tuple[str, int]], tmp_path: Path) -> amistore.archive.RecoveryReport:
+def check(damaged: bytes, lost: set[tuple[str, int]], tmp_path: Path) -> RecoveryReport:
     """Recover; prove that all but `lost` came back, and that those are told."""
     target = tmp_path / "recovered.bin"
     target.unlink(missing_ok=True)

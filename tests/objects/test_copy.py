@@ -161,3 +161,56 @@ def test_the_run_that_a_copy_is_of_is_its_own(cloud: amistore.MemoryBackend) -> 
     cloud.s3.put_object(BUCKET, "from", [runs.stored(cloud.s3, "from") or b""], metadata={RUN_KEY: "other"})
     copied(cloud)
     assert cloud.s3.head_object(BUCKET, "to").metadata[RUN_KEY] != "other"
+
+
+def test_paths_urls_open_files_and_results_are_copied_to_objects_and_files(
+    cloud: amistore.MemoryBackend, tmp_path: Path
+) -> None:
+    whole = runs.stored(cloud.s3, "from")
+    first = amistore.copy(cloud.s3.at(BUCKET, "from"), tmp_path / "1.bin", workers=1)
+    assert first.location == tmp_path / "1.bin" and first.etag is None
+    with (tmp_path / "1.bin").open("rb") as opened:
+        sources = [str(tmp_path / "1.bin"), (tmp_path / "1.bin").as_uri(), opened, first]
+        for number, source in enumerate(sources):
+            told = amistore.copy(source, cloud.s3.at(BUCKET, f"to-{number}"), workers=1)
+            assert runs.stored(cloud.s3, f"to-{number}") == whole
+            second = amistore.copy(told, tmp_path / f"{number}.raw", expected_content_id=first.content_id)
+            assert (tmp_path / f"{number}.raw").read_bytes() == whole
+            assert second == amistore.StoredArchive(
+                location=tmp_path / f"{number}.raw", size=len(whole), content_id=first.content_id
+            )
+
+
+def test_a_copy_to_a_file_is_whole_or_not_there(cloud: amistore.MemoryBackend, tmp_path: Path) -> None:
+    damaged = bytearray(runs.stored(cloud.s3, "from") or b"")
+    damaged[len(damaged) // 2] ^= 1
+    cloud.s3.put_object(BUCKET, "damaged", [bytes(damaged)])
+    with pytest.raises(amistore.CorruptArchiveError, match=r"amistore\.recover"):
+        amistore.copy(cloud.s3.at(BUCKET, "damaged"), tmp_path / "copy.bin")
+    (tmp_path / "there.bin").write_bytes(b"mine")
+    with pytest.raises(amistore.AlreadyExistsError):
+        amistore.copy(cloud.s3.at(BUCKET, "from"), tmp_path / "there.bin")
+    for wrong in ("http://example.org/x.bin", 5):
+        with pytest.raises(amistore.InvalidRequestError, match="target must be a path, or a location"):
+            amistore.copy(cloud.s3.at(BUCKET, "from"), wrong)  # type: ignore[arg-type]
+    with pytest.raises(amistore.InvalidRequestError, match="log= goes with an object"):
+        amistore.copy(cloud.s3.at(BUCKET, "from"), tmp_path / "copy.bin", log=Log())
+    assert [path.name for path in tmp_path.iterdir()] == ["there.bin"]
+
+
+def test_a_copy_of_a_file_resumes_and_one_of_another_file_does_not(
+    cloud: amistore.MemoryBackend, tmp_path: Path
+) -> None:
+    for name in ("1.bin", "2.bin"):
+        amistore.copy(cloud.s3.at(BUCKET, "from"), tmp_path / name)
+    log, calls, to = Log(), Calls(cloud.s3), cloud.s3.at(BUCKET, "to")
+    calls.fail("upload_part", 4, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.copy(tmp_path / "1.bin", to, log=log, workers=1)
+    calls.fail("", 0, RuntimeError())
+    with pytest.raises(amistore.InvalidRequestError, match=r"1\.bin"):
+        amistore.copy(tmp_path / "2.bin", to, log=log)
+    before = len(calls.parts())
+    amistore.copy(tmp_path / "1.bin", to, log=log)
+    assert calls.parts()[before:] == [4, 5, 6]
+    assert runs.stored(cloud.s3, "to") == runs.stored(cloud.s3, "from")

@@ -21,7 +21,7 @@ from objects.test_unpack import DISKS, cloud, unpack
 
 import amistore
 from amistore.container.records import SegmentDescriptor
-from amistore.objects import RUN_KEY
+from amistore.objects.multipart import RUN_KEY
 
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
 

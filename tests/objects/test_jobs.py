@@ -15,7 +15,7 @@ from objects.runs import BUCKET, Calls, Log
 import amistore
 from amistore import MemoryBackend, Tag, TaskEngine
 from amistore.backends import Backend
-from amistore.objects import RUN_KEY
+from amistore.objects.multipart import RUN_KEY
 
 DISKS = [(1, {0: images.block(1), 9: images.block(2)}), (2, {3: images.block(3)})]
 NEW = {"image_id", "name", "creation_date", "block_device_mappings", "snapshots"}

@@ -15,7 +15,7 @@ from objects.runs import BUCKET, KEY, Calls, Log
 from objects.test_unpack import BLOCKS, DISKS, cloud, unpack
 
 import amistore
-from amistore.objects import abandon
+from amistore.objects.abandonment import abandon
 
 
 @pytest.fixture(autouse=True)

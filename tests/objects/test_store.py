@@ -20,7 +20,8 @@ from objects import runs
 from objects.runs import BUCKET, IMAGE, KEY, Calls, Log
 
 import amistore
-from amistore.objects import RUN_KEY, parts
+from amistore.objects import upload
+from amistore.objects.multipart import RUN_KEY
 from amistore.pipeline.packing import PackedUnit
 from amistore.testing import strategies
 
@@ -73,8 +74,8 @@ def test_parts_end_behind_the_segment_that_reaches_the_layouts_size() -> None:
 def test_a_part_ends_behind_a_segment_only_and_has_the_records_of_its_segments() -> None:
     sizes = [(6, None), (1, b"a"), (4, b"b"), (9, None), (1, b"c"), (7, None)]
     units = (PackedUnit([bytes(size)], 0, segment) for size, segment in sizes)
-    begun: deque[parts.Part] = deque()
-    cut = parts.cut_parts(units, 5, 3, begun)
+    begun: deque[upload.Part] = deque()
+    cut = upload._cut_parts(units, 5, 3, begun)
     found = [(part.number, part.size, list(part.records)) for part in cut]
     assert found == [(3, 7, [b"a"]), (4, 14, [b"b", b"c"]), (5, 7, [])]
     assert [part.number for part in begun] == [3, 4, 5]
@@ -82,7 +83,7 @@ def test_a_part_ends_behind_a_segment_only_and_has_the_records_of_its_segments()
 
 def test_more_parts_than_an_object_may_have_are_refused() -> None:
     units = (PackedUnit([bytes(5)], 0, b"a") for _ in range(3))
-    cut = parts.cut_parts(units, 5, 9_999, deque())
+    cut = upload._cut_parts(units, 5, 9_999, deque())
     with pytest.raises(amistore.InvalidRequestError, match="10000 parts"):
         for _ in cut:
             pass
@@ -102,7 +103,7 @@ def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:
 
 
 def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_SPOOL", 3 * amistore.MIB)
+    monkeypatch.setattr(upload, "_SPOOL", 3 * amistore.MIB)
     cloud = runs.cloud()
     from_file: list[int] = []
     send = cloud.s3.upload_part_file
@@ -121,7 +122,7 @@ def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: py
 def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
     monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(parts, "_SPOOL", 1 * amistore.MIB)
+    monkeypatch.setattr(upload, "_SPOOL", 1 * amistore.MIB)
     cloud = runs.cloud()
     Calls(cloud.s3).fail("upload_part", part, amistore.BackendError("no"))
     with runs.nothing_left(), pytest.raises(amistore.BackendError) as caught:
@@ -135,8 +136,8 @@ def test_a_full_disk_under_a_part_is_a_typed_error(room: int, tmp_path: Path) ->
     code = """
 import os, resource, signal, sys, amistore
 from objects import runs
-from amistore.objects import parts
-parts._SPOOL = 1 << 20
+from amistore.objects import upload
+upload._SPOOL = 1 << 20
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 cloud = runs.cloud()
@@ -278,3 +279,20 @@ def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
         ),
         key=repr,
     )
+
+
+def test_a_result_is_an_archive_wherever_one_is_named(tmp_path: Path) -> None:
+    cloud = runs.cloud()
+    stored = runs.store(runs.source(), cloud.s3)
+    in_file = amistore.store(runs.IMAGE, runs.source(), tmp_path / "web.bin")
+    (found,) = amistore.find_archives(cloud.s3, BUCKET)
+    for result in (stored, in_file, found):
+        with amistore.open(result) as archive:
+            assert archive.content_id == result.content_id
+            assert archive.compare(stored).equal
+        image = amistore.unpack(result, cloud.ebs, expected_content_id=result.content_id)
+        assert len(image.snapshot_ids) == len(runs.VOLUMES)
+    restored = amistore.restore(stored, cloud, name="web-2")
+    assert restored.content_id == stored.content_id
+    report = amistore.recover(in_file, tmp_path / "new.bin")
+    assert report.complete and report.content_id == stored.content_id

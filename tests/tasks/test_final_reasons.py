@@ -11,7 +11,7 @@ from tasks.accounts import BUCKET, DISKS, account, disks, snapshots, stored
 
 import amistore
 from amistore import TaskEngine, errors
-from amistore.objects.finality import is_final
+from amistore.errors import is_final
 from amistore.objects.resumelog import MemoryResumeLog
 from amistore.tasks import run
 

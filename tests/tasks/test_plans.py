@@ -30,7 +30,7 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container import layout
 from amistore.model import Fate
 from amistore.model.fidelity import leaves
-from amistore.objects import parts
+from amistore.objects import upload
 from amistore.tasks import RestorePlan, StorePlan
 from amistore.testing import FaultyBackend
 from amistore.testing.strategies import images as any_images
@@ -112,13 +112,13 @@ def test_parts_are_spooled_no_more_than_the_plan_says(
 ) -> None:
     cloud = account("memory", tmp_path)
     sizes: list[int] = []
-    write = parts.files.write_at
+    write = upload.files.write_at
 
     def write_at(descriptor: int, content: Any, offset: int) -> None:
         sizes.append(offset + len(content))
         write(descriptor, content, offset)
 
-    monkeypatch.setattr(parts.files, "write_at", write_at)
+    monkeypatch.setattr(upload.files, "write_at", write_at)
     with TaskEngine(cloud, workers=1) as engine:
         text, noise = registered(cloud, SMALL, name="text"), registered(cloud, NOISE, name="noise")
         assert engine.plan_store(image_id=text, bucket=BUCKET).most_spool_bytes == 0
