@@ -326,7 +326,10 @@ class _Live:
 
     def digests(self, workers: int | None) -> Generator[_Digest, None, None]:
         def digests(gets: SegmentGets) -> list[_Digest]:
-            digests = (hashlib.sha256(block.content).digest() for block in gets)
+            digests = (
+                block.checksum if block.proved and block.checksum else hashlib.sha256(block.content).digest()
+                for block in gets
+            )
             return list(zip(gets.indexes, digests, strict=True))
 
         with worker_pool(workers, None) as (pool, limit):

@@ -54,10 +54,16 @@ class SnapshotBlock:
     """A block's content, 524,288 bytes, and its SHA-256 (32 raw bytes) where the source knows it.
 
     The digest is compared with the content before anything is stored.
+
+    Attributes:
+        content: the bytes.
+        checksum: their SHA-256; None where the source does not know it.
+        proved: whether the two were compared already, in this process, so that nobody needs to hash again.
     """
 
     content: Buffer
     checksum: bytes | None = None
+    proved: bool = False
 
 
 MOST_EMPTY_PAGES = 1000

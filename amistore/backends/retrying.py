@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
+import attrs
+
 from amistore.backends.base import Backend, check_backend
 from amistore.backends.blocks import BlockStore, SnapshotBlock, check_answer
 from amistore.backends.forwarding import Forwarding
@@ -60,11 +62,13 @@ class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
         """Get a block with the digest that its source gives, so that a damaged answer is asked for again."""
         answer = self.inner.get_snapshot_block(snapshot_id, block_index, block_token)
         block = check_answer(answer, snapshot_id, block_index)
-        if block.checksum is not None and block.checksum != hashlib.sha256(block.content).digest():
+        if block.checksum is None:
+            return block
+        if block.checksum != hashlib.sha256(block.content).digest():
             raise ChecksumMismatchError(
                 "the block's content does not have the SHA-256 that its source gives", retryable=True
             )
-        return block
+        return attrs.evolve(block, proved=True)
 
     def start_snapshot(
         self,

@@ -34,13 +34,14 @@ class EncodedSegment:
 
 
 def encode_segment(
-    segment: PlannedSegment, blocks: Iterator[Buffer], *, level: int, check: bool
+    segment: PlannedSegment, blocks: Iterator[tuple[Buffer, bytes | None]], *, level: int, check: bool
 ) -> EncodedSegment:
     """Hash and compress one segment.
 
     Args:
         segment: the segment, from the plan.
-        blocks: exactly its blocks, 524,288 bytes each; taken a frame at a time.
+        blocks: exactly its blocks, 524,288 bytes each, and the SHA-256 of each that is proved; taken a frame
+            at a time.
         level: the zstd level.
         check: whether to decode each frame and compare it before it is handed out.
 
@@ -57,11 +58,12 @@ def encode_segment(
             content = bytearray(content_size)
         view = memoryview(content)
         for at in range(0, content_size, BLOCK_SIZE):
-            block = memoryview(next(blocks, b"")).cast("B")
+            given, digest = next(blocks, (b"", None))
+            block = memoryview(given).cast("B")
             if len(block) != BLOCK_SIZE:
                 raise InvalidRequestError(f"a block has {len(block)} bytes, not {BLOCK_SIZE}")
             view[at : at + BLOCK_SIZE] = block
-            digests.append(hashlib.sha256(view[at : at + BLOCK_SIZE]).digest())
+            digests.append(digest or hashlib.sha256(view[at : at + BLOCK_SIZE]).digest())
         frames.append(encoder.encode(content))
     descriptor = SegmentDescriptor(
         file_id=segment.file_id,

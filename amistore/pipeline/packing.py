@@ -150,11 +150,11 @@ class SegmentEncode:
         return encoded
 
 
-def _contents(gets: SegmentGets, checksums: list[bytes | None]) -> Iterator[Buffer]:
-    """The content of each block; the digests that the source gave are kept in `checksums`."""
+def _contents(gets: SegmentGets, checksums: list[bytes | None]) -> Iterator[tuple[Buffer, bytes | None]]:
+    """Each block, with its digest if it is proved; the digests that the source gave go to `checksums`."""
     for block in gets:
         checksums.append(block.checksum)
-        yield block.content
+        yield block.content, block.checksum if block.proved else None
 
 
 def _items(planned: Plan, source: BlockSource, gets: BlockGets, first: int) -> Iterator[_Item]:

@@ -110,6 +110,7 @@ class AWSBlockStore(BlockStore):
         connection: the connection to AWS.
         settings: the settings for restored snapshots.
         limits: the time limits for each block.
+        requests: how many blocks to get or put at once.
         sleep: a function that waits for so many seconds.
         clock: a monotonic clock, in seconds.
     """
@@ -117,6 +118,7 @@ class AWSBlockStore(BlockStore):
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
     limits: TimeLimits = attrs.field(factory=TimeLimits, repr=False)
+    requests: int = attrs.field(default=64, kw_only=True)  # 32 are too few at 100 ms; 128 gain nothing
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)
     _wire: Wire | None = attrs.field(init=False, repr=False, default=None)

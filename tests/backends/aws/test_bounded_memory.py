@@ -151,7 +151,7 @@ def archive_of_noise() -> list[bytes]:
     planned = plan(images.image([snapshot_id]), [(snapshot_id, 1024, Runs([(0, 1024 * 2048)]))])
     writer = ContainerWriter(planned, 1)
     pieces = [*writer.front(), *writer.volume(planned.volumes[0])]
-    first = encode_segment(planned.segment(0), itertools.repeat(NOISE), level=1, check=False)
+    first = encode_segment(planned.segment(0), itertools.repeat((NOISE, None)), level=1, check=False)
     for sequence in range(planned.segments):
         segment = planned.segment(sequence)
         assert segment.runs.blocks == first.descriptor.runs.blocks
