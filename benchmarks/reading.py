@@ -104,7 +104,7 @@ def _random(path: Path, listed: list[int]) -> Iterable[Row]:
     """Each read is of a block whose frame was not read before."""
     times = []
     chosen = random.Random(1).sample(listed, min(RANDOM_READS, len(listed)))
-    with amistore.open(path) as archive, archive.volumes[0].open(cache_size=0) as disk:
+    with amistore.open(path) as archive, archive.volumes[0].open() as disk:
         for index in chosen:
             start = time.perf_counter()
             disk.seek(index * BLOCK_SIZE + 4096)

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from amistore.archive.comparison import Difference, compare_live, compare_stored
 from amistore.archive.extraction import extract_all
+from amistore.archive.framecache import CACHE_SIZE, FrameCache
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import VerifyReport, verify
 from amistore.archive.volume import Volume
@@ -53,6 +54,7 @@ def open_archive(
     *,
     options: Mapping[str, Any] | None = None,
     expected_content_id: str | None = None,
+    cache_size: int = CACHE_SIZE,
 ) -> Archive:
     """Open an archive to look into it, verify it, compare it, or take disks out.
 
@@ -69,6 +71,7 @@ def open_archive(
             ``client_options``.
         expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Only the
             claim in the index is compared; `verify`, `extract`, `unpack` and the like prove it.
+        cache_size: the bytes of decoded blocks to keep, for all open disks of the archive together.
 
     Raises:
         NotFoundError: no such file or object.
@@ -80,7 +83,7 @@ def open_archive(
         ImportError: the extra that a URL needs is not installed.
     """
     expected = parse_content_id(expected_content_id)
-    container = open_container(what, options)
+    container = open_container(what, options, FrameCache(cache_size))
     try:
         check_content_id(container.index.content_id, expected)
         return Archive(container)
@@ -92,12 +95,14 @@ def open_archive(
 open_archive.__name__ = "open"  # as users know it, for help()
 
 
-def open_container(what: Openable, options: Mapping[str, Any] | None = None) -> ContainerFile:
+def open_container(
+    what: Openable, options: Mapping[str, Any] | None = None, cache: FrameCache | None = None
+) -> ContainerFile:
     """The container in what `open_archive` takes."""
     ranges = open_ranges(what, options)
     try:
         with machine_limits():
-            return ContainerFile(ranges)
+            return ContainerFile(ranges, cache)
     except BaseException:
         ranges.close()
         raise

@@ -229,7 +229,7 @@ def _to_stream(
 ) -> None:
     position = 0
     total = volume.indexed.size // BLOCK_SIZE
-    with contextlib.closing(VolumeFile(volume, cache_size=0, workers=workers)) as disk:
+    with contextlib.closing(VolumeFile(volume, workers=workers, in_order=True)) as disk:
         for piece in _disk_pieces(volume, disk):
             with foreign_errors("extract"), files.operation("extract"):
                 view = memoryview(piece)

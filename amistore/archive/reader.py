@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from amistore import forks
+from amistore.archive.framecache import CACHE_SIZE, FrameCache
 from amistore.backends.ranges import RangeReader
 from amistore.backends.remote import TAIL
 from amistore.container.index import Index
@@ -49,10 +50,12 @@ class ContainerFile:
         head: the HEAD record, from the index.
         image: the image, from the index's copy of the manifest.
         identity, metadata, requests: the attributes of its `RangeReader`.
+        cache: the decoded frames that are kept.
     """
 
-    def __init__(self, ranges: RangeReader) -> None:
+    def __init__(self, ranges: RangeReader, cache: FrameCache | None = None) -> None:
         self._ranges = ranges
+        self.cache = cache or FrameCache(CACHE_SIZE)
         self._renew_lock()
         forks.register(self, ContainerFile._renew_lock)
         self._located: OrderedDict[int, LocatedSegment] = OrderedDict()

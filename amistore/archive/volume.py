@@ -18,7 +18,7 @@ from amistore.errors import advising
 from amistore.model import BlockRange
 from amistore.pipeline.progress import ProgressOption, reporting
 from amistore.text import printable
-from amistore.units import MIB, counted
+from amistore.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,17 +56,17 @@ class Volume:
         name = printable(" ".join([*self.device_names, self.snapshot_id]))
         return f"<Volume {name}: {self.size >> 30} GiB, {counted(self.blocks, 'block')}{lost}>"
 
-    def open(self, *, cache_size: int = 32 * MIB, workers: int | None = None) -> io.RawIOBase:
+    def open(self, *, workers: int | None = None) -> io.RawIOBase:
         """Open the disk as a seekable binary file; holes read as zeros, lost blocks raise `LostBlocksError`.
 
-        For sequential reads, threads read ahead until the file is closed. One thread at a time may use the
-        file; open the disk again for another.
+        For reads in order, threads read ahead until the file is closed: as far as one `read` reaches, and a
+        quarter of what was read in order before it. One thread at a time may use the file; open the disk
+        again for another. All share the archive's cache.
 
         Args:
-            cache_size: the bytes of decoded frames to keep.
             workers: the number of threads that read ahead; None for the number of CPUs.
         """
-        return VolumeFile(self._reader, cache_size=cache_size, workers=workers)
+        return VolumeFile(self._reader, workers=workers)
 
     def extract(
         self,

@@ -1,23 +1,22 @@
-"""`VolumeFile`: a volume as a file, with a cache of decoded frames and read-ahead.
+"""`VolumeFile`: a volume as a file, with read-ahead.
 
-For sequential reads, threads fetch and decode groups of frames ahead of the caller. For any other read one
-frame is fetched, and only the needed blocks are hashed. Memory is bounded: the cache, and two groups of 8 MiB
-for each thread and one more.
+For reads in order, threads fetch and decode groups of frames ahead of the caller. For any other read one
+frame is fetched, and only the needed blocks are hashed. Memory is bounded: the cache of the archive, and a
+group of 8 MiB for each thread and one more.
 """
 
 from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from amistore import forks
 from amistore.archive.volumereader import Hole, VolumeReader
 from amistore.backends.ranges import RangeFile
 from amistore.container.segments import DecodedFrame
-from amistore.errors import AmistoreError, InvalidRequestError, LostBlocksError, machine_limits
+from amistore.errors import AmistoreError, LostBlocksError, machine_limits
 from amistore.pipeline.workers import worker_count
 from amistore.units import BLOCK_SIZE, MIB
 
@@ -30,30 +29,35 @@ _Place = tuple[int, int]  # sequence number of a segment, number of a frame in i
 
 
 class VolumeFile(RangeFile):
-    """A volume as a read-only file. One thread at a time."""
+    """A volume as a read-only file. One thread at a time.
 
-    def __init__(self, volume: VolumeReader, *, cache_size: int, workers: int | None) -> None:
-        if type(cache_size) is not int or cache_size < 0:
-            raise InvalidRequestError(f"cache_size must be a whole number from 0 on, not {cache_size!r}")
+    Args:
+        volume: the volume, whose container's cache is used.
+        workers: the number of threads that decode ahead; None for the number of CPUs.
+        in_order: whether all of it is read from the beginning on.
+    """
+
+    def __init__(self, volume: VolumeReader, *, workers: int | None, in_order: bool = False) -> None:
         self._volume = volume
-        self._cache_size = cache_size
         self._workers = worker_count(workers)
+        self._in_order = in_order
         self._start()
         forks.register(self, VolumeFile._start)
         self._lost_starts = [lost.first_block for lost in volume.lost_blocks]
         super().__init__(volume.indexed.size)
 
     def _start(self) -> None:
-        """Begin with an empty cache; in a forked child again, where no thread answers earlier requests."""
-        self._cache = _FrameCache(self._cache_size)
-        self._ahead = _ReadAhead(self._volume, self._workers)
+        """Begin anew; in a forked child again, where no thread answers earlier requests."""
+        self._ahead = _ReadAhead(self._volume, max(self._workers, self._volume.container.requests))
         self._place: _Place | None = None
+        self._frame: DecodedFrame | None = None
+        self._run = 0  # bytes of frames that were read in order
 
     def close(self) -> None:
         """End the threads that read ahead."""
         if not self.closed and hasattr(self, "_ahead"):  # not if it was refused at birth
             self._ahead.stop()
-            self._cache.clear()
+            self._frame = None
         super().close()
 
     @machine_limits()
@@ -65,7 +69,7 @@ class VolumeFile(RangeFile):
             length = min(len(view), self._hole_end(index, place.end) * BLOCK_SIZE - position)
             view[:length] = bytes(length)
             return length
-        frame = self._frame(place)
+        frame = self._frame_at(place, len(view))
         at = frame.indexes.index(index)
         length = min(len(view), BLOCK_SIZE - start)
         view[:length] = frame.block(at).content[start : start + length]
@@ -83,18 +87,29 @@ class VolumeFile(RangeFile):
         following = self._lost_starts[at + 1 : at + 2]
         return min([end, *following])
 
-    def _frame(self, place: _Place) -> DecodedFrame:
-        frame = self._cache.get(place) or self._ahead.take(place)
-        if frame is None:
-            frame = self._volume.read_frames(*place, 1)[0]
-        self._cache.put(place, frame)
-        if place != self._place:
-            if self._place is not None and place == self._following(self._place):
-                self._ahead.start(self._following(place))
-            else:
-                self._ahead.drop()
-            self._place = place
+    def _frame_at(self, place: _Place, wanted: int) -> DecodedFrame:
+        """A frame; `wanted` bytes from it on are to be read now."""
+        if self._frame is not None and place == self._place:
+            return self._frame
+        following = self._place is not None and place == self._following(self._place)
+        self._run = self._run + self._volume.frame_size if following else 0
+        if not following:
+            self._ahead.drop()  # the caller now reads elsewhere
+        if self._in_order:
+            frame = self._fetch(place, 2**63)
+        else:
+            cache = self._volume.container.cache
+            frame = cache.get(place, lambda: self._fetch(place, wanted - self._volume.frame_size))
+        self._place, self._frame = place, frame
         return frame
+
+    def _fetch(self, place: _Place, sure: int) -> DecodedFrame:
+        """Fetch a frame, and begin to fetch what follows: what is `sure` to be read, and what may be."""
+        size = self._volume.frame_size
+        # A guess is worth a fraction of what proved it: random reads fetch nothing that they do not touch.
+        count = max(-(-sure // size), (max(0, sure) + self._run // 4) // size)
+        self._ahead.start(self._following(place), count)
+        return self._ahead.take(place) or self._volume.read_frames(*place, 1)[0]
 
     def _following(self, place: _Place) -> _Place:
         sequence, number = place
@@ -103,63 +118,40 @@ class VolumeFile(RangeFile):
         return sequence + 1, 0
 
 
-class _FrameCache:
-    """Decoded frames; the least recently used are dropped first, and at least one is kept."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._used = 0
-        self._frames: OrderedDict[_Place, DecodedFrame] = OrderedDict()
-
-    def get(self, place: _Place) -> DecodedFrame | None:
-        frame = self._frames.get(place)
-        if frame is not None:
-            self._frames.move_to_end(place)
-        return frame
-
-    def put(self, place: _Place, frame: DecodedFrame) -> None:
-        if place in self._frames:
-            return
-        self._frames[place] = frame
-        self._used += len(frame.indexes) * BLOCK_SIZE
-        while self._used > self._size and len(self._frames) > 1:
-            _, dropped = self._frames.popitem(last=False)
-            self._used -= len(dropped.indexes) * BLOCK_SIZE
-
-    def clear(self) -> None:
-        self._frames.clear()
-        self._used = 0
-
-
 class _ReadAhead:
     """Groups of frames that threads fetch, in the order of their use."""
 
-    def __init__(self, volume: VolumeReader, workers: int) -> None:
+    def __init__(self, volume: VolumeReader, threads: int) -> None:
         self._volume = volume
-        self._workers = workers
+        self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
-        self._pending: deque[tuple[_Place, Future[list[DecodedFrame]]]] = deque()
+        # The first frame of each group, how many frames it has, and what fetches it.
+        self._pending: deque[tuple[_Place, int, Future[list[DecodedFrame]]]] = deque()
         self._arrived: dict[_Place, DecodedFrame] = {}
-        self._next: Iterator[tuple[_Place, int]] | None = None
+        self._next: _Place | None = None
 
-    def start(self, place: _Place) -> None:
-        """Read ahead from a frame on, unless that is under way."""
-        if self._next is None:
-            self._next = self._groups(place)
-        while len(self._pending) <= 2 * self._workers:
-            group = next(self._next, None)
-            if group is None:
-                return
+    def start(self, place: _Place, wanted: int) -> None:
+        """Read so many frames ahead, from a frame on; where that is under way, go on with it."""
+        wanted -= sum(count for _, count, _ in self._pending)
+        sequence, first = max(self._next or place, place)
+        while wanted > 0 and sequence < self._volume.segments.stop and len(self._pending) <= self._threads:
+            frames = self._volume.frames_of(sequence)
+            count = min(max(1, _GROUP_SIZE // self._volume.frame_size), frames - first, wanted)
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="amistore-read")
-            self._pending.append((group[0], self._pool.submit(self._fetch, *group)))
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="amistore-read")
+            fetching = self._pool.submit(self._fetch, (sequence, first), count)
+            self._pending.append(((sequence, first), count, fetching))
+            wanted -= count
+            first += count
+            sequence, first = (sequence, first) if first < frames else (sequence + 1, 0)
+            self._next = sequence, first
 
     def take(self, place: _Place) -> DecodedFrame | None:
         """Wait for a frame that is read ahead; None for a frame outside the next group."""
         while len(self._pending) > 1 and self._pending[1][0] <= place:
             self._pending.popleft()  # what it held was in the cache
-        if self._pending and self._pending[0][0] == place:
-            (sequence, first), future = self._pending.popleft()
+        if self._pending and self._pending[0][0] <= place:
+            (sequence, first), _, future = self._pending.popleft()
             # Where a group fails, each of its frames is read by itself when it is wanted.
             with contextlib.suppress(AmistoreError):
                 frames = enumerate(future.result(), first)
@@ -180,17 +172,6 @@ class _ReadAhead:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-
-    def _groups(self, place: _Place) -> Iterator[tuple[_Place, int]]:
-        sequence, first = place
-        while sequence < self._volume.segments.stop:
-            frames = self._volume.frames_of(sequence)
-            step = max(1, _GROUP_SIZE // self._volume.frame_size)
-            while first < frames:
-                count = min(step, frames - first)
-                yield (sequence, first), count
-                first += count
-            sequence, first = sequence + 1, 0
 
     def _fetch(self, place: _Place, count: int) -> list[DecodedFrame]:
         frames = self._volume.read_frames(*place, count)

@@ -14,6 +14,7 @@ import pytest
 import amistore
 from amistore import BLOCK_SIZE
 from amistore.archive.archive import Archive
+from amistore.archive.framecache import FrameCache
 from amistore.archive.reader import ContainerFile
 from amistore.backends.ranges import RangeReader
 from amistore.container.layout import Layout
@@ -104,7 +105,8 @@ def test_reading_in_order_merges_neighbouring_frames_into_one_read(
 @pytest.mark.parametrize("cache_size", [0, 1 << 20, 64 << 20])
 def test_any_pattern_of_reads_gives_the_disks_bytes(archive: Archive, cache_size: int) -> None:
     chance = random.Random(cache_size)
-    with archive.volumes[0].open(cache_size=cache_size, workers=2) as disk:
+    archive._container.cache = FrameCache(cache_size)
+    with archive.volumes[0].open(workers=2) as disk:
         position = 0
         for _ in range(150):
             if chance.random() < 0.3:
@@ -130,7 +132,8 @@ def test_reading_ahead_goes_on_after_frames_that_were_in_the_cache(
 def test_the_cache_is_bounded(archive: Archive) -> None:
     tracemalloc.start()
     try:
-        with archive.volumes[0].open(cache_size=2 << 20, workers=1) as disk:
+        archive._container.cache = FrameCache(2 << 20)
+        with archive.volumes[0].open(workers=1) as disk:
             for index in [*range(0, 40, 4), *range(2, 40, 4)]:  # never in order
                 disk.seek(index * BLOCK_SIZE)
                 disk.read(10)
@@ -154,7 +157,7 @@ def test_whence_end_of_file_and_what_cannot_be_done(archive: Archive) -> None:
     with pytest.raises(ValueError, match="closed"):
         disk.read(1)
     with pytest.raises(amistore.InvalidRequestError):
-        archive.volumes[0].open(cache_size=-1)
+        amistore.open(io.BytesIO(), cache_size=-1)
     with pytest.raises(amistore.InvalidRequestError):
         archive.volumes[0].open(workers=0)
     assert archive.volumes[1].open().read(100) == bytes(100)
@@ -231,3 +234,56 @@ def test_damage_under_read_ahead_is_raised_where_it_is_reached(counting: Countin
         assert (caught.value.segment, caught.value.block_index) == (2, 16)
         disk.seek(18 * BLOCK_SIZE)  # the segment's next frame is whole
         assert disk.read(BLOCK_SIZE) == BLOCKS[18]
+
+
+def fetched(counting: Counting, archive: Archive) -> tuple[int, int]:
+    """Bytes that were read of frames, and of those frames that lie in them, each once."""
+    container = archive._container
+    frames = [
+        (located.frame_offset(number), frame.size)
+        for located in map(container.segment, range(len(container.index.offsets)))
+        for number, frame in enumerate(located.descriptor.frames)
+    ]
+    places = {offset for offset, _ in frames}
+    reads = [each for each in counting.reads if each[0] in places]
+    distinct = {frame for frame in frames for start, length in reads if start <= frame[0] < start + length}
+    return sum(length for _, length in reads), sum(size for _, size in distinct)
+
+
+def test_random_reads_by_several_readers_fetch_each_frame_once(archive: Archive, counting: Counting) -> None:
+    chance = random.Random(5)
+    places = [chance.choice(sorted(BLOCKS)) * BLOCK_SIZE + 4096 * chance.randrange(100) for _ in range(400)]
+    touched = {archive.volumes[0]._reader.locate(place // BLOCK_SIZE) for place in places}
+
+    def read(part: list[int]) -> None:
+        with archive.volumes[0].open() as disk:
+            for place in part:
+                disk.seek(place)
+                assert disk.read(4096) == expected(place, 4096)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, (places[start::4] for start in range(4))))
+    read_bytes, distinct = fetched(counting, archive)
+    assert read_bytes == distinct
+    assert len([each for each in counting.reads if each[1] > 0]) <= 1 + 8 + len(touched) + 8
+
+
+def test_a_boots_trace_fetches_little_that_it_does_not_read() -> None:
+    """Short runs in order at many places, as of files that a guest reads."""
+    blocks = {i: images.block(i + 1) for i in range(128)}
+    counting = Counting(images.packed([(1, blocks)], FORM))
+    archive = Archive(ContainerFile(counting))
+    chance = random.Random(7)
+    touched = set()
+    with archive.volumes[0].open(workers=2) as disk:
+        for _ in range(120):
+            position = chance.randrange(124) * BLOCK_SIZE
+            for _ in range(chance.randrange(1, 24)):
+                disk.seek(position)
+                assert disk.read(65_536)
+                touched.add(archive.volumes[0]._reader.locate(position // BLOCK_SIZE))
+                position = min(position + 65_536, 127 * BLOCK_SIZE)
+    container = archive._container
+    wanted = sum(container.segment(place[0]).descriptor.frames[place[1]].size for place in touched)  # type: ignore[index]
+    read_bytes, _ = fetched(counting, archive)
+    assert read_bytes <= 1.1 * wanted

@@ -1,0 +1,69 @@
+"""`FrameCache`: decoded frames of an archive, shared by all its open volumes and their threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from amistore import forks
+from amistore.container.segments import DecodedFrame
+from amistore.errors import InvalidRequestError
+from amistore.units import BLOCK_SIZE, MIB
+
+__all__ = ["CACHE_SIZE", "FrameCache"]
+
+CACHE_SIZE = 64 * MIB
+"""The decoded bytes that an archive keeps."""
+
+_Place = tuple[int, int]  # sequence number of a segment, number of a frame in it
+
+
+class FrameCache:
+    """Frames, each fetched once for all that want it at a time; the least recently used are dropped first.
+
+    Args:
+        size: the decoded bytes to keep.
+    """
+
+    def __init__(self, size: int) -> None:
+        if type(size) is not int or size < 0:
+            raise InvalidRequestError(f"cache_size must be a whole number from 0 on, not {size!r}")
+        self._size = size
+        self.clear()
+        forks.register(self, FrameCache.clear)  # where a frame is fetched, a child would wait for ever
+
+    def clear(self) -> None:
+        """Drop all frames."""
+        self._lock = threading.Lock()
+        self._used = 0
+        self._frames: OrderedDict[_Place, Future[DecodedFrame]] = OrderedDict()
+
+    def get(self, place: _Place, fetch: Callable[[], DecodedFrame]) -> DecodedFrame:
+        """The frame of a place; `fetch` gets it where it is not here."""
+        with self._lock:
+            frame = self._frames.get(place)
+            if frame is not None:
+                self._frames.move_to_end(place)
+            else:
+                mine = self._frames[place] = Future()
+        if frame is not None:
+            return frame.result()
+        try:
+            fetched = fetch()
+        except BaseException as error:
+            with self._lock:
+                self._frames.pop(place, None)
+            mine.set_exception(error)
+            raise
+        mine.set_result(fetched)
+        self._count(place, fetched)
+        return fetched
+
+    def _count(self, place: _Place, fetched: DecodedFrame) -> None:
+        with self._lock:
+            self._used += len(fetched.indexes) * BLOCK_SIZE
+            while self._used > self._size:
+                oldest = next(each for each, frame in self._frames.items() if frame.done())
+                self._used -= len(self._frames.pop(oldest).result().indexes) * BLOCK_SIZE
