@@ -12,6 +12,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
 
+from typing_extensions import Self
+
 from amistore.text import printable
 
 __all__ = [
@@ -59,6 +61,13 @@ class AmistoreError(Exception):
         message = printable(self.message, lines=True)
         return f"{message} ({', '.join(known)})" if known else message
 
+    def locate(self, **facts: Any) -> Self:
+        """Fill in facts that a deeper layer could not know, by their names; known ones stay."""
+        for name, value in facts.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        return self
+
 
 def _cut(fact: object) -> str:
     """Cut what is no string and long, such as an image given for its id. Keys are never cut."""
@@ -96,26 +105,18 @@ class ArchiveError(AmistoreError):
         self.snapshot_id = snapshot_id
         self.block_index = block_index
 
-    def locate(
-        self,
-        *,
-        offset: int | None = None,
-        record: str | None = None,
-        segment: int | None = None,
-        snapshot_id: str | None = None,
-        block_index: int | None = None,
-    ) -> ArchiveError:
-        """Fill in facts that a deeper layer could not know; known ones stay."""
-        self.offset = offset if self.offset is None else self.offset
-        self.record = record if self.record is None else self.record
-        self.segment = segment if self.segment is None else self.segment
-        self.snapshot_id = snapshot_id if self.snapshot_id is None else self.snapshot_id
-        self.block_index = block_index if self.block_index is None else self.block_index
-        return self
-
 
 class CorruptArchiveError(ArchiveError):
     """The bytes are not what a writer of this format writes: damage, or an attack."""
+
+
+@contextlib.contextmanager
+def locating(**facts: Any) -> Iterator[None]:
+    """Tell errors about an archive's bytes where these are; facts that are known stay."""
+    try:
+        yield
+    except ArchiveError as error:
+        raise error.locate(**facts) from error.__cause__
 
 
 REMEDY: Final = "take another copy, or amistore.recover saves what is left"
@@ -182,12 +183,6 @@ class BackendError(AmistoreError):
         self.image_id = image_id
         self.bucket = bucket
         self.key = key
-
-    def locate(self, **facts: Any) -> None:
-        """Fill in facts that a deeper layer could not know, by their names; known ones stay."""
-        for name, value in facts.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol, Union, cast
 from typing_extensions import Self
 
 from amistore.archive.comparison import Difference, compare_live, compare_stored
-from amistore.archive.extraction import extract_all
+from amistore.archive.extraction import Extraction, extract_all
 from amistore.archive.framecache import CACHE_SIZE, FrameCache
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import VerifyReport, verify
@@ -316,10 +316,7 @@ class Archive:
         root = check_path(folder, "folder")
         check_content_id(self._container.index.content_id, expected)
         with reporting(progress) as report, advising(), files.operation("extract"):
-            return extract_all(
-                encode_manifest(self.image),
-                [volume._reader for volume in self.volumes],
-                root,
+            how = Extraction(
                 overwrite=overwrite,
                 resume=resume,
                 allow_lost=allow_lost,
@@ -327,6 +324,8 @@ class Archive:
                 workers=workers,
                 progress=report,
             )
+            readers = [volume._reader for volume in self.volumes]
+            return extract_all(encode_manifest(self.image), readers, root, how)
 
     def compare(
         self,

@@ -40,7 +40,7 @@ from amistore.pipeline.requests import Reads
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["LOST_BLOCK", "extract", "extract_all"]
+__all__ = ["LOST_BLOCK", "Extraction", "extract", "extract_all"]
 
 _NOTE = b"amistore: this block was lost before this disk was recovered\n"
 LOST_BLOCK = (_NOTE * (BLOCK_SIZE // len(_NOTE) + 1))[:BLOCK_SIZE]
@@ -49,63 +49,59 @@ LOST_BLOCK = (_NOTE * (BLOCK_SIZE // len(_NOTE) + 1))[:BLOCK_SIZE]
 _BLKZEROOUT = 0x127F  # linux/fs.h
 
 
-def extract(
-    volume: VolumeReader,
-    target: str | os.PathLike[str] | BinaryIO,
-    *,
-    overwrite: bool,
-    resume: bool,
-    allow_lost: bool,
-    expected: bytes | None,
-    workers: int | None,
-    progress: ProgressCallback,
-) -> None:
+@attrs.frozen(kw_only=True)
+class Extraction:
+    """How volumes are extracted; the attributes are arguments of `Volume.extract`."""
+
+    overwrite: bool
+    resume: bool
+    allow_lost: bool
+    expected: bytes | None
+    workers: int | None
+    progress: ProgressCallback
+
+
+def extract(volume: VolumeReader, target: str | os.PathLike[str] | BinaryIO, how: Extraction) -> None:
     """As `Volume.extract`, but refuse a link in the target's place."""
-    check_content_id(volume.container.index.content_id, expected)
-    check_lost(volume, allow_lost)
+    check_content_id(volume.container.index.content_id, how.expected)
+    check_lost(volume, how.allow_lost)
     if not isinstance(target, (str, os.PathLike)):
         writable = getattr(target, "writable", None)
         if not hasattr(target, "write") or (callable(writable) and not writable()):
             raise InvalidRequestError(
                 f"extract writes to a path or a binary file open for writing, not to {type(target).__name__}"
             )
-        if expected is not None:  # what was written cannot be taken back: each block is proved by these
-            for _ in volume.descriptors(workers):
+        if how.expected is not None:  # what was written cannot be taken back: each block is proved by these
+            for _ in volume.descriptors(how.workers):
                 pass
-        _to_stream(volume, target, workers, progress)
+        _to_stream(volume, target, how)
         return
     path = Path(target)
     with files.operation("extract", path=path):
-        writing = _Writing(volume, workers, progress, resume)
+        writing = _Writing(volume, how)
         if os.path.lexists(path) and stat.S_ISBLK(path.lstat().st_mode):
-            if not overwrite:
+            if not how.overwrite:
                 raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces its content")
             _to_device(writing, path)
             return
-        files.check_target(path, overwrite=overwrite)
+        files.check_target(path, overwrite=how.overwrite)
         with contextlib.suppress(OSError, ValueError):  # not every archive has a path
             if path.samefile(volume.container.name):
                 raise InvalidRequestError(f"{path} is the archive itself")
         if volume.lost_blocks:
-            files.check_target(_map_path(path), overwrite=overwrite or resume)
-        _to_file(writing, path, overwrite)
+            files.check_target(_map_path(path), overwrite=how.overwrite or how.resume)
+        _to_file(writing, path)
 
 
 def extract_all(
     manifest: bytes,
     volumes: Sequence[VolumeReader],
     root: Path,
-    *,
-    overwrite: bool,
-    resume: bool,
-    allow_lost: bool,
-    expected: bytes | None,
-    workers: int | None,
-    progress: ProgressCallback,
+    how: Extraction,
 ) -> list[Path]:
     """As `Archive.extract`."""
     for volume in volumes:
-        check_lost(volume, allow_lost)
+        check_lost(volume, how.allow_lost)
     root.mkdir(parents=True, exist_ok=True)
     paths = [
         root / f"{volume.indexed.snapshot_id}.{'incomplete.raw' if volume.lost_blocks else 'raw'}"
@@ -115,28 +111,19 @@ def extract_all(
     for path in (described, *paths):  # names that the archive chose: no link there is followed
         files.check_target(path, overwrite=True)
     done = [path for path in (described, *paths) if path.exists()]
-    if done and not (overwrite or resume):
+    if done and not (how.overwrite or how.resume):
         raise AlreadyExistsError(f"{done[0]} exists: overwrite=True replaces it, resume=True goes on from it")
-    if overwrite:  # it comes back last, to tell that all is there
+    if how.overwrite:  # it comes back last, to tell that all is there
         described.unlink(missing_ok=True)
         done = []
     blocks, total = 0, sum(volume.indexed.blocks for volume in volumes)
     for volume, path in zip(volumes, paths, strict=True):
         if path in done:
-            _prove(volume, path, workers)
+            _prove(volume, path, how.workers)
         else:
-            extract(
-                volume,
-                path,
-                overwrite=overwrite,
-                resume=resume,
-                allow_lost=allow_lost,
-                expected=expected,
-                workers=workers,
-                progress=_part(progress, blocks, total),
-            )
+            extract(volume, path, attrs.evolve(how, progress=_part(how.progress, blocks, total)))
         blocks += volume.indexed.blocks
-    _write_manifest(described, manifest, there=described in done, overwrite=overwrite)
+    _write_manifest(described, manifest, there=described in done, overwrite=how.overwrite)
     return paths
 
 
@@ -167,9 +154,10 @@ def check_lost(volume: VolumeReader, allowed: bool) -> None:
         )
 
 
-def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
-    if not writing.resume:
-        with files.new_file(path, overwrite=overwrite) as descriptor:
+def _to_file(writing: _Writing, path: Path) -> None:
+    how = writing.how
+    if not how.resume:
+        with files.new_file(path, overwrite=how.overwrite) as descriptor:
             os.truncate(descriptor, writing.volume.indexed.size)
             writing.write(descriptor)
             _write_map(writing.volume, path)
@@ -198,7 +186,7 @@ def _to_file(writing: _Writing, path: Path, overwrite: bool) -> None:
             )
         os.fsync(descriptor)
         _write_map(writing.volume, path)
-        files.publish(part, path, overwrite=overwrite)
+        files.publish(part, path, overwrite=how.overwrite)
 
 
 def _foreign_block(descriptor: int, size: int, runs: Runs, lost: Runs) -> int | None:
@@ -224,12 +212,10 @@ def _to_device(writing: _Writing, path: Path) -> None:
         os.fsync(descriptor)
 
 
-def _to_stream(
-    volume: VolumeReader, stream: BinaryIO, workers: int | None, progress: ProgressCallback
-) -> None:
+def _to_stream(volume: VolumeReader, stream: BinaryIO, how: Extraction) -> None:
     position = 0
     total = volume.indexed.size // BLOCK_SIZE
-    with contextlib.closing(VolumeFile(volume, workers=workers, in_order=True)) as disk:
+    with contextlib.closing(VolumeFile(volume, workers=how.workers, in_order=True)) as disk:
         for piece in _disk_pieces(volume, disk):
             with foreign_errors("extract"), files.operation("extract"):
                 view = memoryview(piece)
@@ -240,7 +226,7 @@ def _to_stream(
                         raise OSError(f"write gave {written} for {len(view)} bytes")
                     view = view[written:]
             position += len(piece)
-            progress(Progress(phase=Phase.EXTRACT, blocks=position // BLOCK_SIZE, total_blocks=total))
+            how.progress(Progress(phase=Phase.EXTRACT, blocks=position // BLOCK_SIZE, total_blocks=total))
 
 
 def _disk_pieces(volume: VolumeReader, disk: VolumeFile) -> Iterator[bytes]:
@@ -268,9 +254,7 @@ class _Writing:
     """The extraction of one volume to a file or device."""
 
     volume: VolumeReader
-    workers: int | None
-    progress: ProgressCallback
-    resume: bool
+    how: Extraction
     zero_holes: bool = False
     runs: Runs = attrs.field(factory=Runs)
     lost: Runs = attrs.field(factory=Runs)
@@ -287,7 +271,7 @@ class _Writing:
             return self._segment(descriptor, *task)
 
         with (
-            worker_pool(self.workers, None) as (pool, limit),
+            worker_pool(self.how.workers, None) as (pool, limit),
             contextlib.closing(
                 ordered_map(
                     pool,
@@ -311,7 +295,7 @@ class _Writing:
 
     def _tasks(self, loads: Reads[StoredSegment]) -> Iterator[_Task]:
         for sequence in self.volume.segments:
-            if self.resume:  # the worker looks first whether it is there already
+            if self.how.resume:  # the worker looks first whether it is there already
                 yield sequence, functools.partial(self.volume.container.load, sequence)
             else:
                 yield sequence, loads.begin(sequence)
@@ -326,7 +310,7 @@ class _Writing:
             for first, count in located.descriptor.runs:
                 _zero(descriptor, end * BLOCK_SIZE, first * BLOCK_SIZE)
                 end = first + count
-        if self.resume:
+        if self.how.resume:
             located = container.segment(sequence)
             if _there(descriptor, located.descriptor):
                 return located.descriptor
@@ -336,7 +320,9 @@ class _Writing:
         return stored.located.descriptor
 
     def _report(self, blocks: int) -> None:
-        self.progress(Progress(phase=Phase.EXTRACT, blocks=blocks, total_blocks=self.volume.indexed.blocks))
+        self.how.progress(
+            Progress(phase=Phase.EXTRACT, blocks=blocks, total_blocks=self.volume.indexed.blocks)
+        )
 
 
 def _there(descriptor: int, segment: SegmentDescriptor) -> bool:

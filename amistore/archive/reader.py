@@ -7,7 +7,6 @@ read: INDX has their content, and `verification.py` compares the two.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import threading
@@ -15,6 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import accumulate
 
 from amistore import forks
@@ -26,7 +26,7 @@ from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, descriptor_limi
 from amistore.container.members import PREAMBLE
 from amistore.container.records import Foot, Head, SegmentDescriptor, refuse_newer
 from amistore.container.segments import LocatedSegment, StoredSegment, check_place
-from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
+from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError, locating
 from amistore.model import Image
 from amistore.pipeline.requests import Reads, requests_of
 from amistore.text import printable
@@ -77,10 +77,8 @@ class ContainerFile:
             record = self._read(
                 self.foot.index_offset, self.foot.index_length, "INDX", has_digest(self.foot.index_digest)
             )
-        try:
+        with locating(offset=self.foot.index_offset, record="INDX"):
             self._open_index(record)
-        except ArchiveError as error:
-            raise error.locate(offset=self.foot.index_offset, record="INDX") from None
         counts = [volume.segments for volume in self.index.volumes]
         self._first_segments: list[int] = list(accumulate(counts, initial=0))
 
@@ -231,7 +229,8 @@ class ContainerFile:
         content = self._read(offset, length, f"segment {sequence}", intact)
         if located is None:
             located = self._parse(sequence, content)
-        frames = _cut(located, 0, memoryview(content)[located.payload - offset :])
+        pieces = _cut(located, 0, memoryview(content)[located.payload - offset :])
+        frames = [bytes(piece) for piece in pieces]
         missing = len(located.descriptor.frames) - len(frames)
         if missing:  # frames longer than zstd makes them
             frames += self.frames(located, len(frames), missing)
@@ -248,20 +247,16 @@ class ContainerFile:
         content = self._read(
             offset, size, "frame", lambda content: _frames_are_intact(located, first, memoryview(content))
         )
-        return _cut(located, first, memoryview(content))
+        return [bytes(piece) for piece in _cut(located, first, memoryview(content))]
 
-    @contextlib.contextmanager
-    def locating(self, sequence: int) -> Iterator[None]:
+    def locating(self, sequence: int) -> AbstractContextManager[None]:
         """Add a segment's place to errors about its bytes."""
-        try:
-            yield
-        except ArchiveError as error:
-            raise error.locate(
-                record="SEGD",
-                offset=self.index.offsets[sequence],
-                segment=sequence,
-                snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
-            ) from None
+        return locating(
+            record="SEGD",
+            offset=self.index.offsets[sequence],
+            segment=sequence,
+            snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
+        )
 
     def _descriptor_is_intact(self, sequence: int, content: bytes) -> bool:
         return has_digest(self.index.segment_digest(sequence))(_descriptor(content))
@@ -342,23 +337,15 @@ def _descriptor(content: bytes) -> bytes:
 
 def _frames_are_intact(located: LocatedSegment, first: int, content: memoryview) -> bool:
     """Whether the frames from the `first` on that `content` holds have their CRCs."""
-    at = 0
-    for frame in located.descriptor.frames[first:]:
-        if at + frame.size > len(content):
-            break
-        if zlib.crc32(content[at : at + frame.size]) != frame.crc32:
-            return False
-        at += frame.size
-    return True
+    found = zip(_cut(located, first, content), located.descriptor.frames[first:], strict=False)
+    return all(zlib.crc32(piece) == frame.crc32 for piece, frame in found)
 
 
-def _cut(located: LocatedSegment, first: int, content: memoryview) -> list[bytes]:
+def _cut(located: LocatedSegment, first: int, content: memoryview) -> Iterator[memoryview]:
     """The bytes of the frames from the `first` on that `content` holds."""
-    frames = []
     at = 0
     for frame in located.descriptor.frames[first:]:
         if at + frame.size > len(content):
-            break
-        frames.append(bytes(content[at : at + frame.size]))
+            return
+        yield content[at : at + frame.size]
         at += frame.size
-    return frames

@@ -37,6 +37,7 @@ from amistore.errors import (
     InvalidRequestError,
     advising,
     is_unadvised,
+    locating,
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import Reads
@@ -384,14 +385,12 @@ class Verification:
             return
         most = layout.MAX_OTHERS * layout.MAX_DESCRIPTOR
         wrong = "too many records to skip stand here, or they are damaged"
-        try:
+        with locating(offset=offset, record="record"):
             content = self._container.read(
                 offset, min(end - offset, most), "record", opens(check_others), wrong
             )
             if len(content) < end - offset:
                 raise CorruptArchiveError(wrong)
-        except ArchiveError as error:
-            raise error.locate(offset=offset, record="record") from None
 
     def _end(self) -> None:
         """Check that the tail is still the one that was opened."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from amistore.archive.extraction import extract
+from amistore.archive.extraction import Extraction, extract
 from amistore.archive.reader import ContainerFile
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader
@@ -112,9 +112,7 @@ class Volume:
         if isinstance(target, (str, os.PathLike)):
             target = os.path.realpath(target)  # a link stays, what it leads to is written
         with reporting(progress) as report, advising():
-            extract(
-                self._reader,
-                target,
+            how = Extraction(
                 overwrite=overwrite,
                 resume=resume,
                 allow_lost=allow_lost,
@@ -122,6 +120,7 @@ class Volume:
                 workers=workers,
                 progress=report,
             )
+            extract(self._reader, target, how)
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:
         """The listed blocks, ascending, as ranges; no range goes beyond its segment."""

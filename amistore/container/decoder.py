@@ -21,7 +21,7 @@ from amistore.container.members import PREAMBLE, PreludeReader, open_manifest
 from amistore.container.plan import PlannedSegment, PlannedVolume, Shards, cut_segment
 from amistore.container.records import Foot, Head, SegmentDescriptor, check_other, open_envelope, open_record
 from amistore.container.segments import LocatedSegment, StoredSegment, check_segment
-from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError
+from amistore.errors import ArchiveError, CorruptArchiveError, TruncatedArchiveError, locating
 from amistore.model import Image
 
 __all__ = [
@@ -89,20 +89,14 @@ class _Reader:
         yield from self._front()
         yield ContainerStart(self._head, self._image)
         for number in range(self._head.volumes):
-            try:
+            with locating(record="VOLD"):
                 volume = yield from self._prelude(number)
-            except ArchiveError as error:
-                raise error.locate(record="VOLD") from error.__cause__
             yield VolumeStart(volume)
             step = self._head.layout.blocks_per_segment
             for ordinal in range(0, volume.runs.blocks, step):
                 planned = cut_segment(self._head.file_id, volume, ordinal, self._head.layout)
-                try:
+                with locating(record="SEGD", segment=planned.sequence, snapshot_id=volume.snapshot_id):
                     stored = yield from self._segment(planned, volume)
-                except ArchiveError as error:
-                    raise error.locate(
-                        record="SEGD", segment=planned.sequence, snapshot_id=volume.snapshot_id
-                    ) from error.__cause__
                 yield stored
                 del stored  # up to 32 MiB that only the receiver should hold
                 yield from self._pad()
@@ -161,10 +155,8 @@ class _Reader:
                 record="PREAMBLE",
             )
         record = yield from self._record(layout.HEAD, layout.MAX_DESCRIPTOR)
-        try:
+        with locating(record="HEAD"):
             self._head = Head.parse(record)
-        except ArchiveError as error:
-            raise error.locate(record="HEAD") from None
         self._shards = Shards(self._head.layout, self._head.segments)
         frames = yield from self._frames(self._head.frames, "manifest")
         self._manifest, self._image = open_manifest(self._head, b"".join(frames))
@@ -212,10 +204,8 @@ class _Reader:
             self._ledger.offset += len(pad)
 
     def _tail(self) -> Reading:
-        try:
+        with locating(record="HEAD"):
             bound = check_volumes(self._head, self._manifest, self._image, self._ledger.volumes())
-        except ArchiveError as error:
-            raise error.locate(record="HEAD") from None
         data_end = self._ledger.offset
         end = yield from self._take(len(layout.END_FRAME), "end of tar")
         if end != layout.END_FRAME:

@@ -12,6 +12,8 @@ import re
 import struct
 from collections.abc import Iterable, Sequence
 
+import attrs
+
 from amistore.container import layout
 from amistore.container.layout import Layout
 from amistore.errors import CorruptArchiveError, InvalidRequestError
@@ -68,15 +70,7 @@ def file_id(
     """
     domain = layout.DOMAIN_PARTIAL_FILE if bound else layout.DOMAIN_FILE
     digest = hashlib.sha256(domain + hashlib.sha256(manifest).digest())
-    digest.update(
-        struct.pack(
-            "<HHQQ",
-            form.blocks_per_frame,
-            form.blocks_per_segment,
-            form.segments_per_shard,
-            form.part_size,
-        )
-    )
+    digest.update(struct.pack("<HHQQ", *attrs.astuple(form)))
     for snapshot_id, size, runs_digest in volumes:
         digest.update(_bound(snapshot_id, bound) + struct.pack("<Q", size) + runs_digest)
     return digest.digest()[:16]

@@ -26,7 +26,7 @@ from amistore.container.records import (
     read_snapshot_id,
     seal,
 )
-from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.errors import CorruptArchiveError, locating
 from amistore.model import Image
 from amistore.units import BLOCK_SIZE, GIB
 
@@ -133,6 +133,7 @@ class Index:
         )
 
     @classmethod
+    @locating(record="INDX")
     def parse(cls, record: bytes) -> Index:
         """Take the whole record, whose SHA-256 the caller compared with FOOT's.
 
@@ -140,25 +141,12 @@ class Index:
             CorruptArchiveError: lengths, counts or order contradict each other.
             UnsupportedArchiveError: an INDX of a newer version.
         """
-        try:
-            return cls._parse(record)
-        except ArchiveError as error:
-            raise error.locate(record="INDX") from None
-
-    @classmethod
-    def _parse(cls, record: bytes) -> Index:
         payload = open_record(record, layout.INDX)
         (front_digest, front_end, head, manifest, volumes, segments, columns, frames, content_id) = (
             layout.INDX_FIXED.unpack_from(payload)
         )
-        lengths = (
-            head,
-            manifest,
-            volumes * layout.INDX_VOLUME.size,
-            frames * layout.FRAME_ENTRY.size,
-            columns,
-            32 * segments,
-        )
+        table = volumes * layout.INDX_VOLUME.size
+        lengths = head, manifest, table, frames * layout.FRAME_ENTRY.size, columns, 32 * segments
         if layout.INDX_FIXED.size + sum(lengths) != len(payload) or volumes > layout.MAX_VOLUMES:
             raise CorruptArchiveError("INDX's length does not follow from its counts")
         if len(record) > layout.index_limit(head, manifest, volumes, segments):
@@ -266,11 +254,11 @@ def _decode_columns(frames: bytes, table: tuple[Frame, ...], segments: int) -> l
     return columns
 
 
-@attrs.define(kw_only=True)
+@attrs.define
 class _VolumeSums:
     """A volume while its segments go by."""
 
-    descriptor: VolumeDescriptor
+    volume: VolumeDescriptor
     offset: int
     length: int
     prelude_digest: bytes
@@ -278,20 +266,19 @@ class _VolumeSums:
     linear: Any = attrs.field(factory=hashlib.sha256)
 
     def indexed(self) -> IndexedVolume:
-        volume = self.descriptor
-        linear = self.linear.digest()
+        volume, linear = self.volume, self.linear.digest()
+        sums = volume.size, volume.blocks
         return IndexedVolume(
-            snapshot_id=volume.snapshot_id,
-            offset=self.offset,
-            length=self.length,
-            size=volume.size,
-            blocks=volume.blocks,
-            runs=volume.runs,
-            segments=self.segments,
-            linear=linear,
-            runs_digest=volume.runs_digest,
-            content_id=identity.volume_content_id(volume.size, volume.blocks, linear, volume.runs_digest),
-            prelude_digest=self.prelude_digest,
+            volume.snapshot_id,
+            self.offset,
+            self.length,
+            *sums,
+            volume.runs,
+            self.segments,
+            linear,
+            volume.runs_digest,
+            identity.volume_content_id(*sums, linear, volume.runs_digest),
+            self.prelude_digest,
         )
 
 
@@ -322,9 +309,7 @@ class Ledger:
 
     def add_volume(self, descriptor: VolumeDescriptor, length: int, digest: bytes) -> None:
         """A volume's VOLD, and length and SHA-256 of it and the prelude's frames together."""
-        self._volumes.append(
-            _VolumeSums(descriptor=descriptor, offset=self.offset, length=length, prelude_digest=digest)
-        )
+        self._volumes.append(_VolumeSums(descriptor, self.offset, length, digest))
         self.offset += length
 
     def add_segment(self, descriptor: SegmentDescriptor, record: bytes) -> None:

@@ -19,7 +19,7 @@ from amistore.container.frames import decode_member, decompress, piece_sizes
 from amistore.container.plan import PlannedVolume, check_lost_blocks
 from amistore.container.records import Head, VolumeDescriptor
 from amistore.container.runs import Runs
-from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
+from amistore.errors import CorruptArchiveError, InvalidRequestError, locating
 from amistore.model import Image, decode_manifest
 from amistore.units import BLOCK_SIZE, KIB
 
@@ -191,6 +191,7 @@ def prelude(image: Image, volume: PlannedVolume) -> Iterator[bytes]:
     )
 
 
+@locating(record="manifest")
 def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
     """The manifest's bytes and the image that they describe.
 
@@ -202,16 +203,13 @@ def open_manifest(head: Head, frames: bytes) -> tuple[bytes, Image]:
         CorruptArchiveError: not as a writer makes it.
         UnsupportedArchiveError: another major version.
     """
-    try:
-        member = decode_member(frames, head.frames, head.content)
-        manifest = read_manifest(member)
-        image = decode_manifest(manifest)
-        if member != manifest_member(image, manifest):
-            raise CorruptArchiveError("the manifest's tar member is not as a writer makes it")
-        if image.lost_blocks != head.lost_blocks:
-            raise CorruptArchiveError("HEAD and the manifest differ on whether blocks were lost")
-    except ArchiveError as error:
-        raise error.locate(record="manifest") from None
+    member = decode_member(frames, head.frames, head.content)
+    manifest = read_manifest(member)
+    image = decode_manifest(manifest)
+    if member != manifest_member(image, manifest):
+        raise CorruptArchiveError("the manifest's tar member is not as a writer makes it")
+    if image.lost_blocks != head.lost_blocks:
+        raise CorruptArchiveError("HEAD and the manifest differ on whether blocks were lost")
     return manifest, image
 
 

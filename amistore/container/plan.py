@@ -151,7 +151,13 @@ def plan(image: Image, volumes: Sequence[tuple[str, int, Runs]], form: Layout | 
         planned.append(volume)
         segments += base.segments(runs.blocks)
     blocks = sum(volume.runs.blocks for volume in planned)
-    _check_index(len(planned), segments, len(manifest))
+    # Refused is what may need an INDX beyond its limit, if its columns cannot be compressed.
+    most = layout.MAX_DESCRIPTOR, len(manifest) + layout.MAX_DESCRIPTOR
+    if layout.index_limit(*most, len(planned), segments) > layout.MAX_INDEX:
+        raise InvalidRequestError(
+            f"{segments} segments need an index beyond the limit of {layout.MAX_INDEX} bytes: "
+            "store fewer snapshots at a time (snapshots=)"
+        )
     chosen = form or _fit(base, segments)
     bound = id_formulas(names, image.snapshot_ids)[0]
     return Plan(
@@ -176,16 +182,6 @@ def _check_volume(snapshot_id: str, gib: int, runs: Runs) -> None:
 def worst_segment(form: Layout) -> int:
     """Upper bound of a segment's bytes."""
     return form.blocks_per_segment * _WORST_BLOCK + layout.MAX_DESCRIPTOR
-
-
-def _check_index(volumes: int, segments: int, manifest: int) -> None:
-    """Refuse what may need an INDX beyond its limit, if its columns cannot be compressed."""
-    index = layout.index_limit(layout.MAX_DESCRIPTOR, manifest + layout.MAX_DESCRIPTOR, volumes, segments)
-    if index > layout.MAX_INDEX:
-        raise InvalidRequestError(
-            f"{segments} segments need an index beyond the limit of {layout.MAX_INDEX} bytes: "
-            "store fewer snapshots at a time (snapshots=)"
-        )
 
 
 def _fit(form: Layout, segments: int) -> Layout:

@@ -22,7 +22,7 @@ from amistore.container import layout
 from amistore.container.frames import Frame, frame_table, piece_sizes, read_frame_table
 from amistore.container.layout import Layout
 from amistore.container.runs import Runs
-from amistore.errors import ArchiveError, CorruptArchiveError, InvalidValueError, UnsupportedArchiveError
+from amistore.errors import CorruptArchiveError, InvalidValueError, UnsupportedArchiveError, locating
 from amistore.model.fields import SNAPSHOT_ID
 from amistore.units import BLOCK_SIZE, GIB
 
@@ -380,6 +380,7 @@ class Foot:
         return seal(layout.FOOT, layout.FOOT_FIXED.pack(*attrs.astuple(self)))
 
     @classmethod
+    @locating(record="FOOT")
     def parse(cls, record: bytes) -> Foot:
         """Take the last bytes of the object, exactly.
 
@@ -387,13 +388,10 @@ class Foot:
             CorruptArchiveError: they are no FOOT, or its offsets contradict each other.
             UnsupportedArchiveError: a FOOT of a newer version.
         """
-        try:
-            payload, fields = _opened(record, layout.FOOT, layout.FOOT_FIXED)
-        except ArchiveError as error:
-            raise error.locate(record="FOOT") from None
+        payload, fields = _opened(record, layout.FOOT, layout.FOOT_FIXED)
         if len(payload) != layout.FOOT_FIXED.size:
-            raise CorruptArchiveError("FOOT has another length", record="FOOT")
+            raise CorruptArchiveError("FOOT has another length")
         foot = cls(*fields)
         if foot.data_end + len(layout.END_FRAME) != foot.index_offset or foot.index_length > layout.MAX_INDEX:
-            raise CorruptArchiveError("FOOT's offsets contradict each other", record="FOOT")
+            raise CorruptArchiveError("FOOT's offsets contradict each other")
         return foot

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import attrs
 
 from amistore.container.frames import check_frame, decompress
 from amistore.container.plan import PlannedSegment
 from amistore.container.records import SegmentDescriptor
-from amistore.errors import ArchiveError, CorruptArchiveError
+from amistore.errors import CorruptArchiveError, locating
 from amistore.units import BLOCK_SIZE
 
 __all__ = [
@@ -58,19 +58,15 @@ class LocatedSegment:
         """The index of the first block of one of its frames."""
         return self.descriptor.runs.slice(sum(self.frame_contents[:number]) // BLOCK_SIZE, 1).first
 
-    @contextlib.contextmanager
-    def locating(self, number: int, block_index: int | None = None) -> Iterator[None]:
+    def locating(self, number: int, block_index: int | None = None) -> AbstractContextManager[None]:
         """Tell the place of one of its frames in an error; without a block, that of its first."""
-        try:
-            yield
-        except ArchiveError as error:
-            raise error.locate(
-                record="frame",
-                offset=self.frame_offset(number),
-                segment=self.descriptor.sequence,
-                snapshot_id=self.snapshot_id,
-                block_index=self.first_block(number) if block_index is None else block_index,
-            ) from error.__cause__
+        return locating(
+            record="frame",
+            offset=self.frame_offset(number),
+            segment=self.descriptor.sequence,
+            snapshot_id=self.snapshot_id,
+            block_index=self.first_block(number) if block_index is None else block_index,
+        )
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -60,79 +60,72 @@ def _refuse(instance: Any, attribute: attrs.Attribute[Any], value: object, rule:
     raise InvalidValueError(f"{field} must be {rule}, not {shown}", field=field, value=value)
 
 
+def _field(kind: type, broken: Callable[[Any], str | None], *, required: bool = False, **options: Any) -> Any:
+    """A field whose value, unless it is None and not required, `broken` finds no broken rule for."""
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+        rule = broken(value) if required or value is not None else None
+        if rule is not None:
+            _refuse(instance, attribute, value, rule)
+
+    given = {"default": attrs.NOTHING if required else None, "metadata": {"type": kind}, **options}
+    return attrs.field(validator=check, **given)
+
+
 def text(*, required: bool = False, default: str | None = None) -> Any:
     """A string of Unicode scalar values (no lone surrogates, which UTF-8 cannot carry)."""
 
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None and not required:
-            return
+    def broken(value: Any) -> str | None:
         if not isinstance(value, str) or (required and not value):
-            _refuse(instance, attribute, value, "a non-empty string" if required else "a string")
-            return
+            return "a non-empty string" if required else "a string"
         try:
             value.encode()
         except UnicodeEncodeError:
-            _refuse(instance, attribute, value, "a string without lone surrogates")
+            return "a string without lone surrogates"
+        return None
 
-    given = attrs.NOTHING if required and default is None else default
-    return attrs.field(default=given, validator=check, metadata={"type": str})
+    return _field(str, broken, required=required, **({} if default is None else {"default": default}))
 
 
 def identifier(prefix: str, *, required: bool = False) -> Any:
     """An EC2 resource id such as ``ami-0123456789abcdef0``."""
     pattern = re.compile(prefix + _ID)
 
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None and not required:
-            return
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            _refuse(instance, attribute, value, f"{prefix}- and 8 or 17 hexadecimal digits")
+    def broken(value: Any) -> str | None:
+        right = isinstance(value, str) and pattern.fullmatch(value)
+        return None if right else f"{prefix}- and 8 or 17 hexadecimal digits"
 
-    default = attrs.NOTHING if required else None
-    return attrs.field(default=default, validator=check, metadata={"type": str})
+    return _field(str, broken, required=required)
 
 
 def integer(*, least: int = 0, most: int = 2**63 - 1, required: bool = False) -> Any:
     """A whole number from `least` to `most`."""
 
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None and not required:
-            return
-        if type(value) is not int or not least <= value <= most:
-            _refuse(instance, attribute, value, f"a whole number from {least} to {most}")
+    def broken(value: Any) -> str | None:
+        right = type(value) is int and least <= value <= most
+        return None if right else f"a whole number from {least} to {most}"
 
-    default = attrs.NOTHING if required else None
-    return attrs.field(default=default, validator=check, metadata={"type": int})
+    return _field(int, broken, required=required)
 
 
 def boolean() -> Any:
     """True, False or, where EC2 did not say, None."""
-
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is not None and type(value) is not bool:
-            _refuse(instance, attribute, value, "True, False or None")
-
-    return attrs.field(default=None, validator=check, metadata={"type": bool})
+    return _field(bool, lambda value: None if type(value) is bool else "True, False or None")
 
 
 def state(default: str) -> Any:
     """A state, a string that takes no part in comparisons and is not written."""
-
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, str):
-            _refuse(instance, attribute, value, "a string")
-
-    return attrs.field(default=default, validator=check, eq=False, metadata={"type": str, "volatile": True})
+    told = {"default": default, "eq": False, "metadata": {"type": str, "volatile": True}}
+    return _field(str, lambda value: None if isinstance(value, str) else "a string", required=True, **told)
 
 
 def one(kind: type[V]) -> Any:
     """A nested value, or None."""
 
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is not None and not isinstance(value, kind):
-            _refuse(instance, attribute, value, f"of type {kind.__name__}")
+    def broken(value: Any) -> str | None:
+        return None if isinstance(value, kind) else f"of type {kind.__name__}"
 
-    return attrs.field(default=None, validator=check, metadata={"one": kind})
+    return _field(kind, broken, metadata={"one": kind})
 
 
 def many(kind: type[V], *, key: str) -> Any:

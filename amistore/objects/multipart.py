@@ -169,11 +169,14 @@ class LoggedUpload:
     def _resume(self, entries: list[bytes]) -> bool:
         """Take over what the log says and the upload has; return whether the upload exists."""
         try:
-            listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
+            self._carry(entries, self._listed())
         except NotFoundError:
             return False
-        self._carry(entries, {part.part_number: part for part in listed})
         return True
+
+    def _listed(self) -> dict[int, UploadedPart]:
+        listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
+        return {part.part_number: part for part in listed}
 
     def _carry(self, entries: list[bytes], there: Mapping[int, UploadedPart] | None) -> None:
         """Take over the log's parts, up to the first that the upload lacks; all of a completed object."""
@@ -230,10 +233,9 @@ class LoggedUpload:
         if not self.upload_id:
             return False
         try:
-            listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
+            there = self._listed()
         except Exception as error:
             return isinstance(error, NotFoundError)
-        there = {part.part_number: part for part in listed}
         return any(there.get(part.part_number) != part for part in self.parts)
 
     def _prove(self, info: ObjectInfo, check: Callable[[ObjectRanges, bool], None], *, new: bool) -> None:
