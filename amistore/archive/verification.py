@@ -57,11 +57,15 @@ def verify(
             "what the archive claims with open(…, expected_content_id=…)"
         )
     findings: list[ArchiveError] = []
+
+    def note(finding: ArchiveError) -> None:
+        findings.append(_without_frames(finding))
+
     try:
         check_content_id(container.index.content_id, expected)
     except CorruptArchiveError as error:
-        findings.append(error)
-    verification = Verification(container, findings.append)
+        note(error)
+    verification = Verification(container, note)
     check = _SegmentCheck(container, quick)
     tasks = _tasks(container, verification.volumes())
     blocks = 0
@@ -88,6 +92,15 @@ def verify(
             lost.block_count for snapshot in container.image.snapshots for lost in snapshot.lost_blocks
         ),
     )
+
+
+def _without_frames(finding: ArchiveError) -> ArchiveError:
+    """Without tracebacks: each holds its segment, and a report would hold all that are damaged."""
+    error: BaseException | None = finding
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    return finding
 
 
 _Task = tuple[PlannedVolume | None, int]  # what is known of the volume, sequence number of the segment
