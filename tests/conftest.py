@@ -36,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     reaper.watch()
 
 
+def pytest_collection_finish() -> None:
+    """Have no collection look at what stays: it would take long, and a late one have the limit strike."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if _STATUS.exists():

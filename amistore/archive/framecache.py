@@ -49,13 +49,17 @@ class FrameCache:
             else:
                 mine = self._frames[place] = Future()
         if frame is not None:
-            return frame.result()
+            try:
+                return frame.result()
+            finally:
+                del frame  # its error's traceback holds this frame
         try:
             fetched = fetch()
         except BaseException as error:
             with self._lock:
                 self._frames.pop(place, None)
             mine.set_exception(error)
+            del mine
             raise
         mine.set_result(fetched)
         self._count(place, fetched)

@@ -150,12 +150,16 @@ def verify(
             "what the archive claims with open(…, expected_content_id=…)"
         )
     findings: list[ArchiveError] = []
+
+    def note(finding: ArchiveError) -> None:
+        findings.append(_without_frames(finding))
+
     try:
         check_content_id(container.index.content_id, expected)
     except CorruptArchiveError as error:
-        findings.append(error)
+        note(error)
     another = bool(findings)
-    verification = Verification(container, findings.append)
+    verification = Verification(container, note)
     check = _SegmentCheck(container, quick)
     loads = container.loads()
     tasks = _tasks(container, verification.volumes(), loads)
@@ -185,6 +189,15 @@ def verify(
         ),
         another=another,
     )
+
+
+def _without_frames(finding: ArchiveError) -> ArchiveError:
+    """Without tracebacks: each holds its segment, and a report would hold all that are damaged."""
+    error: BaseException | None = finding
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    return finding
 
 
 # What is known of the volume, the segment's sequence number, and what loads it.

@@ -156,6 +156,7 @@ class _ReadAhead:
             with contextlib.suppress(AmistoreError):
                 frames = enumerate(future.result(), first)
                 self._arrived = {(sequence, number): frame for number, frame in frames}
+            del future  # its error's traceback holds this frame
         return self._arrived.pop(place, None)
 
     def drop(self) -> None:

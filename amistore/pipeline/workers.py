@@ -114,9 +114,15 @@ def ordered_map(
             forks.check_owner(process, "this iterator")
     finally:
         if os.getpid() == process:
-            for future in pending:
-                future.cancel()
-            wait(pending)
+            _end(pending)
+
+
+def _end(pending: deque[Future[R]]) -> None:
+    """Let go of all of them: one that failed holds an error whose traceback holds `pending`, a cycle."""
+    for future in pending:
+        future.cancel()
+    wait(pending)
+    pending.clear()
 
 
 def confined(function: Callable[..., R], /, *arguments: Any) -> R:
