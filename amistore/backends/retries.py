@@ -61,7 +61,7 @@ class RetryPolicy:
     base_delay: float = _number(0.1)
     max_delay: float = _number(20.0)
     operation_limit: float = _number(120.0, least=0.001)
-    budget: int = _number(500)
+    budget: int = _number(2000)
 
 
 _logger = logging.getLogger("amistore")
