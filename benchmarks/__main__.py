@@ -13,13 +13,14 @@ from benchmarks.ebs import measure_blocks
 from benchmarks.limit import compare_with_limit
 from benchmarks.machine import facts
 from benchmarks.memory import measure_checksum, measure_index, measure_memory, measure_plan
+from benchmarks.network import measure_network
 from benchmarks.peers import compare_peers
 from benchmarks.reading import measure_reading
 from benchmarks.s3 import measure_parts
 from benchmarks.table import Row, print_heading, print_row
 from benchmarks.tasks import measure_tasks
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "tasks"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "network", "tasks"]
 
 
 def main() -> None:
@@ -41,6 +42,9 @@ def main() -> None:
         _section("Parts of an S3 upload over TLS, one after the other", measure_parts(options.repeats))
     if "ebs" in options.only:
         _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
+    if "network" in options.only:
+        rows = measure_network(options.repeats, int(options.data * 1024) // 4)
+        _section("Packing and unpacking at a latency, over TLS, two workers", rows)
     if "tasks" in options.only:
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _section("A journal of 10,000 tasks on the disk", measure_tasks(Path(work), options.repeats))

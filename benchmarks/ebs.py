@@ -32,7 +32,7 @@ from amistore.backends.blocks import BlockStore, SnapshotBlock
 from amistore.backends.retrying import RetryingBackend
 from benchmarks.table import Row
 
-__all__ = ["measure_blocks"]
+__all__ = ["TOKEN", "answer", "block_answer", "measure_blocks", "stored_answer"]
 
 THREADS = 8
 BLOCKS = 400  # of each way in each round
@@ -51,10 +51,8 @@ class Server:
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listening.getsockname()[1]
-        checksum = base64.b64encode(DIGEST).decode()
-        headers = [f"x-amz-Checksum: {checksum}", "x-amz-Checksum-Algorithm: SHA256"]
-        self._block = _answer(CONTENT, f"x-amz-Data-Length: {BLOCK_SIZE}", *headers)
-        self._stored = _answer(b"{}", *headers)
+        self._block = block_answer(CONTENT)
+        self._stored = stored_answer(CONTENT)
 
     def serve(self) -> None:
         while True:
@@ -70,7 +68,7 @@ class Server:
                 while b"\r\n\r\n" not in head:
                     head += connection.recv(65_536)
                 if head.startswith(b"GET /used"):
-                    connection.sendall(_answer(str(self._used).encode()))
+                    connection.sendall(answer(str(self._used).encode()))
                     continue
                 if new:
                     new = False
@@ -85,7 +83,23 @@ class Server:
                     connection.sendall(self._block)
 
 
-def _answer(body: bytes, *headers: str) -> bytes:
+def block_answer(content: bytes) -> bytes:
+    """GetSnapshotBlock's answer with a block."""
+    return answer(content, f"x-amz-Data-Length: {BLOCK_SIZE}", *_checksum(content))
+
+
+def stored_answer(content: bytes) -> bytes:
+    """PutSnapshotBlock's answer for a block."""
+    return answer(b"{}", *_checksum(content))
+
+
+def _checksum(content: bytes) -> list[str]:
+    checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    return [f"x-amz-Checksum: {checksum}", "x-amz-Checksum-Algorithm: SHA256"]
+
+
+def answer(body: bytes, *headers: str) -> bytes:
+    """An answer of HTTP."""
     lines = ["HTTP/1.1 200 OK", *headers, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode() + body
 
