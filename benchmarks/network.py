@@ -1,7 +1,7 @@
 """Packing and unpacking at a latency, over TLS, beside the same work without a network and boto3's threads.
 
-``python -m benchmarks.network CERTIFICATE`` is the server, a process of its own. It answers from memory, after
-a latency that ``GET /latency/20`` sets in milliseconds. It shares the machine's CPUs with the client.
+``python -m benchmarks.network CERTIFICATE`` is the server, a process of its own. It answers from memory,
+after a latency that ``GET /latency/20`` sets in milliseconds. It shares the machine's CPUs with the client.
 """
 
 from __future__ import annotations

@@ -209,9 +209,8 @@ class _Search:
     def _is_ours(self, segment: FoundSegment) -> bool:
         """Of this archive, with as many frames as it must have, and where INDX is proved the one it knows."""
         frames = len(self._layout.frame_contents(segment.runs.blocks))
-        if segment.file_id != self._file_id or len(segment.intact) != frames:
-            return False
-        if segment.volume >= layout.MAX_VOLUMES:
+        ours = segment.file_id == self._file_id and segment.volume < layout.MAX_VOLUMES
+        if not ours or len(segment.intact) != frames:
             return False
         if self._index is None or not self._index_is_proved:
             return True

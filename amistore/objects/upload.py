@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 import attrs
 import zstandard
 
-from amistore.archive.reader import ContainerFile, has_digest, is_exactly
+from amistore.archive.reader import ContainerFile, has_digest
 from amistore.backends import BlockSource, ObjectLocation, UploadedPart, files
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import RangeReader
@@ -321,7 +321,7 @@ def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
         CorruptArchiveError: something else is there.
     """
     offset = size - len(foot)
-    found = ranges.read_intact(offset, len(foot), is_exactly(foot))
+    found = ranges.read_intact(offset, len(foot), lambda content: content == foot)
     if (ranges.size, found) != (size, foot):
         raise CorruptArchiveError(
             "the object does not end as what was sent does", record="FOOT", offset=offset
