@@ -253,7 +253,7 @@ class AWSBlockStore(BlockStore):
             options["Encrypted"] = True
             options["KmsKeyArn"] = self.settings.kms_key_arn
         merged = {tag.key: tag.value or "" for tag in without_reserved((*tags, *self.settings.tags))}
-        kept = [{"Key": key, "Value": value} for key, value in merged.items()]
+        kept = [{"Key": key, "Value": value} for key, value in sorted(merged.items())]
         # StartSnapshot's model takes a character less of both than EC2, which gets those later.
         early = [tag for tag in kept if len(tag["Key"]) < 128 and len(tag["Value"]) < 256]
         if early:

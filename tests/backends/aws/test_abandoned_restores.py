@@ -1,0 +1,45 @@
+"""`abandon` proves by client token, and by its facts, that a pending snapshot is the run's: on AWS, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import boto3
+import images
+import pytest
+
+import amistore
+from amistore.testing.aws import FakeAWS
+
+
+def test_a_restore_whose_snapshots_have_tags_of_two_sources_is_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = images.Volumes([(1, {index: images.block(index + 1) for index in range(9)})])
+    described = amistore.Snapshot(
+        snapshot_id=next(iter(volumes.volumes)),
+        volume_size=1,
+        description="of a disk",
+        tags=(amistore.Tag(key="Alpha"), amistore.Tag(key="Zed", value="z")),
+    )
+    image = images.image(volumes.volumes, snapshots=(described,))
+    stored = amistore.store(image, volumes, tmp_path / "web.bin")
+    with FakeAWS() as fake:
+        options = fake.client_options()
+        url = options.pop("endpoint_url")
+        cloud = amistore.AWSBackend(
+            boto3.Session(**options),
+            endpoint_urls={"ebs": url, "ec2": url},
+            snapshots=amistore.SnapshotSettings(tags=(amistore.Tag(key="Cost", value="1"),)),
+        )
+
+        def cut(*_: object) -> None:
+            raise amistore.BackendError("cut")
+
+        monkeypatch.setattr(cloud.ebs, "put_snapshot_block", cut)
+        with pytest.raises(amistore.BackendError, match="cut"):
+            amistore.unpack(stored.location, cloud.ebs, log=tmp_path / "log")
+        assert len(fake.snapshots) == 1
+        amistore.abandon(tmp_path / "log", cloud)
+        assert len(fake.snapshots) == 0
+    assert not (tmp_path / "log").exists()
