@@ -73,6 +73,7 @@ def restore_snapshots(
         "content": container.index.content_id.hex(),
         "snapshots": None if policy.snapshots is None else list(policy.snapshots),
         "fill_holes": policy.fill_holes,
+        "tags": {tag.key: tag.value for tag in policy.tags} or None,
     }
     journal = RestoreLog(MemoryResumeLog() if log is None else log, identity)
 

@@ -251,7 +251,8 @@ def restore(
         backend: the backend that gets the AMI.
         name: the AMI's name; None for the stored name.
         image_tags: the tags to set on the AMI, over the stored ones.
-        snapshot_tags: the tags to set on each of its snapshots, over the stored ones.
+        snapshot_tags: the tags to set on each of its snapshots, over the stored ones. A resumed run must
+            have the same.
         log: a path, or a log, from which a failed or killed call is resumed, also one that ended between
             restoring and registering; cleared once the AMI is registered.
         expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Every
@@ -329,7 +330,7 @@ def unpack(
             location, path or URL, as in `open`.
         sink: the sink that gets the new snapshots.
         snapshots: the archived ids of the snapshots to restore; None for all. All are verified.
-        tags: the tags to set on every new snapshot, over the stored ones.
+        tags: the tags to set on every new snapshot, over the stored ones. A resumed run must have the same.
         log: a path, or a log, from which a failed or killed run is resumed: segments that it put are neither
             read nor put again. Without a log, new snapshots are deleted on an error. Not for a stream.
         expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. It is

@@ -162,6 +162,24 @@ def test_a_log_of_another_request_is_refused_and_kept() -> None:
     assert log.entries() == entries
 
 
+def test_a_resumed_restore_with_other_snapshot_tags_is_refused_and_the_same_go_on() -> None:
+    given, log = cloud(), Log()
+    tags = [amistore.Tag(key="Team", value="web"), amistore.Tag(key="Cost")]
+    place = given.s3.at(BUCKET, KEY)
+    Calls(given.ebs).fail("put_snapshot_block", 25, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.restore(place, given, name="web-2", snapshot_tags=tags, log=log, workers=1)
+    entries = log.entries()
+    for others in ([], tags[:1], [amistore.Tag(key="Team", value="db"), tags[1]]):
+        with pytest.raises(amistore.InvalidRequestError, match=r"a run whose tags is .*'Team': 'web'"):
+            amistore.restore(place, given, name="web-2", snapshot_tags=others, log=log)
+        assert log.entries() == entries
+    restored = amistore.restore(place, given, name="web-2", snapshot_tags=tags[::-1], log=log)
+    assert len(images.leftovers(given)) == len(restored.image.snapshot_ids)
+    for snapshot_id in restored.image.snapshot_ids:
+        assert set(tags) <= set(given.ebs.describe_snapshot(snapshot_id).tags)
+
+
 def test_blocks_that_a_sink_has_lost_end_the_run_which_begins_anew() -> None:
     """As a power cut does to blocks that were not on the disk yet."""
     given, log = cloud(), Log()
