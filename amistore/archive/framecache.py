@@ -42,17 +42,18 @@ class FrameCache:
 
     def get(self, place: _Place, fetch: Callable[[], DecodedFrame]) -> DecodedFrame:
         """The frame of a place; `fetch` gets it where it is not here."""
+        mine: Future[DecodedFrame] = Future()
         with self._lock:
-            frame = self._frames.get(place)
-            if frame is not None:
-                self._frames.move_to_end(place)
-            else:
-                mine = self._frames[place] = Future()
-        if frame is not None:
-            try:
-                return frame.result()
-            finally:
-                del frame  # its error's traceback holds this frame
+            frame = self._frames.setdefault(place, mine)
+            self._frames.move_to_end(place)
+        if frame is mine:
+            self._make(place, mine, fetch)
+        try:
+            return frame.result()
+        finally:
+            del frame, mine  # an error's traceback holds this frame
+
+    def _make(self, place: _Place, mine: Future[DecodedFrame], fetch: Callable[[], DecodedFrame]) -> None:
         try:
             fetched = fetch()
         except BaseException as error:
@@ -60,10 +61,9 @@ class FrameCache:
                 self._frames.pop(place, None)
             mine.set_exception(error)
             del mine
-            raise
+            return
         mine.set_result(fetched)
         self._count(place, fetched)
-        return fetched
 
     def _count(self, place: _Place, fetched: DecodedFrame) -> None:
         with self._lock:
