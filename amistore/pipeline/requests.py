@@ -31,6 +31,7 @@ __all__ = ["BlockGets", "BlockPuts", "PutBatch", "Reads", "SegmentGets", "reques
 _logger = logging.getLogger("amistore")
 
 HELD: Final = 128  # blocks (64 MiB) that are asked for, or got, and that no worker has taken yet; so of puts
+_WAITING: Final = 0.25  # of the workers' time, from which on what they wait for is what bounds them
 _LEVEL: Final = 16  # blocks that each segment in work has ahead before another one gets more
 
 T = TypeVar("T")
@@ -105,7 +106,9 @@ class _InFlight:
         self._running: set[Future[Any]] = set()
         self._stopped = False
         self._in_flight = self._most = self._count = 0
+        self._began = 0.0
         self._waited = 0.0  # seconds, of all workers
+        self._workers: set[int] = set()
 
     @property
     def requests(self) -> int:
@@ -134,12 +137,17 @@ class _InFlight:
             self._changed.wait_for(lambda: not self._in_flight)
         self._calls.end()
         if self._count:
+            seconds = time.monotonic() - self._began
+            share = self._waited / max(seconds * len(self._workers), 1e-9)
             _logger.info(
-                "%s %d blocks, %d at once at most; workers waited for them %.1f s",
+                "%s %d blocks in %.1f s, %d at once at most; workers waited for them %.0f %% of the time: "
+                "the run was bounded by %s",
                 self._verb,
                 self._count,
+                seconds,
                 min(self._most, self.requests),
-                self._waited,
+                100 * share,
+                "the network or the service's limit" if share > _WAITING else "the CPUs or the other side",
             )
 
     def _release(self) -> None:
@@ -147,6 +155,7 @@ class _InFlight:
 
     def _enter(self) -> None:
         """Count a call that is to be begun; the caller has the lock."""
+        self._began = self._began or time.monotonic()
         self._in_flight += 1
         self._count += 1
         self._most = max(self._most, self._in_flight)
@@ -250,6 +259,7 @@ class BlockGets(_InFlight):
         """A block of a segment, in a worker; waits for it."""
         answer = segment.answers[at]
         with self._changed:
+            self._workers.add(threading.get_ident())
             segment.taken = at
         self._ask()
         if not answer.done():
@@ -342,6 +352,7 @@ class BlockPuts(_InFlight):
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._in_flight < HELD)
             self._waited += time.monotonic() - begun
+            self._workers.add(threading.get_ident())
             if self._stopped:
                 raise _Stopped
             self._enter()
