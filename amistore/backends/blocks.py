@@ -11,6 +11,7 @@ A snapshot's id is ``snap-`` and 8 or 17 hexadecimal digits. A method that takes
 from __future__ import annotations
 
 import abc
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,11 +20,20 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends.interface import Interface, composed
-from amistore.errors import BackendError, SourceChangedError, foreign_errors
+from amistore.errors import BackendError, ChecksumMismatchError, SourceChangedError, foreign_errors
 from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE, GIB
 
-__all__ = ["Block", "BlockPage", "BlockSink", "BlockSource", "BlockStore", "SnapshotBlock", "check_answer"]
+__all__ = [
+    "Block",
+    "BlockPage",
+    "BlockSink",
+    "BlockSource",
+    "BlockStore",
+    "SnapshotBlock",
+    "check_answer",
+    "check_digest",
+]
 
 
 @attrs.frozen
@@ -66,6 +76,8 @@ MOST_EMPTY_PAGES = 1000
 
 class BlockSource(Interface):
     """A source of snapshots: EBS's ListSnapshotBlocks and GetSnapshotBlock."""
+
+    requests: int = 0
 
     @abc.abstractmethod
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
@@ -163,6 +175,15 @@ def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> S
     return answer
 
 
+def check_digest(block: SnapshotBlock) -> SnapshotBlock:
+    """Refuse a block that does not have the SHA-256 that its source gives."""
+    if block.checksum is not None and block.checksum != hashlib.sha256(block.content).digest():
+        raise ChecksumMismatchError(
+            "the block's content does not have the SHA-256 that its source gives", retryable=True
+        )
+    return block
+
+
 class BlockSink(Interface):
     """A sink for snapshots: EBS's StartSnapshot, PutSnapshotBlock and CompleteSnapshot, and DeleteSnapshot.
 
@@ -173,6 +194,7 @@ class BlockSink(Interface):
     """
 
     where: str = ""
+    requests: int = 0
 
     @abc.abstractmethod
     def start_snapshot(
