@@ -11,6 +11,7 @@ A snapshot's id is ``snap-`` and 8 or 17 hexadecimal digits. A method that takes
 from __future__ import annotations
 
 import abc
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,11 +20,20 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends.interface import Interface, composed
-from amistore.errors import BackendError, SourceChangedError, foreign_errors
+from amistore.errors import BackendError, ChecksumMismatchError, SourceChangedError, foreign_errors
 from amistore.model import Snapshot, Tag
 from amistore.units import BLOCK_SIZE, GIB
 
-__all__ = ["Block", "BlockPage", "BlockSink", "BlockSource", "BlockStore", "SnapshotBlock", "check_answer"]
+__all__ = [
+    "Block",
+    "BlockPage",
+    "BlockSink",
+    "BlockSource",
+    "BlockStore",
+    "SnapshotBlock",
+    "check_answer",
+    "check_digest",
+]
 
 
 @attrs.frozen
@@ -177,6 +187,17 @@ def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> S
     return answer
 
 
+def check_digest(block: SnapshotBlock) -> SnapshotBlock:
+    """Refuse a block that does not have the SHA-256 that its source gives."""
+    if block.checksum is None:
+        return block
+    if block.checksum != hashlib.sha256(block.content).digest():
+        raise ChecksumMismatchError(
+            "the block's content does not have the SHA-256 that its source gives", retryable=True
+        )
+    return attrs.evolve(block, proved=True)
+
+
 class BlockSink(Interface):
     """A sink for snapshots: EBS's StartSnapshot, PutSnapshotBlock and CompleteSnapshot, and DeleteSnapshot.
 
@@ -188,9 +209,8 @@ class BlockSink(Interface):
             With 0 each worker puts one after the other.
     """
 
-    requests: int = 0
-
     where: str = ""
+    requests: int = 0
 
     @abc.abstractmethod
     def start_snapshot(

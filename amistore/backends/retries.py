@@ -3,7 +3,7 @@
 A backend makes one attempt for each call, and its errors say whether another may help
 (`BackendError.retryable`). That attempt is made here: after exponential backoff with full jitter, within the
 call's limits of attempts and time, and the budget that all calls share. A throttled call slows down all calls
-to its snapshot or service. Next: `retrying.py`, which wraps a backend in this.
+to its snapshot or service (`pace.py`). Next: `retrying.py`, which wraps a backend in this.
 
 Sources: EBS user guide, "Error retries and exponential backoff"; AWS SDKs reference guide,
 "Retry behavior" (standard mode: the budget).
@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 import attrs
 
 from amistore import forks
+from amistore.backends.pace import Pace
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, InvalidValueError, ThrottledError
 
-__all__ = ["Retrier", "RetryPolicy"]
+__all__ = ["Attempts", "Retrier", "RetryPolicy"]
 
 R = TypeVar("R")
 
@@ -51,7 +52,9 @@ class RetryPolicy:
         max_delay: the most seconds between two attempts.
         operation_limit: the seconds after a call's beginning from which on no further attempt is made.
         budget: the retries that all calls share: each retry takes 5, each call that succeeds at once gives 1
-            back. When a service is down for all, calls fail at their first error.
+            back. When a service is down for all, calls fail at their first error. A throttled call's retry
+            takes nothing: many that are in flight together are refused together, and their pace spares the
+            service.
 
     Raises:
         InvalidValueError: a limit is no such number.
@@ -67,27 +70,6 @@ class RetryPolicy:
 _logger = logging.getLogger("amistore")
 
 _RETRY_COST = 5
-
-
-class _Pace:
-    """The spacing of calls to one snapshot or service: widened by throttling, narrowed by success."""
-
-    def __init__(self) -> None:
-        self._interval = 0.0
-        self._next = 0.0
-
-    def reserve(self, now: float) -> float:
-        """Take the next slot; return the seconds until it comes."""
-        start = max(now, self._next)
-        self._next = start + self._interval
-        return start - now
-
-    def throttled(self, now: float, delay: float) -> None:
-        self._interval = min(max(2 * self._interval, 0.002), 1.0)  # EBS allows 1,000 gets a second
-        self._next = max(self._next, now + delay)
-
-    def succeeded(self) -> None:
-        self._interval = self._interval * 0.95 if self._interval > 0.0005 else 0.0
 
 
 class Retrier:
@@ -116,7 +98,7 @@ class Retrier:
         self._renew_lock()
         forks.register(self, Retrier._renew_lock)
         self._budget = policy.budget
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, Pace] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Retrier, (self.policy,)  # another process has a clock and a budget of its own
@@ -134,31 +116,24 @@ class Retrier:
         Raises:
             AmistoreError: the error of the last attempt; a `BackendError` has their number in `attempts`.
         """
-        began = self._clock()
-        attempt = 0
+        attempts = self.attempts(pace)
         while True:
-            attempt += 1
-            self._wait_turn(pace)
+            if (wait := attempts.turn()) > 0:
+                self._sleep(wait)
             try:
                 result = function(*arguments, **options)
             except BackendError as error:
-                delay = self._delay(error, attempt, began, pace)
-                if delay is None:
-                    error.attempts = attempt
+                pause = attempts.failed(error)
+                if pause is None:
                     raise
-                if not isinstance(error, _NotGoodError):  # who reads has told of that
-                    told = hide_secrets(f"{type(error).__name__}: {error}")
-                    most = self.policy.attempts
-                    _logger.info(
-                        "attempt %d of %d failed, the next one in %.1f s: %s", attempt, most, delay, told
-                    )
-                self._sleep(delay)
+                self._sleep(pause)
             else:
-                with self._lock:
-                    if attempt == 1:
-                        self._budget = min(self._budget + 1, self.policy.budget)
-                    self._paces[pace].succeeded()
+                attempts.succeeded()
                 return result
+
+    def attempts(self, pace: str) -> Attempts:
+        """The attempts of one call, for who waits between them in a way of its own."""
+        return Attempts(self, pace)
 
     def call_until(
         self,
@@ -185,33 +160,68 @@ class Retrier:
             last: R = error.result
             return last
 
-    def _wait_turn(self, pace: str) -> None:
-        with self._lock:
-            wait = self._paces.setdefault(pace, _Pace()).reserve(self._clock())
-        if wait > 0:
-            self._sleep(wait)
 
-    def _delay(self, error: BackendError, attempt: int, began: float, pace: str) -> float | None:
-        """The seconds until the next attempt; None where none is made."""
+class Attempts:
+    """The attempts of one call: when the next one is made, and whether.
+
+    Args:
+        retrier: whose policy holds, and whose budget and paces all calls share.
+        pace: the pace that calls share.
+    """
+
+    def __init__(self, retrier: Retrier, pace: str) -> None:
+        self._retrier = retrier
+        self._pace = pace
+        self._number = 0
+        self._began = retrier._clock()
+
+    def turn(self) -> float:
+        """Begin an attempt; return the seconds until it may be made."""
+        self._number += 1
+        retrier = self._retrier
+        with retrier._lock:
+            return retrier._paces.setdefault(self._pace, Pace()).reserve(retrier._clock())
+
+    def succeeded(self) -> None:
+        retrier = self._retrier
+        with retrier._lock:
+            if self._number == 1:
+                retrier._budget = min(retrier._budget + 1, retrier.policy.budget)
+            retrier._paces[self._pace].succeeded(retrier._clock())
+
+    def failed(self, error: BackendError) -> float | None:
+        """The seconds until the next attempt; None where none is made, and the error is the call's."""
+        pause = self._pause(error)
+        if pause is None:
+            error.attempts = self._number
+        elif not isinstance(error, _NotGoodError):  # who reads has told of that
+            told = hide_secrets(f"{type(error).__name__}: {error}")
+            most = self._retrier.policy.attempts
+            _logger.info(
+                "attempt %d of %d failed, the next one in %.1f s: %s", self._number, most, pause, told
+            )
+        return pause
+
+    def _pause(self, error: BackendError) -> float | None:
         if not error.retryable:
             return None
-        policy = self.policy
+        retrier, number = self._retrier, self._number
+        policy = retrier.policy
+        now = retrier._clock()
         if isinstance(error, _NotGoodError):  # it says nothing of the service: no pause, and no budget
-            late = self._clock() - began > policy.operation_limit
-            return 0.0 if attempt < policy.attempts and not late else None
-        if attempt >= policy.attempts:
-            return None
-        delay: float = self._draw() * min(policy.base_delay * 2 ** min(attempt - 1, 20), policy.max_delay)
-        now = self._clock()
-        if now + delay - began > policy.operation_limit:
-            return None
-        with self._lock:
+            late = now - self._began > policy.operation_limit
+            return 0.0 if number < policy.attempts and not late else None
+        pause: float = retrier._draw() * min(policy.base_delay * 2 ** min(number - 1, 20), policy.max_delay)
+        with retrier._lock:
             if isinstance(error, ThrottledError):
-                self._paces[pace].throttled(now, delay)
-            if self._budget < _RETRY_COST:
+                retrier._paces[self._pace].throttled(now, pause)
+            if number >= policy.attempts or now + pause - self._began > policy.operation_limit:
                 return None
-            self._budget -= _RETRY_COST
-        return delay
+            if not isinstance(error, ThrottledError):
+                if retrier._budget < _RETRY_COST:
+                    return None
+                retrier._budget -= _RETRY_COST
+        return pause
 
 
 class _NotGoodError(BackendError):

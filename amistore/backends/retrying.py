@@ -6,21 +6,21 @@ where only the first attempt's answer was lost.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, Final, TypeVar, cast
 
-import attrs
+from typing_extensions import Buffer
 
 from amistore.backends.base import Backend, check_backend
-from amistore.backends.blocks import BlockStore, SnapshotBlock, check_answer
+from amistore.backends.blocks import BlockStore, SnapshotBlock, check_answer, check_digest
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
 from amistore.backends.objects import ObjectInfo, ObjectStore, UploadedPart
 from amistore.backends.retries import Retrier, RetryPolicy
-from amistore.errors import AlreadyExistsError, BackendError, ChecksumMismatchError, NotFoundError
+from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image, Tag
 
 __all__ = ["RetryingBackend"]
@@ -61,14 +61,7 @@ class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
     def _get(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         """Get a block with the digest that its source gives, so that a damaged answer is asked for again."""
         answer = self.inner.get_snapshot_block(snapshot_id, block_index, block_token)
-        block = check_answer(answer, snapshot_id, block_index)
-        if block.checksum is None:
-            return block
-        if block.checksum != hashlib.sha256(block.content).digest():
-            raise ChecksumMismatchError(
-                "the block's content does not have the SHA-256 that its source gives", retryable=True
-            )
-        return attrs.evolve(block, proved=True)
+        return check_digest(check_answer(answer, snapshot_id, block_index))
 
     def start_snapshot(
         self,
@@ -90,6 +83,29 @@ class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         self.retrier.call("ec2", _Removal(self.inner.delete_snapshot), snapshot_id)
+
+
+class _ManyInFlight(_RetryingBlockStore):
+    """A store whose inner one has many requests in flight, and makes their further attempts itself."""
+
+    inner: Any
+
+    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[SnapshotBlock]:
+        found: Future[SnapshotBlock] = self.inner.begin_get(
+            snapshot_id, block_index, block_token, self.retrier.attempts(snapshot_id)
+        )
+        return found
+
+    def begin_put(self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes) -> Future[None]:
+        done: Future[None] = self.inner.begin_put(
+            snapshot_id, block_index, content, checksum, self.retrier.attempts(snapshot_id)
+        )
+        return done
+
+
+def _retrying_blocks(inner: BlockStore, retrier: Retrier) -> _RetryingBlockStore:
+    kind = _ManyInFlight if hasattr(inner, "begin_get") else _RetryingBlockStore
+    return kind.around(inner, retrier)
 
 
 class _Removal:
@@ -228,7 +244,7 @@ class RetryingBackend(Forwarding[Backend], Backend):
         Forwarding.__init__(self, inner)
         Backend.__init__(
             self,
-            ebs=_RetryingBlockStore.around(_once(inner.ebs), retrier),
+            ebs=_retrying_blocks(_once(inner.ebs), retrier),
             s3=_RetryingObjectStore.around(_once(inner.s3), retrier),
             ec2=_RetryingImageRegistry.around(_once(inner.ec2), retrier),
         )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import attrs
 import botocore.exceptions
@@ -23,76 +24,29 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.ebs_appearing import Appearing, appears
+from amistore.backends.aws.ebs_calls import check_stored, get_request, got_block, put_request
 from amistore.backends.aws.ebs_connections import TimeLimits
+from amistore.backends.aws.ebs_requests import Requests
+from amistore.backends.aws.ebs_tokens import Tokens, numbered
 from amistore.backends.aws.ebs_wire import Wire
 from amistore.backends.aws.ec2_images import snapshot_from, without_reserved
 from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
 from amistore.backends.aws.settings import SnapshotSettings
-from amistore.backends.blocks import MOST_EMPTY_PAGES, Block, BlockPage, BlockStore, SnapshotBlock
+from amistore.backends.blocks import BlockPage, BlockStore, SnapshotBlock, check_digest
+from amistore.backends.retries import Attempts
 from amistore.errors import (
     AccessDeniedError,
-    BackendError,
     ChecksumMismatchError,
     NotFoundError,
-    SourceChangedError,
 )
 from amistore.model import Snapshot, Tag
-from amistore.units import BLOCK_SIZE
-from amistore.wire.ebs import block_path, data_headers
 
 __all__ = ["AWSBlockStore"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _logger = logging.getLogger("amistore")
 
-PAGE_SIZE = 10_000  # ListSnapshotBlocks, MaxResults: 100 to 10,000
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
-_IN_FLIGHT = 4096  # blocks before a refused one for which a new listing gives tokens too
-APPEARING = 120.0  # seconds in which a snapshot just started may be unknown (EBS user guide: up to 2 minutes)
-_FIRST_PAUSE = 0.1  # seconds between two calls then
-_LAST_PAUSE = 5.0
-
-
-def _appearing(method: F) -> F:
-    """Repeat a call if a snapshot is not found soon after this store started it.
-
-    It may even have been found before: not every host of the service knows it at the same time.
-    """
-
-    @functools.wraps(method)
-    def call(self: AWSBlockStore, snapshot_id: str, *arguments: Any, **options: Any) -> Any:
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return method(self, snapshot_id, *arguments, **options)
-            except NotFoundError as error:
-                started = self._started.get(snapshot_id)
-                if started is None or self.clock() + pause - started > APPEARING:
-                    raise
-                _logger.info(
-                    "%s was just started and is not found yet, trying again in %.1f s: %s",
-                    snapshot_id,
-                    pause,
-                    error,
-                )
-            self.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
-
-    return cast("F", call)
-
-
-class _Tokens:
-    """The newest block tokens of one snapshot, in place of refused ones."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.listing = 0
-        self.renewed: dict[int, str] = {}
-
-    def newer(self, block_index: int, listing: int) -> str | None:
-        """A token from a newer listing than this one's."""
-        return self.renewed.get(block_index) if self.listing > listing else None
 
 
 def _status(error: Exception) -> int:
@@ -118,20 +72,24 @@ class AWSBlockStore(BlockStore):
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
     limits: TimeLimits = attrs.field(factory=TimeLimits, repr=False)
-    requests: int = attrs.field(default=64, kw_only=True)  # 32 are too few at 100 ms; 128 gain nothing
+    requests: int = attrs.field(default=64, kw_only=True)  # docs/decisions/0024
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)
     _wire: Wire | None = attrs.field(init=False, repr=False, default=None)
-    _tokens: dict[str, _Tokens] = attrs.field(init=False, repr=False, factory=dict)
+    _requests: Requests | None = attrs.field(init=False, repr=False, default=None)
+    _tokens: dict[str, Tokens] = attrs.field(init=False, repr=False, factory=dict)
     _started: dict[str, float] = attrs.field(init=False, repr=False, factory=dict)
     _completing: set[str] = attrs.field(init=False, repr=False, factory=set)
     _lock: Any = attrs.field(init=False, repr=False, factory=threading.Lock)
 
     def __attrs_post_init__(self) -> None:
-        forks.register(self, AWSBlockStore._renew_locks)
+        forks.register(self, AWSBlockStore._begin_anew)
 
-    def _renew_locks(self) -> None:
-        """Renew the locks in a forked child: nobody there releases those that the parent's threads hold."""
+    def _begin_anew(self) -> None:
+        """Begin anew in a forked child: without the parent's requests in flight, with fresh locks."""
+        if self._requests is not None:
+            self._requests.let_go()
+            self._requests = None
         self._lock = threading.Lock()
         for tokens in self._tokens.values():
             tokens.lock = threading.Lock()
@@ -160,80 +118,76 @@ class AWSBlockStore(BlockStore):
         tokens = self._tokens_of(snapshot_id)
         with tokens.lock, aws_errors("list_snapshot_blocks", snapshot_id=snapshot_id):
             checks.check_snapshot_id(snapshot_id)
-            answer = self.connection.client("ebs").list_snapshot_blocks(
-                SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place
-            )
-            tokens.listing += 1
-            listing = tokens.listing
-            tokens.renewed = {}
-            if member_of(answer, "BlockSize") != BLOCK_SIZE:
-                raise BackendError(f"EBS has blocks of {answer['BlockSize']} bytes, not {BLOCK_SIZE}")
-        blocks = [
-            Block(block["BlockIndex"], f"{listing}:{block['BlockToken']}")
-            for block in answer.get("Blocks", ())
-        ]
-        following = answer.get("NextToken")
-        if following and blocks:
-            first = blocks[-1].block_index + 1
-        return BlockPage(
-            volume_size=member_of(answer, "VolumeSize"),
-            blocks=blocks,
-            next_token=f"{first}:{following}" if following else None,
-        )
+            return tokens.page(self.connection.client("ebs"), snapshot_id, first, place)
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         with aws_errors("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
             checks.check_snapshot_id(snapshot_id)
-            listing, _, token = block_token.partition(":")
-            number = int(listing) if listing.isdecimal() else 0
-            tokens = self._tokens_of(snapshot_id)
-            newer = tokens.newer(block_index, number)
+            number, token = numbered(block_token)
+            newer = self._tokens_of(snapshot_id).newer(block_index, number)
             try:
                 return self._get(snapshot_id, block_index, newer or token)
             except InvalidTokenError:
-                # Alone, so that no listing of ours ends the new token before it is used.
-                with tokens.lock:
-                    again = tokens.newer(block_index, number)
-                    if again not in (None, newer):
-                        with contextlib.suppress(InvalidTokenError):
-                            return self._get(snapshot_id, block_index, again)
-                    return self._get(snapshot_id, block_index, self._renew(tokens, snapshot_id, block_index))
+                return self._get_renewed(snapshot_id, block_index, number, newer)
 
     def _get(self, snapshot_id: str, block_index: int, token: str) -> SnapshotBlock:
-        answer = self._lean().request(
-            "GET",
-            block_path(snapshot_id, block_index),
-            {"blockToken": token},
-            {},
-            None,
-            "get_snapshot_block",
-            snapshot_id=snapshot_id,
-            block_index=block_index,
-        )
-        if len(answer.content) != BLOCK_SIZE:
-            raise BackendError(f"EBS gave {len(answer.content)} bytes for a block", retryable=True)
-        return SnapshotBlock(answer.content, _checksum(answer.headers))
+        return got_block(self._lean().request(get_request(snapshot_id, block_index, token)))
 
-    def _renew(self, tokens: _Tokens, snapshot_id: str, block_index: int) -> str:
-        """List again, for the token of a block and of the blocks beside it."""
-        client = self.connection.client("ebs")
-        renewed: dict[int, str] = {}
-        place: dict[str, Any] = {"StartingBlockIndex": max(0, block_index - _IN_FLIGHT)}
-        empty = 0
-        while block_index not in renewed:
-            answer = client.list_snapshot_blocks(SnapshotId=snapshot_id, MaxResults=PAGE_SIZE, **place)
-            empty = 0 if answer.get("Blocks") else empty + 1
-            if empty > MOST_EMPTY_PAGES:
-                raise BackendError("the listing makes no progress")
-            renewed.update((each["BlockIndex"], each["BlockToken"]) for each in answer.get("Blocks", ()))
-            if not answer.get("NextToken") or max(renewed, default=0) > block_index:
-                break
-            place = {"NextToken": answer["NextToken"]}
-        if block_index not in renewed:
-            raise SourceChangedError("the block was listed before and is no longer listed")
-        tokens.listing += 1
-        tokens.renewed = renewed
-        return renewed[block_index]
+    def _get_renewed(
+        self, snapshot_id: str, block_index: int, number: int, refused: str | None
+    ) -> SnapshotBlock:
+        """Get a block whose token was refused: that of its listing, or the newer one that was given."""
+        tokens = self._tokens_of(snapshot_id)
+        # Alone, so that no listing of ours ends the new token before it is used.
+        with tokens.lock:
+            again = tokens.newer(block_index, number)
+            if again not in (None, refused):
+                with contextlib.suppress(InvalidTokenError):
+                    return self._get(snapshot_id, block_index, again)
+            token = tokens.renew(self.connection.client("ebs"), snapshot_id, block_index)
+            return self._get(snapshot_id, block_index, token)
+
+    def begin_get(
+        self, snapshot_id: str, block_index: int, block_token: str, attempts: Attempts | None = None
+    ) -> Future[SnapshotBlock]:
+        """Begin to read a block, as `get_snapshot_block` does, and return at once.
+
+        The content was compared with EBS's SHA-256.
+
+        Args:
+            snapshot_id: the id of a completed snapshot.
+            block_index: the index of a listed block.
+            block_token: the block's token from the listing.
+            attempts: say when another attempt is made; None for one alone.
+        """
+        requests = self._in_flight()
+        return requests.loop.submit(
+            requests.repeated, attempts, self._get_in_flight, requests, snapshot_id, block_index, block_token
+        )
+
+    async def _get_in_flight(
+        self, requests: Requests, snapshot_id: str, block_index: int, block_token: str
+    ) -> SnapshotBlock:
+        with aws_errors("get_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
+            checks.check_snapshot_id(snapshot_id)
+            wire = await self._lean_in_flight(requests)
+            number, token = numbered(block_token)
+            tokens = self._tokens_of(snapshot_id)
+            newer = tokens.newer(block_index, number)
+            while True:
+                request = get_request(snapshot_id, block_index, newer or token)
+                try:
+                    return check_digest(got_block(await requests.request(wire, request)))
+                except InvalidTokenError:
+                    async with requests.renewing(snapshot_id):
+                        again = tokens.newer(block_index, number)
+                        if again in (None, newer):
+                            return check_digest(
+                                await requests.loop.in_thread(
+                                    self._get_renewed, snapshot_id, block_index, number, newer
+                                )
+                            )
+                    newer = again  # the one who was before it in there has renewed it, too
 
     # Writing.
 
@@ -280,23 +234,62 @@ class AWSBlockStore(BlockStore):
             self._started[snapshot_id] = self.clock()
         return snapshot_id
 
-    @_appearing
+    @appears
     def put_snapshot_block(
         self, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
     ) -> None:
-        if memoryview(content).nbytes != BLOCK_SIZE or block_index < 0:
-            checks.check_block(snapshot_id, 65_536, block_index, content, checksum)
-        facts: dict[str, Any] = {"snapshot_id": snapshot_id, "block_index": block_index}
-        with aws_errors("put_snapshot_block", **facts):
+        request = put_request(snapshot_id, block_index, content, checksum)
+        with aws_errors("put_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
             checks.check_snapshot_id(snapshot_id)
-            headers = data_headers(checksum)
-            path = block_path(snapshot_id, block_index)
-            answer = self._lean().request("PUT", path, {}, headers, content, "put_snapshot_block", **facts)
-            # Whoever stored the block says so with its checksum; a page of a proxy's has none.
-            if answer.headers.get("X-Amz-Checksum") != headers["X-Amz-Checksum"]:
-                raise BackendError("EBS did not acknowledge the block's checksum", retryable=True)
+            check_stored(self._lean().request(request), request)
 
-    @_appearing
+    def begin_put(
+        self,
+        snapshot_id: str,
+        block_index: int,
+        content: Buffer,
+        checksum: bytes,
+        attempts: Attempts | None = None,
+    ) -> Future[None]:
+        """Begin to write a block, as `put_snapshot_block` does, and return at once.
+
+        Args:
+            snapshot_id: the id of a pending snapshot.
+            block_index: the block's index, inside the volume.
+            content: the block's 524,288 bytes, which stay as they are until the future is done.
+            checksum: the SHA-256 of `content`, 32 raw bytes.
+            attempts: say when another attempt is made; None for one alone.
+        """
+        requests = self._in_flight()
+        return requests.loop.submit(
+            requests.repeated,
+            attempts,
+            self._put_in_flight,
+            requests,
+            snapshot_id,
+            block_index,
+            content,
+            checksum,
+        )
+
+    async def _put_in_flight(
+        self, requests: Requests, snapshot_id: str, block_index: int, content: Buffer, checksum: bytes
+    ) -> None:
+        request = put_request(snapshot_id, block_index, content, checksum)
+        appearing = Appearing(snapshot_id, self._started.get(snapshot_id), self.clock)
+        while True:
+            try:
+                with aws_errors("put_snapshot_block", snapshot_id=snapshot_id, block_index=block_index):
+                    checks.check_snapshot_id(snapshot_id)
+                    wire = await self._lean_in_flight(requests)
+                    return check_stored(await requests.request(wire, request), request)
+            except NotFoundError as error:
+                pause = appearing.pause(error)
+                if pause is None:
+                    raise
+            await requests.loop.sleep(pause)
+
+    @appears
     def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
         with aws_errors("complete_snapshot", snapshot_id=snapshot_id):
             checks.check_snapshot_id(snapshot_id)
@@ -335,7 +328,7 @@ class AWSBlockStore(BlockStore):
             self._started.pop(snapshot_id, None)
             self.connection.client("ec2").delete_snapshot(SnapshotId=snapshot_id)
 
-    @_appearing
+    @appears
     def describe_snapshot(self, snapshot_id: str) -> Snapshot:
         with aws_errors("describe_snapshot", snapshot_id=snapshot_id):
             checks.check_snapshot_id(snapshot_id)
@@ -370,19 +363,17 @@ class AWSBlockStore(BlockStore):
                 self._wire = Wire(self.connection, self.limits)
             return self._wire
 
-    def _tokens_of(self, snapshot_id: str) -> _Tokens:
+    async def _lean_in_flight(self, requests: Requests) -> Wire:
+        return await requests.loop.in_thread(self._lean) if self._wire is None else self._wire
+
+    def _in_flight(self) -> Requests:
+        if self._requests is not None and self._requests.process != os.getpid():
+            self._begin_anew()  # another library's hook was called before ours
         with self._lock:
-            return self._tokens.setdefault(snapshot_id, _Tokens())
+            if self._requests is None:
+                self._requests = Requests(self.requests)
+            return self._requests
 
-
-def _checksum(headers: Mapping[str, str]) -> bytes:
-    """The block's SHA-256, from EBS's answer."""
-    if headers.get("X-Amz-Checksum-Algorithm", "SHA256") != "SHA256":
-        raise BackendError(f"EBS gave a checksum of {headers['X-Amz-Checksum-Algorithm'][:20]}, not SHA256")
-    try:
-        checksum = base64.b64decode(headers.get("X-Amz-Checksum", ""), validate=True)
-    except ValueError:
-        checksum = b""
-    if len(checksum) != 32:
-        raise BackendError("EBS sent no SHA-256 with the block", retryable=True)
-    return checksum
+    def _tokens_of(self, snapshot_id: str) -> Tokens:
+        with self._lock:
+            return self._tokens.setdefault(snapshot_id, Tokens())

@@ -8,10 +8,8 @@ urllib3's own pool is not used, since it costs more than a block's signature and
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import ssl
-import time
 import urllib.parse
 import weakref
 from typing import Any
@@ -22,14 +20,13 @@ import botocore.utils
 import urllib3
 import urllib3.connection
 import urllib3.util
-from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT
 from amistore.backends.connections import let_go, no_fork
 from amistore.errors import InvalidRequestError
 
-__all__ = ["Incoming", "Pool", "TimeLimits"]
+__all__ = ["Pool", "TimeLimits"]
 
 _KEPT = 64  # connections at most
 
@@ -63,6 +60,10 @@ class Pool:
         limits: the time limits.
 
     Attributes:
+        host: the endpoint's host.
+        port: the endpoint's port.
+        secure: whether TLS is spoken with it.
+        passes_proxy: whether a proxy lies between.
         prefix: the beginning of a request's target: the endpoint's URL for a proxy of plain http, else empty.
         headers: the headers for that proxy.
 
@@ -72,9 +73,9 @@ class Pool:
 
     def __init__(self, url: str, session: Any, limits: TimeLimits) -> None:
         parts = urllib.parse.urlsplit(url)
-        secure = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if secure else 80)
+        self.secure = secure = parts.scheme == "https"
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if secure else 80)
         self._limits = limits
         self._session = session
         self._idle: list[Any] = []
@@ -90,8 +91,9 @@ class Pool:
             raise InvalidRequestError(
                 f"the environment's proxy is {self._proxy.scheme}:, not http: or https:"
             )
-        self._tunnels = self._proxy is not None and secure
-        passing = self._proxy is not None and not secure
+        self.passes_proxy = self._proxy is not None
+        self._tunnels = self.passes_proxy and secure
+        passing = self.passes_proxy and not secure
         self.prefix = url if passing else ""
         self.headers = self._proxy_headers if passing else {}
         self._encrypted = secure or (self._proxy is not None and self._proxy.scheme == "https")
@@ -141,53 +143,40 @@ class Pool:
         else:
             connection.close()
 
+    def context(self) -> ssl.SSLContext:
+        """The TLS that connections speak.
+
+        Raises:
+            InvalidRequestError: the certificate bundle is unusable.
+        """
+        if self._context is None:
+            self._context = _tls(self._session)
+        return self._context
+
     def _new(self) -> Any:
-        host, port, proxy = self._host, self._port, self._proxy
+        host, port, proxy = self.host, self.port, self._proxy
         if proxy is not None:
             host, port = proxy.host or "", proxy.port or (443 if proxy.scheme == "https" else 80)
         options: dict[str, Any] = {"timeout": self._limits.connect}
         if not self._encrypted:
             return urllib3.connection.HTTPConnection(host, port, **options)
-        if self._context is None:
-            self._context = _tls(self._session)
-        context = self._context
+        context = self.context()
         options["ssl_context"] = context
         if not self._tunnels or proxy is None:
             return urllib3.connection.HTTPSConnection(host, port, **options)
         options["proxy"] = proxy
         options["proxy_config"] = urllib3.connection.ProxyConfig(context, False, None, None)
         connection = urllib3.connection.HTTPSConnection(host, port, **options)
-        connection.set_tunnel(self._host, self._port, self._proxy_headers, proxy.scheme or "http")
+        connection.set_tunnel(self.host, self.port, self._proxy_headers, proxy.scheme or "http")
         return connection
-
-
-class Incoming(io.RawIOBase):
-    """A socket's input until a deadline. Stands for the socket in `http.client.HTTPResponse`."""
-
-    def __init__(self, sock: Any, limit: float, end: float) -> None:
-        self._sock = sock
-        self._limit = limit
-        self._end = end
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer takes too long")
-        self._sock.settimeout(min(self._limit, left))
-        received: int = self._sock.recv_into(buffer)
-        return received
 
 
 def _tls(session: Any) -> ssl.SSLContext:
     bundle = session._session.get_config_variable("ca_bundle") or botocore.httpsession.get_cert_path(True)
     try:
-        return ssl.create_default_context(cafile=bundle)
+        context = ssl.create_default_context(cafile=bundle)
+        context.set_alpn_protocols(["http/1.1"])  # as urllib3 does for each connection
+        return context
     except OSError as error:  # ssl.SSLError is one
         raise InvalidRequestError(f"the certificate bundle {bundle} cannot be read: {error}") from None
 

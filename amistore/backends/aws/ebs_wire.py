@@ -2,7 +2,7 @@
 
 It uses botocore's credentials, endpoint and signer over the standard library's HTTP. botocore's generated
 client would spend most of the time in Python (`python -m benchmarks --only ebs`, docs/decisions/0012). Each
-request has one attempt and a time limit.
+request has one attempt and a time limit. Next: `ebs_requests.py`, which has many in flight.
 """
 
 from __future__ import annotations
@@ -11,28 +11,50 @@ import contextlib
 import http.client
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 import botocore.auth
 import botocore.awsrequest
+import botocore.credentials
 import botocore.exceptions
 import urllib3
 from typing_extensions import Buffer
 
 from amistore.backends.aws.answers import refuse_redirect
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.ebs_connections import Incoming, Pool, TimeLimits
+from amistore.backends.aws.ebs_connections import Pool, TimeLimits
+from amistore.backends.aws.ebs_incoming import MOST, Incoming, Received, read_answer
 from amistore.backends.aws.errors import connection_error, service_error
 from amistore.errors import BackendError, InvalidRequestError
-from amistore.units import MIB
 from amistore.wire.ebs import error_of
 from amistore.wire.signature import UNSIGNED
 
-__all__ = ["Answer", "Wire"]
+__all__ = ["Answer", "Request", "Wire"]
 
-_MOST = 1 * MIB  # bytes of an answer; a block has half of it
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """A request, yet to be signed.
+
+    Attributes:
+        method: the HTTP method.
+        path: the path, from ``/``.
+        query: the parameters, unescaped.
+        headers: the headers, besides those of the signature.
+        body: the body, which is not signed (EBS direct APIs, "Signature Version 4 signing").
+        operation: our verb, for errors.
+        facts: the call's arguments, for errors.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    body: Buffer | None = None
+    operation: str
+    facts: Mapping[str, Any]
 
 
 @attrs.frozen
@@ -40,7 +62,7 @@ class Answer:
     """An answer with a status below 300: headers (in any case) and content."""
 
     headers: Mapping[str, str]
-    content: bytes
+    content: Buffer
 
 
 class Wire:
@@ -49,6 +71,10 @@ class Wire:
     Args:
         connection: the connection to AWS.
         limits: the time limits.
+
+    Attributes:
+        limits: the time limits.
+        pool: the connections.
     """
 
     def __init__(self, connection: Connection, limits: TimeLimits) -> None:
@@ -57,62 +83,67 @@ class Wire:
         self._host = urllib.parse.urlsplit(self._url).netloc
         self._region = client.meta.region_name
         self._session = connection.session
-        self._limits = limits
-        self._pool = Pool(self._url, self._session, self._limits)
+        self._loaded = False  # whether the session has found credentials, and gives them without looking
+        self.limits = limits
+        self.pool = Pool(self._url, self._session, limits)
         # A proxy that compressed would cost both sides more than it saves.
-        self._unsigned = {"User-Agent": "amistore", "Accept-Encoding": "identity", **self._pool.headers}
+        self._unsigned = {"User-Agent": "amistore", "Accept-Encoding": "identity", **self.pool.headers}
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: Buffer | None,
-        operation: str,
-        **facts: Any,
-    ) -> Answer:
-        """Send a request and read its whole answer.
+    def request(self, request: Request) -> Answer:
+        """Send a request and read its whole answer."""
+        head = self.head(request)
+        with self.connection_errors(request):
+            received = self._exchange(request, head)
+        return self.answer(request, received)
 
-        Args:
-            method: the HTTP method.
-            path: the path, from ``/``.
-            query: the parameters, unescaped.
-            headers: the headers, besides those of the signature.
-            body: the body, which is not signed (EBS direct APIs, "Signature Version 4 signing").
-            operation: our verb, for errors.
-            facts: the call's arguments, for errors.
-        """
-        target = path
-        if query:
-            target += f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
-        # EBS lets the data of a Put be left out of the signature; an empty body is signed as such.
-        payload = UNSIGNED if body is not None else _NO_BODY
-        signed = self._sign(method, f"{self._url}{target}", {**headers, "X-Amz-Content-SHA256": payload})
-        head = self._head(method, target, signed, body)
+    @contextlib.contextmanager
+    def connection_errors(self, request: Request) -> Iterator[None]:
+        """Turn errors of the connection into ours."""
         try:
-            answer, content, whole = self._exchange(method, head, body)
+            yield
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise connection_error(error, self._url, operation, **facts) from None
+            raise connection_error(error, self._url, request.operation, **request.facts) from None
+
+    def answer(self, request: Request, received: Received) -> Answer:
+        """Refuse an answer that is an error, or that is not whole."""
+        answer, content = received.answer, received.content
         found: Any = answer.headers  # a mapping in all that is used of it
         refuse_redirect(answer.status, found)
         if answer.status >= 300:
-            refused = error_of(answer.status, found, content)
-            raise service_error(refused, operation, date=found.get("Date", ""), **facts)
-        if not whole:
+            refused = error_of(answer.status, found, bytes(content))
+            raise service_error(refused, request.operation, date=found.get("Date", ""), **request.facts)
+        if not received.whole:
             declared = found.get("Content-Length", "")[:20]
             raise BackendError(
                 f"the answer broke off after {len(content)} of {declared} bytes"
-                if len(content) < _MOST
-                else f"the answer has more than {_MOST} bytes",
+                if len(content) < MOST
+                else f"the answer has more than {MOST} bytes",
                 retryable=True,
-                operation=operation,
-                **facts,
+                operation=request.operation,
+                **request.facts,
             )
         return Answer(found, content)
 
-    def _head(self, method: str, target: str, signed: Mapping[str, str], body: Buffer | None) -> bytes:
-        lines = [f"{method} {self._pool.prefix}{target} HTTP/1.1"]
+    def signs_at_once(self) -> bool:
+        """Whether signing waits for nobody who hands out credentials."""
+        if not self._loaded:
+            return False
+        credentials = self._session.get_credentials()
+        if type(credentials) is botocore.credentials.Credentials:
+            return True
+        needed = getattr(credentials, "refresh_needed", None)
+        return needed is not None and not needed()
+
+    def head(self, request: Request) -> bytes:
+        """A request's head, signed."""
+        target, body = request.path, request.body
+        if request.query:
+            target += f"?{urllib.parse.urlencode(request.query, quote_via=urllib.parse.quote)}"
+        # EBS lets the data of a Put be left out of the signature; an empty body is signed as such.
+        payload = UNSIGNED if body is not None else _NO_BODY
+        headers = {**request.headers, "X-Amz-Content-SHA256": payload}
+        signed = self._sign(request.method, f"{self._url}{target}", headers)
+        lines = [f"{request.method} {self.pool.prefix}{target} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in {**signed, **self._unsigned}.items()]
         if body is not None:
             lines.append(f"Content-Length: {memoryview(body).nbytes}")
@@ -122,30 +153,20 @@ class Wire:
             raise InvalidRequestError("a header cannot be sent: is there a line break in the credentials?")
         return f"{text}\r\n\r\n".encode("ascii")
 
-    def _exchange(
-        self, method: str, head: bytes, body: Buffer | None
-    ) -> tuple[http.client.HTTPResponse, bytes, bool]:
-        """Send a request and read its answer; return whether the answer is whole.
-
-        Only after a whole answer is the connection used again.
-        """
-        limits = self._limits
+    def _exchange(self, request: Request, head: bytes) -> Received:
+        """Send a request and read its answer; only after a whole one is the connection used again."""
+        limits = self.limits
         end = time.monotonic() + limits.attempt
-        connection = self._pool.take()
+        connection = self.pool.take()
         keep = False
         try:
-            sent = _send(connection.sock, head, body, limits.attempt)
-            incoming: Any = Incoming(connection.sock, limits.read, end)
-            # Closed here: Python 3.13 tells of one that is not, whose file was collected before it.
-            with contextlib.closing(http.client.HTTPResponse(incoming, method=method)) as answer:
-                answer.begin()
-                content = answer.read(_MOST)
-                whole = answer.isclosed()
-                keep = sent and whole and not answer.will_close
-            return answer, content, whole
+            sent = _send(connection.sock, head, request.body, limits.attempt)
+            received = read_answer(Incoming(connection.sock, limits.read, end), request.method)
+            keep = sent and received.reusable
+            return received
         finally:
             if keep:
-                self._pool.give(connection)
+                self.pool.give(connection)
             else:
                 connection.close()
 
@@ -153,6 +174,7 @@ class Wire:
         credentials = self._session.get_credentials()
         if credentials is None:
             raise botocore.exceptions.NoCredentialsError
+        self._loaded = True
         request = botocore.awsrequest.AWSRequest(
             method,
             url,

@@ -44,7 +44,7 @@ def account():
 
 @pytest.fixture
 def aws(monkeypatch):
-    monkeypatch.setattr("amistore.backends.aws.ebs.PAGE_SIZE", 100)
+    monkeypatch.setattr("amistore.backends.aws.ebs_tokens.PAGE_SIZE", 100)
     with account() as fake:
         fake.behaviour.short_pages = True
         yield fake
@@ -113,7 +113,7 @@ def test_tokens_that_end_at_any_time_change_no_byte(aws, expected, disturb, work
 
 
 def test_one_listing_renews_the_tokens_of_all_workers(aws, monkeypatch):
-    monkeypatch.setattr("amistore.backends.aws.ebs.PAGE_SIZE", 10_000)
+    monkeypatch.setattr("amistore.backends.aws.ebs_tokens.PAGE_SIZE", 10_000)
     aws.behaviour.short_pages = False
     aws.log.reset()
     done = []
