@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ __all__ = [
     "integer",
     "many",
     "one",
+    "rule",
     "state",
     "text",
     "to_wire",
@@ -58,6 +59,16 @@ def _refuse(instance: Any, attribute: attrs.Attribute[Any], value: object, rule:
     if len(shown) > 80:
         shown = shown[:77] + "..."
     raise InvalidValueError(f"{field} must be {rule}, not {shown}", field=field, value=value)
+
+
+def rule(told: str, holds: Callable[[Any], bool]) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    """A validator: a value must be as `told`."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not holds(value):
+            _refuse(instance, attribute, value, told)
+
+    return check
 
 
 def text(*, required: bool = False, default: str | None = None) -> Any:
@@ -92,17 +103,19 @@ def identifier(prefix: str, *, required: bool = False) -> Any:
     return attrs.field(default=default, validator=check, metadata={"type": str})
 
 
-def integer(*, least: int = 0, most: int = 2**63 - 1, required: bool = False) -> Any:
-    """A whole number from `least` to `most`."""
+def integer(
+    *, least: int = 0, most: int = 2**63 - 1, required: bool = False, default: int | None = None
+) -> Any:
+    """A whole number from `least` to `most`; None, too, where it is neither required nor has a default."""
 
     def check(instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None and not required:
+        if value is None and not required and default is None:
             return
         if type(value) is not int or not least <= value <= most:
             _refuse(instance, attribute, value, f"a whole number from {least} to {most}")
 
-    default = attrs.NOTHING if required else None
-    return attrs.field(default=default, validator=check, metadata={"type": int})
+    given = attrs.NOTHING if required else default
+    return attrs.field(default=given, validator=check, metadata={"type": int})
 
 
 def boolean() -> Any:
