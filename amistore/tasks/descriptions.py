@@ -17,7 +17,7 @@ import attrs
 
 from amistore import forks
 from amistore.backends import Backend
-from amistore.errors import InvalidRequestError, NotFoundError
+from amistore.errors import NotFoundError
 from amistore.model import Image, Snapshot
 from amistore.model.fields import from_wire
 from amistore.tasks.journal import Journal
@@ -26,11 +26,12 @@ from amistore.tasks.requests import (
     check_image_id,
     check_snapshot_id,
     dry_run_succeeded,
+    engine_closed,
     listed,
 )
-from amistore.tasks.restore import RestoreRecord, tags_of
+from amistore.tasks.restore import RestoreRecord
 from amistore.tasks.store import StoreRecord
-from amistore.tasks.task import RestoreImageTask, SnapshotProgress, StoreImageTask, TaskPage
+from amistore.tasks.task import RestoreImageTask, SnapshotProgress, StoreImageTask, TaskPage, tags_of
 
 __all__ = ["TaskDescriptions"]
 
@@ -159,10 +160,6 @@ class TaskDescriptions:
         found = self._journal.page(self._place, request)
         return [record for record in found if isinstance(record, RestoreRecord)]
 
-    def _now(self) -> int:
-        """Milliseconds since 1970."""
-        return int(self._clock() * 1000)
-
     def _oldest(self) -> int:
         """The earliest start of a task that is still described, in milliseconds since 1970."""
         return int((self._clock() - _KEPT) * 1000)
@@ -179,7 +176,7 @@ class TaskDescriptions:
     def _check_open(self) -> None:
         forks.check_owner(self._process, "this TaskEngine")
         if self._closed:
-            raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
+            raise engine_closed()
 
 
 def _image(record: RestoreRecord) -> Image:

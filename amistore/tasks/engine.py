@@ -10,6 +10,7 @@ from typing import Literal, TypeVar, overload
 
 import attrs
 
+from amistore import forks
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
 from amistore.backends.quotas import Quotas
@@ -97,11 +98,8 @@ class TaskEngine(TaskPlans):
         own = backend.journal is not None and path == journal_path(None, backend.journal)
         place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         super().__init__(backend, Journal(path), place, clock)
-        try:
+        with forks.undoing(lambda _: self._journal.close()):
             self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
-        except BaseException:
-            self._journal.close()
-            raise
         self._runner = TaskRunner(backend, self._journal, self._ownership, workers, concurrency, clock)
 
     def __repr__(self) -> str:
@@ -196,7 +194,7 @@ class TaskEngine(TaskPlans):
         tags = object_tags(s3_object_tags)  # read once, and checked again after a wait
 
         def check() -> StoreRecord:
-            given = self.backend, self.quotas, self._place, self._now()
+            given = self._given()
             return StoreRequest.of(*given, image_id=image_id, bucket=bucket, s3_object_tags=tags).record
 
         try:
@@ -262,10 +260,7 @@ class TaskEngine(TaskPlans):
 
         def check() -> RestoreRecord:
             request = RestoreRequest.of(
-                self.backend,
-                self.quotas,
-                self._place,
-                self._now(),
+                *self._given(),
                 bucket=bucket,
                 object_key=object_key,
                 name=name,

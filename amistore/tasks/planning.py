@@ -124,7 +124,7 @@ class TaskPlans(TaskDescriptions):
                 beyond a limit of the format.
         """
         self._check_open()
-        given = self.backend, self.quotas, self._place, self._now()
+        given = self._given()
         request = StoreRequest.of(*given, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags)
         terms = self._terms(request.record, prices, rates)
         return _plan_store(self.backend, request.image, terms, self._workers)
@@ -161,10 +161,7 @@ class TaskPlans(TaskDescriptions):
         """
         self._check_open()
         request = RestoreRequest.of(
-            self.backend,
-            self.quotas,
-            self._place,
-            self._now(),
+            *self._given(),
             bucket=bucket,
             object_key=object_key,
             name=name,
@@ -174,6 +171,10 @@ class TaskPlans(TaskDescriptions):
             expected_content_id=expected_content_id,
         )
         return _plan_restore(self.backend, request, self._terms(request.record, prices, rates))
+
+    def _given(self) -> tuple[Backend, Quotas, str, int]:
+        """What a request is checked with, and the place and time of its task."""
+        return self.backend, self.quotas, self._place, int(self._clock() * 1000)
 
     def _terms(self, record: TaskRecord, prices: Prices | None, rates: RequestRates | None) -> _Terms:
         """What a plan reckons with, of a task that would be admitted."""

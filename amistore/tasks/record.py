@@ -25,7 +25,7 @@ from amistore.pipeline import Phase, Progress
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.task import Task, TaskState
 
-__all__ = ["MOST_GIB", "Kind", "Lease", "Outcome", "Stage", "TaskRecord", "VolumeRecord", "check_tags"]
+__all__ = ["MOST_GIB", "Kind", "Lease", "Stage", "TaskRecord", "VolumeRecord", "check_tags"]
 
 Kind = Literal["store", "restore"]
 
@@ -81,14 +81,6 @@ class VolumeRecord:
     size: int = integer(most=MOST_GIB, required=True)
     blocks: int = integer(most=2**53, default=0)
     filled: int = integer(most=2**53, default=0)
-
-
-@attrs.frozen
-class Outcome:
-    """A task's result: the AMI's id, and the archive's content id."""
-
-    image_id: str
-    content_id: str
 
 
 @attrs.frozen(kw_only=True)
@@ -211,7 +203,7 @@ class TaskRecord(abc.ABC):
     @abc.abstractmethod
     def run(
         self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
-    ) -> Outcome:
+    ) -> tuple[str, str]:
         """Do the task's job, from where its log ends.
 
         Args:
@@ -220,6 +212,9 @@ class TaskRecord(abc.ABC):
             workers: the number of segments worked on at once; None for the number of CPUs.
             progress: a function called with a `Progress`, often; an exception of it ends the run.
             now: the object's time stamp.
+
+        Returns:
+            The AMI's id, and the archive's content id.
         """
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import InvalidRequestError
 from amistore.model import Tag
 from amistore.tasks.record import Kind
-from amistore.tasks.task import TagSpecification, TaskState
+from amistore.tasks.task import TagSpecification, TaskState, tags_of
 
 __all__ = [
     "IfExists",
@@ -29,6 +29,7 @@ __all__ = [
     "check_image_id",
     "check_snapshot_id",
     "dry_run_succeeded",
+    "engine_closed",
     "listed",
     "needed",
     "object_place",
@@ -97,9 +98,7 @@ def object_place(bucket: object, image_id: str) -> tuple[str, str]:
 
 def object_tags(tags: Iterable[Tag] | Mapping[str, str]) -> dict[str, str]:
     """An object's tags: ten at most, keys of 1 to 128 and values of up to 256 characters, no ``aws:``."""
-    given: Iterable[Any] = listed(tags, "tags")
-    if isinstance(tags, Mapping):
-        given = (Tag(key=key, value=value) for key, value in tags.items())
+    given = tags_of(tags) if isinstance(tags, Mapping) else listed(tags, "tags")
     return {tag.key: tag.value or "" for tag in _tags(given, MOST_OBJECT_TAGS)}
 
 
@@ -147,6 +146,11 @@ def _tags(tags: Iterable[Any], most: int) -> tuple[Tag, ...]:
 def dry_run_succeeded() -> InvalidRequestError:
     """The error that ends a successful dry run, as in EC2."""
     return refused("the request would have succeeded, but it was a dry run", "DryRunOperation")
+
+
+def engine_closed() -> InvalidRequestError:
+    """The error of a request to an engine that was closed."""
+    return InvalidRequestError("the engine is closed: make another, and resume its tasks")
 
 
 @attrs.frozen(kw_only=True)

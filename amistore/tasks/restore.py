@@ -20,7 +20,7 @@ from amistore.backends import Backend, checks
 from amistore.backends.quotas import Quotas
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError
-from amistore.model import Image, Tag
+from amistore.model import Image
 from amistore.model.fields import from_wire, identifier, text, to_wire
 from amistore.objects import ResumeLog
 from amistore.objects.registration import restorable_image
@@ -28,12 +28,12 @@ from amistore.objects.restore import RestoreJob
 from amistore.objects.store import REGION_KEY
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.snapshots import RestorePolicy
-from amistore.tasks.record import Kind, Outcome, TaskRecord, VolumeRecord, check_tags
+from amistore.tasks.record import Kind, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import needed, split_tags
-from amistore.tasks.task import RestoreImageTask, SnapshotProgress, TagSpecification
+from amistore.tasks.task import RestoreImageTask, SnapshotProgress, TagSpecification, tags_of
 from amistore.units import BLOCK_SIZE, GIB
 
-__all__ = ["RestoreRecord", "RestoreRequest", "tags_of"]
+__all__ = ["RestoreRecord", "RestoreRequest"]
 
 
 @attrs.frozen(kw_only=True)
@@ -103,11 +103,11 @@ class RestoreRecord(TaskRecord):
 
     def run(
         self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
-    ) -> Outcome:
+    ) -> tuple[str, str]:
         location = backend.s3.at(self.bucket, self.object_key)
         with contextlib.closing(open_container(location)) as stored:
             restored = self._job(backend).run(stored, log, workers=workers, progress=progress)
-        return Outcome(restored.image_id, restored.content_id)
+        return restored.image_id, restored.content_id
 
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:
         return self._job(backend).is_done(self.name, log)
@@ -126,11 +126,6 @@ class RestoreRecord(TaskRecord):
             ),
             image_id=self.image_id,
         )
-
-
-def tags_of(members: Mapping[str, str | None]) -> tuple[Tag, ...]:
-    """The tags in a column."""
-    return tuple(Tag(key=key, value=value) for key, value in members.items())
 
 
 @attrs.frozen(kw_only=True)

@@ -52,7 +52,7 @@ class CancelledError(Exception):
         return "cancelled"
 
 
-@attrs.define(kw_only=True, eq=False)
+@attrs.define(eq=False)
 class TaskRun:
     """One run of a task.
 
@@ -137,9 +137,9 @@ class TaskRun:
                 reported = time.monotonic(), percent
 
         now = datetime.fromtimestamp(self.clock(), timezone.utc)
-        outcome = record.run(self.backend, self._log, self.workers, progress, now)
-        self.journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
-        tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
+        image_id, content_id = record.run(self.backend, self._log, self.workers, progress, now)
+        self.journal.complete(record.lease, image_id=image_id, content_id=content_id)
+        tell(record, "completed", f"{image_id}, content id {content_id}")
 
     def _fail(self, error: Exception) -> None:
         record = self.record

@@ -30,7 +30,7 @@ from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.database import Ownership
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.record import Lease, TaskRecord
-from amistore.tasks.requests import OnQuota, check_choice, dry_run_succeeded
+from amistore.tasks.requests import OnQuota, check_choice, dry_run_succeeded, engine_closed
 from amistore.tasks.run import CancelledError, StoppedError, TaskRun, tell
 from amistore.tasks.task import TaskCallback
 
@@ -151,7 +151,7 @@ class TaskRunner:
                     return
             self._wait_for_change(seen, _HEARTBEAT)
             if self._closing:
-                raise _closed()
+                raise engine_closed()
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Take those of the journal's tasks that nobody runs, and run them; return them."""
@@ -225,7 +225,7 @@ class TaskRunner:
             if record.owner == self._ownership.owner and record.task_id in self.stuck:
                 raise self.stuck[record.task_id]
             if self._closing:
-                raise _closed()
+                raise engine_closed()
             here = self.has(record.task_id)
         if not here and self.is_free(record):
             if not threads_can_begin():
@@ -313,14 +313,9 @@ class TaskRunner:
         return next((record for record in self._queue if read.isdisjoint(record.reads)), None)
 
     def _work_on(self, record: TaskRecord) -> None:
+        check = functools.partial(self._check, record)
         run = TaskRun(
-            record=record,
-            backend=self._backend,
-            journal=self._journal,
-            workers=self._workers,
-            clock=self._clock,
-            check=functools.partial(self._check, record),
-            pause=self._pause,
+            record, self._backend, self._journal, self._workers, self._clock, check=check, pause=self._pause
         )
         try:
             with forks.confined():
@@ -381,7 +376,3 @@ class TaskRunner:
         """The leases of the tasks that are queued or running here."""
         with self.changed:
             return {record.lease for record in (*self._active.values(), *self._queue)}
-
-
-def _closed() -> InvalidRequestError:
-    return InvalidRequestError("the engine is closed: make another, and resume its tasks")

@@ -20,7 +20,7 @@ from amistore.model.fields import identifier
 from amistore.objects import RUN_KEY, ResumeLog
 from amistore.objects.store import StoreJob
 from amistore.pipeline.progress import ProgressCallback
-from amistore.tasks.record import Kind, Outcome, TaskRecord, VolumeRecord, check_tags
+from amistore.tasks.record import Kind, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import check_image_id, object_place, object_tags
 from amistore.tasks.task import StoreImageTask
 
@@ -67,9 +67,9 @@ class StoreRecord(TaskRecord):
 
     def run(
         self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
-    ) -> Outcome:
+    ) -> tuple[str, str]:
         stored = self._job(backend).run(log, workers=workers, progress=progress, now=now)
-        return Outcome(self.image_id, stored.content_id)
+        return self.image_id, stored.content_id
 
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:
         return self._job(backend).is_done(log)
