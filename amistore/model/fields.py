@@ -28,6 +28,7 @@ __all__ = [
     "integer",
     "many",
     "one",
+    "rule",
     "state",
     "text",
     "to_wire",
@@ -72,6 +73,16 @@ def _field(kind: type, broken: Callable[[Any], str | None], *, required: bool = 
     return attrs.field(validator=check, **given)
 
 
+def rule(told: str, holds: Callable[[Any], bool]) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    """A validator: a value must be as `told`."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not holds(value):
+            _refuse(instance, attribute, value, told)
+
+    return check
+
+
 def text(*, required: bool = False, default: str | None = None) -> Any:
     """A string of Unicode scalar values (no lone surrogates, which UTF-8 cannot carry)."""
 
@@ -98,14 +109,17 @@ def identifier(prefix: str, *, required: bool = False) -> Any:
     return _field(str, broken, required=required)
 
 
-def integer(*, least: int = 0, most: int = 2**63 - 1, required: bool = False) -> Any:
-    """A whole number from `least` to `most`."""
+def integer(
+    *, least: int = 0, most: int = 2**63 - 1, required: bool = False, default: int | None = None
+) -> Any:
+    """A whole number from `least` to `most`; None, too, where it is neither required nor has a default."""
 
     def broken(value: Any) -> str | None:
         right = type(value) is int and least <= value <= most
         return None if right else f"a whole number from {least} to {most}"
 
-    return _field(int, broken, required=required)
+    options = {} if default is None else {"default": default}
+    return _field(int, broken, required=required or default is not None, **options)
 
 
 def boolean() -> Any:

@@ -7,7 +7,7 @@ layers below.
 
 from amistore.tasks.engine import TaskEngine
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan, TaskPlan
-from amistore.tasks.sweep import SweepReport
+from amistore.tasks.run import SweepReport
 from amistore.tasks.task import (
     RestoreImageTask,
     SnapshotProgress,

@@ -3,14 +3,15 @@
 SQLite forbids to carry one over ("How To Corrupt An SQLite Database File", 2.7). A connection that a child
 opens beside an inherited one takes that one's locks for its own, so it takes none, or waits in vain. Each
 fork therefore waits until no thread of ours is in SQLite, and closes the file; parent and child reopen it
-when they need it. This module also has the tables, the migration of older files, and the file's path. Next:
-`journal.py`.
+when they need it. This module also has the tables, the migration of older files, the file's path, and
+`Ownership`, the files beside it. Next: `journal.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from amistore import forks
+from amistore.backends.locking import FileLock
 from amistore.errors import InvalidRequestError, JournalError
 
-__all__ = ["MIGRATIONS", "Database", "journal_path", "migrate", "refuse_foreign"]
-
+__all__ = ["MIGRATIONS", "Database", "Ownership", "journal_path"]
 
 _BUSY: Final = 60_000  # milliseconds that another process may take for its transaction
 
@@ -101,11 +102,11 @@ class Database:
             connection.row_factory = sqlite3.Row
             # Else one damaged byte would keep all rows of a list from being read.
             connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
-            refuse_foreign(connection, self.name)
+            _refuse_foreign(connection, self.name)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
-            migrate(connection, self.name)
+            _migrate(connection, self.name)
             self._keep_private()
         return connection
 
@@ -227,7 +228,7 @@ MIGRATIONS: Final = (
 """One script for each version, in order; a script that was released is never changed."""
 
 
-def refuse_foreign(database: sqlite3.Connection, path: str) -> None:
+def _refuse_foreign(database: sqlite3.Connection, path: str) -> None:
     """Refuse another program's database, before it is changed.
 
     Raises:
@@ -238,7 +239,7 @@ def refuse_foreign(database: sqlite3.Connection, path: str) -> None:
         raise InvalidRequestError(f"{path} is a database of another program: name another file")
 
 
-def migrate(database: sqlite3.Connection, path: str) -> None:
+def _migrate(database: sqlite3.Connection, path: str) -> None:
     """Migrate a journal, also a new one, to this version.
 
     Raises:
@@ -265,3 +266,74 @@ def migrate(database: sqlite3.Connection, path: str) -> None:
 
 def _version(database: sqlite3.Connection) -> int:
     return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+class Ownership:
+    """One engine as an owner of tasks, with a sign of life that no crash can leave behind.
+
+    Each engine holds a lock on a file of its own beside the journal. The kernel releases it when the process
+    ends, however that happens, so a killed process's tasks are free at once, even if a forked child lives on.
+    A process that was only stopped keeps the lock, and loses its tasks when their leases end.
+
+    Args:
+        folder: the folder of the owners' files, made where it is missing; None for a journal that no other
+            process can see.
+
+    Attributes:
+        owner: the owner's name, new in each engine.
+
+    Raises:
+        JournalError: the file cannot be made.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._folder = folder
+        self._lock: FileLock | None = None
+        self.hold()
+
+    def hold(self) -> None:
+        """Give the sign of life; a second call restores a file that was removed by hand.
+
+        Raises:
+            JournalError: the file cannot be made.
+        """
+        if self._folder is None:
+            return
+        path = self._folder / self.owner
+        if self._lock is not None and path.exists():
+            return
+        self._let_go()
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = FileLock(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise JournalError(f"{path}: {error.strerror}", operation="journal") from error
+
+    def alive(self, owner: str) -> bool:
+        """Whether an owner's process still runs; the file of an ended one is removed."""
+        if owner == self.owner:
+            return True
+        if self._folder is None or "/" in owner:
+            return False
+        path = self._folder / owner
+        try:
+            with FileLock(path, os.O_RDWR | os.O_NOFOLLOW, wait=False):
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return False
+        except OSError:  # it is held; or too many open files, for one: that proves nothing
+            return True
+        return False
+
+    def close(self) -> None:
+        """End the sign of life: this owner counts as ended."""
+        if self._lock is not None and self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / self.owner).unlink(missing_ok=True)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

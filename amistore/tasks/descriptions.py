@@ -1,28 +1,41 @@
-"""`TaskDescriptions`: descriptions of an engine's tasks, and of the images and snapshots that they make."""
+"""`TaskDescriptions`: descriptions of an engine's tasks, and of the images and snapshots that they make.
+
+EC2 has no call that describes a restore task: "If the task fails, the AMI and snapshots are
+moved to a failed state" (EC2 user guide, "Store and restore an AMI using S3"). The registry's descriptions
+are passed on; the journal adds what tasks make or failed to make: pending, then available, or failed for 31
+days.
+"""
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import attrs
+
 from amistore import forks
 from amistore.backends import Backend
-from amistore.errors import InvalidRequestError
+from amistore.errors import NotFoundError
 from amistore.model import Image, Snapshot
+from amistore.model.fields import from_wire
 from amistore.tasks.journal import Journal
-from amistore.tasks.pages import PageRequest
-from amistore.tasks.record import Kind
-from amistore.tasks.requests import dry_run_succeeded
+from amistore.tasks.requests import (
+    PageRequest,
+    check_image_id,
+    check_snapshot_id,
+    dry_run_succeeded,
+    engine_closed,
+    listed,
+)
 from amistore.tasks.restore import RestoreRecord
-from amistore.tasks.restored import describe_images, describe_snapshots
 from amistore.tasks.store import StoreRecord
-from amistore.tasks.task import RestoreImageTask, StoreImageTask, TaskPage
+from amistore.tasks.task import RestoreImageTask, SnapshotProgress, StoreImageTask, TaskPage, tags_of
 
 __all__ = ["TaskDescriptions"]
 
-_DAYS: Final = 31  # EC2 user guide, "Store and restore an AMI using S3", DescribeStoreImageTasks
+_KEPT: Final = 31 * 86_400  # seconds; EC2 user guide, "Store and restore an AMI using S3"
 
 
 class TaskDescriptions:
@@ -64,7 +77,8 @@ class TaskDescriptions:
         Raises:
             InvalidRequestError: a parameter breaks a rule; `code` is EC2's.
         """
-        return self._page(StoreRecord.kind, image_ids, filters, max_results, next_token, dry_run)
+        asked = image_ids, filters, max_results, next_token, self._oldest()
+        return self._page(PageRequest.of(StoreRecord.kind, *asked), dry_run)
 
     def describe_restore_image_tasks(
         self,
@@ -79,7 +93,8 @@ class TaskDescriptions:
 
         EC2 has no such call: there, the AMI and its snapshots show a restore's progress.
         """
-        return self._page(RestoreRecord.kind, image_ids, filters, max_results, next_token, dry_run)
+        asked = image_ids, filters, max_results, next_token, self._oldest()
+        return self._page(PageRequest.of(RestoreRecord.kind, *asked), dry_run)
 
     def describe_images(self, image_ids: Sequence[str] | None = None) -> tuple[Image, ...]:
         """The registry's images, and those that restores of the last 31 days make or failed to make.
@@ -96,7 +111,20 @@ class TaskDescriptions:
             InvalidRequestError: an id is malformed; ``InvalidAMIID.Malformed``.
         """
         self._check_open()
-        return describe_images(self.backend, self._restores(), image_ids)
+        made = {record.image_id: record for record in self._restores() if record.state != "Completed"}
+        if image_ids is None:
+            registered = {image.image_id: image for image in self.backend.ec2.describe_images()}
+            unknown = {each: _image(made[each]) for each in made if each and each not in registered}
+            return tuple(image for _, image in sorted({**unknown, **registered}.items()))
+        found = []
+        for image_id in dict.fromkeys(map(check_image_id, listed(image_ids, "image ids"))):
+            try:
+                found.append(self.backend.ec2.describe_image(image_id))
+            except NotFoundError:
+                if image_id not in made:
+                    raise
+                found.append(_image(made[image_id]))
+        return tuple(found)
 
     def describe_snapshots(self, snapshot_ids: Sequence[str] | None = None) -> tuple[Snapshot, ...]:
         """Snapshots, also those that restores of the last 31 days make or failed to make.
@@ -113,32 +141,86 @@ class TaskDescriptions:
             InvalidRequestError: an id is malformed; ``InvalidSnapshotID.Malformed``.
         """
         self._check_open()
-        return describe_snapshots(self.backend, self._restores(), snapshot_ids)
+        made = {
+            each.snapshot_id: (record, each) for record in self._restores() for each in record.snapshots()
+        }
+        if snapshot_ids is not None:
+            wanted = dict.fromkeys(map(check_snapshot_id, listed(snapshot_ids, "snapshot ids")))
+            return tuple(_snapshot(self.backend, each, made.get(each)) for each in wanted)
+        mapped = {each for image in self.backend.ec2.describe_images() for each in image.snapshot_ids}
+        found = []
+        for snapshot_id in sorted(mapped.union(filter(None, made))):
+            with contextlib.suppress(NotFoundError):  # deleted, and its image or task still names it
+                found.append(_snapshot(self.backend, snapshot_id, made.get(snapshot_id)))
+        return tuple(found)
 
     def _restores(self) -> list[RestoreRecord]:
-        found = self._journal.page(self._place, RestoreRecord.kind, since=self._oldest())
+        """Read before the registry: an image in progress may be registered by then."""
+        request = PageRequest(kind=RestoreRecord.kind, since=self._oldest())
+        found = self._journal.page(self._place, request)
         return [record for record in found if isinstance(record, RestoreRecord)]
 
     def _oldest(self) -> int:
         """The earliest start of a task that is still described, in milliseconds since 1970."""
-        return int((self._clock() - datetime.timedelta(days=_DAYS).total_seconds()) * 1000)
+        return int((self._clock() - _KEPT) * 1000)
 
-    def _page(
-        self,
-        kind: Kind,
-        image_ids: Sequence[str] | None,
-        filters: Mapping[str, Sequence[str]] | None,
-        max_results: int | None,
-        next_token: str | None,
-        dry_run: bool,
-    ) -> TaskPage[Any]:
+    def _page(self, request: PageRequest, dry_run: bool) -> TaskPage[Any]:
         self._check_open()
-        request = PageRequest.of(kind, image_ids, filters, max_results, next_token)
         if dry_run:
             raise dry_run_succeeded()
-        return request.read(self._journal, self._place, oldest=self._oldest())
+        found = self._journal.page(self._place, attrs.evolve(request, limit=(request.limit or 0) + 1))
+        shown = found[: request.limit]
+        token = request.token(shown[-1].sequence) if len(found) > len(shown) else None
+        return TaskPage(tuple(record.task() for record in shown), token)
 
     def _check_open(self) -> None:
         forks.check_owner(self._process, "this TaskEngine")
         if self._closed:
-            raise InvalidRequestError("the engine is closed: make another, and resume its tasks")
+            raise engine_closed()
+
+
+def _image(record: RestoreRecord) -> Image:
+    image = from_wire(Image, record.image)
+    image = image.with_snapshots(
+        {each.stored_id: each.snapshot_id for each in record.volumes if each.snapshot_id is not None}
+    )
+    reason = {"StateReason": {"Code": "Server.InternalError", "Message": record.failure_reason}}
+    return attrs.evolve(
+        image.with_tags(tags_of(record.image_tags)),
+        image_id=str(record.image_id),
+        name=record.name,
+        source_image_id=record.source_image_id,
+        source_image_region=record.region,
+        state="failed" if record.state == "Failed" else "pending",
+        extra=reason if record.state == "Failed" else {},
+    )
+
+
+def _snapshot(
+    backend: Backend, snapshot_id: str, restored: tuple[RestoreRecord, SnapshotProgress] | None
+) -> Snapshot:
+    if restored is None:
+        found = backend.ebs.describe_snapshot(snapshot_id)
+        return _progressed(found, 100) if found.state == "completed" else found
+    record, made = restored
+    promised = Snapshot(
+        snapshot_id=snapshot_id,
+        volume_size=made.volume_size,
+        tags=tags_of(record.snapshot_tags),
+        state="pending",
+    )
+    if record.state == "Failed":  # and its data is deleted, or will be
+        promised = attrs.evolve(promised, state="error", extra={"StateMessage": record.failure_reason})
+        return _progressed(promised, made.progress_percentage)
+    try:
+        found = backend.ebs.describe_snapshot(snapshot_id)
+    except NotFoundError:
+        if record.state == "Completed":
+            raise  # somebody has deleted it since
+        found = promised
+    return _progressed(found, 100 if found.state == "completed" else made.progress_percentage)
+
+
+def _progressed(snapshot: Snapshot, percentage: int) -> Snapshot:
+    """The snapshot with EC2's member ``Progress``, which is no fact of an archive and has no field."""
+    return attrs.evolve(snapshot, extra={**snapshot.extra, "Progress": f"{percentage}%"})

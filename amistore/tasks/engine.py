@@ -10,6 +10,7 @@ from typing import Literal, TypeVar, overload
 
 import attrs
 
+from amistore import forks
 from amistore.backends import Backend
 from amistore.backends.base import check_backend
 from amistore.backends.quotas import Quotas
@@ -17,16 +18,23 @@ from amistore.errors import AlreadyExistsError, InvalidRequestError, JournalErro
 from amistore.model import Tag
 from amistore.objects.restore import warn_of_dropped
 from amistore.pipeline.workers import worker_count
-from amistore.tasks.database import journal_path
+from amistore.tasks.database import Ownership, journal_path
 from amistore.tasks.journal import Journal
-from amistore.tasks.ownership import Ownership
 from amistore.tasks.planning import TaskPlans
 from amistore.tasks.record import TaskRecord
-from amistore.tasks.requests import IfExists, OnQuota, check_choice, listed, object_place, object_tags
+from amistore.tasks.requests import (
+    IfExists,
+    OnQuota,
+    check_choice,
+    listed,
+    object_place,
+    object_tags,
+    refused,
+)
 from amistore.tasks.restore import RestoreRecord, RestoreRequest
+from amistore.tasks.run import SweepReport, sweep_uploads
 from amistore.tasks.runner import TaskRunner
 from amistore.tasks.store import StoreRecord, StoreRequest, check_stored
-from amistore.tasks.sweep import SweepReport, sweep_uploads, unfinished_cleanup
 from amistore.tasks.task import (
     RestoreImageTask,
     StoreImageTask,
@@ -90,19 +98,9 @@ class TaskEngine(TaskPlans):
         own = backend.journal is not None and path == journal_path(None, backend.journal)
         place = "" if own else f"{backend.ebs.where} | {backend.s3.where}"
         super().__init__(backend, Journal(path), place, clock)
-        try:
+        with forks.undoing(lambda _: self._journal.close()):
             self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
-        except BaseException:
-            self._journal.close()
-            raise
-        self._runner = TaskRunner(
-            backend,
-            self._journal,
-            self._ownership,
-            workers=workers,
-            concurrency=concurrency,
-            clock=clock,
-        )
+        self._runner = TaskRunner(backend, self._journal, self._ownership, workers, concurrency, clock)
 
     def __repr__(self) -> str:
         return f"TaskEngine({self.backend!r}, journal={self._journal.name!r})"
@@ -196,22 +194,20 @@ class TaskEngine(TaskPlans):
         tags = object_tags(s3_object_tags)  # read once, and checked again after a wait
 
         def check() -> StoreRecord:
-            request = StoreRequest.of(
-                self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=tags
-            )
-            return request.record(self._place, self._now())
+            given = self._given()
+            return StoreRequest.of(*given, image_id=image_id, bucket=bucket, s3_object_tags=tags).record
 
         try:
             return self._runner.admit(check, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
         except AlreadyExistsError as error:
             if if_exists == "refuse":
                 raise
-            location = self.backend.s3.at(*object_place(bucket, image_id))
-            for record in self._journal.unfinished(self._place):
-                if isinstance(record, StoreRecord) and record.is_making(location):
+            place = object_place(bucket, image_id)
+            for record in self._in_progress():
+                if isinstance(record, StoreRecord) and record.uploads == place:
                     self._take([] if dry_run else [record])
                     return record.task()
-            check_stored(location, error)
+            check_stored(self.backend.s3.at(*place), error)
             return None
 
     def create_restore_image_task(
@@ -264,8 +260,7 @@ class TaskEngine(TaskPlans):
 
         def check() -> RestoreRecord:
             request = RestoreRequest.of(
-                self.backend,
-                self.quotas,
+                *self._given(),
                 bucket=bucket,
                 object_key=object_key,
                 name=name,
@@ -275,8 +270,8 @@ class TaskEngine(TaskPlans):
                 expected_content_id=expected_content_id,
             )
             reserved = self.backend.ec2.reserve_image_id()
-            warn_of_dropped(self.backend, request.stored.image, request.name)
-            return attrs.evolve(request.record(self._place, self._now()), image_id=reserved)
+            warn_of_dropped(self.backend, request.stored.image, request.record.name)
+            return attrs.evolve(request.record, image_id=reserved)
 
         return self._runner.admit(check, self.quotas, on_quota=on_quota, dry_run=dry_run).task()
 
@@ -324,10 +319,12 @@ class TaskEngine(TaskPlans):
 
     def _tell_unowned(self) -> None:
         """Log the tasks that no engine runs: a program that was killed may not know of them."""
-        unfinished = [each for each in self._journal.unfinished(self._place) if each.state == "InProgress"]
-        unowned = [each.task_id for each in unfinished if self._runner.is_free(each)]
+        unowned = [each.task_id for each in self._in_progress() if self._runner.is_free(each)]
         if unowned:
             _logger.warning("no engine runs these tasks; resume() continues them: %s", ", ".join(unowned))
+
+    def _in_progress(self) -> list[TaskRecord]:
+        return [each for each in self._journal.unfinished(self._place) if each.state == "InProgress"]
 
     def cancel(self, task: Task | str) -> None:
         """Cancel a task, also another process's: it counts as failed, and what it made is removed.
@@ -368,7 +365,11 @@ class TaskEngine(TaskPlans):
         ended = self._runner.wait([task.task_id for task in self._take(undoing)])
         uploads = sweep_uploads(self.backend, self._journal, self._place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
-        left = [unfinished_cleanup(each) for each in ended if each.stage != "ended"]
+        unfinished = [each for each in ended if each.stage != "ended"]
+        left = [
+            f"{', '.join(each.left_behind) or 'what it had made'} of {each.task_id}: the log has the reason"
+            for each in unfinished
+        ]
         files = self.backend.sweep()
         self._journal.prune(self._place, self._oldest())
         return SweepReport(removed=(*removed, *uploads.removed, *files), left=(*left, *uploads.left))
@@ -382,8 +383,5 @@ class TaskEngine(TaskPlans):
             raise InvalidRequestError(f"a task or its id is wanted, not {type(task).__name__}")
         record = self._journal.task(task if isinstance(task, str) else task.task_id)
         if record.place != self._place:
-            raise InvalidRequestError(
-                f"{record.task_id} is a task of another backend: make an engine with that one",
-                code="InvalidParameterValue",
-            )
+            raise refused(f"{record.task_id} is a task of another backend: make an engine with that one")
         return record.task_id

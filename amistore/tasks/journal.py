@@ -3,7 +3,7 @@
 Each method is one transaction, on the disk once it returns (write-ahead log, synchronous=FULL).
 What a task's owner writes carries its lease: after another has taken the task over, nothing of
 an earlier owner is accepted. Nothing secret is kept. Next: `database.py` has the file and
-its columns, `ownership.py` tells who is alive.
+its columns, and tells who is alive.
 """
 
 from __future__ import annotations
@@ -20,24 +20,15 @@ import attrs
 
 from amistore import forks
 from amistore.backends.quotas import REMEDY
-from amistore.errors import (
-    AmistoreError,
-    InvalidRequestError,
-    InvalidValueError,
-    JournalError,
-)
+from amistore.errors import AmistoreError, InvalidRequestError, InvalidValueError, JournalError
 from amistore.objects.resumelog import read_entry
 from amistore.tasks.database import Database
 from amistore.tasks.record import MOST_GIB, Kind, Lease, TaskRecord
+from amistore.tasks.requests import PageRequest, refused
 from amistore.tasks.restore import RestoreRecord
 from amistore.tasks.store import StoreRecord
 
-__all__ = [
-    "Journal",
-    "LeaseLostError",
-    "record_of",
-]
-
+__all__ = ["Journal", "LeaseLostError"]
 
 _logger = logging.getLogger("amistore")
 
@@ -78,9 +69,7 @@ class Journal:
         with self._database.using() as database:
             row = database.execute("SELECT * FROM task WHERE task_id = ?", [task_id]).fetchone()
         if row is None:
-            raise InvalidRequestError(
-                f"the journal {self.name} has no task {task_id}", code="InvalidParameterValue"
-            )
+            raise refused(f"the journal {self.name} has no task {task_id}")
         return self._record(row)
 
     def unfinished(self, place: str) -> list[TaskRecord]:
@@ -100,39 +89,19 @@ class Journal:
         with self._database.using() as database:
             return int(database.execute(sql, [place, kind]).fetchone()[0])
 
-    def page(
-        self,
-        place: str,
-        kind: Kind,
-        *,
-        since: int,
-        limit: int | None = None,
-        before: int | None = None,
-        image_ids: Sequence[str] = (),
-        buckets: Sequence[str] = (),
-        states: Sequence[str] = (),
-    ) -> list[TaskRecord]:
-        """Tasks of a kind, newest first.
-
-        Args:
-            place: the name of the tasks' backend.
-            kind: the kind of task.
-            since: the earliest start, in milliseconds since 1970.
-            limit: the most tasks to return; None for all.
-            before: the sequence number below which tasks are returned; None for all.
-            image_ids: the images whose tasks are returned; () for all.
-            buckets: the buckets whose tasks are returned; () for all.
-            states: the states whose tasks are returned; () for all.
-        """
-        where, values = ["place = ?", "kind = ?", "started >= ?"], [place, kind, since]
-        if before is not None:
+    def page(self, place: str, request: PageRequest) -> list[TaskRecord]:
+        """The requested tasks of a backend, newest first."""
+        where = ["place = ?", "kind = ?", "started >= ?"]
+        values: list[object] = [place, request.kind, request.since]
+        if request.before is not None:
             where.append("sequence < ?")
-            values.append(before)
-        for column, wanted in (("image_id", image_ids), ("bucket", buckets), (_STATE, states)):
+            values.append(request.before)
+        given = (("image_id", request.image_ids), ("bucket", request.buckets), (_STATE, request.states))
+        for column, wanted in given:
             if wanted:
                 where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
                 values += wanted
-        return self._select(" AND ".join(where), values, "sequence DESC", limit)
+        return self._select(" AND ".join(where), values, "sequence DESC", request.limit)
 
     def add(self, record: TaskRecord, limit: int | None, *, dry_run: bool = False) -> None:
         """Make a task durable, if the quota and the other tasks in progress allow it.
@@ -161,10 +130,7 @@ class Journal:
                 return
             row = record.row()
             marks = ", ".join("?" * len(row))
-            database.execute(
-                f"INSERT INTO task ({', '.join(row)}) VALUES ({marks})",
-                list(row.values()),
-            )
+            database.execute(f"INSERT INTO task ({', '.join(row)}) VALUES ({marks})", list(row.values()))
 
     def has_room(self, record: TaskRecord, limit: int, free: Callable[[TaskRecord], bool]) -> bool:
         """Whether the quota of a task's kind would admit it now.
@@ -267,7 +233,7 @@ class Journal:
         with self._writing():
             record = self.task(task_id)
             if record.state != "InProgress":
-                raise InvalidRequestError(f"{task_id} is {record.state} already", code="IncorrectState")
+                raise refused(f"{task_id} is {record.state} already", "IncorrectState")
             self._set(task_id, cancelled=1)
             return record
 
@@ -296,14 +262,16 @@ class Journal:
             raise self._damaged(f"the log of {task_id} in it is damaged", remedy) from None
         return found
 
-    def append(self, lease: Lease, entry: bytes, volumes: str | None = None) -> None:
-        """Add an entry to a task's log and, with `volumes`, note what it says of them."""
+    def append(self, lease: Lease, entry: bytes) -> None:
+        """Add an entry to a task's log, and note a snapshot whose beginning it says."""
+        said = read_entry(entry)
         with self._writing(lease) as database:
             sql = "SELECT coalesce(max(number), 0) + 1 FROM entry WHERE task_id = ?"
             number = database.execute(sql, [lease.task_id]).fetchone()[0]
             database.execute("INSERT INTO entry VALUES (?, ?, ?)", [lease.task_id, number, entry])
-            if volumes is not None:
-                self._set(lease.task_id, volumes=volumes)
+            if "snapshot" in said:
+                begun = self.task(lease.task_id).begun(said["volume"], said["snapshot"])
+                self._set(lease.task_id, volumes=begun.row()["volumes"])
 
     def clear(self, lease: Lease) -> None:
         """Remove a task's log."""
@@ -340,7 +308,10 @@ class Journal:
 
     def _record(self, row: sqlite3.Row) -> TaskRecord:
         try:
-            return record_of(dict(row))
+            kind = _KINDS.get(row["kind"])
+            if kind is None:
+                raise InvalidValueError(f"{row['kind']!r:.80} is no kind of task")
+            return kind.of_row(dict(row))
         except InvalidValueError as error:
             what = f"the task {row['task_id']!r:.60} in it is damaged: {error}"
             raise self._damaged(what, f"DELETE FROM task WHERE sequence = {row['sequence']}") from None
@@ -371,10 +342,10 @@ class Journal:
 
 
 def _used_up(kind: Kind, used: int, limit: int) -> InvalidRequestError:
-    return InvalidRequestError(
+    return refused(
         f"{used} GiB of {kind} tasks are in progress, the quota is {limit} GiB: try again when one has "
         f"ended, or {REMEDY}; resume() continues tasks that no engine runs",
-        code="ResourceLimitExceeded",
+        "ResourceLimitExceeded",
     )
 
 
@@ -389,15 +360,3 @@ _STATE: Final = (
 
 
 _KINDS: Final[Mapping[str, type[TaskRecord]]] = {kind.kind: kind for kind in (StoreRecord, RestoreRecord)}
-
-
-def record_of(row: dict[str, Any]) -> TaskRecord:
-    """The record of a row's columns.
-
-    Raises:
-        InvalidValueError: the row is damaged.
-    """
-    kind = _KINDS.get(row["kind"])
-    if kind is None:
-        raise InvalidValueError(f"{row['kind']!r:.80} is no kind of task", field="kind", value=row["kind"])
-    return kind.of_row(row)

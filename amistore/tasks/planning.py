@@ -27,7 +27,6 @@ from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.record import TaskRecord
 from amistore.tasks.restore import RestoreRequest
-from amistore.tasks.runner import TaskRunner
 from amistore.tasks.store import StoreRequest
 from amistore.tasks.task import TagSpecification
 from amistore.units import BLOCK_SIZE, GIB, sized
@@ -40,23 +39,25 @@ class _Terms:
     """The terms of a plan.
 
     Attributes:
+        record: the record of a task that would be admitted.
         in_progress: the GiB of tasks of its kind in progress.
         quota: the quota in GiB; None for no limit.
-        workers: the engine's number of workers.
         prices: the prices; None for a plan without costs.
         rates: the rates of requests.
     """
 
+    record: TaskRecord
     in_progress: int
     quota: int | None
-    workers: int
     prices: Prices | None
     rates: RequestRates
 
-    def members(self, size: int, requests: Mapping[str, int]) -> dict[str, Any]:
+    def members(self, requests: Mapping[str, int]) -> dict[str, Any]:
         """The attributes of a plan that follow from these terms."""
         return {
-            "size": size,
+            "bucket": self.record.bucket,
+            "object_key": self.record.object_key,
+            "size": self.record.size,
             "in_progress": self.in_progress,
             "quota": self.quota,
             "requests": requests,
@@ -68,14 +69,23 @@ class _Terms:
         """The cost of snapshots' blocks for a month."""
         return None if self.prices is None else blocks * BLOCK_SIZE / GIB * self.prices.snapshot_storage
 
-    def warnings(self, kind: str, size: int) -> Iterator[str]:
-        """The warnings that follow from these terms."""
-        total = self.in_progress + size
+    def warnings(self, backend: Backend, image: Image, encrypted: str) -> Iterator[str]:
+        """The warnings that both kinds of plans have; of encrypted snapshots the one given."""
+        yield from backend.s3.bucket_warnings(self.record.bucket)
+        root = checks.root_warning(image)
+        if root is not None:
+            yield root
+        found = {each.snapshot_id for each in image.snapshots if each.encrypted}
+        mapped = (each.ebs for each in image.block_device_mappings if each.ebs is not None)
+        found |= {each.snapshot_id for each in mapped if each.snapshot_id is not None and each.encrypted}
+        if found:
+            yield f"encrypted snapshots ({', '.join(sorted(found))}): {encrypted}"
+        total = self.in_progress + self.record.size
         if self.quota is not None and total >= self.quota:
             what = "further" if self.in_progress < self.quota else "it and further"
             yield (
                 f"with this task {total} GiB are in progress, and the quota is {self.quota} GiB: {what} "
-                f"{kind} tasks wait until one has ended"
+                f"{self.record.kind} tasks wait until one has ended"
             )
 
 
@@ -87,7 +97,6 @@ class TaskPlans(TaskDescriptions):
     """
 
     quotas: Quotas
-    _runner: TaskRunner
     _workers: int
 
     def plan_store(
@@ -116,11 +125,10 @@ class TaskPlans(TaskDescriptions):
                 beyond a limit of the format.
         """
         self._check_open()
-        request = StoreRequest.of(
-            self.backend, self.quotas, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags
-        )
-        terms = self._terms(request.record(self._place, self._now()), prices, rates)
-        return _plan_store(self.backend, request, terms)
+        given = self._given()
+        request = StoreRequest.of(*given, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags)
+        terms = self._terms(request.record, prices, rates)
+        return _plan_store(self.backend, request.image, terms, self._workers)
 
     def plan_restore(
         self,
@@ -154,8 +162,7 @@ class TaskPlans(TaskDescriptions):
         """
         self._check_open()
         request = RestoreRequest.of(
-            self.backend,
-            self.quotas,
+            *self._given(),
             bucket=bucket,
             object_key=object_key,
             name=name,
@@ -164,12 +171,11 @@ class TaskPlans(TaskDescriptions):
             allow_lost=allow_lost,
             expected_content_id=expected_content_id,
         )
-        terms = self._terms(request.record(self._place, self._now()), prices, rates)
-        return _plan_restore(self.backend, request, terms)
+        return _plan_restore(self.backend, request, self._terms(request.record, prices, rates))
 
-    def _now(self) -> int:
-        """Milliseconds since 1970."""
-        return int(self._clock() * 1000)
+    def _given(self) -> tuple[Backend, Quotas, str, int]:
+        """What a request is checked with, and the place and time of its task."""
+        return self.backend, self.quotas, self._place, int(self._clock() * 1000)
 
     def _terms(self, record: TaskRecord, prices: Prices | None, rates: RequestRates | None) -> _Terms:
         """What a plan reckons with, of a task that would be admitted."""
@@ -178,30 +184,24 @@ class TaskPlans(TaskDescriptions):
                 raise InvalidRequestError(
                     f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
                 )
-        self._runner.create(record, None, dry_run=True)
+        self._journal.add(record, None, dry_run=True)
         return _Terms(
+            record=record,
             in_progress=self._journal.in_progress(self._place, record.kind),
             quota=self.quotas.in_progress(record.kind),
-            workers=self._workers,
             prices=prices,
             rates=rates or RequestRates(),
         )
 
 
-def _plan_store(backend: Backend, request: StoreRequest, terms: _Terms) -> StorePlan:
+def _plan_store(backend: Backend, image: Image, terms: _Terms, workers: int) -> StorePlan:
     """List the snapshots, and plan what storing them takes."""
-    pages = 0
-
-    def count(_: Progress) -> None:
-        nonlocal pages
-        pages += 1
-
-    image = request.image
-    planned = plan_pack(image, backend.ebs, progress=count)
-    bounds = ObjectBounds.of(planned, max(terms.workers, requests_of(backend.s3)))
+    pages: list[Progress] = []
+    planned = plan_pack(image, backend.ebs, progress=pages.append)
+    bounds = ObjectBounds.of(planned, max(workers, requests_of(backend.s3)))
     unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
     requests = {
-        "list_snapshot_blocks": unsized + 2 * pages,
+        "list_snapshot_blocks": unsized + 2 * len(pages),
         "get_snapshot_block": planned.blocks,
         "head_bucket": 1,
         "head_object": 2,
@@ -212,18 +212,10 @@ def _plan_store(backend: Backend, request: StoreRequest, terms: _Terms) -> Store
         "describe_image": 2,
     }
     fidelity = _fidelity(backend, image)
-    warnings = [
-        *_bucket(backend, request.bucket),
-        *_root(image),
-        *_encrypted(image, "their blocks are decrypted into the object, which only the bucket may encrypt"),
-        *terms.warnings("store", request.size),
-        *_dropped(fidelity),
-        *_too_large(bounds.size),
-    ]
+    decrypted = "their blocks are decrypted into the object, which only the bucket may encrypt"
+    warnings = [*terms.warnings(backend, image, decrypted), *_dropped(fidelity), *_too_large(bounds.size)]
     return StorePlan(
         image_id=image.image_id,
-        bucket=request.bucket,
-        object_key=request.object_key,
         volumes=len(planned.volumes),
         blocks=planned.blocks,
         segments=planned.segments,
@@ -234,7 +226,7 @@ def _plan_store(backend: Backend, request: StoreRequest, terms: _Terms) -> Store
         monthly_cost=None if terms.prices is None else bounds.size / GIB * terms.prices.object_storage,
         warnings=tuple(warnings),
         fidelity=fidelity,
-        **terms.members(request.size, requests),
+        **terms.members(requests),
     )
 
 
@@ -253,25 +245,23 @@ def _plan_restore(backend: Backend, request: RestoreRequest, terms: _Terms) -> R
     restored = job.registered(
         request.restorable.with_tags(snapshot_tags=policy.tags), stored.image.image_id, job.region
     )
-    fidelity = _fidelity(backend, stored.image, restored, request.name)
+    name = request.record.name
+    fidelity = _fidelity(backend, stored.image, restored, name)
+    left_out = sorted(set(stored.image.snapshot_ids) - set(restored.snapshot_ids))
+    encrypted = "whether the new ones are is up to the destination's settings"
     warnings = [
-        *_bucket(backend, request.bucket),
-        *_root(stored.image),
-        *_encrypted(stored.image, "whether the new ones are is up to the destination's settings"),
-        *terms.warnings("restore", request.size),
-        *_left_out(stored.image, restored),
+        *terms.warnings(backend, stored.image, encrypted),
+        *(f"the mapping of {each} is left out: it is not in the archive" for each in left_out),
         *_lost(stored.image, policy.allow_lost),
         *_dropped(fidelity),
         *_noise(unfilled, encrypts),
     ]
     return RestorePlan(
         image_id=stored.image.image_id,
-        bucket=request.bucket,
-        object_key=request.object_key,
         volumes=len(index.volumes),
         blocks=stored.head.blocks,
         segments=len(index.offsets),
-        name=request.name,
+        name=name,
         object_bytes=stored.size,
         content_id=index.content_id.hex(),
         monthly_cost=terms.snapshot_storage(blocks),
@@ -283,7 +273,7 @@ def _plan_restore(backend: Backend, request: RestoreRequest, terms: _Terms) -> R
         fill_monthly_cost=terms.snapshot_storage(hole_blocks),
         warnings=tuple(warnings),
         fidelity=fidelity + _noisy(unfilled, encrypts),
-        **terms.members(request.size, requests),
+        **terms.members(requests),
     )
 
 
@@ -332,32 +322,6 @@ def _fidelity(
         return told.fate, told.reason
 
     return report(image, fate)
-
-
-def _bucket(backend: Backend, bucket: str) -> tuple[str, ...]:
-    return backend.s3.bucket_warnings(bucket)
-
-
-def _root(image: Image) -> Iterator[str]:
-    warning = checks.root_warning(image)
-    if warning is not None:
-        yield warning
-
-
-def _encrypted(image: Image, consequence: str) -> Iterator[str]:
-    found = {each.snapshot_id for each in image.snapshots if each.encrypted}
-    found |= {
-        each.ebs.snapshot_id
-        for each in image.block_device_mappings
-        if each.ebs is not None and each.ebs.snapshot_id is not None and each.ebs.encrypted
-    }
-    if found:
-        yield f"encrypted snapshots ({', '.join(sorted(found))}): {consequence}"
-
-
-def _left_out(image: Image, restored: Image) -> Iterator[str]:
-    for snapshot_id in sorted(set(image.snapshot_ids) - set(restored.snapshot_ids)):
-        yield f"the mapping of {snapshot_id} is left out: it is not in the archive"
 
 
 def _too_large(size: int) -> Iterator[str]:

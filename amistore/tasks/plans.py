@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 
 from amistore.backends import BlockStore, ImageRegistry, ObjectStore
-from amistore.errors import InvalidValueError
 from amistore.model import AttributeReport, Fate
+from amistore.model.fields import rule
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
@@ -24,15 +24,11 @@ __all__ = ["Prices", "RequestRates", "RestorePlan", "StorePlan", "TaskPlan"]
 _MOST_SHOWN = 5  # attributes and warnings of a kind in a plan's text
 
 
-def _check(least: float) -> Any:
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if type(value) not in (int, float) or not (math.isfinite(value) and value >= least):
-            field = f"{type(instance).__name__}.{attribute.name}"
-            raise InvalidValueError(
-                f"{field} is a number, {least:g} or more, not {value!r}", field=field, value=value
-            )
+def _number(least: float, default: Any = attrs.NOTHING) -> Any:
+    def holds(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value) and value >= least
 
-    return check
+    return attrs.field(default=default, validator=rule(f"a number, {least:g} or more", holds))
 
 
 @attrs.frozen(kw_only=True)
@@ -52,13 +48,13 @@ class Prices:
         snapshot_storage: the price of a GB of a snapshot's blocks for a month.
     """
 
-    block_lists: float = attrs.field(validator=_check(0))
-    block_reads: float = attrs.field(validator=_check(0))
-    block_writes: float = attrs.field(validator=_check(0))
-    object_writes: float = attrs.field(validator=_check(0))
-    object_reads: float = attrs.field(validator=_check(0))
-    object_storage: float = attrs.field(validator=_check(0))
-    snapshot_storage: float = attrs.field(validator=_check(0))
+    block_lists: float = _number(0)
+    block_reads: float = _number(0)
+    block_writes: float = _number(0)
+    object_writes: float = _number(0)
+    object_reads: float = _number(0)
+    object_storage: float = _number(0)
+    snapshot_storage: float = _number(0)
 
     def of_requests(self, requests: Mapping[str, int]) -> float:
         """The cost of requests, given their numbers by verb; other verbs are free."""
@@ -91,10 +87,10 @@ class RequestRates:
         snapshots: the most StartSnapshot requests, and the most CompleteSnapshot requests, a second.
     """
 
-    block_lists: float = attrs.field(default=50, validator=_check(0.001))
-    block_reads: float = attrs.field(default=1000, validator=_check(0.001))
-    block_writes: float = attrs.field(default=1000, validator=_check(0.001))
-    snapshots: float = attrs.field(default=10, validator=_check(0.001))
+    block_lists: float = _number(0.001, 50)
+    block_reads: float = _number(0.001, 1000)
+    block_writes: float = _number(0.001, 1000)
+    snapshots: float = _number(0.001, 10)
 
     def seconds(self, requests: Mapping[str, int]) -> float:
         """The seconds that requests take at these rates, one kind after the other."""

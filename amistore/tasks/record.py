@@ -7,110 +7,25 @@ to check. Next: `store.py` and `restore.py` have the two kinds.
 from __future__ import annotations
 
 import abc
-import datetime
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any, ClassVar, Final, Literal, get_args
 
 import attrs
-from attrs.validators import optional
+from attrs.validators import instance_of, optional
 from typing_extensions import Self
 
 from amistore.backends import Backend
-from amistore.backends.checks import is_image_id, is_snapshot_id
 from amistore.errors import AlreadyExistsError, InvalidValueError
-from amistore.model import Image
-from amistore.model.fields import from_wire
+from amistore.model.fields import identifier, integer, rule, text
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline import Phase, Progress
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.task import Task, TaskState
 
-__all__ = [
-    "IMAGE_ID",
-    "MOST_GIB",
-    "TEXT",
-    "Kind",
-    "Lease",
-    "Outcome",
-    "Stage",
-    "TaskRecord",
-    "VolumeRecord",
-    "check_image",
-    "check_tags",
-    "json_list",
-    "like",
-    "rule",
-    "tuple_of",
-    "whole",
-]
-
-
-Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def rule(told: str, holds: Callable[[Any], bool]) -> Validator:
-    """A validator: a value must be as `told`."""
-
-    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not holds(value):
-            field = f"{type(instance).__name__}.{attribute.name}"
-            raise InvalidValueError(f"{field} must be {told}, not {value!r:.80}", field=field, value=value)
-
-    return check
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a string is Unicode: SQLite returns bytes that are no UTF-8 as lone surrogates."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
-TEXT: Final = rule("a string of Unicode", _is_text)
-
-
-def whole(*, most: int) -> Validator:
-    """A validator for whole numbers from 0."""
-    return rule(f"a whole number from 0 to {most}", lambda value: type(value) is int and 0 <= value <= most)
-
-
-def like(pattern: str, told: str) -> Validator:
-    """A validator for strings that match a pattern."""
-    form = re.compile(pattern)
-    return rule(told, lambda value: isinstance(value, str) and form.fullmatch(value) is not None)
-
-
-def tuple_of(kind: type) -> Validator:
-    """A validator for tuples of such values; strings must be text."""
-    return rule(
-        f"a tuple of {kind.__name__}",
-        lambda value: (
-            isinstance(value, tuple)
-            and all(isinstance(each, kind) and (kind is not str or _is_text(each)) for each in value)
-        ),
-    )
-
-
-def json_list(column: str) -> list[Any]:
-    """The list in a column of JSON."""
-    found = json.loads(column)
-    if not isinstance(found, list):
-        raise TypeError(f"{column:.80} is no list")
-    return found
-
-
-def check_tags(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Refuse anything but a mapping of texts, none of them empty, to texts or None."""
-    if not isinstance(value, Mapping) or not all(
-        key and _is_text(key) and (each is None or _is_text(each)) for key, each in value.items()
-    ):
-        raise InvalidValueError(f"{attribute.name} must be tags", field=attribute.name, value=value)
-
-
-def check_image(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Refuse anything but an image's wire form; the error says why."""
-    from_wire(Image, value)
-
+__all__ = ["MOST_GIB", "Kind", "Lease", "Stage", "TaskRecord", "VolumeRecord", "check_tags"]
 
 Kind = Literal["store", "restore"]
 
@@ -120,10 +35,29 @@ Stage = Literal["queued", "running", "undoing", "ended"]
 MOST_GIB: Final = 2**40
 """More than any image has; the sum of all tasks fits into an integer of SQLite's."""
 
-IMAGE_ID: Final = rule("an AMI's id", is_image_id)
-_SNAPSHOT_ID: Final = rule("a snapshot's id", is_snapshot_id)
-_SIZE: Final = whole(most=MOST_GIB)
 _YEAR_10000: Final = 253_402_300_800_000  # no date of Python's
+
+
+def _is_text(value: object) -> bool:
+    """Whether a string is Unicode: SQLite returns bytes that are no UTF-8 as lone surrogates."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _like(pattern: str, told: str) -> Any:
+    """A field for strings that match a pattern, or None."""
+    form = re.compile(pattern)
+    holds = rule(told, lambda value: isinstance(value, str) and form.fullmatch(value) is not None)
+    return attrs.field(default=None, validator=optional(holds))
+
+
+check_tags: Final = rule(
+    "tags, a mapping of texts, none of them empty, to texts or None",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(map(_is_text, (*value, *(each for each in value.values() if each is not None))))
+        and all(value)
+    ),
+)
 
 
 @attrs.frozen
@@ -142,95 +76,80 @@ class VolumeRecord:
     that fill holes.
     """
 
-    stored_id: str = attrs.field(validator=_SNAPSHOT_ID)
-    snapshot_id: str | None = attrs.field(default=None, validator=optional(_SNAPSHOT_ID))
-    size: int = attrs.field(validator=_SIZE)
-    blocks: int = attrs.field(default=0, validator=whole(most=2**53))
-    filled: int = attrs.field(default=0, validator=whole(most=2**53))
-
-
-@attrs.frozen
-class Outcome:
-    """A task's result: the AMI's id, and the archive's content id."""
-
-    image_id: str
-    content_id: str
+    stored_id: str = identifier("snap", required=True)
+    snapshot_id: str | None = identifier("snap")
+    size: int = integer(most=MOST_GIB, required=True)
+    blocks: int = integer(most=2**53, default=0)
+    filled: int = integer(most=2**53, default=0)
 
 
 @attrs.frozen(kw_only=True)
 class TaskRecord(abc.ABC):
     """A task as the journal has it; docs/tasks.md explains its stages.
 
+    The attributes are columns. Those that a kind adds are members of the column ``request``, in JSON.
+
     Attributes:
         kind: the kind of task.
-        asked: the names of the attributes that the column ``request`` holds, in JSON.
         unique: the names of the columns that no two tasks of its kind in progress may share.
         sequence: the task's number, in the order of creation.
         place: the name of the task's backend.
+        source_image_id, name: see `RestoreRecord`.
         size: the GiB that count for the quota.
         started: the time of creation, in milliseconds since 1970, UTC.
         volumes: the snapshots, in the archive's order.
+        cancelled: whether the task is to be cancelled, 0 or 1.
         epoch: the number of the current lease.
     """
 
     kind: ClassVar[Kind]
-    asked: ClassVar[tuple[str, ...]]
     unique: ClassVar[tuple[str, ...]]
 
-    sequence: int = attrs.field(default=0, validator=whole(most=2**63 - 1))
-    task_id: str = attrs.field(validator=TEXT)
-    place: str = attrs.field(validator=TEXT)
-    image_id: str | None = attrs.field(default=None, validator=optional(IMAGE_ID))
-    bucket: str = attrs.field(validator=TEXT)
-    object_key: str = attrs.field(validator=TEXT)
-    size: int = attrs.field(validator=_SIZE)
-    started: int = attrs.field(validator=whole(most=_YEAR_10000 - 1))
+    sequence: int = integer(default=0)
+    task_id: str = text(required=True)
+    place: str = text(default="")
+    image_id: str | None = identifier("ami")
+    source_image_id: str | None = identifier("ami")
+    name: str | None = text()
+    bucket: str = text(required=True)
+    object_key: str = text(required=True)
+    size: int = integer(most=MOST_GIB, required=True)
+    started: int = integer(most=_YEAR_10000 - 1, required=True)
     stage: Stage = attrs.field(default="queued", validator=rule("a stage", get_args(Stage).__contains__))
-    progress: int = attrs.field(default=0, validator=whole(most=100))
-    failure_reason: str | None = attrs.field(default=None, validator=optional(TEXT))
-    content_id: str | None = attrs.field(default=None, validator=optional(like("[0-9a-f]{64}", "a SHA-256")))
-    volumes: tuple[VolumeRecord, ...] = attrs.field(default=(), validator=tuple_of(VolumeRecord))
-    left_behind: tuple[str, ...] = attrs.field(default=(), validator=tuple_of(str))
-    cancelled: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    owner: str | None = attrs.field(
-        default=None, validator=optional(like("[0-9a-z-]{1,64}", "an engine's name"))
+    progress: int = integer(most=100, default=0)
+    failure_reason: str | None = text()
+    content_id: str | None = _like("[0-9a-f]{64}", "a SHA-256")
+    volumes: tuple[VolumeRecord, ...] = ()
+    left_behind: tuple[str, ...] = attrs.field(
+        default=(), validator=rule("texts", lambda value: all(map(_is_text, value)))
     )
-    epoch: int = attrs.field(default=0, validator=whole(most=2**53))
-    lease_until: float = attrs.field(default=0.0, validator=attrs.validators.instance_of(float))
+    cancelled: int = integer(most=1, default=0)
+    owner: str | None = _like("[0-9a-z-]{1,64}", "an engine's name")
+    epoch: int = integer(most=2**53, default=0)
+    lease_until: float = attrs.field(default=0.0, validator=instance_of(float))
 
     @classmethod
-    def of_row(cls, row: dict[str, Any]) -> Self:
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
         """The record of a row's columns.
 
         Raises:
             InvalidValueError: the row is damaged.
         """
-        names = {field.name for field in attrs.fields(cls)}
         try:
-            request = json.loads(row["request"])
-            columns = {
-                **{name: value for name, value in row.items() if name in names},
-                **{name: request[name] for name in cls.asked},
-                "volumes": tuple(VolumeRecord(**each) for each in json_list(row["volumes"])),
-                "left_behind": tuple(json_list(row["left_behind"])),
-                "cancelled": {0: False, 1: True}.get(row["cancelled"], row["cancelled"]),
-            }
-            return cls(**columns)
+            volumes = tuple(VolumeRecord(**each) for each in _json_list(row["volumes"]))
+            left_behind = tuple(_json_list(row["left_behind"]))
+            columns = {**json.loads(row["request"]), **row, "volumes": volumes, "left_behind": left_behind}
+            return cls(**{field.name: columns[field.name] for field in attrs.fields(cls)})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InvalidValueError(f"{type(error).__name__}: {error}") from None
 
     def row(self) -> dict[str, Any]:
         """The columns of a new record."""
-        columns = attrs.asdict(self, recurse=False)
+        members = attrs.asdict(self)
+        columns = {field.name: members.pop(field.name) for field in attrs.fields(TaskRecord)}
         del columns["sequence"]
-        return {
-            "kind": self.kind,
-            "request": json.dumps({name: columns.pop(name) for name in self.asked}),
-            **columns,
-            "volumes": json.dumps([attrs.asdict(volume) for volume in self.volumes]),
-            "left_behind": json.dumps(self.left_behind),
-            "cancelled": int(self.cancelled),
-        }
+        lists = {name: json.dumps(columns[name]) for name in ("volumes", "left_behind")}
+        return {**columns, **lists, "kind": self.kind, "request": json.dumps(members)}
 
     @property
     def lease(self) -> Lease:
@@ -241,6 +160,11 @@ class TaskRecord(abc.ABC):
     def reads(self) -> tuple[str, ...]:
         """The ids of the snapshots that the task lists."""
         return ()
+
+    @property
+    def uploads(self) -> tuple[str, str] | None:
+        """The bucket and key of the object that the task makes; None where it makes none."""
+        return None
 
     @property
     def state(self) -> TaskState:
@@ -260,6 +184,14 @@ class TaskRecord(abc.ABC):
             done, total = listed + event.blocks, listed + event.total_blocks
         return 99 * done // total
 
+    def begun(self, stored_id: str, snapshot_id: str) -> Self:
+        """With the id of a snapshot that was begun for an archived one."""
+        volumes = (
+            attrs.evolve(each, snapshot_id=snapshot_id) if each.stored_id == stored_id else each
+            for each in self.volumes
+        )
+        return attrs.evolve(self, volumes=tuple(volumes))
+
     @abc.abstractmethod
     def task(self) -> Task:
         """The task's description for users."""
@@ -270,14 +202,8 @@ class TaskRecord(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self,
-        backend: Backend,
-        log: ResumeLog,
-        *,
-        workers: int | None,
-        progress: ProgressCallback,
-        now: datetime.datetime,
-    ) -> Outcome:
+        self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
+    ) -> tuple[str, str]:
         """Do the task's job, from where its log ends.
 
         Args:
@@ -286,6 +212,9 @@ class TaskRecord(abc.ABC):
             workers: the number of segments worked on at once; None for the number of CPUs.
             progress: a function called with a `Progress`, often; an exception of it ends the run.
             now: the object's time stamp.
+
+        Returns:
+            The AMI's id, and the archive's content id.
         """
 
     @abc.abstractmethod
@@ -296,10 +225,17 @@ class TaskRecord(abc.ABC):
         """The attributes of every `Task`."""
         return {
             "task_id": self.task_id,
-            "task_start_time": datetime.datetime.fromtimestamp(self.started / 1000, datetime.timezone.utc),
+            "task_start_time": datetime.fromtimestamp(self.started / 1000, timezone.utc),
             "bucket": self.bucket,
             "progress_percentage": self.progress,
             "state": self.state,
             "failure_reason": self.failure_reason,
             "left_behind": self.left_behind,
         }
+
+
+def _json_list(column: str) -> list[Any]:
+    found = json.loads(column)
+    if not isinstance(found, list):
+        raise TypeError(f"{column:.80} is no list")
+    return found

@@ -1,18 +1,18 @@
 """Restore tasks: `RestoreRequest`, checked before there is one, and `RestoreRecord`, the task in the journal.
 
-As `store.py`. Next: `objects/restore.py` has the job, `restored.py` describes the images and snapshots that
-tasks make.
+As `store.py`. Next: `objects/restore.py` has the job, `descriptions.py` describes the images and snapshots
+that tasks make.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, ClassVar
 
 import attrs
-from attrs.validators import instance_of, optional
+from attrs.validators import instance_of
 
 from amistore.archive.archive import open_container
 from amistore.archive.reader import ContainerFile
@@ -20,28 +20,19 @@ from amistore.backends import Backend, checks
 from amistore.backends.quotas import Quotas
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.errors import AlreadyExistsError
-from amistore.model import Image, Tag
-from amistore.model.fields import to_wire
+from amistore.model import Image
+from amistore.model.fields import from_wire, identifier, text, to_wire
 from amistore.objects.restore import RestoreJob, restorable_image
 from amistore.objects.resumelog import ResumeLog
 from amistore.objects.store import REGION_KEY
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.snapshots import RestorePolicy
-from amistore.tasks.record import (
-    IMAGE_ID,
-    TEXT,
-    Kind,
-    Outcome,
-    TaskRecord,
-    VolumeRecord,
-    check_image,
-    check_tags,
-)
+from amistore.tasks.record import Kind, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import needed, split_tags
-from amistore.tasks.task import RestoreImageTask, SnapshotProgress, TagSpecification
+from amistore.tasks.task import RestoreImageTask, SnapshotProgress, TagSpecification, tags_of
 from amistore.units import BLOCK_SIZE, GIB
 
-__all__ = ["RestoreRecord", "RestoreRequest", "tags_of"]
+__all__ = ["RestoreRecord", "RestoreRequest"]
 
 
 @attrs.frozen(kw_only=True)
@@ -61,24 +52,16 @@ class RestoreRecord(TaskRecord):
     """
 
     kind: ClassVar[Kind] = "restore"
-    asked: ClassVar[tuple[str, ...]] = (
-        "image_tags",
-        "snapshot_tags",
-        "fill_holes",
-        "allow_lost",
-        "region",
-        "image",
-    )
     unique: ClassVar[tuple[str, ...]] = ("name",)
 
-    source_image_id: str = attrs.field(validator=IMAGE_ID)
-    name: str = attrs.field(validator=TEXT)
+    source_image_id: str = identifier("ami", required=True)
+    name: str = text(required=True)
     image_tags: Mapping[str, str | None] = attrs.field(factory=dict, validator=check_tags)
     snapshot_tags: Mapping[str, str | None] = attrs.field(factory=dict, validator=check_tags)
     fill_holes: bool = attrs.field(default=False, validator=instance_of(bool))
     allow_lost: bool = attrs.field(default=False, validator=instance_of(bool))
-    region: str | None = attrs.field(default=None, validator=optional(TEXT))
-    image: Mapping[str, Any] = attrs.field(validator=check_image)
+    region: str | None = text()
+    image: Mapping[str, Any] = attrs.field(validator=lambda _, __, members: from_wire(Image, members))
 
     def task(self) -> RestoreImageTask:
         return RestoreImageTask(
@@ -118,18 +101,12 @@ class RestoreRecord(TaskRecord):
         )
 
     def run(
-        self,
-        backend: Backend,
-        log: ResumeLog,
-        *,
-        workers: int | None,
-        progress: ProgressCallback,
-        now: datetime.datetime,
-    ) -> Outcome:
+        self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
+    ) -> tuple[str, str]:
         location = backend.s3.at(self.bucket, self.object_key)
         with contextlib.closing(open_container(location)) as stored:
             restored = self._job(backend).run(stored, log, workers=workers, progress=progress)
-        return Outcome(restored.image_id, restored.content_id)
+        return restored.image_id, restored.content_id
 
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:
         return self._job(backend).is_done(self.name, log)
@@ -150,11 +127,6 @@ class RestoreRecord(TaskRecord):
         )
 
 
-def tags_of(members: Mapping[str, str | None]) -> tuple[Tag, ...]:
-    """The tags in a column."""
-    return tuple(Tag(key=key, value=value) for key, value in members.items())
-
-
 @attrs.frozen(kw_only=True)
 class RestoreRequest:
     """A checked request to restore an archive.
@@ -162,24 +134,24 @@ class RestoreRequest:
     Attributes:
         stored: the archive, its end checked.
         restorable: the archive's image, without mappings whose snapshots are not in the archive.
-        bucket: the bucket that holds the object.
-        object_key: the object's key.
-        job: the job to do.
-        name: the new AMI's name.
+        job: the job of the new task.
+        holes: the numbers of blocks that are neither listed nor lost, by the archived snapshots' ids.
+        record: the record of a new task.
     """
 
     stored: ContainerFile
     restorable: Image
-    bucket: str
-    object_key: str
     job: RestoreJob
-    name: str
+    holes: Mapping[str, int]
+    record: RestoreRecord
 
     @classmethod
     def of(
         cls,
         backend: Backend,
         quotas: Quotas,
+        place: str,
+        started: int,
         *,
         bucket: str,
         object_key: str,
@@ -189,81 +161,65 @@ class RestoreRequest:
         allow_lost: bool,
         expected_content_id: str | None,
     ) -> RestoreRequest:
-        """Check what was asked for; see `TaskEngine.create_restore_image_task`."""
-        location = backend.s3.at(needed(bucket, "a bucket's name"), needed(object_key, "an object's key"))
+        """Check what was asked for; see `TaskEngine.create_restore_image_task` and `TaskRecord`."""
         image_tags, snapshot_tags = split_tags(tag_specifications)
-        job = RestoreJob(
-            backend=backend,
-            name=name,
-            image_tags=image_tags,
-            policy=RestorePolicy(
-                expected=parse_content_id(expected_content_id),
-                tags=snapshot_tags,
-                fill_holes=fill_holes,
-                allow_lost=allow_lost,
-            ),
+        policy = RestorePolicy(
+            expected=parse_content_id(expected_content_id),
+            tags=snapshot_tags,
+            fill_holes=fill_holes,
+            allow_lost=allow_lost,
         )
-        backend.s3.head_bucket(bucket)
-        stored = open_container(location)
+        stored = _opened(backend, bucket, object_key)
         # A claim so far: the task's run proves that what it restores is of this id.
-        check_content_id(stored.index.content_id, job.policy.expected)
+        check_content_id(stored.index.content_id, policy.expected)
         restorable = restorable_image(stored)
-        quotas.check_image(stored.image.image_id, _size(stored))
-        return cls(
-            stored=stored,
-            restorable=restorable,
-            bucket=bucket,
-            object_key=object_key,
-            job=attrs.evolve(job, region=stored.metadata.get(REGION_KEY)),
-            name=job.admit(restorable),
-        )
-
-    @property
-    def size(self) -> int:
-        """GiB of the volumes."""
-        return _size(self.stored)
-
-    @property
-    def holes(self) -> dict[str, int]:
-        """The numbers of blocks that are neither listed nor lost, by the archived snapshots' ids."""
-        image = self.stored.image
-        return {
-            volume.snapshot_id: volume.size // BLOCK_SIZE
-            - volume.blocks
-            - sum(lost.block_count for lost in image.snapshot(volume.snapshot_id).lost_blocks)
-            for volume in self.stored.index.volumes
-        }
-
-    def record(self, place: str, started: int) -> RestoreRecord:
-        """A new task of it; see `TaskRecord` for the arguments."""
-        holes, job, policy = self.holes, self.job, self.job.policy
-        return RestoreRecord(
+        size = sum(volume.size // GIB for volume in stored.index.volumes)
+        quotas.check_image(stored.image.image_id, size)
+        region = stored.metadata.get(REGION_KEY)
+        job = RestoreJob(backend=backend, name=name, image_tags=image_tags, region=region, policy=policy)
+        holes = _holes(stored)
+        record = RestoreRecord(
             task_id=checks.new_id("restore"),
             place=place,
             started=started,
-            source_image_id=self.stored.image.image_id,
-            name=self.name,
-            bucket=self.bucket,
-            object_key=self.object_key,
-            size=self.size,
-            image_tags={tag.key: tag.value for tag in job.image_tags},
-            snapshot_tags={tag.key: tag.value for tag in policy.tags},
-            fill_holes=policy.fill_holes,
-            allow_lost=policy.allow_lost,
-            region=job.region,
-            image=to_wire(attrs.evolve(self.stored.image, uefi_data=None, snapshots=(), extra={})),
-            volumes=tuple(
-                VolumeRecord(
-                    stored_id=volume.snapshot_id,
-                    size=volume.size // GIB,
-                    blocks=volume.blocks,
-                    filled=holes[volume.snapshot_id] if policy.fill_holes else 0,
-                )
-                for volume in self.stored.index.volumes
-            ),
-            content_id=self.stored.index.content_id.hex(),
+            source_image_id=stored.image.image_id,
+            name=job.admit(restorable),
+            bucket=bucket,
+            object_key=object_key,
+            size=size,
+            image_tags={tag.key: tag.value for tag in image_tags},
+            snapshot_tags={tag.key: tag.value for tag in snapshot_tags},
+            fill_holes=fill_holes,
+            allow_lost=allow_lost,
+            region=region,
+            image=to_wire(attrs.evolve(stored.image, uefi_data=None, snapshots=(), extra={})),
+            volumes=_volumes(stored, holes if fill_holes else {}),
+            content_id=stored.index.content_id.hex(),
         )
+        return cls(stored=stored, restorable=restorable, job=job, holes=holes, record=record)
 
 
-def _size(stored: ContainerFile) -> int:
-    return sum(volume.size // GIB for volume in stored.index.volumes)
+def _opened(backend: Backend, bucket: str, object_key: str) -> ContainerFile:
+    location = backend.s3.at(needed(bucket, "a bucket's name"), needed(object_key, "an object's key"))
+    backend.s3.head_bucket(bucket)
+    return open_container(location)
+
+
+def _holes(stored: ContainerFile) -> dict[str, int]:
+    holes = {}
+    for volume in stored.index.volumes:
+        lost = sum(each.block_count for each in stored.image.snapshot(volume.snapshot_id).lost_blocks)
+        holes[volume.snapshot_id] = volume.size // BLOCK_SIZE - volume.blocks - lost
+    return holes
+
+
+def _volumes(stored: ContainerFile, filled: Mapping[str, int]) -> tuple[VolumeRecord, ...]:
+    return tuple(
+        VolumeRecord(
+            stored_id=volume.snapshot_id,
+            size=volume.size // GIB,
+            blocks=volume.blocks,
+            filled=filled.get(volume.snapshot_id, 0),
+        )
+        for volume in stored.index.volumes
+    )

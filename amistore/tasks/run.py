@@ -1,16 +1,15 @@
 """`TaskRun`: one run of a task by its owner, to the task's end or until the run must stop.
 
-A run stops where it notes progress or writes to the log, that is, between parts or segments.
+A run stops where it notes progress or writes to the log, that is, between parts or segments. `sweep_uploads`
+removes what lost runs have left.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import json
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Final
 
 import attrs
@@ -18,27 +17,22 @@ import attrs
 from amistore.backends import Backend
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import (
+    AmistoreError,
     BackendError,
     CredentialsExpiredError,
     JournalError,
+    NotFoundError,
     StorageFullError,
     is_final,
 )
-from amistore.objects.abandonment import abandon
+from amistore.objects import abandon
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline import Progress
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.journal import Journal, LeaseLostError
-from amistore.tasks.record import TaskRecord
+from amistore.tasks.record import Lease, TaskRecord
 
-__all__ = [
-    "CancelledError",
-    "StoppedError",
-    "TaskLog",
-    "TaskRun",
-    "tell",
-]
-
+__all__ = ["CancelledError", "StoppedError", "SweepReport", "TaskRun", "sweep_uploads", "tell"]
 
 _RUNS: Final = 3  # of a task that ends in an error which may pass; each goes on where the last ended
 _PAUSE: Final = 5.0  # seconds, doubled
@@ -58,10 +52,11 @@ class CancelledError(Exception):
         return "cancelled"
 
 
+@attrs.define(eq=False)
 class TaskRun:
     """One run of a task.
 
-    Args:
+    Attributes:
         record: the task's record, with its owner's lease.
         backend: the task's backend.
         journal: the journal with the task.
@@ -71,26 +66,18 @@ class TaskRun:
         pause: a function that waits for so many seconds, or until the engine is closing.
     """
 
-    def __init__(
-        self,
-        record: TaskRecord,
-        backend: Backend,
-        journal: Journal,
-        *,
-        workers: int | None,
-        clock: Callable[[], float],
-        check: Callable[[], None],
-        pause: Callable[[float], None],
-    ) -> None:
-        self._record = record
-        self._backend = backend
-        self._journal = journal
-        self._log = TaskLog(journal, record)
-        self._workers = workers
-        self._clock = clock
-        self._check_here = check
-        self._pause = pause
-        self._done = False  # whether all is made, and the journal alone does not know it
+    record: TaskRecord
+    backend: Backend
+    journal: Journal
+    workers: int | None
+    clock: Callable[[], float]
+    check: Callable[[], None]
+    pause: Callable[[float], None]
+    _done: bool = attrs.field(default=False, init=False)  # all is made, and the journal alone does not know
+
+    @property
+    def _log(self) -> TaskLog:
+        return TaskLog(self.journal, self.record.lease)
 
     def run(self) -> None:
         """Do the task, again after errors that may pass by themselves; or undo what it made.
@@ -99,7 +86,7 @@ class TaskRun:
             StoppedError, LeaseLostError: another owner resumes the task.
             Exception: the error is not final; another run resumes the task.
         """
-        record = self._record
+        record = self.record
         attempt = 0
         while record.stage != "undoing":
             attempt += 1
@@ -114,12 +101,12 @@ class TaskRun:
                     raise StoppedError from error
                 # Then only the journal does not know it yet: the answer was lost, or an earlier owner
                 # that had been stopped went on for a moment. It is too late to fail.
-                done = record.is_done(self._backend, self._log)
+                done = record.is_done(self.backend, self._log)
                 self._done = self._done or done
                 if attempt < _RUNS and (done or (isinstance(error, BackendError) and error.retryable)):
                     tell(record, "trying again", error, logging.WARNING)
                     if not isinstance(error, CancelledError):
-                        self._pause(_PAUSE * 2 ** (attempt - 1))
+                        self.pause(_PAUSE * 2 ** (attempt - 1))
                     continue
                 if done or not (isinstance(error, CancelledError) or is_final(error)):
                     raise
@@ -130,14 +117,14 @@ class TaskRun:
     def _check(self) -> None:
         """Stop the run if there is a reason; a completed task cannot be cancelled."""
         try:
-            self._check_here()
+            self.check()
         except CancelledError:
             if not self._done:
                 raise
 
     def _do(self) -> None:
-        record = self._record
-        self._journal.begin(record.lease)
+        record = self.record
+        self.journal.begin(record.lease)
         tell(record, "running")
         reported = time.monotonic(), record.progress
 
@@ -146,19 +133,19 @@ class TaskRun:
             self._check()
             percent = record.percentage(event)
             if percent > reported[1] and time.monotonic() - reported[0] >= _REPORT:
-                self._journal.advance(record.lease, percent)
+                self.journal.advance(record.lease, percent)
                 reported = time.monotonic(), percent
 
-        now = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc)
-        outcome = record.run(self._backend, self._log, workers=self._workers, progress=progress, now=now)
-        self._journal.complete(record.lease, image_id=outcome.image_id, content_id=outcome.content_id)
-        tell(record, "completed", f"{outcome.image_id}, content id {outcome.content_id}")
+        now = datetime.fromtimestamp(self.clock(), timezone.utc)
+        image_id, content_id = record.run(self.backend, self._log, self.workers, progress, now)
+        self.journal.complete(record.lease, image_id=image_id, content_id=content_id)
+        tell(record, "completed", f"{image_id}, content id {content_id}")
 
     def _fail(self, error: Exception) -> None:
-        record = self._record
+        record = self.record
         # A file name may hold bytes that are no text; SQLite takes text.
         reason = hide_secrets(str(error)).encode(errors="backslashreplace").decode()
-        self._journal.fail(record.lease, reason)
+        self.journal.fail(record.lease, reason)
         if isinstance(error, CancelledError):
             tell(record, "cancelled")
         else:
@@ -166,19 +153,19 @@ class TaskRun:
 
     def _undo(self) -> None:
         """Remove what a failed task made; what cannot be removed is noted, to try again."""
-        record = self._record
+        record = self.record
         left = [_thing(entry) for entry in map(read_entry, self._log.entries())]
         try:
-            abandon(self._log, self._backend, completed=True)
+            abandon(self._log, self.backend, completed=True)
         except (LeaseLostError, JournalError):
             raise
         except Exception as error:
             if not threads_can_begin():
                 raise StoppedError from error
             tell(record, "left behind", error, logging.ERROR)
-            self._journal.leave(record.lease, sorted({thing for thing in left if thing}))
+            self.journal.leave(record.lease, sorted({thing for thing in left if thing}))
         else:
-            self._journal.undone(record.lease)
+            self.journal.undone(record.lease)
             tell(record, "cleaned up")
 
 
@@ -190,44 +177,75 @@ def tell(record: TaskRecord, state: str, detail: object = "", level: int = loggi
 
 def _thing(entry: dict[str, object]) -> str:
     """What was made according to a log's entry, with its id."""
-    with contextlib.suppress(KeyError):
-        return f"snapshot {entry['snapshot']}"
-    with contextlib.suppress(KeyError):
-        return f"upload {entry['upload']}"
-    return ""
+    return next((f"{kind} {entry[kind]}" for kind in ("snapshot", "upload") if kind in entry), "")
 
 
+@attrs.frozen
 class TaskLog(ResumeLog):
-    """A task's resume log, which its owner writes.
+    """A task's resume log in the journal, which the lease's owner writes."""
 
-    Args:
-        journal: the journal with the task.
-        record: the task's record, with the owner's lease.
-    """
-
-    def __init__(self, journal: Journal, record: TaskRecord) -> None:
-        self._journal = journal
-        self._lease = record.lease
-        self._volumes = record.volumes
+    journal: Journal
+    lease: Lease
 
     def entries(self) -> list[bytes]:
-        return self._journal.entries(self._lease.task_id)
+        return self.journal.entries(self.lease.task_id)
 
     def append(self, entry: bytes) -> None:
-        said = read_entry(entry)
-        volumes = None
-        if "snapshot" in said:
-            self._volumes = tuple(
-                attrs.evolve(volume, snapshot_id=said["snapshot"])
-                if volume.stored_id == said["volume"]
-                else volume
-                for volume in self._volumes
-            )
-            volumes = json.dumps([attrs.asdict(volume) for volume in self._volumes])
-        self._journal.append(self._lease, entry, volumes)
+        self.journal.append(self.lease, entry)
 
     def clear(self) -> None:
-        self._journal.clear(self._lease)
+        self.journal.clear(self.lease)
 
     def end(self) -> None:
         """Keep the log: the journal ends it in the transaction that completes the task."""
+
+
+@attrs.frozen(kw_only=True)
+class SweepReport:
+    """What a sweep found.
+
+    Attributes:
+        removed: what was removed, each with its id.
+        left: what may not or could not be removed, each with the reason.
+    """
+
+    removed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def sweep_uploads(backend: Backend, journal: Journal, place: str) -> SweepReport:
+    """Abort empty uploads at the keys of ended tasks.
+
+    If the answer to a call that begins an upload is lost, the next attempt begins another, and an empty
+    upload is left. It holds nothing, and a run elsewhere that has just begun it begins another. An upload
+    with parts belongs to another program: a task sends parts only to an upload whose id its log has.
+    """
+    removed: list[str] = []
+    left: list[str] = []
+    for made in dict.fromkeys(record.uploads for record in journal.ended(place)):
+        if made is None:
+            continue
+        bucket, key = made
+        try:
+            uploads = [each for each in backend.s3.list_multipart_uploads(bucket, key) if each.key == key]
+        except NotFoundError:
+            continue  # the bucket is gone
+        except AmistoreError as error:
+            left.append(f"uploads of {bucket}/{key}, which could not be listed: {error}")
+            continue
+        # Asked for after the list: an upload in it that is of a live task is of one of these.
+        if not uploads or any(each.uploads == made for each in journal.unfinished(place)):
+            continue
+        for upload in uploads:
+            told = f"upload {upload.upload_id} of {bucket}/{key}"
+            try:
+                if backend.s3.list_parts(bucket, key, upload.upload_id):
+                    left.append(f"{told}, which no task here has begun")
+                    continue
+                backend.s3.abort_multipart_upload(bucket, key, upload.upload_id)
+                removed.append(told)
+            except NotFoundError:
+                continue  # completed or aborted meanwhile
+            except AmistoreError as error:
+                left.append(f"{told}: {error}")
+    return SweepReport(removed=tuple(removed), left=tuple(left))

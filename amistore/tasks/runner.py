@@ -27,10 +27,10 @@ from amistore.errors import (
     machine_limits,
 )
 from amistore.pipeline.workers import threads_can_begin
+from amistore.tasks.database import Ownership
 from amistore.tasks.journal import Journal, LeaseLostError
-from amistore.tasks.ownership import Ownership
 from amistore.tasks.record import Lease, TaskRecord
-from amistore.tasks.requests import OnQuota, check_choice, dry_run_succeeded
+from amistore.tasks.requests import OnQuota, check_choice, dry_run_succeeded, engine_closed
 from amistore.tasks.run import CancelledError, StoppedError, TaskRun, tell
 from amistore.tasks.task import TaskCallback
 
@@ -46,6 +46,7 @@ _logger = logging.getLogger("amistore")
 R = TypeVar("R", bound=TaskRecord)
 
 
+@attrs.define(eq=False, slots=False)
 class TaskRunner:
     """Runs an owner's tasks.
 
@@ -63,47 +64,35 @@ class TaskRunner:
         stuck: the errors that ended a run but not its task, by the task's id.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        journal: Journal,
-        ownership: Ownership,
-        *,
-        workers: int | None,
-        concurrency: int,
-        clock: Callable[[], float],
-    ) -> None:
+    _backend: Backend
+    _journal: Journal
+    _ownership: Ownership
+    _workers: int | None
+    _concurrency: int
+    _clock: Callable[[], float]
+    mine: list[str] = attrs.field(factory=list, init=False)
+    changed: threading.Condition = attrs.field(factory=threading.Condition, init=False)
+    stuck: dict[str, AmistoreError] = attrs.field(factory=dict, init=False)
+    _queue: deque[TaskRecord] = attrs.field(factory=deque, init=False)
+    _active: dict[str, TaskRecord] = attrs.field(factory=dict, init=False)
+    _lost: set[str] = attrs.field(factory=set, init=False)
+    _cancelled: set[str] = attrs.field(factory=set, init=False)
+    _threads: list[threading.Thread] = attrs.field(factory=list, init=False)
+    _cancelling: list[threading.Thread] = attrs.field(factory=list, init=False)
+    _closing: bool = attrs.field(default=False, init=False)
+    _changes: int = attrs.field(default=0, init=False)  # how often a task came to rest here, or all did
+    # Held so that a task of ours in the journal is one that is here, too.
+    _taking: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+
+    def __attrs_post_init__(self) -> None:
         redact_log(_logger.name)  # a backend's error may tell a signed URL
-        self._backend = backend
-        self._journal = journal
-        self._ownership = ownership
-        self._workers = workers
-        self._concurrency = concurrency
-        self._clock = clock
-        self._queue: deque[TaskRecord] = deque()
-        self._active: dict[str, TaskRecord] = {}
-        self._lost: set[str] = set()
-        self._cancelled: set[str] = set()
-        self._threads: list[threading.Thread] = []
-        self._cancelling: list[threading.Thread] = []
-        self._closing = False
-        self._changes = 0  # how often a task came to rest here, or all did
-        self._taking = threading.Lock()  # a task of ours in the journal is one that is here, too
-        self.mine: list[str] = []
-        self.changed = threading.Condition()
-        self.stuck: dict[str, AmistoreError] = {}
 
     def until(self) -> float:
         """The end of a lease that begins now, by the clock of leases."""
         return time.monotonic() + LEASE
 
-    def create(self, record: TaskRecord, limit: int | None, *, dry_run: bool = False) -> None:
+    def _create(self, record: TaskRecord, limit: int | None) -> None:
         """Add a new task to the journal, and run it.
-
-        Args:
-            record: the task's record, without an owner.
-            limit: the quota's GiB in progress from which on the task is refused; None for no limit.
-            dry_run: whether to check only if the task would be admitted.
 
         Raises:
             ResourcesExhaustedError: no thread can be started; there is no task then.
@@ -111,13 +100,11 @@ class TaskRunner:
         """
         record = attrs.evolve(record, owner=self._ownership.owner, epoch=1, lease_until=self.until())
         with self._taking:
-            if not dry_run:
-                self._begin_threads()
-            self._journal.add(record, limit, dry_run=dry_run)
-            if not dry_run:
-                tell(record, "queued", record.task().purpose)
-                self.mine.append(record.task_id)
-                self._submit([record])
+            self._begin_threads()
+            self._journal.add(record, limit)
+            tell(record, "queued", record.task().purpose)
+            self.mine.append(record.task_id)
+            self._submit([record])
 
     def admit(self, check: Callable[[], R], quotas: Quotas, *, on_quota: OnQuota, dry_run: bool) -> R:
         """Make a new task durable, and work on it.
@@ -139,10 +126,10 @@ class TaskRunner:
             record = check()
             limit = quotas.in_progress(record.kind)
             if dry_run:
-                self.create(record, limit if on_quota == "refuse" else None, dry_run=True)
+                self._journal.add(record, limit if on_quota == "refuse" else None, dry_run=True)
                 raise dry_run_succeeded()
             try:
-                self.create(record, limit)
+                self._create(record, limit)
                 return record
             except InvalidRequestError as error:
                 if on_quota == "refuse" or limit is None or error.code != "ResourceLimitExceeded":
@@ -164,7 +151,7 @@ class TaskRunner:
                     return
             self._wait_for_change(seen, _HEARTBEAT)
             if self._closing:
-                raise _closed()
+                raise engine_closed()
 
     def take(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Take those of the journal's tasks that nobody runs, and run them; return them."""
@@ -238,7 +225,7 @@ class TaskRunner:
             if record.owner == self._ownership.owner and record.task_id in self.stuck:
                 raise self.stuck[record.task_id]
             if self._closing:
-                raise _closed()
+                raise engine_closed()
             here = self.has(record.task_id)
         if not here and self.is_free(record):
             if not threads_can_begin():
@@ -326,14 +313,9 @@ class TaskRunner:
         return next((record for record in self._queue if read.isdisjoint(record.reads)), None)
 
     def _work_on(self, record: TaskRecord) -> None:
+        check = functools.partial(self._check, record)
         run = TaskRun(
-            record,
-            self._backend,
-            self._journal,
-            workers=self._workers,
-            clock=self._clock,
-            check=functools.partial(self._check, record),
-            pause=self._pause,
+            record, self._backend, self._journal, self._workers, self._clock, check=check, pause=self._pause
         )
         try:
             with forks.confined():
@@ -394,7 +376,3 @@ class TaskRunner:
         """The leases of the tasks that are queued or running here."""
         with self.changed:
             return {record.lease for record in (*self._active.values(), *self._queue)}
-
-
-def _closed() -> InvalidRequestError:
-    return InvalidRequestError("the engine is closed: make another, and resume its tasks")

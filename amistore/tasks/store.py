@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import ClassVar
 
 import attrs
@@ -16,11 +16,11 @@ from amistore.backends import Backend, ObjectLocation, checks
 from amistore.backends.quotas import Quotas
 from amistore.errors import AlreadyExistsError
 from amistore.model import Image, Tag
-from amistore.objects.multipart import RUN_KEY
-from amistore.objects.resumelog import ResumeLog
+from amistore.model.fields import identifier
+from amistore.objects import RUN_KEY, ResumeLog
 from amistore.objects.store import StoreJob
 from amistore.pipeline.progress import ProgressCallback
-from amistore.tasks.record import IMAGE_ID, Kind, Outcome, TaskRecord, VolumeRecord, check_tags
+from amistore.tasks.record import Kind, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import check_image_id, object_place, object_tags
 from amistore.tasks.task import StoreImageTask
 
@@ -37,15 +37,18 @@ class StoreRecord(TaskRecord):
     """
 
     kind: ClassVar[Kind] = "store"
-    asked: ClassVar[tuple[str, ...]] = ("object_tags",)
     unique: ClassVar[tuple[str, ...]] = ("bucket", "object_key")
 
-    image_id: str = attrs.field(validator=IMAGE_ID)
+    image_id: str = identifier("ami", required=True)
     object_tags: Mapping[str, str] = attrs.field(factory=dict, validator=check_tags)
 
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(volume.stored_id for volume in self.volumes)
+
+    @property
+    def uploads(self) -> tuple[str, str]:
+        return self.bucket, self.object_key
 
     def task(self) -> StoreImageTask:
         return StoreImageTask(
@@ -55,11 +58,6 @@ class StoreRecord(TaskRecord):
             **self._told(),
         )
 
-    def is_making(self, location: ObjectLocation) -> bool:
-        """Whether it is in progress, and makes the object of a location."""
-        place = location.bucket, location.key
-        return self.state == "InProgress" and place == (self.bucket, self.object_key)
-
     def conflict(self, other: str) -> AlreadyExistsError:
         return AlreadyExistsError(
             f"{other} is storing it: wait for that task; wait() resumes it if nobody runs it",
@@ -68,16 +66,10 @@ class StoreRecord(TaskRecord):
         )
 
     def run(
-        self,
-        backend: Backend,
-        log: ResumeLog,
-        *,
-        workers: int | None,
-        progress: ProgressCallback,
-        now: datetime.datetime,
-    ) -> Outcome:
+        self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
+    ) -> tuple[str, str]:
         stored = self._job(backend).run(log, workers=workers, progress=progress, now=now)
-        return Outcome(self.image_id, stored.content_id)
+        return self.image_id, stored.content_id
 
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:
         return self._job(backend).is_done(log)
@@ -92,62 +84,45 @@ class StoreRecord(TaskRecord):
         )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class StoreRequest:
-    """A checked request to store an AMI.
-
-    Attributes:
-        image: the AMI's present description.
-        bucket: the bucket that gets the object.
-        object_key: the object's key.
-        volumes: the AMI's snapshots, each once.
-        tags: the object's tags.
-    """
+    """A checked request to store an AMI: the AMI's present description, and the record of a new task."""
 
     image: Image
-    bucket: str
-    object_key: str
-    volumes: tuple[VolumeRecord, ...]
-    tags: Mapping[str, str]
+    record: StoreRecord
 
     @classmethod
     def of(
         cls,
         backend: Backend,
         quotas: Quotas,
+        place: str,
+        started: int,
         *,
         image_id: str,
         bucket: str,
         s3_object_tags: Iterable[Tag] | Mapping[str, str],
     ) -> StoreRequest:
-        """Check what was asked for; see `TaskEngine.create_store_image_task`."""
+        """Check what was asked for; see `TaskEngine.create_store_image_task` and `TaskRecord`."""
         check_image_id(image_id)
         name, key = object_place(bucket, image_id)
         tags = object_tags(s3_object_tags)
         image = StoreJob(image=image_id, source=backend, to=backend.s3.at(name, key)).admit()[0]
         volumes = tuple(_volume(backend, image, snapshot_id) for snapshot_id in image.snapshot_ids)
-        request = cls(image=image, bucket=name, object_key=key, volumes=volumes, tags=tags)
-        quotas.check_image(image_id, request.size)
-        return request
-
-    @property
-    def size(self) -> int:
-        """GiB of the volumes."""
-        return sum(volume.size for volume in self.volumes)
-
-    def record(self, place: str, started: int) -> StoreRecord:
-        """A new task of it; see `TaskRecord` for the arguments."""
-        return StoreRecord(
+        size = sum(volume.size for volume in volumes)
+        quotas.check_image(image_id, size)
+        record = StoreRecord(
             task_id=checks.new_id("store"),
             place=place,
             started=started,
-            image_id=self.image.image_id,
-            bucket=self.bucket,
-            object_key=self.object_key,
-            size=self.size,
-            object_tags=self.tags,
-            volumes=self.volumes,
+            image_id=image.image_id,
+            bucket=name,
+            object_key=key,
+            size=size,
+            object_tags=tags,
+            volumes=volumes,
         )
+        return cls(image, record)
 
 
 def _volume(backend: Backend, image: Image, snapshot_id: str) -> VolumeRecord:

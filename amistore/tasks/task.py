@@ -8,8 +8,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import datetime
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 import attrs
 
@@ -29,6 +30,7 @@ __all__ = [
     "TaskPage",
     "TaskState",
     "reporting_tasks",
+    "tags_of",
 ]
 
 TaskState = Literal["InProgress", "Completed", "Failed"]
@@ -36,9 +38,14 @@ TaskState = Literal["InProgress", "Completed", "Failed"]
 _HEADS: Final = ("task", "started", "progress", "state", "purpose")
 
 
+def tags_of(members: Mapping[str, Any]) -> tuple[Tag, ...]:
+    """The tags of a mapping of keys to values."""
+    return tuple(Tag(key=key, value=value) for key, value in members.items())
+
+
 def _tags(tags: Iterable[Tag] | Mapping[str, str]) -> tuple[Tag, ...]:
     if isinstance(tags, Mapping):
-        return tuple(Tag(key=key, value=value) for key, value in cast("Mapping[str, str]", tags).items())
+        return tags_of(tags)
     if not isinstance(tags, Iterable):
         field = "TagSpecification.tags"
         raise InvalidValueError(f"{field} is a list of Tag, not {tags!r}", field=field, value=tags)
@@ -254,11 +261,7 @@ def reporting_tasks(progress: bool | TaskCallback | None, count: int) -> Iterato
     Raises:
         ImportError, InvalidRequestError: as `reporting` does.
     """
-
-    def draw(bars: Bars) -> TaskCallback:
-        return _drawn(bars, count)
-
-    with reporting_by(progress, draw) as report:
+    with reporting_by(progress, functools.partial(_drawn, count=count)) as report:
         yield None if report is None else _changes(report)
 
 

@@ -19,7 +19,7 @@ import amistore
 from amistore import DirectoryBackend, JournalError, TaskEngine
 from amistore.backends.directory.s3 import DirectoryS3
 from amistore.tasks import runner
-from amistore.tasks.ownership import Ownership
+from amistore.tasks.database import Ownership
 
 DIED = """
 cloud = amistore.DirectoryBackend(sys.argv[1])

@@ -439,9 +439,11 @@ def test_the_time_is_that_of_the_requests_at_their_rates(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "0.1", None, True])
 def test_prices_and_rates_are_numbers(value: Any) -> None:
-    with pytest.raises(amistore.InvalidValueError, match=r"Prices\.block_lists is a number, 0 or more"):
+    with pytest.raises(amistore.InvalidValueError, match=r"Prices\.block_lists must be a number, 0 or more"):
         attrs.evolve(PRICES, block_lists=value)
-    with pytest.raises(amistore.InvalidValueError, match=r"RequestRates\.snapshots is a number, 0\.001 or"):
+    with pytest.raises(
+        amistore.InvalidValueError, match=r"RequestRates\.snapshots must be a number, 0\.001 or"
+    ):
         RequestRates(snapshots=value)
 
 

@@ -33,8 +33,9 @@ def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Backend, str]
 
 
 def test_an_image_is_pending_at_once_and_what_is_told_of_it_then_stays_true(
-    cloud: tuple[Backend, str],
+    cloud: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("amistore.tasks.run._REPORT", 3600.0)  # however slow it is, no progress is noted
     backend, image_id = cloud
     key = stored(backend, image_id)
     with TaskEngine(backend) as engine:
@@ -58,7 +59,7 @@ def test_an_image_is_pending_at_once_and_what_is_told_of_it_then_stays_true(
     assert pending.tags == (*pending.tags[:-1], Tag(key="stage", value="test"))
     assert {each.snapshot_id for each in begun} == set(available.snapshot_ids)
     assert {each.state for each in begun} == {"pending"}
-    assert all(each.extra["Progress"] in ("0%", "99%") for each in begun)
+    assert {each.extra["Progress"] for each in begun} == {"0%"}
     assert [(each.state, each.extra["Progress"]) for each in completed] == [("completed", "100%")] * 2
 
 
