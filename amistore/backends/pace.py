@@ -1,7 +1,7 @@
 """`Pace`: how fast calls to one snapshot or service may follow each other.
 
-Nothing slows them down until the service refuses one as too many. From then on the rate goes up by so many
-calls a second each second, and down to a part of what the service was seen to answer. Many calls that are in
+Nothing slows them down until the service refuses one as too many. From then on the rate goes down to a part
+of what the service was seen to answer, and up by so many calls a second each second. Many calls that are in
 flight together are refused together, so there is one cut for all of them.
 """
 
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 __all__ = ["Pace"]
 
-_INTERVAL = 0.5  # seconds, in which answers are counted, and in which there is one cut at most
+_INTERVAL = 0.5  # seconds, over which answers are counted, and in which there is one cut at most
+_FIRST_INTERVAL = (
+    0.2  # the same after the first cut: what was answered before it may be a burst that is allowed
+)
 _CUT = 0.8  # of the measured rate
-_FIRST = 500.0  # calls a second where none was answered yet; EBS allows 1,000 gets and as many puts
+_FIRST = 800.0  # calls a second at most after the first cut; EBS allows 1,000 gets and as many puts
 _LEAST = 10.0  # calls a second; EBS allows so many of its rarest, StartSnapshot and CompleteSnapshot
-_GROWTH = 20.0  # calls a second, each second
+_GROWTH = 0.1  # of the rate after the cut, each second
+_LEAST_GROWTH = 5.0  # calls a second, each second
 _FREE = 2000.0  # calls a second from which on nothing is slowed down
 
 
@@ -26,9 +30,12 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate: float | None = None
+        self._growth = 0.0  # calls a second, each second
         self._next = 0.0
-        self._changed = 0.0  # when the rate was changed, up or down
-        self._cut = 0.0  # when it was cut, or never
+        self._settled = 0.0  # when the rate may be cut again
+        self._grown = 0.0  # until when it has grown
+        self._busy = 0.0  # since when there were calls without a pause
+        self._called = 0.0
         self._interval = 0.0  # the beginning of the interval whose answers are counted
         self._counted = 0
         self._before = 0  # the answers in the interval before
@@ -36,17 +43,27 @@ class Pace:
     def reserve(self, now: float) -> float:
         """Take the next slot; return the seconds until it comes."""
         start = max(now, self._next)
+        if start - self._called > _INTERVAL:
+            self._busy = start
+        self._called = start
         self._next = start + (1 / self.rate if self.rate is not None else 0.0)
         return start - now
 
     def throttled(self, now: float, delay: float) -> None:
         """A call was refused, and is made again after `delay` seconds."""
-        if self.rate is not None and now - self._cut < _INTERVAL:
+        if self.rate is not None and now < self._settled:
             return
         measured = self._measured(now)
-        known = _FIRST if self.rate is None else self.rate / 2
-        self.rate = max(_CUT * measured if measured else known, _LEAST)
-        self._cut = self._changed = now
+        if self.rate is None:
+            rate = min(_CUT * measured or _FIRST, _FIRST)
+            self._settled = now + _FIRST_INTERVAL
+        else:
+            rate = _CUT * measured or self.rate / 2
+            self._settled = now + _INTERVAL
+        self.rate = max(rate, _LEAST)
+        self._growth = max(_GROWTH * self.rate, _LEAST_GROWTH)
+        self._busy = self._interval = self._grown = now  # what is answered from now on shows the limit
+        self._counted = self._before = 0
         self._next = max(self._next, now + delay)
 
     def succeeded(self, now: float) -> None:
@@ -55,16 +72,17 @@ class Pace:
         self._counted += 1
         if self.rate is not None:
             # Seconds without an answer show nothing of what the service would bear.
-            self.rate += _GROWTH * min(now - self._changed, _INTERVAL)
-            self._changed = now
+            self.rate += self._growth * min(now - self._grown, _INTERVAL)
+            self._grown = now
             if self.rate > _FREE:
                 self.rate = None
 
     def _measured(self, now: float) -> float:
-        """The calls that were answered in the last interval, per second."""
+        """The calls a second that were answered in the last interval, or since calls began."""
         self._turn_over(now)
         share = 1 - (now - self._interval) / _INTERVAL  # of the interval before, what is not yet past
-        return (self._before * share + self._counted) / _INTERVAL
+        answered = self._before * share + self._counted
+        return answered / min(max(now - self._busy, 0.001), _INTERVAL)
 
     def _turn_over(self, now: float) -> None:
         passed = now - self._interval

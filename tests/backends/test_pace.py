@@ -74,7 +74,7 @@ def test_many_in_flight_reach_what_the_service_allows(limit, latency):
     calls = 20 * limit
     seconds = run(service, calls, in_flight=64, latency=latency)
     assert calls / seconds >= 0.85 * min(limit, 64 / latency)
-    assert service.refused <= 0.1 * calls
+    assert service.refused <= 64 + 0.1 * calls
 
 
 @pytest.mark.parametrize("limit", [150, 300])

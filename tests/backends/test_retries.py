@@ -158,15 +158,15 @@ def test_throttling_slows_the_other_calls_of_its_snapshot_and_no_others(clock):
     assert all(0 < pause <= 0.002 for pause in clock.sleeps)
 
 
-def test_throttling_again_widens_the_spacing_and_success_narrows_it(clock):
-    retrier = clock.retrier(attempts=20, max_delay=0.0)
+def test_a_service_that_goes_on_throttling_is_asked_less_often_and_success_narrows_the_spacing(clock):
+    retrier = clock.retrier(attempts=20, base_delay=0.6, max_delay=0.6)
     retrier.call("lane", Failing(*(ThrottledError("slow down", retryable=True) for _ in range(8))))
     clock.sleeps.clear()
     for _ in range(300):
         retrier.call("lane", Failing())
-    assert clock.sleeps[0] > 0.1  # 2 ms, doubled seven times
-    assert clock.sleeps == sorted(clock.sleeps, reverse=True)
-    assert len(clock.sleeps) < 300  # in the end there is none
+    assert clock.sleeps[0] == pytest.approx(1 / 10)  # that often it is asked all the same
+    assert clock.sleeps[1:] == sorted(clock.sleeps[1:], reverse=True)
+    assert clock.sleeps[-1] < 0.05
 
 
 def test_a_throttled_worker_holds_back_those_that_are_about_to_call(clock):

@@ -6,13 +6,16 @@ import functools
 import os
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import boto3
 import botocore.session
 import pytest
 from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_program, swift_server
 
+from amistore.backends import retrying
 from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.testing import BucketCase
@@ -24,6 +27,20 @@ def _models_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
         yield
+
+
+@pytest.fixture(params=["by threads", "in flight"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a block is got and put: in the caller's thread, or begun and waited for."""
+    if request.param == "in flight":
+        for kind in (AWSBlockStore, retrying._ManyInFlight):
+            for verb, begin in (("get_snapshot_block", "begin_get"), ("put_snapshot_block", "begin_put")):
+
+                def call(self: Any, *arguments: Any, begin: str = begin) -> Any:
+                    return getattr(self, begin)(*arguments).result(60)
+
+                monkeypatch.setattr(kind, verb, call, raising=False)
+    return str(request.param)
 
 
 def connect(url: str, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> Connection:

@@ -7,6 +7,8 @@ from amistore import AWSBackend
 from amistore.testing import BlockSourceContract, BlockStoreContract, SnapshotCase, block
 from amistore.testing.aws import FakeAWS
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def backend(aws, **options):
     session = boto3.Session(

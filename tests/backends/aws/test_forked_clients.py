@@ -151,6 +151,7 @@ def meanwhile(read: Callable[[], None]) -> Iterator[None]:
     assert problems == []
 
 
+@pytest.mark.usefixtures("way")
 def test_children_read_and_write_their_own_blocks_while_threads_of_the_parent_read(account: Account) -> None:
     def read() -> None:
         assert wrong(amistore.open(io.BytesIO(account.packed(0))), 0) == []

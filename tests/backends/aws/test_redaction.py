@@ -28,6 +28,7 @@ def target_of(method: str, target: str) -> str:
     return f"{method} {target}"
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_the_log_of_a_whole_run_holds_no_secret(caplog, monkeypatch, tmp_path, tls) -> None:
     certificate = None

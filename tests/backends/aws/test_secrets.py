@@ -20,6 +20,7 @@ TOKEN = "canary-session-token"
 KINDS = ("500", "throttle", "lost-reply", "short-body", "error-inside", "reset-before-answer")
 
 
+@pytest.mark.usefixtures("way")
 def test_no_secret_is_told_while_a_store_and_a_restore_go_wrong(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,6 +87,7 @@ def relist(aws):
     boto3.client("ebs", **options).list_snapshot_blocks(SnapshotId=aws.snapshot_id, MaxResults=100)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("renewing", [False, True], ids=["listings end tokens", "pages end tokens"])
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(
@@ -112,6 +113,7 @@ def test_tokens_that_end_at_any_time_change_no_byte(aws, expected, disturb, work
     assert aws.log.counts["ListSnapshotBlocks"] >= 2 * 4
 
 
+@pytest.mark.usefixtures("way")
 def test_one_listing_renews_the_tokens_of_all_workers(aws, monkeypatch):
     monkeypatch.setattr("amistore.backends.aws.ebs_tokens.PAGE_SIZE", 10_000)
     aws.behaviour.short_pages = False
@@ -129,6 +131,7 @@ def test_one_listing_renews_the_tokens_of_all_workers(aws, monkeypatch):
     assert aws.log.counts["GetSnapshotBlock"] <= len(BLOCKS) + 2 * 4
 
 
+@pytest.mark.usefixtures("way")
 def test_a_block_that_is_not_listed_any_more_is_a_changed_source(aws):
     cloud = backend(aws)
     page = cloud.ebs.list_snapshot_blocks(aws.snapshot_id)
@@ -137,6 +140,7 @@ def test_a_block_that_is_not_listed_any_more_is_a_changed_source(aws):
         cloud.ebs.get_snapshot_block(aws.snapshot_id, 1, page.blocks[0].block_token)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_snapshot_deleted_during_the_run_is_not_found(aws):
     boto = boto3.client("ec2", **aws.client_options())
 
@@ -176,6 +180,7 @@ class Rotating:
         return boto3.Session(botocore_session=inner, region_name=self.aws.region)
 
 
+@pytest.mark.usefixtures("way")
 def test_credentials_that_are_renewed_carry_a_run_of_days(aws, expected):
     rotating = Rotating(aws)
     cloud = backend(aws, rotating.session())
@@ -278,6 +283,7 @@ def test_a_snapshot_that_completes_late_is_waited_for(aws, trouble):
     assert [each.state for each in aws.snapshots.values()] == ["completed", "completed"]
 
 
+@pytest.mark.usefixtures("way")
 def test_a_snapshot_that_one_call_has_found_may_still_be_unknown_to_the_next(aws):
     cloud = backend(aws)
     snapshot_id = cloud.ebs.start_snapshot(1)
@@ -323,6 +329,7 @@ def test_a_block_for_a_snapshot_that_was_completed_is_refused_at_once(aws, who):
     assert aws.log.counts["PutSnapshotBlock"] == 1
 
 
+@pytest.mark.usefixtures("way")
 def test_a_snapshot_that_vanishes_after_its_completion_is_not_waited_for(aws):
     cloud = backend(aws)
     snapshot_id = cloud.ebs.start_snapshot(1)
