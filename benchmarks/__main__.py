@@ -10,6 +10,7 @@ from pathlib import Path
 from amistore import GIB, DirectoryBackend
 from benchmarks.disk import load_frames, make_disk
 from benchmarks.ebs import measure_blocks
+from benchmarks.in_flight import measure_requests
 from benchmarks.limit import compare_with_limit
 from benchmarks.machine import facts
 from benchmarks.memory import measure_checksum, measure_index, measure_memory, measure_plan
@@ -42,6 +43,7 @@ def main() -> None:
         _section("Parts of an S3 upload over TLS, one after the other", measure_parts(options.repeats))
     if "ebs" in options.only:
         _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
+        _section("Blocks of EBS in flight, TLS, 20 ms", measure_requests(options.repeats))
     if "network" in options.only:
         rows = measure_network(options.repeats, int(options.data * 1024) // 4)
         _section("Packing and unpacking at a latency, over TLS, two workers", rows)

@@ -1,7 +1,7 @@
 """Blocks of EBS direct APIs on loopback: what one costs the client, beside boto3's own.
 
 ``python -m benchmarks.ebs`` is the server, a process of its own: it answers from memory and
-checks nothing, so that the client's work is what is measured.
+checks nothing, so that the client's work is what is measured. It may speak TLS, and wait before it answers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,17 @@ from amistore.backends.blocks import BlockStore, SnapshotBlock
 from amistore.backends.retrying import RetryingBackend
 from benchmarks.table import Row
 
-__all__ = ["TOKEN", "answer", "block_answer", "measure_blocks", "stored_answer"]
+__all__ = [
+    "CONTENT",
+    "DIGEST",
+    "SNAPSHOT",
+    "TOKEN",
+    "answer",
+    "block_answer",
+    "measure_blocks",
+    "serving",
+    "stored_answer",
+]
 
 THREADS = 8
 BLOCKS = 400  # of each way in each round
@@ -44,9 +55,19 @@ DIGEST = hashlib.sha256(CONTENT).digest()
 
 
 class Server:
-    """Canned answers, with a thread for each connection: sending and receiving hold no GIL."""
+    """Canned answers, with a thread for each connection: sending and receiving hold no GIL.
 
-    def __init__(self) -> None:
+    Args:
+        latency: the seconds before each answer.
+        certificate: the PEM file of key and certificate; None for plain http.
+    """
+
+    def __init__(self, latency: float = 0.0, certificate: str | None = None) -> None:
+        self._latency = latency
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self._used = 0  # connections on which a block was asked for or sent
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -63,6 +84,8 @@ class Server:
     def _connected(self, connection: socket.socket) -> None:
         buffer = memoryview(bytearray(BLOCK_SIZE))
         new = True
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         with connection, contextlib.suppress(ConnectionError):
             while head := connection.recv(65_536):
                 while b"\r\n\r\n" not in head:
@@ -78,8 +101,10 @@ class Server:
                     left = BLOCK_SIZE - (len(head) - head.index(b"\r\n\r\n") - 4)
                     while left:
                         left -= connection.recv_into(buffer[:left])
+                    time.sleep(self._latency)
                     connection.sendall(self._stored)
                 else:
+                    time.sleep(self._latency)
                     connection.sendall(self._block)
 
 
@@ -136,7 +161,7 @@ class Unchecked(AWSBlockStore):
 
 def measure_blocks(repeats: int) -> Iterable[Row]:
     """CPU and speed of GetSnapshotBlock and PutSnapshotBlock, beside boto3's client."""
-    with _serving() as port, concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    with serving() as port, concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         gets, puts = _ways(f"http://127.0.0.1:{port}")
         for verb, ways in (("get", gets), ("put", puts)):
             for way in ways:
@@ -236,8 +261,9 @@ def _used(port: int) -> int:
 
 
 @contextlib.contextmanager
-def _serving() -> Iterator[int]:
-    command = [sys.executable, "-m", "benchmarks.ebs"]
+def serving(*options: str) -> Iterator[int]:
+    """The port of a server; its options are the latency in seconds and a certificate's PEM file."""
+    command = [sys.executable, "-m", "benchmarks.ebs", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -247,6 +273,6 @@ def _serving() -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    server = Server()
+    server = Server(float((sys.argv[1:] or ["0"])[0]), *sys.argv[2:3])
     print(server.port, flush=True)
     server.serve()

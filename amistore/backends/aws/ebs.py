@@ -364,7 +364,10 @@ class AWSBlockStore(BlockStore):
             return self._wire
 
     async def _lean_in_flight(self, requests: Requests) -> Wire:
-        return await requests.loop.in_thread(self._lean) if self._wire is None else self._wire
+        if self._wire is not None:
+            return self._wire
+        async with requests.making:
+            return await requests.loop.in_thread(self._lean)
 
     def _in_flight(self) -> Requests:
         if self._requests is not None and self._requests.process != os.getpid():

@@ -33,6 +33,7 @@ class Requests:
     Attributes:
         loop: the loop that the coroutines run in; it ends with this object.
         process: the process that this works in.
+        making: the one place for who makes the wire.
     """
 
     def __init__(self, most: int) -> None:
@@ -40,6 +41,7 @@ class Requests:
         self.process = os.getpid()
         weakref.finalize(self, self.loop.stop)
         self._places = Places(self.loop, most)
+        self.making = Places(self.loop, 1)
         self._renewing: dict[str, Places] = {}
         self._streams: Streams | None = None
 

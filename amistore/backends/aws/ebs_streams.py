@@ -119,9 +119,9 @@ class Streams:
 
     def let_go(self) -> None:
         """In a forked child, close its copies of the parent's connections."""
-        self._idle.clear()
         for stream in list(self._open):
             let_go(stream)
+        self._idle.clear()
 
     async def take(self) -> Stream:
         """A connection: a kept one that is not known to be dead, or a new one.
@@ -135,10 +135,9 @@ class Streams:
             if not urllib3.util.wait_for_read(stream.sock, timeout=0.0):
                 return stream
             stream.close()
-        if self._pool.secure and self._context is None:
-            self._context = await self._loop.in_thread(self._pool.context)
         error: OSError | None = None
-        for family, kind, protocol, _, address in await self._addresses():
+        await self._prepare()
+        for family, kind, protocol, _, address in self._found:
             try:
                 return await self._connected(socket.socket(family, kind, protocol), address)
             except OSError as failed:
@@ -177,9 +176,11 @@ class Streams:
             stream.close()
             raise
 
-    async def _addresses(self) -> list[Any]:
-        """The host's addresses: asked for by one for all, and kept for a while."""
+    async def _prepare(self) -> None:
+        """Have the host's addresses, which are kept for a while, and certificates: one asks, for all."""
         async with self._asking:
+            if self._pool.secure and self._context is None:
+                self._context = await self._loop.in_thread(self._pool.context)
             if not self._found or time.monotonic() > self._found_at + _FRESH:
                 self._found = await self._loop.in_thread(
                     socket.getaddrinfo,
@@ -189,7 +190,6 @@ class Streams:
                     socket.SOCK_STREAM,
                 )
                 self._found_at = time.monotonic()
-        return self._found
 
 
 def _close(streams: list[Stream]) -> None:
