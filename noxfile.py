@@ -54,6 +54,7 @@ def reliability(session: nox.Session) -> None:
         "tests/container/test_damage.py",
         "tests/container/test_hostile.py",
         "tests/container/test_newer.py",
+        "tests/objects/test_forged_logs.py",
         "tests/objects/test_killed_runs.py",
         "tests/objects/test_killed_filling.py",
         "tests/objects/test_filled_memory.py",

@@ -50,8 +50,12 @@ def run(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     for name in ("conftest.py", "reaper.py"):
         shutil.copy(Path(__file__).parent / name, folder)
     (folder / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    # How long xdist waits for a worker, which here never ends by itself.
+    (folder / "hasty.py").write_text(
+        "from xdist.workermanage import NodeManager\nNodeManager.EXIT_TIMEOUT = 0\n"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "hasty", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

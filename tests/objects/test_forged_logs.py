@@ -5,8 +5,10 @@ Its CRCs are taken as made anew: what is altered here is what the entries say.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,25 +25,42 @@ import amistore
 from amistore.container.records import SegmentDescriptor
 from amistore.objects.multipart import RUN_KEY
 
+EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 60
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
 
 
 def packing(given: amistore.MemoryBackend, log: Log) -> None:
     """Leave a run behind whose three first parts are there."""
-    calls = Calls(given.s3)
-    calls.fail("upload_part", runs.PARTS, amistore.BackendError("cut"))
+    uploads, entries = packed_in_part()
+    given.s3._uploads.update(copy.deepcopy(uploads))
+    log._entries += entries
+
+
+@functools.cache
+def packed_in_part() -> tuple[dict[Any, Any], list[bytes]]:
+    """The uploads and the log of such a run."""
+    given, log = runs.cloud(), Log()
+    Calls(given.s3).fail("upload_part", runs.PARTS, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         runs.store(runs.source(), given.s3, log=log, workers=1)
-    calls.fail("", 0, RuntimeError())
+    return given.s3._uploads, log.entries()
 
 
 def restoring(given: amistore.MemoryBackend, log: Log) -> None:
     """Leave a run behind that has put 24 blocks."""
-    calls = Calls(given.ebs)
-    calls.fail("put_snapshot_block", 25, amistore.BackendError("cut"))
+    snapshots, entries = restored_in_part()
+    given.ebs._snapshots.update(copy.deepcopy(snapshots))
+    log._entries += entries
+
+
+@functools.cache
+def restored_in_part() -> tuple[dict[str, Any], list[bytes]]:
+    """The snapshots and the log of such a run."""
+    given, log = cloud(), Log()
+    Calls(given.ebs).fail("put_snapshot_block", 25, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         unpack(given, log=log, workers=1)
-    calls.fail("", 0, RuntimeError())
+    return given.ebs._snapshots, log.entries()
 
 
 @functools.cache
@@ -301,7 +320,7 @@ def mutated(data: st.DataObject, entries: list[bytes]) -> list[bytes]:
     return entries
 
 
-@settings(max_examples=120)
+@settings(max_examples=EXAMPLES)
 @given(st.data())
 def test_no_mutation_of_a_log_of_packing_gives_another_object(data: st.DataObject) -> None:
     cloud, log = runs.cloud(), Log()
@@ -382,7 +401,7 @@ def test_a_snapshot_that_is_not_the_tasks_own_is_passed_over(forgery: str) -> No
     assert foreign not in image.snapshot_ids
 
 
-@settings(max_examples=100)
+@settings(max_examples=EXAMPLES)
 @given(st.data())
 def test_no_mutation_of_a_log_of_restoring_gives_other_disks(data: st.DataObject) -> None:
     backend, log = cloud(), Log()
