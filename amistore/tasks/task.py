@@ -38,7 +38,7 @@ TaskState = Literal["InProgress", "Completed", "Failed"]
 _HEADS: Final = ("task", "started", "progress", "state", "purpose")
 
 
-def tags_of(members: Mapping[str, Any]) -> tuple[Tag, ...]:
+def tags_of(members: Mapping[Any, Any]) -> tuple[Tag, ...]:
     """The tags of a mapping of keys to values."""
     return tuple(Tag(key=key, value=value) for key, value in members.items())
 
