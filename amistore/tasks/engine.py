@@ -365,10 +365,11 @@ class TaskEngine(TaskPlans):
         ended = self._runner.wait([task.task_id for task in self._take(undoing)])
         uploads = sweep_uploads(self.backend, self._journal, self._place)
         removed = [f"what {each.task_id} had made" for each in ended if each.stage == "ended"]
-        unfinished = [each for each in ended if each.stage != "ended"]
+        things = ((", ".join(each.left_behind) or "what it had made", each) for each in ended)
         left = [
-            f"{', '.join(each.left_behind) or 'what it had made'} of {each.task_id}: the log has the reason"
-            for each in unfinished
+            f"{made} of {each.task_id}: the log has the reason"
+            for made, each in things
+            if each.stage != "ended"
         ]
         files = self.backend.sweep()
         self._journal.prune(self._place, self._oldest())
