@@ -31,10 +31,10 @@ class Service:
         return True
 
 
-def run(service, calls, *, in_flight, latency, draw=random.Random(1).random):
+def run(service, calls, *, in_flight, latency, seed=1):
     """Make calls with so many in flight, as the loop does; return the seconds."""
     now = [0.0]
-    retrier = Retrier(RetryPolicy(), clock=lambda: now[0], draw=draw)
+    retrier = Retrier(RetryPolicy(), clock=lambda: now[0], draw=random.Random(seed).random)
     events, numbers, left = [], itertools.count(), [calls]
 
     def at(seconds, step):
@@ -128,4 +128,4 @@ def test_refusals_of_what_is_in_flight_take_nothing_from_the_budget_for_other_er
 @pytest.mark.parametrize("limit", [50, 150])
 def test_no_call_fails_because_a_burst_that_was_allowed_has_ended(limit, seed):
     service = Service(limit, left=limit)
-    assert run(service, 512, in_flight=64, latency=0.02, draw=random.Random(seed).random) > 1
+    assert run(service, 512, in_flight=64, latency=0.02, seed=seed) > 1
