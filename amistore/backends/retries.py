@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import attrs
 
 from amistore import forks
-from amistore.backends.pace import Pace
+from amistore.backends.pace import INTERVAL, Pace
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, InvalidValueError, ThrottledError
 
@@ -211,7 +211,13 @@ class Attempts:
         if isinstance(error, _NotGoodError):  # it says nothing of the service: no pause, and no budget
             late = now - self._began > policy.operation_limit
             return 0.0 if number < policy.attempts and not late else None
-        pause: float = retrier._draw() * min(policy.base_delay * 2 ** min(number - 1, 20), policy.max_delay)
+        longest: float = min(policy.base_delay * 2 ** min(number - 1, 20), policy.max_delay)
+        if not isinstance(error, ThrottledError):
+            pause = retrier._draw() * longest
+        else:
+            # Those that are refused together wait until their pace is right, or some would fail before.
+            longest = min(max(longest, INTERVAL), policy.max_delay)
+            pause = (1 + retrier._draw()) * longest / 2
         with retrier._lock:
             if isinstance(error, ThrottledError):
                 retrier._paces[self._pace].throttled(now, pause)

@@ -279,6 +279,26 @@ def test_a_server_that_is_not_there_is_an_error_worth_another_attempt() -> None:
     assert caught.value.retryable
 
 
+def test_a_server_that_says_nothing_of_tls_is_given_up_and_delays_no_other_request() -> None:
+    silent, heard = threading.Event(), threading.Event()
+
+    def play(connection: socket.socket) -> None:
+        heard.set()
+        silent.wait(60)
+
+    with scripted(play) as server:
+        store = open_store(server.url.replace("http:", "https:"), limits=TimeLimits(connect=0.2))
+        stalled = [store.begin_get(SNAPSHOT, index, "1:token") for index in range(8)]
+        assert heard.wait(60)
+        with pytest.raises(NotFoundError):  # it needs no connection, and comes while they wait
+            store.begin_get("snap-0", 0, "1:token").result(60)
+        for future in stalled:
+            with pytest.raises(BackendError, match="TimeoutError") as caught:
+                future.result(60)
+            assert caught.value.retryable
+        silent.set()
+
+
 # Who has it, and for how long.
 
 
