@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -31,6 +31,7 @@ __all__ = [
     "BlockSource",
     "BlockStore",
     "SnapshotBlock",
+    "beginner",
     "check_answer",
     "check_digest",
 ]
@@ -185,6 +186,28 @@ def check_answer(answer: SnapshotBlock, snapshot_id: str, block_index: int) -> S
             f"the source gave {size} bytes for a block of {BLOCK_SIZE}", retryable=True, **facts
         )
     return answer
+
+
+def beginner(service: object, begin: str, call: str) -> Callable[..., Any] | None:
+    """The service's method that begins a call; None where it has none, or where `call` was changed since.
+
+    A subclass, or an object, that overrides ``get_snapshot_block`` must see every call, also where its base
+    could begin calls past it.
+
+    Args:
+        service: a source or a sink.
+        begin: the name of the method that begins a call, ``"begin_get"`` or ``"begin_put"``.
+        call: the name of the method that makes it.
+    """
+    if call in getattr(service, "__dict__", {}):
+        return None
+    for kind in type(service).__mro__:
+        if begin in vars(kind):
+            found: Callable[..., Any] = getattr(service, begin)
+            return found
+        if call in vars(kind):
+            return None
+    return None
 
 
 def check_digest(block: SnapshotBlock) -> SnapshotBlock:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 from typing_extensions import Buffer
 
 from amistore.backends.base import Backend, check_backend
-from amistore.backends.blocks import BlockStore, SnapshotBlock, check_answer, check_digest
+from amistore.backends.blocks import BlockStore, SnapshotBlock, beginner, check_answer, check_digest
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
@@ -104,7 +104,10 @@ class _ManyInFlight(_RetryingBlockStore):
 
 
 def _retrying_blocks(inner: BlockStore, retrier: Retrier) -> _RetryingBlockStore:
-    kind = _ManyInFlight if hasattr(inner, "begin_get") else _RetryingBlockStore
+    begins = beginner(inner, "begin_get", "get_snapshot_block") and beginner(
+        inner, "begin_put", "put_snapshot_block"
+    )
+    kind = _ManyInFlight if begins else _RetryingBlockStore
     return kind.around(inner, retrier)
 
 

@@ -22,7 +22,7 @@ import attrs
 from typing_extensions import Buffer, Self
 
 from amistore.backends import BlockSink, BlockSource, SnapshotBlock
-from amistore.backends.blocks import check_answer
+from amistore.backends.blocks import beginner, check_answer
 from amistore.errors import InvalidRequestError
 from amistore.pipeline.workers import confined
 
@@ -59,7 +59,7 @@ class _Calls:
     def __init__(self, service: Any, executor: Executor | None, begin: str, call: str) -> None:
         shared = executor is None or isinstance(executor, ThreadPoolExecutor)
         self.requests = requests_of(service) if shared else 0
-        self._own: Begin | None = getattr(service, begin, None)
+        self._own: Begin | None = beginner(service, begin, call)
         self._call = getattr(service, call)
         self._pool: ThreadPoolExecutor | None = None
 

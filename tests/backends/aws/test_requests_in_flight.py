@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import boto3
@@ -27,7 +27,7 @@ from children import answers
 
 import amistore
 from amistore import AWSBackend, BackendError, NotFoundError, RetryPolicy
-from amistore.backends import Backend, BlockStore, Forwarding
+from amistore.backends import Backend, BlockStore, Forwarding, SnapshotBlock
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ebs_connections import TimeLimits
 from amistore.backends.retries import Retrier
@@ -372,5 +372,26 @@ def test_children_forked_with_requests_in_flight_have_their_own(aws: FakeAWS) ->
     assert [i for i, future in begun.items() if bytes(future.result(60).content) != marked(i)] == []
 
 
-def test_a_store_has_as_many_requests_as_are_worth_while() -> None:
-    assert AWSBlockStore.requests == 64
+def test_a_store_states_64_requests(aws: FakeAWS) -> None:
+    assert cloud(aws).ebs.requests == 64
+
+
+def test_a_store_that_overrides_a_call_sees_all_of_them(aws: FakeAWS) -> None:
+    class Counting(AWSBlockStore):
+        asked: ClassVar[list[int]] = []
+
+        def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+            self.asked.append(block_index)
+            return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+    inner = cloud(aws)
+    counting = Counting(inner.ebs.inner.connection)
+    store = RetryingBackend(Backend(ebs=counting, s3=inner.s3, ec2=inner.ec2)).ebs
+    assert not hasattr(store, "begin_get")
+    snapshot_id = aws.add_snapshot(volume_size=1, blocks=marked, indexes=range(70))
+    mapping = amistore.BlockDeviceMapping(
+        device_name="/dev/xvda", ebs=amistore.EbsBlockDevice(snapshot_id=snapshot_id)
+    )
+    image = amistore.Image(image_id="ami-0123456789abcdef0", block_device_mappings=(mapping,))
+    assert b"".join(amistore.pack(image, store)) == b"".join(amistore.pack(image, inner.ebs))
+    assert sorted(Counting.asked) == list(range(70))
