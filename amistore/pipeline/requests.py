@@ -30,7 +30,7 @@ __all__ = ["BlockGets", "BlockPuts", "PutBatch", "Reads", "SegmentGets", "reques
 
 _logger = logging.getLogger("amistore")
 
-HELD: Final = 128  # blocks (64 MiB) that are asked for, or got, and that no worker has taken yet; so of puts
+HELD: Final = 96  # blocks (48 MiB) that are asked for, or got, and that no worker has taken yet; so of puts
 _WAITING: Final = 0.25  # of the workers' time, from which on what they wait for is what bounds them
 _LEVEL: Final = 16  # blocks that each segment in work has ahead before another one gets more
 

@@ -19,7 +19,7 @@ __all__ = ["check_picklable", "confined", "ordered_map", "threads_can_begin", "w
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 96 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
+_MOST = 64 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def ordered_map(
 ) -> Generator[R, None, None]:
     """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
 
-    With `weigh`, which gives an item's bytes, no further one is begun while they are more than 96 MiB
+    With `weigh`, which gives an item's bytes, no further one is begun while they are more than 64 MiB
     together. Items are taken in the caller's thread. On an error, or when closed, waiting items are
     cancelled and running ones are waited for, so that nothing runs afterwards. A forked child can neither
     continue nor end the map.

@@ -410,7 +410,7 @@ def test_an_image_that_describes_another_volume_size_than_is_listed_is_refused()
         (lambda image, cloud: amistore.unpack(io.StringIO("text"), cloud.ebs), "open as text"),
         (
             lambda image, cloud: amistore.unpack(5, cloud.ebs),
-            r"a location such as backend\.s3\.at\(bucket, key\), not as int",
+            r"a location such as backend\.s3\.at\(bucket, key\), or a result that has one, not as int",
         ),
     ],
 )
