@@ -29,7 +29,7 @@ __all__ = ["measure_requests"]
 LATENCY = "0.02"
 BLOCKS = 400  # in each round
 BOTO3_THREADS = 50
-CPU_GOAL = 0.7  # of boto3's
+CPU_GOAL = 0.36  # of boto3's
 
 
 @attrs.frozen

@@ -29,7 +29,7 @@ from typing_extensions import Buffer
 
 import amistore
 from amistore import BLOCK_SIZE, Tag
-from amistore.backends import Block, BlockPage, SnapshotBlock
+from amistore.backends import Block, BlockPage
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ec2 import AWSImageRegistry
@@ -129,13 +129,6 @@ class _Store(AWSBlockStore):
         return amistore.Snapshot(snapshot_id=snapshot_id, state="completed")
 
 
-class _Near(MemorySource):
-    """The same blocks without a network, compared and decoded as the others are."""
-
-    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        return SnapshotBlock(super().get_snapshot_block(snapshot_id, block_index, block_token).content)
-
-
 def measure_network(repeats: int, mebibytes: int) -> Iterator[Row]:
     """Speed at each latency, in rounds that follow each other."""
     count = mebibytes * 2
@@ -158,7 +151,7 @@ def _ways(
 ) -> dict[str, Callable[[], object]]:
     image = image_of_one_snapshot()
     pieces = contents()
-    near = _Near(64, range(count), [pieces[index % len(pieces)] for index in range(count)])
+    near = MemorySource(64, range(count), [pieces[index % len(pieces)] for index in range(count)])
     archive = b"".join(amistore.pack(image, near, workers=WORKERS))
     config = botocore.config.Config(max_pool_connections=BOTO3_THREADS, retries={"total_max_attempts": 1})
     client = session.client("ebs", endpoint_url=url, config=config, verify=str(certificate))

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -43,6 +42,25 @@ class _Stopped(Exception):
     """The run has ended: nobody takes this result any more."""
 
 
+class _Threads:
+    """Threads for so many calls at once; they begin with the first one."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool: ThreadPoolExecutor | None = None
+
+    def begin(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Begin a call."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="amistore-requests")
+        return self._pool.submit(confined, function, *arguments)
+
+    def end(self) -> None:
+        """Begin no further call, and wait for those that run."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class _Calls:
     """A service's call, begun without waiting for it: by the service itself, or by a thread for each.
 
@@ -61,24 +79,21 @@ class _Calls:
         self.requests = requests_of(service) if shared else 0
         self._own: Begin | None = beginner(service, begin, call)
         self._call = getattr(service, call)
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = _Threads(self.requests)
 
     def begin(self, *arguments: Any) -> Future[Any]:
         """Begin a call; an error of beginning is the call's error."""
         try:
             if self._own is not None:
                 return self._own(*arguments)
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.requests, thread_name_prefix="amistore-requests")
-            return self._pool.submit(confined, self._call, *arguments)
+            return self._threads.begin(self._call, *arguments)
         except Exception as error:
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return failed
 
     def end(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.end()
 
 
 def requests_of(service: object) -> int:
@@ -118,12 +133,7 @@ class _InFlight:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if os.getpid() != self._process:  # a forked child, which has none of the threads
             return
         with self._changed:
@@ -413,22 +423,20 @@ class Reads(Generic[T]):
         self._read = read
         self._requests = requests
         self._process = os.getpid()
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = _Threads(requests)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._pool is not None and os.getpid() == self._process:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if os.getpid() == self._process:
+            self._threads.end()
 
     def begin(self, *arguments: Any) -> Callable[[], T]:
         """Begin to read; a worker gets the result from what this returns."""
         if not self._requests:
             return functools.partial(self._read, *arguments)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._requests, thread_name_prefix="amistore-requests")
-        return self._pool.submit(confined, self._read, *arguments).result
+        return self._threads.begin(self._read, *arguments).result
 
     def limit(self, limit: int) -> int:
         """The most items that are begun at once, for workers that would have `limit` of them."""

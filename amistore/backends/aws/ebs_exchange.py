@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import io
 import re
+from typing import Any
 
 import attrs
 from typing_extensions import Buffer
@@ -61,7 +62,8 @@ async def exchange(
     size = found.end() if found else len(begun)
     if (found is None and size) or _INTERIM.match(begun):
         return await _on_in_thread(loop, stream, method, bytes(begun), limits, end)
-    with contextlib.closing(http.client.HTTPResponse(_Head(begun[:size]), method=method)) as answer:  # type: ignore[arg-type]
+    told: Any = _Head(begun[:size])  # of a socket, http.client uses only makefile
+    with contextlib.closing(http.client.HTTPResponse(told, method=method)) as answer:
         answer.begin()
         length = answer.length
     if length is None or length > MOST:
