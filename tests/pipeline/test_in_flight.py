@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import images
 import pytest
@@ -102,47 +102,111 @@ def test_a_budget_smaller_than_a_segment_lets_everything_through(
     assert images.contents(backend.ebs, images.leftovers(backend)[0]) == (1, BLOCKS)
 
 
+class AtOnce(images.Volumes):
+    """A source whose calls end as they are begun."""
+
+    requests = 64
+
+    def __init__(self) -> None:
+        super().__init__([(1, BLOCKS)])
+        self.begun: list[int] = []
+
+    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[Any]:
+        self.begun.append(block_index)
+        future: Future[Any] = Future()
+        future.set_result(amistore.backends.SnapshotBlock(BLOCKS[block_index % COUNT]))
+        return future
+
+
+SNAPSHOT = "snap-00000000000000000"
+
+
+def ended(function: Callable[[], object]) -> list[object]:
+    """What a function gives, or its error, from a thread that must end."""
+    found: list[object] = []
+
+    def run() -> None:
+        try:
+            found.append(function())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    return found
+
+
 def test_no_more_blocks_are_got_ahead_than_the_budget() -> None:
-    source = Together(1, count=1024)
-    source.requests = 64
-    pieces = packing(source, workers=2, form=amistore.PackOptions())
-    next(pieces)  # the front; the workers begin, and what they make is not taken
-    pieces.close()
-    # Four segments of 64 blocks are begun: what workers took, and what is held ahead of them.
-    assert len(source.asked) <= 4 * 64 + requests.HELD
+    source = AtOnce()
+    with requests.BlockGets(source, None, segments=4) as gets:
+        segments = [gets.segment(SNAPSHOT, range(at, at + 64), [""] * 64) for at in range(0, 256, 64)]
+        gets.take(segments[0], 0)
+        assert source.begun == list(range(requests.HELD + 1))  # and the one that was taken
+
+
+def test_a_block_that_a_worker_waits_for_passes_a_budget_that_another_segment_has_used_up() -> None:
+    source = AtOnce()
+    with requests.BlockGets(source, None, segments=4) as gets:
+        first = gets.segment(SNAPSHOT, range(64), [""] * 64)
+        second = gets.segment(SNAPSHOT, range(64, 264), [""] * 200)
+        gets.take(second, 0)
+        assert len(source.begun) == requests.HELD + 1
+        [got] = ended(lambda: gets.take(first, 0))
+        assert isinstance(got, amistore.backends.SnapshotBlock)
+        assert 0 in source.begun
+
+
+def test_a_worker_that_waits_for_a_block_that_nobody_will_ask_for_any_more_is_let_go() -> None:
+    source = AtOnce()
+    with requests.BlockGets(source, None, segments=4) as gets:
+        segment = gets.segment(SNAPSHOT, range(64), [""] * 64)
+    [error] = ended(lambda: gets.take(segment, 0))
+    assert isinstance(error, Exception)
+    assert source.begun == []
 
 
 class Scrambled(images.Volumes):
-    """A source that begins calls by itself, and answers them in another order; some at once."""
+    """A source that begins calls by itself: some end at once, the others in any order, by another thread."""
 
     requests = 16
 
-    def __init__(self, seed: int, failing: frozenset[int] = frozenset()) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__([(1, BLOCKS)])
         self.random = random.Random(seed)
-        self.failing = failing
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
         self.waiting: list[tuple[Future[Any], int]] = []
         self.begun: list[int] = []
         self.most = 0
+        self.over = False
 
     def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[Any]:
         future: Future[Any] = Future()
-        with self.lock:
+        with self.changed:
             self.begun.append(block_index)
-            self.waiting.append((future, block_index))
-            self.most = max(self.most, len(self.waiting))
-            ended = []
-            if len(self.waiting) == self.requests or len(self.begun) == COUNT:
-                self.random.shuffle(self.waiting)
-                keep = self.random.randrange(self.requests) if len(self.begun) < COUNT else 0
-                ended, self.waiting = self.waiting[keep:], self.waiting[:keep]
-        for each, index in ended:
-            if index in self.failing:
-                each.set_exception(amistore.BackendError("cable cut", block_index=index))
-            else:
-                each.set_result(amistore.backends.SnapshotBlock(BLOCKS[index]))
+            later = self.random.random() < 0.8
+            if later:
+                self.waiting.append((future, block_index))
+                self.most = max(self.most, len(self.waiting))
+                self.changed.notify_all()
+        if not later:
+            future.set_result(amistore.backends.SnapshotBlock(BLOCKS[block_index]))
         return future
+
+    def answer(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.over)
+                if not self.waiting:
+                    return
+                future, index = self.waiting.pop(self.random.randrange(len(self.waiting)))
+            future.set_result(amistore.backends.SnapshotBlock(BLOCKS[index]))
+
+    def end(self) -> None:
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
         raise AssertionError("called beside begin_get")
@@ -151,7 +215,13 @@ class Scrambled(images.Volumes):
 @pytest.mark.parametrize("seed", range(8))
 def test_answers_in_any_order_give_the_same_bytes(seed: int) -> None:
     source = Scrambled(seed)
-    assert b"".join(packing(source, workers=seed % 3 + 1)) == EXPECTED
+    answering = threading.Thread(target=source.answer)
+    answering.start()
+    try:
+        assert b"".join(packing(source, workers=seed % 3 + 1)) == EXPECTED
+    finally:
+        source.end()
+        answering.join()
     assert sorted(source.begun) == list(range(COUNT))
     assert source.most <= 16
 
@@ -192,35 +262,45 @@ def test_closing_begins_no_further_get_and_ends_the_threads(take: int) -> None:
 
 
 def test_a_run_that_fails_waits_for_what_is_in_flight() -> None:
-    ended: list[int] = []
-    gate = threading.Event()
+    one_segment = {index: BLOCKS[index] for index in range(32)}  # so that no worker waits beside the run
+    asked = threading.Event()  # to cancel what cannot be cancelled any more
+    over = threading.Event()  # the run, which must not be before the answers
 
-    class Slow(images.Volumes):
+    class Sent(Future[Any]):
+        def cancel(self) -> bool:
+            asked.set()
+            return False
+
+    class Silent(images.Volumes):
         requests = 8
+        sent: ClassVar[list[Sent]] = []
 
-        def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[Any]:
+            future = Sent()
             if block_index == 0:
-                raise amistore.NotFoundError("gone")
-            gate.wait(SECONDS)
-            ended.append(block_index)
-            return super().get_snapshot_block(snapshot_id, block_index, block_token)
-
-    source = Slow([(1, BLOCKS)])
-    result: list[BaseException] = []
+                future.set_exception(amistore.NotFoundError("gone"))
+            else:
+                self.sent.append(future)
+            return future
 
     def run() -> None:
-        try:
-            list(packing(source))
-        except amistore.NotFoundError as error:
-            result.append(error)
-        ended.append(-1)
+        with pytest.raises(amistore.NotFoundError, match="gone"):
+            list(packing(Silent([(1, one_segment)]), workers=1))
+        over.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    gate.set()
-    thread.join(SECONDS)
-    assert result
-    assert ended[-1] == -1
+    def answer() -> bool:
+        asked.wait(SECONDS)
+        early = over.wait(0.2)  # a run that does not wait is over by then
+        for future in Silent.sent:
+            future.set_result(amistore.backends.SnapshotBlock(BLOCKS[1]))
+        return early
+
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(answer)
+        ended(run)
+        assert not early.result()
+    assert over.is_set()
+    assert Silent.sent
 
 
 def restored(
