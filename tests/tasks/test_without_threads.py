@@ -58,7 +58,8 @@ def test_without_a_thread_no_task_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_task_that_waits_is_cancelled_in_its_turn_where_no_thread_begins_for_that() -> None:
     cloud, image_id = account()
-    with TaskEngine(cloud, concurrency=1) as engine:
+    # With one worker the task that runs begins no thread either, while none can begin.
+    with TaskEngine(cloud, concurrency=1, workers=1) as engine:
         with held(cloud.ebs, "get_snapshot_block") as reached:
             first = engine.create_store_image_task(image_id=image_id, bucket=BUCKET)
             assert reached.wait(60)
