@@ -113,7 +113,9 @@ def _keep_little() -> None:
     with contextlib.suppress(AttributeError):  # not of glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(-8, 2)  # M_ARENA_MAX
-        libc.mallopt(-3, 256 << 10)  # M_MMAP_THRESHOLD, which else grows with what is freed
+        # M_MMAP_THRESHOLD, which else grows with what is freed. A block's memory is used again: to map each
+        # anew took half the time of restoring, in the system.
+        libc.mallopt(-3, 4 << 20)
 
 
 def _let_go() -> None:
