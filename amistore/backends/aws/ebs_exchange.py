@@ -80,13 +80,8 @@ async def _body(
     content = bytearray(length)
     there = min(len(begun), length)
     content[:there] = begun[:there]
-    with memoryview(content) as view:
-        while there < length:
-            with view[there:] as rest:
-                count = await stream.receive(rest, limits.read, end)
-            if not count:
-                break
-            there += count
+    with memoryview(content) as view, view[there:] as rest:
+        there += await stream.receive(rest, limits.read, end, whole=True)
     del content[there:]
     return content, len(begun) > length
 

@@ -187,7 +187,7 @@ class Loop:
             self._posted.append(action)
             if self._thread is None:
                 self._start()
-            else:
+            if len(self._posted) == 1:  # who posted before it has waked the thread, which takes them all
                 self._wake()
             return True
 

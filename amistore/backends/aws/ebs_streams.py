@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import urllib3.util
@@ -37,6 +37,11 @@ class Stream:
     def __init__(self, loop: Loop, sock: Any) -> None:
         self.sock = sock
         self._watch = Watch(loop, sock)
+        # Of TLS's, send and recv_into ask more than they need to, at each record.
+        self._send: Callable[[memoryview], int] = sock.send
+        self._receive: Callable[[int, memoryview], Any] = lambda size, buffer: sock.recv_into(buffer)
+        if isinstance(sock, ssl.SSLSocket):
+            self._send, self._receive = sock.write, sock.read
 
     async def connect(self, address: Any, until: float) -> None:
         try:
@@ -60,28 +65,36 @@ class Stream:
 
     async def send(self, content: Buffer, until: float) -> None:
         with memoryview(content).cast("B") as view:
-            sent = 0
-            while sent < len(view):
+            sent, size = 0, len(view)
+            send = self._send
+            while sent < size:
                 try:
-                    with view[sent:] as rest:
-                        sent += self.sock.send(rest)
+                    while sent < size:
+                        sent += send(view[sent:])
                 except (BlockingIOError, ssl.SSLWantWriteError):
                     await self._watch.ready(WRITE, until)
                 except ssl.SSLWantReadError:
                     await self._watch.ready(READ, until)
 
-    async def receive(self, buffer: memoryview, limit: float, end: float) -> int:
+    async def receive(self, buffer: memoryview, limit: float, end: float, *, whole: bool = False) -> int:
         """Receive what there is; 0 at the end of the stream.
 
         Args:
             buffer: where to.
             limit: the most seconds of silence.
             end: when it must be there, by the monotonic clock.
+            whole: receive until the buffer is full, or the stream ends.
         """
+        there, size = 0, len(buffer)
+        receive = self._receive
         while True:
             try:
-                received: int = self.sock.recv_into(buffer)
-                return received
+                while there < size:  # TLS gives a record of 16 KiB at once
+                    received: int = receive(size - there, buffer[there:])
+                    there += received
+                    if not whole or not received:
+                        break
+                return there
             except (BlockingIOError, ssl.SSLWantReadError):
                 await self._watch.ready(READ, min(time.monotonic() + limit, end))
             except ssl.SSLWantWriteError:
