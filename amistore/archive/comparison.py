@@ -16,8 +16,8 @@ from amistore.backends import BlockSource
 from amistore.errors import InvalidRequestError
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
+from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.requests import BlockGets, SegmentGets
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted

@@ -279,6 +279,7 @@ class _Writing:
                     self._tasks(loads),
                     loads.limit(limit),
                     lambda task: container.segment_size(task[0]),
+                    least=limit // 2,
                 )
             ) as segments,
             loads,

@@ -166,7 +166,9 @@ def verify(
     blocks = 0
     with (
         worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(ordered_map(pool, check, tasks, loads.limit(limit), check.weigh)) as checked,
+        contextlib.closing(
+            ordered_map(pool, check, tasks, loads.limit(limit), check.weigh, least=limit // 2)
+        ) as checked,
         loads,
     ):
         for each in verification.segments(checked):

@@ -81,6 +81,10 @@ class Retrier:
         sleep: a function that waits for so many seconds.
         draw: a function that returns a number from 0 to 1 for the jitter; `random` draws others in each
             forked child.
+
+    Attributes:
+        policy: the limits.
+        throttled: how many calls were refused as too many.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Retrier:
         forks.register(self, Retrier._renew_lock)
         self._budget = policy.budget
         self._paces: dict[str, Pace] = {}
+        self.throttled = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Retrier, (self.policy,)  # another process has a clock and a budget of its own
@@ -221,6 +226,7 @@ class Attempts:
         with retrier._lock:
             if isinstance(error, ThrottledError):
                 retrier._paces[self._pace].throttled(now, pause)
+                retrier.throttled += 1
             if number >= policy.attempts or now + pause - self._began > policy.operation_limit:
                 return None
             if not isinstance(error, ThrottledError):

@@ -42,7 +42,8 @@ from amistore.objects.resumelog import (
     write_entry,
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.requests import BlockPuts, PutBatch, Reads
+from amistore.pipeline.puts import BlockPuts, PutBatch
+from amistore.pipeline.requests import Reads
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import ordered_map, worker_pool
 
@@ -221,7 +222,8 @@ class Restoring:
             puts = BlockPuts(self._sink, None)
             loads = container.loads()
             tasks = self._tasks(volumes, loads, puts)
-            segments = ordered_map(pool, self._segment, tasks, loads.limit(limit), self._weigh)
+            most = loads.limit(limit)
+            segments = ordered_map(pool, self._segment, tasks, most, self._weigh, least=limit // 2)
             with contextlib.closing(segments) as checked, loads, puts:
                 blocks = 0
                 for segment in verification.segments(_landed(checked, puts)):

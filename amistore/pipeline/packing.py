@@ -19,8 +19,8 @@ from amistore.container.layout import MAX_OBJECT
 from amistore.container.plan import Plan, PlannedSegment, PlannedVolume
 from amistore.container.runs import Runs
 from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError, SourceChangedError
+from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
-from amistore.pipeline.requests import BlockGets, SegmentGets
 from amistore.pipeline.workers import ordered_map, worker_pool
 from amistore.units import GIB
 

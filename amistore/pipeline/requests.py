@@ -1,8 +1,8 @@
-"""Requests in flight: blocks that are got ahead of the workers, and put behind them.
+"""Requests in flight: what gets ahead of the workers, puts behind them and reads have in common.
 
 CPUs decide how many segments are compressed at once, latency how many blocks are asked for at once. A source
 or a sink states the second as its `requests` (docs/decisions/0024). Where it states none, or the workers are
-other processes, each worker makes its own calls, one by one. Next: `packing.py` gets, `snapshots.py` puts.
+other processes, each worker makes its own calls, one by one. Next: `gets.py`, `puts.py`.
 """
 
 from __future__ import annotations
@@ -12,33 +12,30 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Final, Generic, TypeVar
 
-import attrs
-from typing_extensions import Buffer, Self
+from typing_extensions import Self
 
-from amistore.backends import BlockSink, BlockSource, SnapshotBlock
-from amistore.backends.blocks import beginner, check_answer
+from amistore.backends.blocks import beginner
 from amistore.errors import InvalidRequestError
 from amistore.pipeline.workers import confined
 
-__all__ = ["BlockGets", "BlockPuts", "PutBatch", "Reads", "SegmentGets", "requests_of"]
+__all__ = ["InFlight", "Reads", "Stopped", "error_of", "requests_of"]
 
 _logger = logging.getLogger("amistore")
 
 HELD: Final = 96  # blocks (48 MiB) that are asked for, or got, and that no worker has taken yet; so of puts
 _WAITING: Final = 0.25  # of the workers' time, from which on what they wait for is what bounds them
-_LEVEL: Final = 16  # blocks that each segment in work has ahead before another one gets more
+_ROOM: Final = 16  # calls that must have ended before who waits for room goes on, with that many
 
 T = TypeVar("T")
 
 Begin = Callable[..., "Future[Any]"]
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The run has ended: nobody takes this result any more."""
 
 
@@ -92,6 +89,11 @@ class _Calls:
             failed.set_exception(error)
             return failed
 
+    @property
+    def begun_by_service(self) -> bool:
+        """Whether the service's own method begins the calls."""
+        return self._own is not None
+
     def end(self) -> None:
         self._threads.end()
 
@@ -106,7 +108,13 @@ def requests_of(service: object) -> int:
     return requests
 
 
-class _InFlight:
+def _throttled(service: object) -> int:
+    """How many calls a service has refused as too many, where somebody counts them."""
+    throttled = getattr(service, "throttled", 0)
+    return throttled if type(throttled) is int else 0
+
+
+class InFlight:
     """What gets and puts share: the calls, their end, and what the log says of them.
 
     A context: leaving it begins no further call, cancels those that wait, and waits for those that run.
@@ -117,13 +125,19 @@ class _InFlight:
     def __init__(self, service: object, executor: Executor | None, begin: str, call: str) -> None:
         self._calls = _Calls(service, executor, begin, call)
         self._process = os.getpid()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)  # for who waits until calls have ended
+        self._room = threading.Condition(self._lock)  # for who waits until there is room for calls
+        self._budget = HELD
+        self._full = False  # whether the budget has held up a call
         self._running: set[Future[Any]] = set()
         self._stopped = False
         self._in_flight = self._most = self._count = 0
         self._began = 0.0
         self._waited = 0.0  # seconds, of all workers
         self._workers: set[int] = set()
+        self._service = service
+        self._throttled = _throttled(service)
 
     @property
     def requests(self) -> int:
@@ -136,15 +150,15 @@ class _InFlight:
     def __exit__(self, *error: object) -> None:
         if os.getpid() != self._process:  # a forked child, which has none of the threads
             return
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            self._changed.notify_all()
+            self._room.notify_all()
             running = list(self._running)
         for future in running:
             future.cancel()
         self._release()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._in_flight)
+        with self._lock:
+            self._ended.wait_for(lambda: not self._in_flight)
         self._calls.end()
         if self._count:
             seconds = time.monotonic() - self._began
@@ -157,8 +171,19 @@ class _InFlight:
                 seconds,
                 min(self._most, self.requests),
                 100 * share,
-                "the network or the service's limit" if share > _WAITING else "the CPUs or the other side",
+                self._bound(share),
             )
+
+    def _bound(self, share: float) -> str:
+        """What bounded the run, given the share of the workers' time in which they waited."""
+        refused = _throttled(self._service) - self._throttled
+        if share <= _WAITING:
+            return "the CPUs or the other side"
+        if refused:
+            return f"the service, which refused {refused} calls as too many"
+        if self._full and self._most < self.requests:
+            return f"the memory for {self._budget} blocks at once"
+        return "the network"
 
     def _release(self) -> None:
         """Wake who waits for a call that is not begun any more."""
@@ -173,242 +198,27 @@ class _InFlight:
     def _begin(self, landed: Callable[[Future[Any]], None], *arguments: Any) -> None:
         """Begin a call that was counted; `landed` gets it once it has ended, in any thread."""
         future = self._calls.begin(*arguments)
-        with self._changed:
+        with self._lock:
             self._running.add(future)
             if self._stopped:
                 future.cancel()
 
         def done(future: Future[Any]) -> None:
-            with self._changed:
+            with self._lock:
                 self._running.discard(future)
                 self._in_flight -= 1
-                self._changed.notify_all()
+                if self._in_flight == max(self._budget - _ROOM, 0):
+                    self._room.notify_all()
+                if self._stopped and not self._in_flight:
+                    self._ended.notify_all()
             landed(future)
 
         future.add_done_callback(done)
 
 
-def _error_of(future: Future[Any]) -> BaseException | None:
-    return _Stopped() if future.cancelled() else future.exception()
-
-
-class BlockGets(_InFlight):
-    """Gets a source's blocks ahead of the workers that need them, within a budget of bytes.
-
-    The block that is needed soonest is asked for next: of the segments in work the one with the fewest blocks
-    ahead, then of those that wait for a worker. A full budget does not hold up a block that a worker waits
-    for, so nothing can stand still.
-
-    Args:
-        source: the source of the blocks.
-        executor: the executor of the workers; None for threads of our own.
-        segments: the most segments that are begun at once.
-    """
-
-    _verb = "got"
-
-    def __init__(self, source: BlockSource, executor: Executor | None, segments: int) -> None:
-        super().__init__(source, executor, "begin_get", "get_snapshot_block")
-        self._source = source
-        self._budget = max(HELD, _LEVEL // 2 * segments)
-        self._open: list[SegmentGets] = []
-        self._held = 0  # blocks asked for and not taken
-        self._thread = threading.local()
-
-    def segment(self, snapshot_id: str, indexes: Iterable[int], tokens: Sequence[str]) -> SegmentGets:
-        """The blocks of a segment, for the worker that makes it; segments come in order.
-
-        It begins no get: an interrupt of the caller must not fall between counting and asking.
-        """
-        made = SegmentGets(self._source, snapshot_id, tuple(indexes), tuple(tokens))
-        if self.requests and tokens:
-            made.gets = self
-            made.answers = [Future() for _ in tokens]
-            with self._changed:
-                self._open.append(made)
-        return made
-
-    def _ask(self) -> None:
-        """Begin gets while there is room for them."""
-        if getattr(self._thread, "asking", False):  # a call that ends as it is begun: the loop below goes on
-            return
-        self._thread.asking = True
-        try:
-            while (chosen := self._choose()) is not None:
-                segment, at = chosen
-                landed = functools.partial(self._land, segment, at)
-                self._begin(landed, segment.snapshot_id, segment.indexes[at], segment.tokens[at])
-        finally:
-            self._thread.asking = False
-
-    def _choose(self) -> tuple[SegmentGets, int] | None:
-        with self._changed:
-            if self._stopped or self._in_flight >= self.requests:
-                return None
-            segment = min(
-                (each for each in self._open if each.asked < len(each.tokens)),
-                key=SegmentGets.ahead,
-                default=None,
-            )
-            if segment is None or (self._held >= self._budget and segment.asked > segment.taken):
-                return None
-            self._enter()
-            self._held += 1
-            segment.asked += 1
-            return segment, segment.asked - 1
-
-    def _land(self, segment: SegmentGets, at: int, future: Future[SnapshotBlock]) -> None:
-        error = _error_of(future)
-        if error is None:
-            segment.answers[at].set_result(future.result())
-        else:
-            segment.answers[at].set_exception(error)
-        self._ask()
-
-    def take(self, segment: SegmentGets, at: int) -> SnapshotBlock:
-        """A block of a segment, in a worker; waits for it."""
-        answer = segment.answers[at]
-        with self._changed:
-            self._workers.add(threading.get_ident())
-            segment.taken = at
-        self._ask()
-        if not answer.done():
-            begun = time.monotonic()
-            wait([answer])
-            with self._changed:
-                self._waited += time.monotonic() - begun
-        segment.answers[at] = _TAKEN
-        with self._changed:
-            self._held -= 1
-            if at + 1 == len(segment.tokens) and segment in self._open:
-                self._open.remove(segment)
-        self._ask()
-        return answer.result()
-
-    def _release(self) -> None:
-        with self._changed:
-            waiting = [answer for each in self._open for answer in each.answers[each.asked :]]
-            self._open.clear()
-        for answer in waiting:
-            answer.set_exception(_Stopped())
-
-
-_TAKEN: Final[Future[Any]] = Future()
-
-
-@attrs.define(eq=False)
-class SegmentGets:
-    """A segment's blocks, in order, got in the worker or ahead of it.
-
-    Picklable where the worker gets them.
-    """
-
-    source: BlockSource
-    snapshot_id: str
-    indexes: tuple[int, ...]
-    tokens: tuple[str, ...]
-    gets: BlockGets | None = None
-    answers: list[Future[SnapshotBlock]] = attrs.field(factory=list, repr=False)
-    asked: int = 0
-    taken: int = -1
-    """The block that the worker takes; -1 before there is a worker."""
-
-    def ahead(self) -> tuple[bool, int]:
-        """The order in which segments get further blocks: those in work first, levelled."""
-        return self.taken < 0, (self.asked - self.taken) // _LEVEL if self.taken >= 0 else 0
-
-    def __iter__(self) -> Iterator[SnapshotBlock]:
-        for at, (index, token) in enumerate(zip(self.indexes, self.tokens, strict=True)):
-            if self.gets is None:
-                answer = self.source.get_snapshot_block(self.snapshot_id, index, token)
-            else:
-                answer = self.gets.take(self, at)
-            yield check_answer(answer, self.snapshot_id, index)
-
-
-class BlockPuts(_InFlight):
-    """Puts blocks behind the workers that decode them, within a budget of bytes.
-
-    Args:
-        sink: the sink of the blocks.
-        executor: the executor of the workers; None for threads of our own.
-    """
-
-    _verb = "put"
-
-    def __init__(self, sink: BlockSink, executor: Executor | None) -> None:
-        super().__init__(sink, executor, "begin_put", "put_snapshot_block")
-        self._batches: deque[PutBatch] = deque()
-
-    def batch(self) -> PutBatch | None:
-        """For a worker's next item, in the items' order; None where the worker calls the sink."""
-        if not self.requests:
-            return None
-        self._batches.append(PutBatch(self))
-        return self._batches[-1]
-
-    def landed(self) -> None:
-        """Wait for the next batch in order, once its worker has ended.
-
-        Raises:
-            BackendError: the error of its first block that could not be put.
-        """
-        if self._batches:
-            self._batches.popleft().wait()
-
-    def put(self, batch: PutBatch, snapshot_id: str, index: int, content: Buffer, digest: bytes) -> None:
-        """Begin to put a block, once there is room for it."""
-        begun = time.monotonic()
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._in_flight < HELD)
-            self._waited += time.monotonic() - begun
-            self._workers.add(threading.get_ident())
-            if self._stopped:
-                raise _Stopped
-            self._enter()
-            batch.left += 1
-            at = batch.begun
-            batch.begun += 1
-        self._begin(functools.partial(self._land, batch, at), snapshot_id, index, content, digest)
-
-    def _land(self, batch: PutBatch, at: int, future: Future[None]) -> None:
-        error = _error_of(future)
-        with self._changed:
-            batch.left -= 1
-            if error is not None:
-                batch.errors[at] = error
-            self._changed.notify_all()
-
-    def wait(self, batch: PutBatch) -> None:
-        """Wait for all that a batch has begun."""
-        with self._changed:
-            self._changed.wait_for(lambda: not batch.left)
-
-
-@attrs.define(eq=False)
-class PutBatch:
-    """The blocks that one worker's item puts."""
-
-    puts: BlockPuts
-    begun: int = 0
-    left: int = 0
-    errors: dict[int, BaseException] = attrs.field(factory=dict)
-
-    def put(self, snapshot_id: str, index: int, content: Buffer, digest: bytes) -> None:
-        """As the sink's `put_snapshot_block`; `content` must stay as it is until it is put."""
-        if self.errors:
-            self.wait()
-        self.puts.put(self, snapshot_id, index, content, digest)
-
-    def wait(self) -> None:
-        """Wait until all that was begun has ended.
-
-        Raises:
-            BackendError: the error of the first block that could not be put.
-        """
-        self.puts.wait(self)
-        if self.errors:
-            raise self.errors[min(self.errors)]
+def error_of(future: Future[Any]) -> BaseException | None:
+    """The error of a call that has ended; `Stopped` where it was cancelled."""
+    return Stopped() if future.cancelled() else future.exception()
 
 
 class Reads(Generic[T]):

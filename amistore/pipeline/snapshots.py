@@ -26,7 +26,7 @@ from amistore.errors import (
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
 from amistore.pipeline.pack import choose_snapshots
-from amistore.pipeline.requests import BlockPuts, PutBatch
+from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.workers import ordered_map
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 

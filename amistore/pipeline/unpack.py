@@ -1,8 +1,8 @@
 """`restore_stream`: a container's bytes, from any binary stream, become snapshots.
 
 The caller's thread reads and checks the stream in order; each worker decodes and hashes one segment, whose
-blocks `requests.py` puts. No
-snapshot is completed before the tail has verified, and any error deletes the started snapshots.
+blocks `puts.py` puts. No snapshot is completed before the tail has verified, and any error deletes the
+started snapshots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amistore.container.segments import StoredSegment
 from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
 from amistore.model import Image
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
-from amistore.pipeline.requests import BlockPuts, PutBatch
+from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
 from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
 from amistore.units import MIB
@@ -119,7 +119,9 @@ class _Restore:
             puts = BlockPuts(self._sink, executor)
             with (
                 contextlib.closing(
-                    ordered_map(pool, SegmentPut(self._sink), self._items(puts), limit)
+                    ordered_map(
+                        pool, SegmentPut(self._sink), self._items(puts), limit, _weigh, least=limit // 2
+                    )
                 ) as segments,
                 puts,
             ):
@@ -150,6 +152,10 @@ class _Restore:
                 check_content_id(event.index.content_id, self._expected)
                 self._end = event
             del event  # up to 32 MiB, while the next one is read
+
+
+def _weigh(item: tuple[StoredSegment, str | None, PutBatch | None]) -> int:
+    return sum(frame.size for frame in item[0].located.descriptor.frames)
 
 
 class PieceReader(io.RawIOBase):

@@ -19,7 +19,7 @@ __all__ = ["check_picklable", "confined", "ordered_map", "threads_can_begin", "w
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 64 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
+_MOST = 48 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
 
 
 @contextlib.contextmanager
@@ -85,13 +85,15 @@ def ordered_map(
     items: Iterable[T],
     limit: int,
     weigh: Callable[[T], int] = lambda item: 0,
+    *,
+    least: int = 1,
 ) -> Generator[R, None, None]:
     """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
 
-    With `weigh`, which gives an item's bytes, no further one is begun while they are more than 64 MiB
-    together. Items are taken in the caller's thread. On an error, or when closed, waiting items are
-    cancelled and running ones are waited for, so that nothing runs afterwards. A forked child can neither
-    continue nor end the map.
+    With `weigh`, which gives an item's bytes, no further one is begun while they are more than 48 MiB
+    together; but `least` of them are in any case, one for each worker. Items are taken in the caller's
+    thread. On an error, or when closed, waiting items are cancelled and running ones are waited for, so that
+    nothing runs afterwards. A forked child can neither continue nor end the map.
 
     Raises:
         InvalidRequestError: the caller is a forked child.
@@ -105,7 +107,7 @@ def ordered_map(
             pending.append(executor.submit(confined, function, item))
             weights.append(weigh(item))
             del item  # may hold a whole segment
-            while len(pending) >= limit or sum(weights) > _MOST:
+            while len(pending) >= limit or (len(pending) >= least and sum(weights) > _MOST):
                 yield _first(pending)
                 weights.popleft()
                 forks.check_owner(process, "this iterator")

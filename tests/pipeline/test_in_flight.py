@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import logging
@@ -19,7 +20,9 @@ import pytest
 
 import amistore
 from amistore.container.layout import Layout
-from amistore.pipeline import requests
+from amistore.pipeline import requests as pipeline_requests
+from amistore.pipeline.gets import BlockGets
+from amistore.pipeline.workers import ordered_map, worker_pool
 
 COUNT = 96
 BLOCKS = {i: images.block(i % 7 + 1) for i in range(COUNT)}
@@ -93,8 +96,8 @@ def test_workers_that_are_other_processes_ask_one_by_one() -> None:
 def test_a_budget_smaller_than_a_segment_lets_everything_through(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "HELD", held)
-    monkeypatch.setattr(requests, "_LEVEL", 1)
+    monkeypatch.setattr(pipeline_requests, "HELD", held)
+    monkeypatch.setattr("amistore.pipeline.gets._LEVEL", 1)
     source = Together(1)
     source.requests = 64
     assert b"".join(packing(source, workers=2)) == EXPECTED
@@ -140,19 +143,19 @@ def ended(function: Callable[[], object]) -> list[object]:
 
 def test_no_more_blocks_are_got_ahead_than_the_budget() -> None:
     source = AtOnce()
-    with requests.BlockGets(source, None, segments=4) as gets:
+    with BlockGets(source, None, segments=4) as gets:
         segments = [gets.segment(SNAPSHOT, range(at, at + 64), [""] * 64) for at in range(0, 256, 64)]
         gets.take(segments[0], 0)
-        assert source.begun == list(range(requests.HELD + 1))  # and the one that was taken
+        assert source.begun == list(range(pipeline_requests.HELD + 1))  # and the one that was taken
 
 
 def test_a_block_that_a_worker_waits_for_passes_a_budget_that_another_segment_has_used_up() -> None:
     source = AtOnce()
-    with requests.BlockGets(source, None, segments=4) as gets:
+    with BlockGets(source, None, segments=4) as gets:
         first = gets.segment(SNAPSHOT, range(64), [""] * 64)
         second = gets.segment(SNAPSHOT, range(64, 264), [""] * 200)
         gets.take(second, 0)
-        assert len(source.begun) == requests.HELD + 1
+        assert len(source.begun) == pipeline_requests.HELD + 1
         [got] = ended(lambda: gets.take(first, 0))
         assert isinstance(got, amistore.backends.SnapshotBlock)
         assert 0 in source.begun
@@ -160,7 +163,7 @@ def test_a_block_that_a_worker_waits_for_passes_a_budget_that_another_segment_ha
 
 def test_a_worker_that_waits_for_a_block_that_nobody_will_ask_for_any_more_is_let_go() -> None:
     source = AtOnce()
-    with requests.BlockGets(source, None, segments=4) as gets:
+    with BlockGets(source, None, segments=4) as gets:
         segment = gets.segment(SNAPSHOT, range(64), [""] * 64)
     [error] = ended(lambda: gets.take(segment, 0))
     assert isinstance(error, Exception)
@@ -406,6 +409,64 @@ def test_the_log_says_how_many_were_in_flight(caplog: pytest.LogCaptureFixture) 
     assert any(re.match(r"put 96 blocks in .* s, 8 at once at most; .* bounded by", each) for each in told), (
         told
     )
+
+
+@pytest.mark.parametrize(
+    ("refused", "requests", "held", "waited", "bound"),
+    [
+        (0, 8, 96, 0.3, "the network"),
+        (2, 8, 96, 0.3, "the service, which refused 2 calls as too many"),
+        (0, 64, 16, 0.3, r"the memory for \d+ blocks at once"),
+        (2, 8, 96, 0.2, "the CPUs or the other side"),
+    ],
+)
+def test_the_log_says_what_bounded_a_run(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: int,
+    requests: int,
+    held: int,
+    waited: float,
+    bound: str,
+) -> None:
+    cloud = amistore.MemoryBackend()
+    snapshot_id = images.snapshot(cloud.ebs, 1, BLOCKS)
+    get, refusals = cloud.ebs.get_snapshot_block, list(range(refused))
+
+    def refusing(*arguments: Any) -> Any:
+        with contextlib.suppress(IndexError):
+            raise amistore.ThrottledError(f"slow down, {refusals.pop()}", retryable=True)
+        return get(*arguments)
+
+    monkeypatch.setattr(cloud.ebs, "get_snapshot_block", refusing)
+    monkeypatch.setattr(cloud.ebs, "requests", requests)
+    monkeypatch.setattr(pipeline_requests, "HELD", held)
+    found = pipeline_requests.InFlight._bound
+    monkeypatch.setattr(pipeline_requests.InFlight, "_bound", lambda self, _: found(self, waited))
+    caplog.set_level(logging.INFO, "amistore")
+    source = amistore.RetryingBackend(cloud, amistore.RetryPolicy(base_delay=0, max_delay=0)).ebs
+    assert len(list(amistore.pack(images.image([snapshot_id]), source, options=OPTIONS)))
+    (told,) = (record.getMessage() for record in caplog.records if "bounded" in record.getMessage())
+    assert re.search(rf"the run was bounded by {bound}$", told), told
+
+
+@pytest.mark.parametrize(("least", "begun"), [(1, 3), (2, 3), (5, 5), (8, 8)])
+def test_items_that_weigh_more_than_the_budget_are_begun_for_each_worker_all_the_same(
+    least: int, begun: int
+) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with worker_pool(2, None) as (pool, _):
+        weigh = 17 << 20  # bytes of an item; the budget is 48 MiB
+        found = ordered_map(pool, int, items(), 8, lambda _: weigh, least=least)
+        assert next(found) == 0
+        assert len(taken) == begun
+        assert list(found) == list(range(1, 20))
 
 
 LEAVING = """

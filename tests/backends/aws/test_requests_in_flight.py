@@ -32,6 +32,7 @@ from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ebs_connections import TimeLimits
 from amistore.backends.retries import Retrier
 from amistore.backends.retrying import RetryingBackend
+from amistore.pipeline.gets import BlockGets
 from amistore.testing.aws import FakeAWS
 from amistore.units import BLOCK_SIZE
 
@@ -88,10 +89,14 @@ class Source:
 
     def wrong(self, indexes: range) -> list[int]:
         """The blocks that are not what they should be, of those asked for together."""
-        futures = {index: self.begin(index) for index in indexes}
-        return [
-            index for index, future in futures.items() if bytes(future.result(60).content) != marked(index)
-        ]
+        gets = BlockGets(self.ebs, None, 1)
+        with gets:
+            got = gets.segment(self.snapshot_id, indexes, [self.tokens[index] for index in indexes])
+            return [
+                index
+                for index, block in zip(indexes, got, strict=True)
+                if bytes(block.content) != marked(index)
+            ]
 
 
 @contextlib.contextmanager
@@ -331,6 +336,12 @@ def test_the_thread_ends(aws: FakeAWS, how: str, monkeypatch: pytest.MonkeyPatch
     assert not thread.is_alive()
     if how == "idle":  # and begins again
         assert source.wrong(range(8)) == []
+
+
+def test_a_lone_request_does_not_wait_for_another_one(aws: FakeAWS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amistore.backends.aws.ebs_loop._IDLE", 1000.0)
+    source = Source.of(aws)
+    assert bytes(source.begin(5).result(60).content) == marked(5)
 
 
 PROGRAM = """
