@@ -229,8 +229,9 @@ class ContainerFile:
         content = self._read(offset, length, f"segment {sequence}", intact)
         if located is None:
             located = self._parse(sequence, content)
-        pieces = _cut(located, 0, memoryview(content)[located.payload - offset :])
-        frames = [bytes(piece) for piece in pieces]
+        frames: list[bytes | memoryview] = list(
+            _cut(located, 0, memoryview(content)[located.payload - offset :])
+        )
         missing = len(located.descriptor.frames) - len(frames)
         if missing:  # frames longer than zstd makes them
             frames += self.frames(located, len(frames), missing)

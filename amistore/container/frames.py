@@ -103,7 +103,7 @@ class FrameEncoder:
         return [self.encode(bytes(view[at : at + step])) for at in range(0, len(view), step)]
 
 
-def check_frame(frame: bytes, content_size: int, crc32: int) -> None:
+def check_frame(frame: bytes | memoryview, content_size: int, crc32: int) -> None:
     """Refuse a frame whose CRC-32 (zlib's, of all of it) or header is not what it must be.
 
     Raises:
@@ -130,7 +130,7 @@ def check_frame(frame: bytes, content_size: int, crc32: int) -> None:
         )
 
 
-def decompress(frame: bytes, content_size: int, crc32: int) -> bytes:
+def decompress(frame: bytes | memoryview, content_size: int, crc32: int) -> bytes:
     """The content of exactly one frame.
 
     Args:

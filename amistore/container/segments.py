@@ -74,7 +74,7 @@ class StoredSegment:
     """A segment with the bytes of its frames, which are not checked yet."""
 
     located: LocatedSegment
-    frames: Sequence[bytes]
+    frames: Sequence[bytes | memoryview]
 
 
 def check_place(
@@ -148,7 +148,7 @@ class DecodedFrame:
         return map(self.block, range(len(self.indexes)))
 
 
-def check_stored_frame(located: LocatedSegment, number: int, frame: bytes) -> None:
+def check_stored_frame(located: LocatedSegment, number: int, frame: bytes | memoryview) -> None:
     """Refuse a frame whose CRC-32 or header is not what its segment says; nothing is decoded.
 
     Raises:
@@ -158,7 +158,7 @@ def check_stored_frame(located: LocatedSegment, number: int, frame: bytes) -> No
         check_frame(frame, located.frame_contents[number], located.descriptor.frames[number].crc32)
 
 
-def decode_frame(located: LocatedSegment, number: int, frame: bytes) -> DecodedFrame:
+def decode_frame(located: LocatedSegment, number: int, frame: bytes | memoryview) -> DecodedFrame:
     """Decode a segment's frame of this number.
 
     Raises:
