@@ -19,12 +19,13 @@ from amistore.backends import Backend, BlockSource, ObjectInfo, ObjectLocation
 from amistore.backends.base import check_backend
 from amistore.backends.objects import ObjectRanges
 from amistore.container.identity import check_content_id, parse_content_id
+from amistore.container.layout import Layout
 from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Image
 from amistore.objects.restore import RestoredImage, RestoreJob, warn_of_dropped
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
-from amistore.pipeline.pack import pack
+from amistore.pipeline.pack import PackOptions, pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.snapshots import RestorePolicy
 from amistore.pipeline.unpack import PieceReader, restore_stream
@@ -34,7 +35,10 @@ __all__ = ["transfer"]
 
 _logger = logging.getLogger("amistore")
 
-_LEVEL = 1  # of zstd, where nobody keeps the bytes
+# Of a container that nobody keeps: little work for zstd, no check of frames, since restoring proves each
+# block, and small segments, since packing and restoring hold some each.
+_FLEETING = PackOptions(layout=Layout(blocks_per_segment=32), check_frames=False)
+_LEVEL = -20
 
 
 def transfer(
@@ -171,7 +175,7 @@ def _stream(
     image: Image, source: Backend, job: RestoreJob, workers: int | None, progress: ProgressCallback
 ) -> RestoredImage:
     """`transfer` without an archive to keep."""
-    with pack(image, source.ebs, level=_LEVEL, workers=workers) as pieces:
+    with pack(image, source.ebs, level=_LEVEL, options=_FLEETING, workers=workers) as pieces:
         restored = restore_stream(
             cast(BinaryIO, PieceReader(pieces)),
             job.backend.ebs,
