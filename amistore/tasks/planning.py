@@ -23,6 +23,7 @@ from amistore.objects.upload import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.requests import requests_of
+from amistore.pipeline.workers import worker_count
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
 from amistore.tasks.record import TaskRecord
@@ -44,6 +45,8 @@ class _Terms:
         quota: the quota in GiB; None for no limit.
         prices: the prices; None for a plan without costs.
         rates: the rates of requests.
+        in_flight: the number of requests for blocks at a time.
+        workers: the number of the engine's workers.
     """
 
     record: TaskRecord
@@ -51,6 +54,13 @@ class _Terms:
     quota: int | None
     prices: Prices | None
     rates: RequestRates
+    in_flight: int
+    workers: int
+
+    def seconds(self, requests: Mapping[str, int]) -> float:
+        """The seconds that requests take."""
+        cores = min(self.workers, worker_count(None))
+        return self.rates.seconds(requests, in_flight=self.in_flight, cores=cores)
 
     def members(self, requests: Mapping[str, int]) -> dict[str, Any]:
         """The attributes of a plan that follow from these terms."""
@@ -61,7 +71,7 @@ class _Terms:
             "in_progress": self.in_progress,
             "quota": self.quota,
             "requests": requests,
-            "estimated_seconds": self.rates.seconds(requests),
+            "estimated_seconds": self.seconds(requests),
             "request_cost": None if self.prices is None else self.prices.of_requests(requests),
         }
 
@@ -118,7 +128,7 @@ class TaskPlans(TaskDescriptions):
             bucket: the bucket that gets the object; ``bucket/prefix`` puts the prefix before the key.
             s3_object_tags: the object's tags, ten at most.
             prices: the prices of requests and storage; None for a plan without costs.
-            rates: the rates of requests; None for AWS's quotas.
+            rates: the rates of requests; None for AWS's quotas and usual cores.
 
         Raises:
             AmistoreError: the error that `create_store_image_task` would raise, or the archive would be
@@ -128,7 +138,7 @@ class TaskPlans(TaskDescriptions):
         given = self._given()
         request = StoreRequest.of(*given, image_id=image_id, bucket=bucket, s3_object_tags=s3_object_tags)
         terms = self._terms(request.record, prices, rates)
-        return _plan_store(self.backend, request.image, terms, self._workers)
+        return _plan_store(self.backend, request.image, terms)
 
     def plan_restore(
         self,
@@ -155,7 +165,7 @@ class TaskPlans(TaskDescriptions):
             expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Only the
                 archive's claim is compared.
             prices: the prices of requests and storage; None for a plan without costs.
-            rates: the rates of requests; None for AWS's quotas.
+            rates: the rates of requests; None for AWS's quotas and usual cores.
 
         Raises:
             AmistoreError: the error that `create_restore_image_task` would raise.
@@ -191,14 +201,16 @@ class TaskPlans(TaskDescriptions):
             quota=self.quotas.in_progress(record.kind),
             prices=prices,
             rates=rates or RequestRates(),
+            in_flight=max(requests_of(self.backend.ebs), self._workers),
+            workers=self._workers,
         )
 
 
-def _plan_store(backend: Backend, image: Image, terms: _Terms, workers: int) -> StorePlan:
+def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
     """List the snapshots, and plan what storing them takes."""
     pages: list[Progress] = []
     planned = plan_pack(image, backend.ebs, progress=pages.append)
-    bounds = ObjectBounds.of(planned, max(workers, requests_of(backend.s3)))
+    bounds = ObjectBounds.of(planned, max(terms.workers, requests_of(backend.s3)))
     unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
     requests = {
         "list_snapshot_blocks": unsized + 2 * len(pages),
@@ -268,7 +280,7 @@ def _plan_restore(backend: Backend, request: RestoreRequest, terms: _Terms) -> R
         holes=hole_blocks,
         fill_holes=policy.fill_holes,
         encrypts=encrypts,
-        fill_seconds=terms.rates.seconds(filling),
+        fill_seconds=terms.seconds(filling),
         fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),
         fill_monthly_cost=terms.snapshot_storage(hole_blocks),
         warnings=tuple(warnings),

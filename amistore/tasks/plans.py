@@ -74,30 +74,45 @@ class Prices:
 
 @attrs.frozen(kw_only=True)
 class RequestRates:
-    """Upper bounds of requests in a second: an account's quotas, or what your network reaches.
+    """Upper bounds of requests in a second: an account's quotas, your network's and your machine's.
 
-    The defaults are AWS's for the EBS direct APIs, for each account and each snapshot (EBS user guide,
-    "Quotas for the EBS direct APIs"; AWS General Reference, "Amazon EBS endpoints and quotas"). S3's are too
-    high to matter.
+    The defaults of the first four are AWS's for the EBS direct APIs, for each account and each snapshot (EBS
+    user guide, "Quotas for the EBS direct APIs"; AWS General Reference, "Amazon EBS endpoints and quotas").
+    S3's are too high to matter.
 
     Attributes:
         block_lists: the most ListSnapshotBlocks requests a second.
         block_reads: the most GetSnapshotBlock requests a second; 1,000 are some 500 MB.
         block_writes: the most PutSnapshotBlock requests a second; 1,000 are some 500 MB.
         snapshots: the most StartSnapshot requests, and the most CompleteSnapshot requests, a second.
+        latency: the seconds from a request for a block to its answer, such as 0.02; so many requests at a
+            time as are in flight take that long. 0 for no bound.
+        compression: the MB of blocks that a core gets and compresses in a second.
+        decompression: the MB of blocks that a core decompresses and puts in a second.
     """
 
     block_lists: float = _number(0.001, 50)
     block_reads: float = _number(0.001, 1000)
     block_writes: float = _number(0.001, 1000)
     snapshots: float = _number(0.001, 10)
+    latency: float = _number(0, 0)
+    compression: float = _number(0.001, 90)
+    decompression: float = _number(0.001, 180)
 
-    def seconds(self, requests: Mapping[str, int]) -> float:
-        """The seconds that requests take at these rates, one kind after the other."""
+    def seconds(self, requests: Mapping[str, int], *, in_flight: int, cores: int) -> float:
+        """The seconds that requests take at these rates, one kind after the other.
+
+        Args:
+            requests: the number of requests of each verb.
+            in_flight: the number of requests for blocks at a time.
+            cores: the number of cores that compress or decompress.
+        """
+        most = in_flight / self.latency if self.latency else math.inf
+        blocks = cores * 1e6 / BLOCK_SIZE  # a second, at one MB a second and core
         rates = {
             "list_snapshot_blocks": self.block_lists,
-            "get_snapshot_block": self.block_reads,
-            "put_snapshot_block": self.block_writes,
+            "get_snapshot_block": min(self.block_reads, most, self.compression * blocks),
+            "put_snapshot_block": min(self.block_writes, most, self.decompression * blocks),
             "start_snapshot": self.snapshots,
             "complete_snapshot": self.snapshots,
         }
@@ -121,8 +136,9 @@ class TaskPlan(abc.ABC):
         requests: the number of calls of each verb of the backend's interfaces, without faults; an upper bound
             for ``upload_part`` and ``get_object_range``. `preflight`, a backend's own further requests, and
             repeated calls are not counted.
-        estimated_seconds: the seconds that the requests take at the given rates, one kind after the other. An
-            estimate: network and processor may be slower, and other tasks go first.
+        estimated_seconds: the seconds that the requests take at the given rates, one kind after the other,
+            with the requests in flight that the backend wants, and a core for each worker. An estimate: other
+            tasks go first.
         request_cost: the cost of the requests, an upper bound; None without prices.
         monthly_cost: the cost of the task's result for a month; None without prices.
         warnings: what may be unwise, or become an error.
@@ -174,7 +190,7 @@ class TaskPlan(abc.ABC):
             ("data", f"{sized(self.data_bytes)}: {blocks} of {volumes}"),
             *self._archive(),
             *_requests(self.requests),
-            ("time", f"{_duration(self.estimated_seconds)} at the request rates, estimated"),
+            ("time", f"{_duration(self.estimated_seconds)} at the given rates, estimated"),
             ("cost", self._cost()),
             ("attributes", ", ".join(f"{len(self._of(fate))} {fate.value}" for fate in Fate)),
             *_listed("dropped", (f"{each.attribute}: {each.reason}" for each in self._of(Fate.DROPPED))),
@@ -231,7 +247,7 @@ class RestorePlan(TaskPlan):
         fill_holes: whether holes are filled; all other numbers then include that.
         encrypts: whether the new snapshots become encrypted; None where that is not known before.
         fill_seconds: the seconds that filling takes at the given rates, with one PutSnapshotBlock for each
-            block; longer if the `workers`, which put one block each at a time, cannot reach these rates.
+            block.
         fill_request_cost: the cost of these requests; None without prices.
         fill_monthly_cost: the cost of these blocks in the snapshots for a month; None without prices.
     """

@@ -423,18 +423,46 @@ def test_costs_are_requests_and_storage_times_their_prices(tmp_path: Path) -> No
         assert restore.monthly_cost == pytest.approx(3 * 524_288 / 2**30 * 13)
 
 
+FAST = {"compression": 1e9, "decompression": 1e9}
+
+
 def test_the_time_is_that_of_the_requests_at_their_rates(tmp_path: Path) -> None:
     cloud = account("memory", tmp_path)
     image_id = registered(cloud)
-    rates = RequestRates(block_lists=2, block_reads=3, block_writes=6, snapshots=4)
+    rates = RequestRates(block_lists=2, block_reads=3, block_writes=6, snapshots=4, **FAST)
     with TaskEngine(cloud) as engine:
         plan = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=rates)
         assert plan.estimated_seconds == pytest.approx(4 / 2 + 3 / 3)
-        usual = engine.plan_store(image_id=image_id, bucket=BUCKET)
+        usual = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=RequestRates(**FAST))
         assert usual.estimated_seconds == pytest.approx(4 / 50 + 3 / 1000)
         key = stored(engine, image_id)
         restore = engine.plan_restore(bucket=BUCKET, object_key=key, name="web-2", rates=rates)
         assert restore.estimated_seconds == pytest.approx(3 / 6 + 2 / 4 + 2 / 4)
+
+
+@pytest.mark.parametrize(("wanted", "workers", "in_flight"), [(0, 2, 2), (0, 16, 16), (64, 2, 64)])
+def test_at_a_latency_so_many_blocks_come_as_are_in_flight(
+    tmp_path: Path, wanted: int, workers: int, in_flight: int
+) -> None:
+    cloud = account("memory", tmp_path)
+    image_id = registered(cloud)
+    cloud.ebs.requests = wanted
+    rates = RequestRates(block_lists=1e9, block_reads=1e9, latency=20, **FAST)
+    with TaskEngine(cloud, workers=workers) as engine:
+        plan = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=rates)
+    assert plan.estimated_seconds == pytest.approx(3 / (in_flight / 20))
+
+
+def test_blocks_come_no_faster_than_the_cores_compress_and_decompress_them(tmp_path: Path) -> None:
+    cloud = account("memory", tmp_path)
+    image_id = registered(cloud)
+    rates = RequestRates(block_lists=1e9, snapshots=1e9, compression=0.01, decompression=0.02)
+    with TaskEngine(cloud, workers=1) as engine:
+        plan = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=rates)
+        key = stored(engine, image_id)
+        restore = engine.plan_restore(bucket=BUCKET, object_key=key, name="web-2", rates=rates)
+    assert plan.estimated_seconds == pytest.approx(3 * 524_288 / 10_000)
+    assert restore.estimated_seconds == pytest.approx(3 * 524_288 / 20_000)
 
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "0.1", None, True])
