@@ -153,5 +153,10 @@ def _check_root(answer: Any, operation: Any) -> None:
     right = root.encode() in content[:1024]
     if right and service == "ec2" and operation.output_shape is None:
         right = b"<return>true</return>" in content
-    if not right:
-        answer.status_code = 500
+    if not right and b"<Code>" in content:
+        answer.status_code = 500  # an error inside a 200, for botocore to read
+    elif not right:
+        told = (
+            f"the answer (HTTP {answer.status_code}) is not one of {operation.name}: another program's page?"
+        )
+        raise BackendError(told, retryable=True)
