@@ -29,7 +29,7 @@ def main() -> None:
     print("| machine | |\n|---|---|")
     for name, value in facts():
         print(f"| {name} | {value} |")
-    if {"limit", "reading", "peers"} & set(options.only):
+    if {"limit", "reading", "peers", "network"} & set(options.only):
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _measure_speed(Path(work), options)
     if "memory" in options.only:
@@ -44,9 +44,6 @@ def main() -> None:
     if "ebs" in options.only:
         _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
         _section("Blocks of EBS in flight, TLS, 20 ms", measure_requests(options.repeats))
-    if "network" in options.only:
-        rows = measure_network(options.repeats, int(options.data * 1024) // 4)
-        _section("Packing and unpacking at a latency, over TLS, two workers", rows)
     if "tasks" in options.only:
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _section("A journal of 10,000 tasks on the disk", measure_tasks(Path(work), options.repeats))
@@ -70,6 +67,11 @@ def _measure_speed(work: Path, options: argparse.Namespace) -> None:
         )
     if "reading" in options.only:
         _section("An opened archive, two workers", measure_reading(frames, options.repeats, work))
+    if "network" in options.only:
+        _section(
+            "Whole jobs at a latency, over TLS, two workers, a process each",
+            measure_network(options.repeats, frames, work, options.before),
+        )
     del frames
     if "peers" in options.only:
         rows = compare_peers(disk, cloud, image, size, options.repeats)
@@ -91,6 +93,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="where temporary files go; needs 4 times the data"
     )
+    parser.add_argument("--before", type=Path, metavar="DIR", help="an older checkout, for the network")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
     return parser.parse_args()
 

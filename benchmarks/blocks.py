@@ -17,8 +17,8 @@ SNAPSHOT_ID = "snap-0123456789abcdef0"
 PAGE_SIZE = 10_000  # blocks, the most that ListSnapshotBlocks gives at once
 
 
-def image_of_one_snapshot() -> Image:
-    """An image whose only snapshot is `SNAPSHOT_ID`."""
+def image_of_one_snapshot(snapshot_id: str = SNAPSHOT_ID) -> Image:
+    """An image with one snapshot."""
     return Image(
         image_id="ami-0123456789abcdef0",
         name="benchmark",
@@ -27,7 +27,7 @@ def image_of_one_snapshot() -> Image:
         root_device_type="ebs",
         virtualization_type="hvm",
         block_device_mappings=(
-            BlockDeviceMapping(device_name="/dev/xvda", ebs=EbsBlockDevice(snapshot_id=SNAPSHOT_ID)),
+            BlockDeviceMapping(device_name="/dev/xvda", ebs=EbsBlockDevice(snapshot_id=snapshot_id)),
         ),
     )
 

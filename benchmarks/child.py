@@ -7,13 +7,10 @@ and input carry the container.
 from __future__ import annotations
 
 import json
-import re
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 if "--pure-crc" in sys.argv:  # before amistore is imported, as if there had been no compiler
     sys.modules["crcmod._crcfunext"] = None  # type: ignore[assignment]
@@ -25,6 +22,7 @@ from amistore.container.plan import Plan
 from amistore.container.records import SegmentDescriptor
 from amistore.pipeline import plan_pack
 from benchmarks.blocks import DroppingSink, GeneratedSource, image_of_one_snapshot
+from benchmarks.machine import peak_memory
 
 __all__: list[str] = []
 
@@ -82,25 +80,10 @@ def _timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _peak_memory() -> float:
-    """Most bytes of memory this process had, in MiB.
-
-    Linux counts the parent's memory into `ru_maxrss` when it starts a program; VmHWM is ours alone.
-    """
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def main() -> None:
     work = {"pack": pack, "unpack": unpack, "plan": plan, "index": index}[sys.argv[1]]
     seconds = work(int(sys.argv[2]))
-    print(json.dumps({"seconds": seconds, "peak": _peak_memory()}), file=sys.stderr)
+    print(json.dumps({"seconds": seconds, "peak": peak_memory()}), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import zstandard
 
 import amistore
 
-__all__ = ["facts"]
+__all__ = ["facts", "peak_memory"]
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -40,3 +42,18 @@ def _cpuinfo() -> dict[str, str]:
 
 def _flags(lines: dict[str, str]) -> set[str]:
     return set((lines.get("flags") or lines.get("Features") or "").split())
+
+
+def peak_memory() -> float:
+    """Most bytes of memory this process had, in MiB.
+
+    Linux counts the parent's memory into `ru_maxrss` when it starts a program; VmHWM is ours alone.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

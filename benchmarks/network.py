@@ -1,262 +1,242 @@
-"""Packing and unpacking at a latency, over TLS, beside the same work without a network and boto3's threads.
-
-``python -m benchmarks.network CERTIFICATE`` is the server, a process of its own. It answers from memory,
-after a latency that ``GET /latency/20`` sets in milliseconds. It shares the machine's CPUs with the client.
-"""
+"""Whole jobs at a network's latency, over TLS: beside no network, boto3's threads, and an older amistore."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import io
+import json
 import os
-import random
-import socket
-import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import boto3
-import botocore.config
-from typing_extensions import Buffer
+import attrs
 
 import amistore
-from amistore import BLOCK_SIZE, Tag
-from amistore.backends import Block, BlockPage
-from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.ebs import AWSBlockStore
-from amistore.backends.aws.ec2 import AWSImageRegistry
-from amistore.backends.aws.s3 import AWSObjectStore
-from amistore.backends.base import Backend
-from amistore.backends.retrying import RetryingBackend
-from amistore.testing.aws.certificate import make_certificate
-from benchmarks.blocks import SNAPSHOT_ID, DroppingSink, MemorySource, image_of_one_snapshot
-from benchmarks.ebs import TOKEN, answer, block_answer, stored_answer
+from amistore import BLOCK_SIZE
+from benchmarks.blocks import MemorySource, image_of_one_snapshot
+from benchmarks.client import WORKERS
+from benchmarks.disk import Frames
+from benchmarks.server import Counts, Network, NetworkServer, serve_network
 from benchmarks.table import Row
 
 __all__ = ["measure_network"]
 
-LATENCIES = (0, 20, 100)  # ms
-WORKERS, BOTO3_THREADS = 2, 50  # as NixOS's uploader and dsnap have
-PACK_GOALS = {20: 0.90, 100: 0.85}
-UNPACK_GOALS = {20: 6.0, 100: 20.0}
+OURS = ("pack", "unpack", "unpack_object", "verify", "extract", "transfer_to_a_folder")
+PEAK_GOAL = 256  # MiB
+PACK_GOALS = {0: None, 20: 0.90, 100: 0.85}  # of the speed without a network
+PACK_BEFORE_GOAL, ZEROS_GOAL, LIMIT_GOAL = 0.97, 1.5, 0.85
+UNPACK_GOALS = {0: 0.97, 20: 6.0, 100: 20.0}  # of the older one's speed
+READ_GOALS = {"unpack_object": 6.0, "verify": 2.0, "extract": 2.0}
+TRANSFER_GOAL, TRANSFER_CPU_GOAL = 1.0, 1.2
+LIMITS = (300, 150)  # block calls a second
 
 
-class Server:
-    """A thread for each connection, which waits before each answer."""
+@attrs.frozen
+class Took:
+    """One job: its seconds, CPU seconds and peak memory in MiB, and what the server did meanwhile."""
 
-    def __init__(self, context: ssl.SSLContext, contents: Sequence[bytes]) -> None:
-        self._latency = 0.0
-        self._context = context
-        self._blocks = [block_answer(content) for content in contents]
-        self._stored = [stored_answer(content) for content in contents]
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port: int = self._listening.getsockname()[1]
-
-    def serve(self) -> None:
-        while True:
-            connection, _ = self._listening.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=self._connected, args=(connection,), daemon=True).start()
-
-    def _connected(self, plain: socket.socket) -> None:
-        buffer = memoryview(bytearray(BLOCK_SIZE))
-        with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as connection:
-            while head := connection.recv(65_536):
-                while b"\r\n\r\n" not in head:
-                    head += connection.recv(65_536)
-                path = head.split(b" ", 2)[1]
-                if path.startswith(b"/latency/"):
-                    self._latency = int(path.rpartition(b"/")[2]) / 1000
-                    connection.sendall(answer(b"{}"))
-                    continue
-                number = int(path.partition(b"/blocks/")[2].partition(b"?")[0]) % len(self._blocks)
-                if head.startswith(b"PUT"):
-                    left = BLOCK_SIZE - (len(head) - head.index(b"\r\n\r\n") - 4)
-                    while left:
-                        left -= connection.recv_into(buffer[:left])
-                    time.sleep(self._latency)
-                    connection.sendall(self._stored[number])
-                else:
-                    time.sleep(self._latency)
-                    connection.sendall(self._blocks[number])
+    seconds: float
+    cpu: float
+    peak: float
+    server: Counts
 
 
-def contents() -> list[bytes]:
-    """Blocks of which half is noise and half is text."""
-    noise = random.Random(1)
-    return [
-        noise.randbytes(BLOCK_SIZE // 2) + f"block {number}\n".encode().ljust(128, b".") * (BLOCK_SIZE // 256)
-        for number in range(31)
-    ]
+@attrs.frozen
+class Job:
+    """One process.
+
+    Attributes:
+        way: of `benchmarks.client.WAYS`.
+        kind: of blocks: files, noise or zeros.
+        before: whether the older amistore does it.
+    """
+
+    way: str
+    kind: str = "files"
+    before: bool = False
+
+    @property
+    def name(self) -> str:
+        return ", ".join([self.way.replace("_", " "), self.kind] + ["before"] * self.before)
 
 
-class _Store(AWSBlockStore):
-    """EBS's gets and puts over the network; all else is known here."""
-
-    count = 0
-
-    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
-        return BlockPage(volume_size=64, blocks=[Block(index, f"1:{TOKEN}") for index in range(self.count)])
-
-    def start_snapshot(
-        self,
-        volume_size: int,
-        *,
-        description: str = "",
-        tags: Sequence[Tag] = (),
-        client_token: str | None = None,
-    ) -> str:
-        return SNAPSHOT_ID
-
-    def complete_snapshot(self, snapshot_id: str, changed_blocks_count: int, checksum: bytes) -> None:
-        pass
-
-    def delete_snapshot(self, snapshot_id: str) -> None:
-        pass
-
-    def encrypts_snapshots(self) -> bool | None:
-        return False
-
-    def describe_snapshot(self, snapshot_id: str) -> amistore.Snapshot:
-        return amistore.Snapshot(snapshot_id=snapshot_id, state="completed")
+Taken = dict[Job, list[Took]]
 
 
-def measure_network(repeats: int, mebibytes: int) -> Iterator[Row]:
-    """Speed at each latency, in rounds that follow each other."""
-    count = mebibytes * 2
-    with _serving() as (port, certificate):
-        session = boto3.Session("key", "secret", "token", region_name="us-east-1")
-        url = f"https://127.0.0.1:{port}"
-        connection = Connection(session, None, {"ebs": url, "ec2": url, "s3": url})
-        ways = _ways(connection, session, url, certificate, count)
-        for latency in LATENCIES:
-            _set(port, certificate, latency)
-            rounds = [
-                {name: _seconds(way) for name, way in ways.items() if latency or "one by one" not in name}
-                for _ in range(repeats)
-            ]
-            yield from _rows(latency, rounds, count)
+class Bench:
+    """A server, the files that it has, and the processes that ask it."""
+
+    def __init__(self, server: NetworkServer, folder: Path, count: int, repeats: int, before: bool) -> None:
+        self._server = server
+        self._folder = folder
+        self._count = count
+        self._repeats = repeats
+        self._before = before
+        self.peaks: dict[str, float] = {}
+
+    def run(self, network: Network, *jobs: Job) -> Taken:
+        """What the rounds of each job took, in turn; the older amistore's only where there is one."""
+        chosen = [job for job in jobs if self._before or not job.before]
+        rounds = [[self._run(job, network) for job in chosen] for _ in range(self._repeats)]
+        return dict(zip(chosen, map(list, zip(*rounds, strict=True)), strict=True))
+
+    def rows(self, title: str, taken: Taken) -> Iterator[Row]:
+        """A row for each job."""
+        for job, rounds in taken.items():
+            seconds, cpu, servers, refused, broken = (
+                statistics.median(values)
+                for values in zip(
+                    *(
+                        (each.seconds, each.cpu, each.server.cpu, each.server.refused, each.server.broken)
+                        for each in rounds
+                    ),
+                    strict=True,
+                )
+            )
+            peak = max(each.peak for each in rounds)
+            if job.way in OURS and not job.before:
+                self.peaks[job.way] = max(peak, self.peaks.get(job.way, 0))
+            busy = (cpu + servers) / seconds / (os.cpu_count() or 1)
+            note = f"CPU {cpu:.1f} s, the server's {servers:.1f} s, cores busy {busy:.0%}; {peak:.0f} MiB"
+            note += f"; {refused:.0f} calls refused" * bool(refused)
+            note += f"; {broken:.0f} connections broken" * bool(broken)
+            yield Row(name=f"{title}: {job.name}", value=self._count / seconds, unit="blocks/s", note=note)
+
+    def _run(self, job: Job, network: Network) -> Took:
+        self._server.set(network)
+        root = Path(__file__).parents[1]
+        paths = [str(self._folder / "before")] if job.before else []
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*paths, str(root)]),
+            "AWS_CA_BUNDLE": str(self._server.certificate),
+        }
+        blocks, archive = self._folder / "blocks", self._folder / "archive.bin"
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.client",
+            job.way,
+            self._server.url,
+            str(blocks),
+            str(archive),
+            job.kind,
+        ]
+        done = subprocess.run(
+            command, env=environment, cwd=self._folder, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return Took(**json.loads(done.stdout), server=self._server.set(Network()))
 
 
-def _ways(
-    connection: Connection, session: Any, url: str, certificate: Path, count: int
-) -> dict[str, Callable[[], object]]:
-    image = image_of_one_snapshot()
-    pieces = contents()
-    near = MemorySource(64, range(count), [pieces[index % len(pieces)] for index in range(count)])
-    archive = b"".join(amistore.pack(image, near, workers=WORKERS))
-    config = botocore.config.Config(max_pool_connections=BOTO3_THREADS, retries={"total_max_attempts": 1})
-    client = session.client("ebs", endpoint_url=url, config=config, verify=str(certificate))
+def measure_network(repeats: int, frames: Frames, work: Path, before: Path | None) -> Iterator[Row]:
+    """Rounds that follow each other, a process for each job.
 
-    def store(requests: int) -> Any:
-        ebs = _Store(connection, requests=requests)
-        ebs.count = count
-        s3, ec2 = AWSObjectStore(connection), AWSImageRegistry(connection)
-        return RetryingBackend(Backend(ebs=ebs, s3=s3, ec2=ec2)).ebs
-
-    def pack(source: amistore.backends.BlockSource) -> None:
-        for _ in amistore.pack(image, source, workers=WORKERS):
-            pass
-
-    def raw() -> None:
-        with tempfile.TemporaryFile() as file, concurrent.futures.ThreadPoolExecutor(BOTO3_THREADS) as pool:
-            lock = threading.Lock()
-
-            def get(index: int) -> None:
-                got = client.get_snapshot_block(SnapshotId=SNAPSHOT_ID, BlockIndex=index, BlockToken=TOKEN)
-                content: Buffer = got["BlockData"].read()
-                with lock:
-                    file.seek(index * BLOCK_SIZE)
-                    file.write(content)
-
-            list(pool.map(get, range(count)))
-
-    def unpack(sink: amistore.backends.BlockSink) -> None:
-        amistore.unpack(io.BytesIO(archive), sink, workers=WORKERS)
-
-    many, one = store(64), store(0)
-    return {
-        "pack": lambda: pack(many),
-        "pack without a network": lambda: pack(near),
-        "pack, one by one": lambda: pack(one),
-        f"{BOTO3_THREADS} boto3 threads, raw to a file": raw,
-        "unpack": lambda: unpack(many),
-        "unpack without a network": lambda: unpack(DroppingSink()),
-        "unpack, one by one": lambda: unpack(one),
-    }
+    Args:
+        repeats: the number of rounds.
+        frames: the blocks of a disk; the server has them, and as many of noise and of zeros.
+        work: the folder of temporary files.
+        before: the checkout of an older amistore to compare with; None for none.
+    """
+    with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=work) as name:
+        folder = Path(name)
+        blocks, archive = folder / "blocks", folder / "archive.bin"
+        with blocks.open("wb") as file:
+            file.writelines(frames.contents)
+        count = blocks.stat().st_size // BLOCK_SIZE
+        source = MemorySource(frames.volume_size, range(count), frames.contents)
+        with archive.open("wb") as file:
+            file.writelines(amistore.pack(image_of_one_snapshot(), source, workers=WORKERS))
+        if before is not None:  # of its folders only this one: the benchmarks are ours
+            (folder / "before").mkdir()
+            (folder / "before" / "amistore").symlink_to(before.resolve() / "amistore")
+        with serve_network(folder, blocks, archive) as server:
+            bench = Bench(server, folder, count, repeats, before is not None)
+            for part in (_packing, _unpacking, _reading, _transfer, _troubled):
+                yield from part(bench)
+            for way, peak in bench.peaks.items():
+                yield Row(
+                    name=f"most memory: {way.replace('_', ' ')}", value=peak, unit="MiB", goal=PEAK_GOAL
+                )
 
 
-def _rows(latency: int, rounds: list[dict[str, float]], count: int) -> Iterator[Row]:
-    for name in rounds[0]:
-        seconds = statistics.median(each[name] for each in rounds)
-        yield Row(name=f"{latency} ms: {name}", value=count / seconds, unit="blocks/s")
+def _packing(bench: Bench) -> Iterator[Row]:
+    cases = [("files", latency) for latency in PACK_GOALS]
+    cases += [(kind, latency) for kind in ("zeros", "noise") for latency in PACK_GOALS]
+    for kind, latency in cases:
+        ours, near, boto3, old = (
+            Job(way, kind, before)
+            for way, before in (
+                ("pack", False),
+                ("pack_near", False),
+                ("boto3_to_a_file", False),
+                ("pack", True),
+            )
+        )
+        jobs = [ours, near, boto3, *([old] if latency == 0 else [])]
+        taken = bench.run(Network(latency), *jobs)
+        yield from bench.rows(f"{latency} ms", taken)
+        title = f"{latency} ms: pack of {kind}"
+        goal = PACK_GOALS[latency] if kind == "files" else None
+        yield _speed(f"{title}, of no network", taken, ours, near, goal)
+        goal = ZEROS_GOAL if (kind, latency) == ("zeros", 20) else None
+        yield _speed(f"{title}, of boto3's threads", taken, ours, boto3, goal)
+        if old in taken:
+            yield _speed(
+                f"{title}, of before", taken, ours, old, PACK_BEFORE_GOAL if kind == "files" else None
+            )
 
-    def ratio(ours: str, theirs: str, goals: dict[int, float]) -> Row:
-        value = statistics.median(each[theirs] / each[ours] for each in rounds)
-        name = f"{latency} ms: {ours}, speed of {theirs}"
-        return Row(name=name, value=value, goal=goals.get(latency), at_least=True)
 
-    yield ratio("pack", "pack without a network", PACK_GOALS)
-    yield ratio("pack", f"{BOTO3_THREADS} boto3 threads, raw to a file", {})
-    if latency:
-        yield ratio("unpack", "unpack, one by one", UNPACK_GOALS)
-
-
-def _seconds(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
+def _unpacking(bench: Bench) -> Iterator[Row]:
+    ours, near, old = Job("unpack"), Job("unpack_near"), Job("unpack", before=True)
+    for latency, goal in UNPACK_GOALS.items():
+        taken = bench.run(Network(latency), ours, near, old)
+        yield from bench.rows(f"{latency} ms", taken)
+        yield _speed(f"{latency} ms: unpack, of no network", taken, ours, near, None)
+        if old in taken:
+            yield _speed(f"{latency} ms: unpack, of before", taken, ours, old, goal)
 
 
-def _set(port: int, certificate: Path, latency: int) -> None:
-    context = ssl.create_default_context(cafile=str(certificate))
-    with (
-        socket.create_connection(("127.0.0.1", port)) as plain,
-        context.wrap_socket(plain, server_hostname="127.0.0.1") as asking,
+def _reading(bench: Bench) -> Iterator[Row]:
+    for way, goal in READ_GOALS.items():
+        ours, old = Job(way), Job(way, before=True)
+        taken = bench.run(Network(50), ours, old)
+        yield from bench.rows("50 ms", taken)
+        if old in taken:
+            yield _speed(f"50 ms: {way.replace('_', ' ')}, of before", taken, ours, old, goal)
+
+
+def _transfer(bench: Bench) -> Iterator[Row]:
+    ours, theirs = Job("transfer_to_a_folder"), Job("boto3_to_a_file")
+    taken = bench.run(Network(20), ours, theirs)
+    yield from bench.rows("20 ms", taken)
+    pairs = list(zip(taken[ours], taken[theirs], strict=True))
+    seconds = statistics.median(own.seconds / other.seconds for own, other in pairs)
+    cpu = statistics.median(own.cpu / other.cpu for own, other in pairs)
+    name = "20 ms: transfer to a folder, of boto3's threads into a file"
+    yield Row(name=f"{name}: time", value=seconds, goal=TRANSFER_GOAL)
+    yield Row(name=f"{name}: CPU", value=cpu, goal=TRANSFER_CPU_GOAL)
+
+
+def _troubled(bench: Bench) -> Iterator[Row]:
+    zeros = Job("pack", "zeros")
+    for limit in LIMITS:
+        taken = bench.run(Network(20, limit=limit), zeros)
+        yield from bench.rows(f"{limit} calls a second", taken)
+        # The server admits a second's calls at once.
+        rate = statistics.median((each.server.blocks - limit) / each.seconds for each in taken[zeros])
+        name = f"throttled at {limit} a second: rate, of the limit"
+        yield Row(name=name, value=rate / limit, goal=LIMIT_GOAL, at_least=True)
+    for title, network in (
+        ("20 ms and as much jitter", Network(20, jitter=20)),
+        ("20 ms, 1 % of the answers broken", Network(20, breaks=0.01)),
     ):
-        asking.sendall(f"GET /latency/{latency} HTTP/1.1\r\n\r\n".encode())
-        asking.recv(65_536)
+        yield from bench.rows(title, bench.run(network, Job("pack"), Job("unpack")))
 
 
-@contextlib.contextmanager
-def _serving() -> Iterator[tuple[int, Path]]:
-    with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-") as folder:
-        certificate = make_certificate(Path(folder))
-        command = [sys.executable, "-m", "benchmarks.network", str(certificate)]
-        with (
-            _trusting(certificate),
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
-        ):
-            try:
-                assert process.stdout is not None
-                yield int(process.stdout.readline()), certificate
-            finally:
-                process.terminate()
-
-
-@contextlib.contextmanager
-def _trusting(certificate: Path) -> Iterator[None]:
-    before = os.environ.get("AWS_CA_BUNDLE")
-    os.environ["AWS_CA_BUNDLE"] = str(certificate)
-    try:
-        yield
-    finally:
-        os.environ.pop("AWS_CA_BUNDLE")
-        if before is not None:
-            os.environ["AWS_CA_BUNDLE"] = before
-
-
-if __name__ == "__main__":
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(sys.argv[1])
-    server = Server(serving, contents())
-    print(server.port, flush=True)
-    server.serve()
+def _speed(name: str, taken: Taken, ours: Job, theirs: Job, goal: float | None) -> Row:
+    """Of rounds that follow each other, since the machine's speed changes."""
+    pairs = zip(taken[ours], taken[theirs], strict=True)
+    value = statistics.median(other.seconds / own.seconds for own, other in pairs)
+    return Row(name=name, value=value, goal=goal, at_least=True)
