@@ -1,7 +1,7 @@
 """One job against a server, in a process of its own.
 
 ``python -m benchmarks.client WAY URL BLOCKS ARCHIVE KIND`` prints its seconds, CPU seconds and peak memory.
-It uses public names alone, so that it runs with an older amistore, too (PYTHONPATH).
+An older amistore (PYTHONPATH) runs it, too.
 """
 
 from __future__ import annotations
@@ -63,6 +63,12 @@ class Client:
         self.session = boto3.Session("key", "secret", "token", region_name="us-east-1")
         endpoints = {"ebs": url, "ec2": url, "s3": url}
         self.backend = amistore.RetryingBackend(AWSBackend(self.session, endpoint_urls=endpoints))
+
+    def begin(self) -> None:
+        """Make the clients of boto3 beforehand, for EBS, EC2 and S3, as theirs is."""
+        self.backend.ebs.list_snapshot_blocks(self.snapshot_id)
+        self.backend.ebs.describe_snapshot(SNAPSHOTS["files"])
+        self.backend.s3.head_object(BUCKET, KEY)
 
     def near(self) -> BlockSource:
         """The same blocks in memory."""
@@ -179,7 +185,9 @@ WAYS = {
 
 def main() -> None:
     way, url, blocks, archive, kind = sys.argv[1:]
-    run = WAYS[way](Client(url, Path(blocks), Path(archive), kind))
+    client = Client(url, Path(blocks), Path(archive), kind)
+    client.begin()
+    run = WAYS[way](client)
     cpu, start = time.process_time(), time.perf_counter()
     run()
     took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak": peak_memory()}

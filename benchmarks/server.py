@@ -21,14 +21,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 from typing_extensions import Buffer
 
 from amistore import BLOCK_SIZE
 from amistore.testing.aws.certificate import make_certificate
+from amistore.units import KIB
 
 __all__ = ["BUCKET", "KEY", "SNAPSHOTS", "Counts", "Network", "NetworkServer", "noise", "serve_network"]
+
+R = TypeVar("R")
 
 BUCKET, KEY = "bucket", "archive.bin"
 SNAPSHOTS = {
@@ -37,6 +41,7 @@ SNAPSHOTS = {
     "zeros": "snap-00000000000000003",
 }
 PAGE = 1000  # blocks of a listing's page
+_PIECE = 256 * KIB  # bytes of an object that are sent at once, where the bandwidth is limited
 TOKEN = "AAABASKjvq" * 10 + "=="  # as long as EBS's
 ETAG = '"feedfeedfeedfeedfeedfeedfeedfeed-3"'
 
@@ -50,12 +55,14 @@ class Network:
         jitter: the mean of the milliseconds added to them, exponentially distributed.
         limit: the block calls a second that are admitted; 0 for any number.
         breaks: the part of the answers in which the connection breaks.
+        bandwidth: the MB a second in which a connection gets an object's bytes; 0 for any number.
     """
 
     latency: float = 0
     jitter: float = 0
     limit: int = 0
     breaks: float = 0
+    bandwidth: float = 0
 
 
 @attrs.frozen
@@ -134,17 +141,17 @@ class _Server:
         with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as connection:
             while head := connection.recv(65_536):
                 while b"\r\n\r\n" not in head:
-                    head += connection.recv(65_536)
+                    head += _received(connection.recv(65_536))
                 text, _, body = head.partition(b"\r\n\r\n")
                 lines = text.decode("latin-1")
                 length = re.search(r"(?i)\ncontent-length: *(\d+)", lines)
                 left = int(length[1]) - len(body) if length else 0
                 if left <= 65_536:
                     while left > 0:
-                        body += connection.recv(left)
+                        body += _received(connection.recv(left))
                         left = int(length[1]) - len(body) if length else 0
                 while left > 0:
-                    left -= connection.recv_into(buffer[:left])
+                    left -= _received(connection.recv_into(buffer[:left]))
                 if not self._answer(connection, lines, body):
                     return
 
@@ -220,13 +227,16 @@ class _Server:
             return _send(connection, b"", *headers, length=size)
         self._counts["sent"] += last + 1 - first
         content_range = [f"Content-Range: bytes {first}-{last}/{size}"] if given else []
-        return _send(
-            connection,
-            self._archive[first : last + 1],
-            *headers,
-            *content_range,
-            status=206 if given else 200,
-        )
+        content = memoryview(self._archive)[first : last + 1]
+        status, rate = 206 if given else 200, self._network.bandwidth * 1e6
+        if not rate:
+            return _send(connection, content, *headers, *content_range, status=status)
+        _send(connection, b"", *headers, *content_range, status=status, length=len(content))
+        begun = time.monotonic()
+        for at in range(0, len(content), _PIECE):
+            time.sleep(max(0.0, begun + at / rate - time.monotonic()))
+            connection.sendall(content[at : at + _PIECE])
+        return True
 
     def _set(self, body: bytes) -> bytes:
         cpu = time.process_time()
@@ -240,6 +250,13 @@ class _Server:
 
 _THROTTLED = b'{"Message": "slow down", "Reason": "ACCOUNT_THROTTLED"}'
 _SNAPSHOT = {"SnapshotId": SNAPSHOTS["files"], "BlockSize": BLOCK_SIZE, "VolumeSize": 1, "Status": "pending"}
+
+
+def _received(what: R) -> R:
+    """What came; a client that went away ends its thread."""
+    if not what:
+        raise ConnectionError
+    return what
 
 
 def _ec2(body: bytes) -> bytes:

@@ -15,6 +15,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -84,7 +85,7 @@ class Retrier:
 
     Attributes:
         policy: the limits.
-        throttled: how many calls were refused as too many.
+        throttled: how many calls of each pace were refused as too many.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Retrier:
         forks.register(self, Retrier._renew_lock)
         self._budget = policy.budget
         self._paces: dict[str, Pace] = {}
-        self.throttled = 0
+        self.throttled: Counter[str] = Counter()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Retrier, (self.policy,)  # another process has a clock and a budget of its own
@@ -226,7 +227,7 @@ class Attempts:
         with retrier._lock:
             if isinstance(error, ThrottledError):
                 retrier._paces[self._pace].throttled(now, pause)
-                retrier.throttled += 1
+                retrier.throttled[self._pace] += 1
             if number >= policy.attempts or now + pause - self._began > policy.operation_limit:
                 return None
             if not isinstance(error, ThrottledError):

@@ -51,8 +51,8 @@ _OF_SNAPSHOT: Final = frozenset({"list_snapshot_blocks", "get_snapshot_block", "
 class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
     @property
     def throttled(self) -> int:
-        """How many calls were refused as too many; a run's log says so."""
-        return self.retrier.throttled
+        """How many calls to EBS were refused as too many; a run's log says so."""
+        return sum(count for pace, count in self.retrier.throttled.items() if pace not in ("ec2", "s3"))
 
     def _call(self, verb: str, function: Callable[..., R], /, *arguments: Any, **options: Any) -> R:
         pace = "ec2" if verb in _OF_EC2 else "ebs"

@@ -35,10 +35,11 @@ __all__ = ["transfer"]
 
 _logger = logging.getLogger("amistore")
 
-# Of a container that nobody keeps: little work for zstd, no check of frames, since restoring proves each
-# block, and small segments, since packing and restoring hold some each.
+# Of a container that nobody keeps: no check of frames, since restoring proves each block, small segments,
+# since packing and restoring hold some each, little work for zstd. A huge image must fit into a container.
 _FLEETING = PackOptions(layout=Layout(blocks_per_segment=32), check_frames=False)
-_LEVEL = -20
+_LEVEL, _LEVEL_OF_HUGE = -20, 1
+_HUGE = 32 * 1024  # GiB
 
 
 def transfer(
@@ -175,7 +176,10 @@ def _stream(
     image: Image, source: Backend, job: RestoreJob, workers: int | None, progress: ProgressCallback
 ) -> RestoredImage:
     """`transfer` without an archive to keep."""
-    with pack(image, source.ebs, level=_LEVEL, options=_FLEETING, workers=workers) as pieces:
+    sizes = [image.snapshot(each).volume_size for each in image.snapshot_ids]
+    huge = None in sizes or sum(size for size in sizes if size) > _HUGE
+    level, options = (_LEVEL_OF_HUGE, PackOptions()) if huge else (_LEVEL, _FLEETING)
+    with pack(image, source.ebs, level=level, options=options, workers=workers) as pieces:
         restored = restore_stream(
             cast(BinaryIO, PieceReader(pieces)),
             job.backend.ebs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from amistore.errors import ChecksumMismatchError
 from amistore.pipeline.requests import InFlight, Stopped, error_of
 
 __all__ = ["BlockGets", "SegmentGets"]
+
+_logger = logging.getLogger("amistore")
 
 _LEVEL: Final = 16  # blocks that each segment in work has ahead before another one gets more
 
@@ -122,6 +125,20 @@ class BlockGets(InFlight):
         self._ask()
         return answer.result()
 
+    def proved(self, segment: SegmentGets, at: int, answer: SnapshotBlock) -> SnapshotBlock:
+        """A block compared with its digest, in a worker; one that was damaged is got again by itself."""
+        try:
+            return check_digest(answer)
+        except ChecksumMismatchError:
+            index = segment.indexes[at]
+            _logger.info("block %d of %s came damaged: getting it again", index, segment.snapshot_id)
+            begun = time.monotonic()
+            again = self._source.get_snapshot_block(segment.snapshot_id, index, segment.tokens[at])
+            with self._lock:
+                self._waited += time.monotonic() - begun
+            again = check_answer(again, segment.snapshot_id, index)
+            return again if again.proved else check_digest(again)
+
     def _release(self) -> None:
         with self._lock:
             waiting = [answer for each in self._open for answer in each.answers[each.asked :]]
@@ -162,9 +179,5 @@ class SegmentGets:
                 answer = self.gets.take(self, at)
             answer = check_answer(answer, self.snapshot_id, index)
             if self.gets is not None and self.gets.begun_by_source:
-                try:
-                    answer = check_digest(answer)
-                except ChecksumMismatchError:  # the call that waits compares it, and makes further attempts
-                    again = self.source.get_snapshot_block(self.snapshot_id, index, token)
-                    answer = check_answer(again, self.snapshot_id, index)
+                answer = self.gets.proved(self, at, answer)
             yield answer

@@ -22,7 +22,7 @@ from amistore.backends.blocks import beginner
 from amistore.errors import InvalidRequestError
 from amistore.pipeline.workers import confined
 
-__all__ = ["InFlight", "Reads", "Stopped", "error_of", "requests_of"]
+__all__ = ["HELD", "InFlight", "Reads", "Stopped", "error_of", "requests_of"]
 
 _logger = logging.getLogger("amistore")
 
@@ -179,7 +179,7 @@ class InFlight:
         refused = _throttled(self._service) - self._throttled
         if share <= _WAITING:
             return "the CPUs or the other side"
-        if refused:
+        if refused * 100 > self._count:
             return f"the service, which refused {refused} calls as too many"
         if self._full and self._most < self.requests:
             return f"the memory for {self._budget} blocks at once"

@@ -15,6 +15,7 @@ from amistore.errors import InvalidRequestError, machine_limits
 from amistore.units import MIB
 
 __all__ = ["check_picklable", "confined", "ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
+_LEAST = 8  # items of 32 MiB at most that are begun all the same, where there are so many workers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -91,9 +92,9 @@ def ordered_map(
     """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
 
     With `weigh`, which gives an item's bytes, no further one is begun while they are more than 48 MiB
-    together; but `least` of them are in any case, one for each worker. Items are taken in the caller's
-    thread. On an error, or when closed, waiting items are cancelled and running ones are waited for, so that
-    nothing runs afterwards. A forked child can neither continue nor end the map.
+    together; but `least` of them are in any case, one for each worker, up to eight. Items are taken in the
+    caller's thread. On an error, or when closed, waiting items are cancelled and running ones are waited for,
+    so that nothing runs afterwards. A forked child can neither continue nor end the map.
 
     Raises:
         InvalidRequestError: the caller is a forked child.
@@ -107,7 +108,7 @@ def ordered_map(
             pending.append(executor.submit(confined, function, item))
             weights.append(weigh(item))
             del item  # may hold a whole segment
-            while len(pending) >= limit or (len(pending) >= least and sum(weights) > _MOST):
+            while len(pending) >= limit or (len(pending) >= min(least, _LEAST) and sum(weights) > _MOST):
                 yield _first(pending)
                 weights.popleft()
                 forks.check_owner(process, "this iterator")

@@ -22,7 +22,7 @@ from amistore.model.fidelity import Leaf, leaves, report
 from amistore.objects.upload import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.pack import plan_pack
-from amistore.pipeline.requests import requests_of
+from amistore.pipeline.requests import HELD, requests_of
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.descriptions import TaskDescriptions
 from amistore.tasks.plans import Prices, RequestRates, RestorePlan, StorePlan
@@ -57,12 +57,12 @@ class _Terms:
     in_flight: int
     workers: int
 
-    def seconds(self, requests: Mapping[str, int]) -> float:
-        """The seconds that requests take."""
+    def seconds(self, requests: Mapping[str, int], zeros: int = 0) -> float:
+        """The seconds that requests take, of which so many put zeros."""
         cores = min(self.workers, worker_count(None))
-        return self.rates.seconds(requests, in_flight=self.in_flight, cores=cores)
+        return self.rates.seconds(requests, in_flight=self.in_flight, cores=cores, zeros=zeros)
 
-    def members(self, requests: Mapping[str, int]) -> dict[str, Any]:
+    def members(self, requests: Mapping[str, int], zeros: int = 0) -> dict[str, Any]:
         """The attributes of a plan that follow from these terms."""
         return {
             "bucket": self.record.bucket,
@@ -71,7 +71,7 @@ class _Terms:
             "in_progress": self.in_progress,
             "quota": self.quota,
             "requests": requests,
-            "estimated_seconds": self.seconds(requests),
+            "estimated_seconds": self.seconds(requests, zeros),
             "request_cost": None if self.prices is None else self.prices.of_requests(requests),
         }
 
@@ -201,7 +201,7 @@ class TaskPlans(TaskDescriptions):
             quota=self.quotas.in_progress(record.kind),
             prices=prices,
             rates=rates or RequestRates(),
-            in_flight=max(requests_of(self.backend.ebs), self._workers),
+            in_flight=max(min(requests_of(self.backend.ebs), HELD), self._workers),
             workers=self._workers,
         )
 
@@ -280,12 +280,12 @@ def _plan_restore(backend: Backend, request: RestoreRequest, terms: _Terms) -> R
         holes=hole_blocks,
         fill_holes=policy.fill_holes,
         encrypts=encrypts,
-        fill_seconds=terms.seconds(filling),
+        fill_seconds=terms.seconds(filling, hole_blocks),
         fill_request_cost=None if terms.prices is None else terms.prices.of_requests(filling),
         fill_monthly_cost=terms.snapshot_storage(hole_blocks),
         warnings=tuple(warnings),
         fidelity=fidelity + _noisy(unfilled, encrypts),
-        **terms.members(requests),
+        **terms.members(requests, hole_blocks if policy.fill_holes else 0),
     )
 
 

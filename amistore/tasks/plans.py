@@ -99,13 +99,14 @@ class RequestRates:
     compression: float = _number(0.001, 90)
     decompression: float = _number(0.001, 180)
 
-    def seconds(self, requests: Mapping[str, int], *, in_flight: int, cores: int) -> float:
+    def seconds(self, requests: Mapping[str, int], *, in_flight: int, cores: int, zeros: int = 0) -> float:
         """The seconds that requests take at these rates, one kind after the other.
 
         Args:
             requests: the number of requests of each verb.
             in_flight: the number of requests for blocks at a time.
             cores: the number of cores that compress or decompress.
+            zeros: how many of the puts are of zeros, which are not decompressed.
         """
         most = in_flight / self.latency if self.latency else math.inf
         blocks = cores * 1e6 / BLOCK_SIZE  # a second, at one MB a second and core
@@ -113,10 +114,13 @@ class RequestRates:
             "list_snapshot_blocks": self.block_lists,
             "get_snapshot_block": min(self.block_reads, most, self.compression * blocks),
             "put_snapshot_block": min(self.block_writes, most, self.decompression * blocks),
+            "zeros": min(self.block_writes, most),
             "start_snapshot": self.snapshots,
             "complete_snapshot": self.snapshots,
         }
-        return math.fsum(requests.get(verb, 0) / rate for verb, rate in rates.items())
+        counts = {**requests, "zeros": zeros}
+        counts["put_snapshot_block"] = counts.get("put_snapshot_block", 0) - zeros
+        return math.fsum(counts.get(verb, 0) / rate for verb, rate in rates.items())
 
 
 @attrs.frozen(kw_only=True)

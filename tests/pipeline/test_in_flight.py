@@ -445,7 +445,7 @@ def test_the_log_says_what_bounded_a_run(
     monkeypatch.setattr(pipeline_requests.InFlight, "_bound", lambda self, _: found(self, waited))
     caplog.set_level(logging.INFO, "amistore")
     source = amistore.RetryingBackend(cloud, amistore.RetryPolicy(base_delay=0, max_delay=0)).ebs
-    assert len(list(amistore.pack(images.image([snapshot_id]), source, options=OPTIONS)))
+    assert len(list(amistore.pack(images.image([snapshot_id]), source, options=OPTIONS, workers=2)))
     (told,) = (record.getMessage() for record in caplog.records if "bounded" in record.getMessage())
     assert re.search(rf"the run was bounded by {bound}$", told), told
 

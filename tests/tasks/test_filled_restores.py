@@ -64,14 +64,11 @@ def test_a_filling_task_does_what_its_plan_says() -> None:
     assert runs.disks(memory.ebs, image) == [(1, filled)]
 
 
-FAST = amistore.RequestRates(decompression=1e9)  # the service's quota is the bound
-
-
 def test_a_plan_tells_of_holes_and_what_filling_takes_for_a_tebibyte() -> None:
     cloud = archived(MemoryBackend(), [(1024, DISK)])
     with TaskEngine(cloud, quotas=Quotas.unlimited()) as engine:
-        plan = engine.plan_restore(**REQUEST, prices=PRICES, rates=FAST)
-        filled = engine.plan_restore(**REQUEST, prices=PRICES, rates=FAST, fill_holes=True)
+        plan = engine.plan_restore(**REQUEST, prices=PRICES)
+        filled = engine.plan_restore(**REQUEST, prices=PRICES, fill_holes=True)
         unpriced = engine.plan_restore(**REQUEST)
     assert plan.holes == 1024 * PER_GIB - 3
     assert (plan.encrypts, plan.warnings) == (False, ())

@@ -150,13 +150,14 @@ def _check_root(answer: Any, operation: Any) -> None:
         root = operation.name  # S3 writes ListPartsResult, moto ListPartsOutput
     else:
         return
-    right = root.encode() in content[:1024]
-    if right and service == "ec2" and operation.output_shape is None:
-        right = b"<return>true</return>" in content
-    if not right and b"<Code>" in content:
-        answer.status_code = 500  # an error inside a 200, for botocore to read
-    elif not right:
+    told = None
+    if root.encode() not in content[:1024]:
         told = (
             f"the answer (HTTP {answer.status_code}) is not one of {operation.name}: another program's page?"
         )
+    elif service == "ec2" and operation.output_shape is None and b"<return>true</return>" not in content:
+        told = f"EC2's answer does not say that it carried {operation.name} out"
+    if told is not None and b"<Code>" in content:
+        answer.status_code = 500  # an error inside a 200, for botocore to read
+    elif told is not None:
         raise BackendError(told, retryable=True)

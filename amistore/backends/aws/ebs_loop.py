@@ -185,9 +185,10 @@ class Loop:
             if self._stopped:
                 return False
             self._posted.append(action)
-            if self._thread is None:
+            begins = self._thread is None
+            if begins:
                 self._start()
-            if len(self._posted) == 1:  # who posted before it has waked the thread, which takes them all
+            if begins or len(self._posted) == 1:  # who posted before it has waked the thread, for all of them
                 self._wake()
             return True
 
@@ -261,7 +262,12 @@ class Loop:
             task.coroutine.close()
             self._finish(task, None, _ended())
         with self._lock:
+            posted = list(self._posted)
+            self._posted.clear()
             self._close()
+        for future in (each for action in posted for each in getattr(action, "args", ())):
+            if isinstance(future, Future) and future.set_running_or_notify_cancel():
+                future.set_exception(_ended())
 
     def _close(self) -> None:
         self._thread = None

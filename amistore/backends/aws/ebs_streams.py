@@ -77,7 +77,7 @@ class Stream:
                     await self._watch.ready(READ, until)
 
     async def receive(self, buffer: memoryview, limit: float, end: float, *, whole: bool = False) -> int:
-        """Receive what there is; 0 at the end of the stream.
+        """Receive what there is, and return how many bytes; fewer than `whole` wants at the stream's end.
 
         Args:
             buffer: where to.
