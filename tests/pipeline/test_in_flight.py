@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import io
 import logging
 import random
@@ -227,6 +228,41 @@ def test_answers_in_any_order_give_the_same_bytes(seed: int) -> None:
         answering.join()
     assert sorted(source.begun) == list(range(COUNT))
     assert source.most <= 16
+
+
+class Damaging(images.Volumes):
+    """A source that begins gets whose blocks come with a changed bit, each first time, or always."""
+
+    requests = 16
+
+    def __init__(self, always: bool) -> None:
+        super().__init__([(1, BLOCKS)])
+        self.always = always
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        content = super().get_snapshot_block(snapshot_id, block_index, block_token).content
+        checksum = hashlib.sha256(content).digest()
+        return amistore.backends.SnapshotBlock(changed(content) if self.always else content, checksum)
+
+    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[Any]:
+        right = BLOCKS[block_index]
+        future: Future[Any] = Future()
+        damaged = changed(right) if block_index % 3 == 0 else right
+        future.set_result(amistore.backends.SnapshotBlock(damaged, hashlib.sha256(right).digest()))
+        return future
+
+
+def changed(content: Any) -> bytes:
+    return bytes([content[0] ^ 1]) + bytes(content[1:])
+
+
+def test_blocks_that_are_begun_and_come_damaged_are_got_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "amistore")
+    assert b"".join(packing(Damaging(always=False))) == EXPECTED
+    told = [each.getMessage() for each in caplog.records if "came damaged" in each.getMessage()]
+    assert len(told) == COUNT // 3
+    with pytest.raises(amistore.ChecksumMismatchError, match="does not have the SHA-256"):
+        list(packing(Damaging(always=True)))
 
 
 class Failing(images.Volumes):

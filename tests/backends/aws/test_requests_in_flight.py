@@ -30,6 +30,7 @@ from amistore import AWSBackend, BackendError, NotFoundError, RetryPolicy
 from amistore.backends import Backend, BlockStore, Forwarding, SnapshotBlock
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ebs_connections import TimeLimits
+from amistore.backends.aws.ebs_loop import Loop
 from amistore.backends.retries import Retrier
 from amistore.backends.retrying import RetryingBackend
 from amistore.pipeline.gets import BlockGets
@@ -342,6 +343,23 @@ def test_a_lone_request_does_not_wait_for_another_one(aws: FakeAWS, monkeypatch:
     monkeypatch.setattr("amistore.backends.aws.ebs_loop._IDLE", 1000.0)
     source = Source.of(aws)
     assert bytes(source.begin(5).result(60).content) == marked(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_breaks_off_fails_what_was_posted_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(loop: Loop, until: float) -> None:
+        raise OSError("the selector is gone")
+
+    async def nothing() -> None: ...
+
+    loop = Loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_turn", broken)
+        future = loop.submit(nothing)
+        with pytest.raises(BackendError, match="ended before the answer came"):
+            future.result(60)
+    loop.submit(nothing).result(60)  # and begins again
+    loop.stop()
 
 
 PROGRAM = """
