@@ -144,7 +144,7 @@ def _in_flight(store: Any, begin: Callable[[], concurrent.futures.Future[Any]]) 
         def done(future: concurrent.futures.Future[SnapshotBlock | None]) -> None:
             try:
                 if block := future.result():
-                    check_digest(block)
+                    check_digest(block, SNAPSHOT, 7)
             except Exception as error:
                 errors.append(error)
             places.release()

@@ -226,7 +226,8 @@ def _troubled(bench: Bench) -> Iterator[Row]:
         taken = bench.run(Network(20, limit=limit), zeros)
         yield from bench.rows(f"{limit} calls a second", taken)
         # The server admits a second's calls at once.
-        rate = statistics.median((each.server.blocks - limit) / each.seconds for each in taken[zeros])
+        rates = [(each.server.blocks - limit) / each.seconds for each in taken[zeros]]
+        rate = max(0.0, statistics.median(rates))  # 0 where there are too few blocks to tell
         name = f"throttled at {limit} a second: rate, of the limit"
         yield Row(name=name, value=rate / limit, goal=LIMIT_GOAL, at_least=True)
     for title, network in (

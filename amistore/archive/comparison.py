@@ -326,15 +326,18 @@ class _Live:
 
     def digests(self, workers: int | None) -> Generator[_Digest, None, None]:
         def digests(gets: SegmentGets) -> list[_Digest]:
-            digests = (
-                block.checksum if block.proved and block.checksum else hashlib.sha256(block.content).digest()
-                for block in gets
-            )
+            with gets:
+                digests = [
+                    block.checksum
+                    if block.proved and block.checksum
+                    else hashlib.sha256(block.content).digest()
+                    for block in gets
+                ]
             return list(zip(gets.indexes, digests, strict=True))
 
         with worker_pool(workers, None) as (pool, limit):
             gets = BlockGets(self.source, None, limit)
-            found = ordered_map(pool, digests, self._pieces(gets), limit)
+            found = ordered_map(pool, digests, self._pieces(gets), limit, stop=gets.stop)
             with contextlib.closing(found), gets:
                 for piece in found:
                     yield from piece

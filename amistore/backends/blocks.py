@@ -210,13 +210,17 @@ def beginner(service: object, begin: str, call: str) -> Callable[..., Any] | Non
     return None
 
 
-def check_digest(block: SnapshotBlock) -> SnapshotBlock:
+def check_digest(block: SnapshotBlock, snapshot_id: str, block_index: int) -> SnapshotBlock:
     """Refuse a block that does not have the SHA-256 that its source gives."""
     if block.checksum is None:
         return block
     if block.checksum != hashlib.sha256(block.content).digest():
         raise ChecksumMismatchError(
-            "the block's content does not have the SHA-256 that its source gives", retryable=True
+            "the block's content does not have the SHA-256 that its source gives",
+            retryable=True,
+            operation="get_snapshot_block",
+            snapshot_id=snapshot_id,
+            block_index=block_index,
         )
     return attrs.evolve(block, proved=True)
 

@@ -66,7 +66,7 @@ class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
     def _get(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         """Get a block with the digest that its source gives, so that a damaged answer is asked for again."""
         answer = self.inner.get_snapshot_block(snapshot_id, block_index, block_token)
-        return check_digest(check_answer(answer, snapshot_id, block_index))
+        return check_digest(check_answer(answer, snapshot_id, block_index), snapshot_id, block_index)
 
     def start_snapshot(
         self,

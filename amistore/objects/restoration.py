@@ -223,7 +223,9 @@ class Restoring:
             loads = container.loads()
             tasks = self._tasks(volumes, loads, puts)
             most = loads.limit(limit)
-            segments = ordered_map(pool, self._segment, tasks, most, self._weigh, least=limit // 2)
+            segments = ordered_map(
+                pool, self._segment, tasks, most, self._weigh, least=limit // 2, stop=puts.stop
+            )
             with contextlib.closing(segments) as checked, loads, puts:
                 blocks = 0
                 for segment in verification.segments(_landed(checked, puts)):

@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future
 from typing import Any, Final
 
 import attrs
+from typing_extensions import Self
 
 from amistore.backends import BlockSource, SnapshotBlock
 from amistore.backends.blocks import check_answer, check_digest
@@ -82,15 +83,12 @@ class BlockGets(InFlight):
         with self._lock:
             if self._stopped or self._in_flight >= self.requests:
                 return None
-            segment = min(
-                (each for each in self._open if each.asked < len(each.tokens)),
-                key=SegmentGets.ahead,
-                default=None,
-            )
-            if segment is None:
-                return None
-            if self._held >= self._budget and segment.asked > segment.taken:
+            left = [each for each in self._open if each.asked < len(each.tokens)]
+            if left and self._held >= self._budget:
                 self._full = True
+                left = [each for each in left if each.asked == each.taken]
+            segment = min(left, key=SegmentGets.ahead, default=None)
+            if segment is None:
                 return None
             self._enter()
             self._held += 1
@@ -125,19 +123,27 @@ class BlockGets(InFlight):
         self._ask()
         return answer.result()
 
+    def drop(self, segment: SegmentGets) -> None:
+        """Get no more of a segment whose worker has ended, and count what it did not take no more."""
+        with self._lock:
+            if segment in self._open:
+                self._open.remove(segment)
+                self._held -= segment.asked - segment.taken - 1
+        self._ask()
+
     def proved(self, segment: SegmentGets, at: int, answer: SnapshotBlock) -> SnapshotBlock:
         """A block compared with its digest, in a worker; one that was damaged is got again by itself."""
+        index = segment.indexes[at]
         try:
-            return check_digest(answer)
+            return check_digest(answer, segment.snapshot_id, index)
         except ChecksumMismatchError:
-            index = segment.indexes[at]
             _logger.info("block %d of %s came damaged: getting it again", index, segment.snapshot_id)
             begun = time.monotonic()
             again = self._source.get_snapshot_block(segment.snapshot_id, index, segment.tokens[at])
             with self._lock:
                 self._waited += time.monotonic() - begun
             again = check_answer(again, segment.snapshot_id, index)
-            return again if again.proved else check_digest(again)
+            return again if again.proved else check_digest(again, segment.snapshot_id, index)
 
     def _release(self) -> None:
         with self._lock:
@@ -170,6 +176,13 @@ class SegmentGets:
     def ahead(self) -> tuple[bool, int]:
         """The order in which segments get further blocks: those in work first, levelled."""
         return self.taken < 0, (self.asked - self.taken) // _LEVEL if self.taken >= 0 else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.gets is not None:
+            self.gets.drop(self)
 
     def __iter__(self) -> Iterator[SnapshotBlock]:
         for at, (index, token) in enumerate(zip(self.indexes, self.tokens, strict=True)):

@@ -162,6 +162,8 @@ def pack(
         ChecksumMismatchError: (while iterating) a block does not have the checksum of its source.
         BackendError: the source failed.
     """
+    if not isinstance(options, PackOptions):
+        raise InvalidRequestError(f"options must be an amistore.PackOptions, not {type(options).__name__}")
     check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
     encode = SegmentEncode(level, options.check_frames)
     with contextlib.ExitStack() as reports:

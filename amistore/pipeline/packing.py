@@ -92,7 +92,8 @@ def packed_units(
     yield PackedUnit(writer.front(), writer.offset)
     with worker_pool(workers, executor) as (pool, limit):
         gets = BlockGets(source, executor, limit)
-        made = ordered_map(pool, encode, _items(planned, source, gets, len(carried)), limit)
+        items = _items(planned, source, gets, len(carried))
+        made = ordered_map(pool, encode, items, limit, stop=gets.stop)
         with contextlib.closing(made), gets:
             done = 0
             for volume in planned.volumes:
@@ -135,9 +136,10 @@ class SegmentEncode:
     def __call__(self, item: _Item) -> EncodedSegment:
         segment, gets = item
         checksums: list[bytes | None] = []
-        encoded = encode_segment(
-            segment, _contents(gets, checksums), level=self.level, check=self.check_frames
-        )
+        with gets:
+            encoded = encode_segment(
+                segment, _contents(gets, checksums), level=self.level, check=self.check_frames
+            )
         for index, given, found in zip(gets.indexes, checksums, encoded.descriptor.digests, strict=True):
             if given not in (None, found):
                 raise ChecksumMismatchError(

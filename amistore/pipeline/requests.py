@@ -147,7 +147,8 @@ class InFlight:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """Begin no further call, cancel those that wait, and let go of workers that wait for one."""
         if os.getpid() != self._process:  # a forked child, which has none of the threads
             return
         with self._lock:
@@ -157,10 +158,15 @@ class InFlight:
         for future in running:
             future.cancel()
         self._release()
+
+    def __exit__(self, *error: object) -> None:
+        if os.getpid() != self._process:
+            return
+        self.stop()
         with self._lock:
             self._ended.wait_for(lambda: not self._in_flight)
         self._calls.end()
-        if self._count:
+        if self._count and error[0] is None:
             seconds = time.monotonic() - self._began
             share = self._waited / max(seconds * len(self._workers), 1e-9)
             _logger.info(

@@ -197,7 +197,7 @@ class RestoredSnapshots:
         )
         done = sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
         items = ((piece, puts.batch()) for piece in pieces)
-        with contextlib.closing(ordered_map(pool, HolePut(self._sink), items, limit)) as put:
+        with contextlib.closing(ordered_map(pool, HolePut(self._sink), items, limit, stop=puts.stop)) as put:
             for piece in put:
                 puts.landed()
                 done += piece.blocks

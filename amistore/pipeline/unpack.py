@@ -120,7 +120,13 @@ class _Restore:
             with (
                 contextlib.closing(
                     ordered_map(
-                        pool, SegmentPut(self._sink), self._items(puts), limit, _weigh, least=limit // 2
+                        pool,
+                        SegmentPut(self._sink),
+                        self._items(puts),
+                        limit,
+                        _weigh,
+                        least=limit // 2,
+                        stop=puts.stop,
                     )
                 ) as segments,
                 puts,

@@ -88,13 +88,15 @@ def ordered_map(
     weigh: Callable[[T], int] = lambda item: 0,
     *,
     least: int = 1,
+    stop: Callable[[], object] = lambda: None,
 ) -> Generator[R, None, None]:
     """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
 
     With `weigh`, which gives an item's bytes, no further one is begun while they are more than 48 MiB
     together; but `least` of them are in any case, one for each worker, up to eight. Items are taken in the
     caller's thread. On an error, or when closed, waiting items are cancelled and running ones are waited for,
-    so that nothing runs afterwards. A forked child can neither continue nor end the map.
+    so that nothing runs afterwards; `stop` is called before, to let go of those that wait for something. A
+    forked child can neither continue nor end the map.
 
     Raises:
         InvalidRequestError: the caller is a forked child.
@@ -115,6 +117,9 @@ def ordered_map(
         while pending:
             yield _first(pending)
             forks.check_owner(process, "this iterator")
+    except BaseException:
+        stop()
+        raise
     finally:
         if os.getpid() == process:
             _end(pending)

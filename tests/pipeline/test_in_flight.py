@@ -505,6 +505,27 @@ def test_items_that_weigh_more_than_the_budget_are_begun_for_each_worker_all_the
         assert list(found) == list(range(1, 20))
 
 
+def test_a_segment_whose_worker_failed_holds_up_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_requests, "HELD", 4)
+    monkeypatch.setattr("amistore.pipeline.gets._LEVEL", 2)
+    source = Together(1)
+    got: list[int] = []
+    with BlockGets(source, None, segments=1) as gets:
+        failed, other = (
+            gets.segment("snap-00000000000000000", range(at, at + 32), [""] * 32) for at in (0, 32)
+        )
+
+        def work() -> None:
+            got.extend(len(block.content) for block in other)
+
+        with failed:
+            next(iter(failed))  # and more of it is asked for, up to the budget
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        worker.join(SECONDS)
+        assert got == [amistore.BLOCK_SIZE] * 32
+
+
 LEAVING = """
 import sys, threading, _thread
 sys.path[:0] = {path!r}

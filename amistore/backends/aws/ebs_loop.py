@@ -60,6 +60,16 @@ def _parked() -> Generator[None, Any, Any]:
     return (yield)
 
 
+class _Result(Future[R]):
+    """A task's future. A running task is not cancelled, but can see that nobody waits for it any more."""
+
+    unwanted = False
+
+    def cancel(self) -> bool:
+        self.unwanted = True
+        return super().cancel()
+
+
 class Loop:
     """Runs coroutines in a thread of its own, which is there only while there are some.
 
@@ -85,7 +95,7 @@ class Loop:
         self, function: Callable[..., Coroutine[None, Any, R]], *arguments: Any, **options: Any
     ) -> Future[R]:
         """Run a coroutine function; return the future of its result."""
-        future: Future[R] = Future()
+        future: Future[R] = _Result()
         if not self._post(functools.partial(self._begin, future, function, arguments, options)):
             future.set_exception(_ended())
         return future
@@ -115,6 +125,11 @@ class Loop:
         """
         if not self._running().begin():
             raise _CancelledError
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether somebody has cancelled the current task's future, in vain since it had begun."""
+        return bool(getattr(self._running().future, "unwanted", False))
 
     async def sleep(self, seconds: float) -> None:
         if seconds > 0:

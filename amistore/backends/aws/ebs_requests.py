@@ -75,7 +75,7 @@ class Requests:
             try:
                 result = await function(*arguments)
             except BackendError as error:
-                pause = attempts.failed(error)
+                pause = None if self.loop.unwanted else attempts.failed(error)
                 if pause is None:
                     raise
             else:
