@@ -507,7 +507,6 @@ def test_items_that_weigh_more_than_the_budget_are_begun_for_each_worker_all_the
 
 def test_a_segment_whose_worker_failed_holds_up_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_requests, "HELD", 4)
-    monkeypatch.setattr("amistore.pipeline.gets._LEVEL", 2)
     source = Together(1)
     got: list[int] = []
     with BlockGets(source, None, segments=1) as gets:
