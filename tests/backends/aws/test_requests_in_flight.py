@@ -346,7 +346,6 @@ def test_a_lone_request_does_not_wait_for_another_one(aws: FakeAWS, monkeypatch:
     assert bytes(source.begin(5).result(60).content) == marked(5)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_loop_that_breaks_off_fails_what_was_posted_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(loop: Loop, until: float) -> None:
         raise OSError("the selector is gone")
@@ -354,11 +353,15 @@ def test_a_loop_that_breaks_off_fails_what_was_posted_to_it(monkeypatch: pytest.
     async def nothing() -> None: ...
 
     loop = Loop()
+    before = set(loop_threads())
     with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: None)
         patch.setattr(Loop, "_turn", broken)
         future = loop.submit(nothing)
         with pytest.raises(BackendError, match="ended before the answer came"):
             future.result(60)
+        for thread in set(loop_threads()) - before:
+            thread.join(60)
     loop.submit(nothing).result(60)  # and begins again
     loop.stop()
 
