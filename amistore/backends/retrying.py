@@ -19,7 +19,7 @@ from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
 from amistore.backends.objects import ObjectInfo, ObjectStore, UploadedPart
-from amistore.backends.retries import Retrier, RetryPolicy
+from amistore.backends.retries import Attempts, Retrier, RetryPolicy
 from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image, Tag
 
@@ -95,9 +95,16 @@ class _ManyInFlight(_RetryingBlockStore):
 
     inner: Any
 
-    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[SnapshotBlock]:
+    def attempts(self, snapshot_id: str) -> Attempts:
+        """The attempts of one get, for who begins it, and compares its block with the digest."""
+        return self.retrier.attempts(snapshot_id)
+
+    def begin_get(
+        self, snapshot_id: str, block_index: int, block_token: str, attempts: Attempts | None = None
+    ) -> Future[SnapshotBlock]:
+        """Begin to get a block, or go on with its attempts; the digest is not compared."""
         found: Future[SnapshotBlock] = self.inner.begin_get(
-            snapshot_id, block_index, block_token, self.retrier.attempts(snapshot_id)
+            snapshot_id, block_index, block_token, attempts or self.attempts(snapshot_id)
         )
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +18,6 @@ from amistore.errors import ChecksumMismatchError
 from amistore.pipeline.requests import InFlight, Stopped, error_of
 
 __all__ = ["BlockGets", "SegmentGets"]
-
-_logger = logging.getLogger("amistore")
 
 _LEVEL: Final = 16  # blocks that each segment in work has ahead before another one gets more
 
@@ -43,6 +40,7 @@ class BlockGets(InFlight):
     def __init__(self, source: BlockSource, executor: Executor | None, segments: int) -> None:
         super().__init__(source, executor, "begin_get", "get_snapshot_block")
         self._source = source
+        self._attempts = getattr(source, "attempts", None) if self.begun_by_source else None
         self._budget = max(self._budget, _LEVEL // 2 * segments)
         self._open: list[SegmentGets] = []
         self._held = 0  # blocks asked for and not taken
@@ -74,8 +72,7 @@ class BlockGets(InFlight):
         try:
             while (chosen := self._choose()) is not None:
                 segment, at = chosen
-                landed = functools.partial(self._land, segment, at)
-                self._begin(landed, segment.snapshot_id, segment.indexes[at], segment.tokens[at])
+                self._begin(functools.partial(self._land, segment, at), *self._call(segment, at))
         finally:
             self._thread.asking = False
 
@@ -131,19 +128,31 @@ class BlockGets(InFlight):
                 self._held -= segment.asked - segment.taken - 1
         self._ask()
 
+    def _call(self, segment: SegmentGets, at: int) -> tuple[Any, ...]:
+        """The arguments of a block's get: with its attempts, where the source has some."""
+        given = (segment.snapshot_id, segment.indexes[at], segment.tokens[at])
+        if self._attempts is None:
+            return given
+        attempts = segment.attempts.setdefault(at, self._attempts(segment.snapshot_id))
+        return (*given, attempts)
+
     def proved(self, segment: SegmentGets, at: int, answer: SnapshotBlock) -> SnapshotBlock:
-        """A block compared with its digest, in a worker; one that was damaged is got again by itself."""
-        index = segment.indexes[at]
-        try:
-            return check_digest(answer, segment.snapshot_id, index)
-        except ChecksumMismatchError:
-            _logger.info("block %d of %s came damaged: getting it again", index, segment.snapshot_id)
+        """A block compared with its digest, in a worker; one that came damaged is a failed attempt."""
+        attempts = segment.attempts.pop(at, None)
+        while True:
+            try:
+                return check_digest(answer, segment.snapshot_id, segment.indexes[at])
+            except ChecksumMismatchError as error:
+                pause = None if attempts is None or self._stopped else attempts.failed(error)
+                if pause is None:
+                    raise
+            segment.attempts[at] = attempts
             begun = time.monotonic()
-            again = self._source.get_snapshot_block(segment.snapshot_id, index, segment.tokens[at])
+            time.sleep(pause)
+            answer = self._calls.begin(*self._call(segment, at)).result()
             with self._lock:
                 self._waited += time.monotonic() - begun
-            again = check_answer(again, segment.snapshot_id, index)
-            return again if again.proved else check_digest(again, segment.snapshot_id, index)
+            answer = check_answer(answer, segment.snapshot_id, segment.indexes[at])
 
     def _release(self) -> None:
         with self._lock:
@@ -169,6 +178,8 @@ class SegmentGets:
     tokens: tuple[str, ...]
     gets: BlockGets | None = None
     answers: list[Future[SnapshotBlock]] = attrs.field(factory=list, repr=False)
+    attempts: dict[int, Any] = attrs.field(factory=dict, repr=False)
+    """Of the blocks that are asked for, by their place."""
     asked: int = 0
     taken: int = -1
     """The block that the worker takes; -1 before there is a worker."""

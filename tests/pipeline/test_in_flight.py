@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import hashlib
@@ -20,6 +21,7 @@ import images
 import pytest
 
 import amistore
+from amistore.backends.retries import Attempts, Retrier
 from amistore.container.layout import Layout
 from amistore.pipeline import requests as pipeline_requests
 from amistore.pipeline.gets import BlockGets
@@ -231,38 +233,44 @@ def test_answers_in_any_order_give_the_same_bytes(seed: int) -> None:
 
 
 class Damaging(images.Volumes):
-    """A source that begins gets whose blocks come with a changed bit, each first time, or always."""
+    """A source of begun gets with attempts; the first so many answers for each third block are damaged."""
 
     requests = 16
 
-    def __init__(self, always: bool) -> None:
+    def __init__(self, damaged: int) -> None:
         super().__init__([(1, BLOCKS)])
-        self.always = always
+        self.damaged = damaged
+        self.retrier = Retrier(amistore.RetryPolicy(base_delay=0, attempts=3))
+        self.asked: collections.Counter[int] = collections.Counter()
 
-    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
-        content = super().get_snapshot_block(snapshot_id, block_index, block_token).content
-        checksum = hashlib.sha256(content).digest()
-        return amistore.backends.SnapshotBlock(changed(content) if self.always else content, checksum)
+    def attempts(self, snapshot_id: str) -> Attempts:
+        return self.retrier.attempts(snapshot_id)
 
-    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[Any]:
+    def begin_get(
+        self, snapshot_id: str, block_index: int, block_token: str, attempts: Attempts
+    ) -> Future[Any]:
+        attempts.turn()
+        self.asked[block_index] += 1
         right = BLOCKS[block_index]
+        damaged = block_index % 3 == 0 and self.asked[block_index] <= self.damaged
+        content = bytes([right[0] ^ 1]) + right[1:] if damaged else right
         future: Future[Any] = Future()
-        damaged = changed(right) if block_index % 3 == 0 else right
-        future.set_result(amistore.backends.SnapshotBlock(damaged, hashlib.sha256(right).digest()))
+        future.set_result(amistore.backends.SnapshotBlock(content, hashlib.sha256(right).digest()))
         return future
 
 
-def changed(content: Any) -> bytes:
-    return bytes([content[0] ^ 1]) + bytes(content[1:])
-
-
-def test_blocks_that_are_begun_and_come_damaged_are_got_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_that_are_begun_and_come_damaged_are_got_again_with_their_attempts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO, "amistore")
-    assert b"".join(packing(Damaging(always=False))) == EXPECTED
-    told = [each.getMessage() for each in caplog.records if "came damaged" in each.getMessage()]
-    assert len(told) == COUNT // 3
-    with pytest.raises(amistore.ChecksumMismatchError, match="does not have the SHA-256"):
-        list(packing(Damaging(always=True)))
+    source = Damaging(2)
+    assert b"".join(packing(source)) == EXPECTED
+    assert source.asked == {index: 3 if index % 3 == 0 else 1 for index in BLOCKS}
+    assert sum("ChecksumMismatchError" in each.getMessage() for each in caplog.records) == 2 * COUNT // 3
+    source = Damaging(3)
+    with pytest.raises(amistore.ChecksumMismatchError, match="does not have the SHA-256") as raised:
+        list(packing(source))
+    assert (raised.value.attempts, max(source.asked.values())) == (3, 3)
 
 
 class Failing(images.Volumes):

@@ -153,7 +153,7 @@ class AWSBlockStore(BlockStore):
         """Begin to read a block, as `get_snapshot_block` does, and return at once.
 
         The content is not compared with EBS's SHA-256: that would take the time of the thread that receives
-        for all. Who takes a block compares it, and gets it again by `get_snapshot_block`.
+        for all. Who takes a block compares it, and goes on with its `attempts` where it is damaged.
 
         Args:
             snapshot_id: the id of a completed snapshot.

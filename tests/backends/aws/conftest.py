@@ -18,8 +18,7 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings
-from amistore.backends.blocks import check_digest
-from amistore.errors import ChecksumMismatchError
+from amistore.pipeline.gets import BlockGets
 from amistore.testing import BucketCase
 
 
@@ -36,16 +35,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a block is got and put: in the caller's thread, or begun and waited for."""
     if request.param == "in flight":
         for kind in (AWSBlockStore, retrying._ManyInFlight):
-            get = kind.get_snapshot_block
 
-            def got(self: Any, *arguments: Any, get: Any = get) -> Any:
-                block = self.begin_get(*arguments).result(60)
+            def got(self: Any, *arguments: Any) -> Any:
                 if isinstance(self, AWSBlockStore):
-                    return block
-                try:  # as the pipeline does
-                    return check_digest(block, *arguments[:2])
-                except ChecksumMismatchError:
-                    return get(self, *arguments)
+                    return self.begin_get(*arguments).result(60)
+                with BlockGets(self, None, 1) as gets:  # which compares digests
+                    snapshot_id, index, token = arguments
+                    return next(iter(gets.segment(snapshot_id, [index], [token])))
 
             def put(self: Any, *arguments: Any) -> Any:
                 return self.begin_put(*arguments).result(60)
