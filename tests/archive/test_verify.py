@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import images
@@ -193,12 +194,23 @@ def test_a_file_that_changes_while_it_is_open_is_found(tmp_path: Path) -> None:
     path = tmp_path / "ami.bin"
     path.write_bytes(CONTAINER)
     with amistore.open(path) as archive:
+        frames = [place for sequence, place, _ in frame_places() if sequence == 0]
         with path.open("r+b") as file:
-            file.seek(-40, io.SEEK_END)
-            file.write(b"changed")
+            for place in (*frames, len(CONTAINER) - 40):
+                file.seek(place)
+                file.write(b"changed")
         for read in (archive.verify, archive.volumes[0].open().read):
             with pytest.raises(amistore.SourceChangedError, match="changed while it was open"):
                 read()
+
+
+def test_a_file_that_only_its_time_of_change_says_to_have_changed_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "ami.bin"
+    path.write_bytes(CONTAINER)
+    with amistore.open(path) as archive:
+        os.utime(path, ns=(1, 1))
+        assert archive.verify().ok
+        assert archive.volumes[0].open().read(8) == images.block(1)[:8]
 
 
 def test_bytes_that_change_unseen_while_they_are_open_are_found() -> None:
