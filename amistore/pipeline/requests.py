@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from amistore.backends.blocks import beginner
 from amistore.errors import InvalidRequestError
-from amistore.pipeline.workers import confined
+from amistore.pipeline.workers import confined, end_threads
 
 __all__ = ["HELD", "InFlight", "Reads", "Stopped", "error_of", "requests_of"]
 
@@ -147,6 +147,12 @@ class InFlight:
     def __enter__(self) -> Self:
         return self
 
+    def _end(self) -> None:
+        self.stop()
+        with self._lock:
+            self._ended.wait_for(lambda: not self._in_flight)
+        self._calls.end()
+
     def stop(self) -> None:
         """Begin no further call, cancel those that wait, and let go of workers that wait for one."""
         if os.getpid() != self._process:  # a forked child, which has none of the threads
@@ -162,10 +168,7 @@ class InFlight:
     def __exit__(self, *error: object) -> None:
         if os.getpid() != self._process:
             return
-        self.stop()
-        with self._lock:
-            self._ended.wait_for(lambda: not self._in_flight)
-        self._calls.end()
+        end_threads(self._end)
         if self._count and error[0] is None:
             seconds = time.monotonic() - self._began
             share = self._waited / max(seconds * len(self._workers), 1e-9)
@@ -246,7 +249,7 @@ class Reads(Generic[T]):
 
     def __exit__(self, *error: object) -> None:
         if os.getpid() == self._process:
-            self._threads.end()
+            end_threads(self._threads.end)
 
     def begin(self, *arguments: Any) -> Callable[[], T]:
         """Begin to read; a worker gets the result from what this returns."""

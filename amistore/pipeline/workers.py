@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import functools
+import gc
 import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -14,13 +18,55 @@ from amistore import forks
 from amistore.errors import InvalidRequestError, machine_limits
 from amistore.units import MIB
 
-__all__ = ["check_picklable", "confined", "ordered_map", "threads_can_begin", "worker_count", "worker_pool"]
-_LEAST = 8  # items of 32 MiB at most that are begun all the same, where there are so many workers
+__all__ = [
+    "check_picklable",
+    "confined",
+    "end_threads",
+    "ordered_map",
+    "threads_can_begin",
+    "worker_count",
+    "worker_pool",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST = 48 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
+_LEAST = 8  # items of 32 MiB at most that are begun all the same, where there are so many workers
+
+_collecting: set[int] = set()  # the thread that collects garbage
+
+
+def _notice(phase: str, _: object) -> None:
+    if phase == "start":
+        _collecting.add(_thread.get_ident())
+    else:
+        _collecting.discard(_thread.get_ident())
+
+
+gc.callbacks.append(_notice)
+
+
+def end_threads(end: Callable[..., object], *arguments: object) -> None:
+    """Call what ends threads and waits for them.
+
+    The garbage collector ends an iterator that was dropped in a cycle in any thread, at any line: in one that
+    is waited for, or that holds a lock which another one needs. There, a thread of its own makes the call.
+    """
+    if _thread.get_ident() not in _collecting:
+        end(*arguments)
+        return
+
+    def begin() -> None:  # where no lock is held: to begin a `threading.Thread` takes some
+        try:
+            threading.Thread(target=end, args=arguments, name="amistore-ending", daemon=False).start()
+        except RuntimeError:  # at the interpreter's end
+            end(*arguments)
+
+    try:
+        _thread.start_new_thread(begin, ())
+    except RuntimeError:
+        end(*arguments)
 
 
 @contextlib.contextmanager
@@ -52,7 +98,7 @@ def worker_pool(
             yield pool, 2 * count
     finally:
         if os.getpid() == process:  # in a forked child there are no threads to end, and locks that they held
-            pool.shutdown(wait=True, cancel_futures=True)
+            end_threads(functools.partial(pool.shutdown, cancel_futures=True))
 
 
 def worker_count(workers: int | None) -> int:
@@ -118,18 +164,16 @@ def ordered_map(
             yield _first(pending)
             forks.check_owner(process, "this iterator")
     except BaseException:
-        stop()
-        raise
-    finally:
         if os.getpid() == process:
-            _end(pending)
+            end_threads(_end, stop, pending)
+        raise
 
 
-def _end(pending: deque[Future[R]]) -> None:
+def _end(stop: Callable[[], object], pending: deque[Future[R]]) -> None:
     """Let go of all of them: one that failed holds an error whose traceback holds `pending`, a cycle."""
-    for future in pending:
-        future.cancel()
-    wait(pending)
+    stop()
+    # Not for those that are cancelled: where the pool was ended before, nobody tells those who wait for them.
+    wait([future for future in pending if not future.cancel()])
     pending.clear()
 
 

@@ -1,0 +1,113 @@
+"""An iterator that the garbage collector ends waits for nobody: the collector runs in any thread, anywhere."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import images
+import pytest
+
+import amistore
+from amistore.backends import SnapshotBlock
+from amistore.container.layout import Layout
+
+BLOCKS = {i: images.block(i % 7 + 1) for i in range(96)}
+OPTIONS = amistore.PackOptions(layout=Layout(blocks_per_frame=2, blocks_per_segment=8))
+SECONDS = 20  # until what does not end is missed
+
+
+class Held(images.Volumes):
+    """A source whose answers, from the third segment on, need what the thread that collects holds."""
+
+    def __init__(self, requests: int) -> None:
+        super().__init__([(1, BLOCKS)])
+        self.requests = requests
+        self.free = threading.Event()
+        self.waits = threading.Event()
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        if block_index >= 16 and not self.free.is_set():
+            self.waits.set()
+            self.free.wait()
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+class Begun(Held):
+    """Such a source that begins its calls by itself."""
+
+    def __init__(self, requests: int) -> None:
+        super().__init__(requests)
+        self.pool = ThreadPoolExecutor(requests)
+
+    def begin_get(self, snapshot_id: str, block_index: int, block_token: str) -> Future[SnapshotBlock]:
+        return self.pool.submit(super().get_snapshot_block, snapshot_id, block_index, block_token)
+
+    # Beside `begin_get`, which counts where it stands beside the method or below it.
+    get_snapshot_block = Held.get_snapshot_block
+
+
+def ended(before: set[threading.Thread]) -> bool:
+    """Whether all threads end that began since; one may begin another."""
+    until = time.monotonic() + SECONDS
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
+        for thread in left:
+            thread.join(SECONDS)
+    return not left
+
+
+def cyclic(source: Held) -> list[Any]:
+    """An iterator in a cycle."""
+    cycle: list[Any] = [amistore.pack(images.image(source.volumes), source, options=OPTIONS, workers=2)]
+    cycle.append(cycle)
+    return cycle
+
+
+@pytest.mark.parametrize("made", [lambda: Held(0), lambda: Held(16), lambda: Begun(16)])
+def test_a_dropped_iterator_in_a_cycle_lets_the_collector_go_on_and_ends_its_threads(
+    made: Callable[[], Held],
+) -> None:
+    before = set(threading.enumerate())
+    source = made()
+    free, pool = source.free, getattr(source, "pool", None)
+    rescue = threading.Timer(SECONDS, free.set)
+    gc.disable()
+    try:
+        cycle = cyclic(source)
+        for _ in range(6):  # into the first segment
+            next(cycle[0])
+        assert source.waits.wait(SECONDS)
+        rescue.start()
+        del cycle
+        gc.collect()
+        assert not free.is_set(), "the collector waited"
+    finally:
+        gc.enable()
+        free.set()
+        rescue.cancel()
+        if pool is not None:
+            pool.shutdown()
+    assert ended(before)
+
+
+def test_collections_at_any_line_end_dropped_iterators() -> None:
+    before = set(threading.enumerate())
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100, 5, 5)
+    try:
+        for _ in range(20):
+            source = Begun(16)
+            source.free.set()
+            cycle = cyclic(source)
+            for _ in range(8):
+                next(cycle[0])
+            source.pool.shutdown(wait=False)
+    finally:
+        gc.set_threshold(*thresholds)
+    del cycle
+    gc.collect()
+    assert ended(before)
