@@ -9,6 +9,7 @@ it crosses a process pool whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -251,12 +252,12 @@ class JournalError(BackendError):
 
 
 class ResourcesExhaustedError(AmistoreError):
-    """The machine or the process has run out of memory or threads; fewer workers need less."""
+    """The machine or the process has run out of memory, threads or descriptors; fewer workers need less."""
 
 
 @contextlib.contextmanager
 def machine_limits() -> Iterator[None]:
-    """Raise a typed error where Python runs out of memory or threads."""
+    """Raise a typed error where Python runs out of memory, threads or file descriptors."""
     try:
         yield
     except MemoryError as error:
@@ -269,6 +270,12 @@ def machine_limits() -> Iterator[None]:
         raise ResourcesExhaustedError(
             "the system starts no more threads: use fewer workers (`workers=`), or raise the limit of "
             "processes or memory (`ulimit -u`, the container's pids.max)"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise ResourcesExhaustedError(
+            "too many files and connections are open: close some, or raise their limit (`ulimit -n`)"
         ) from error
 
 

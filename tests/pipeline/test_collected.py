@@ -1,4 +1,4 @@
-"""An iterator that the garbage collector ends waits for nobody: the collector runs in any thread, anywhere."""
+"""An iterator that the garbage collector ends waits for nobody: it runs in any thread, at any line."""
 
 from __future__ import annotations
 

@@ -208,15 +208,16 @@ class Loop:
             return True
 
     def _start(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wakers = socket.socketpair()
-        for waker in self._wakers:
-            waker.setblocking(False)
-        self._selector.register(self._wakers[0], READ)
-        self._thread = threading.Thread(target=self._run, name="amistore-requests", daemon=True)
+        """Begin the thread; where that fails, what was posted is not done later."""
         try:
+            self._selector = selectors.DefaultSelector()
+            self._wakers = socket.socketpair()
+            for waker in self._wakers:
+                waker.setblocking(False)
+            self._selector.register(self._wakers[0], READ)
+            self._thread = threading.Thread(target=self._run, name="amistore-requests", daemon=True)
             self._thread.start()
-        except BaseException:  # no more threads
+        except BaseException:  # no more threads or descriptors
             self._posted.pop()
             self._close()
             raise

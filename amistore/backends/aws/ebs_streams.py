@@ -6,6 +6,7 @@ They follow the same configuration as `ebs_connections.py`, which has the proxie
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import socket
 import ssl
@@ -129,6 +130,8 @@ class Streams:
         self._asking = Places(loop, 1)
         self._found: list[Any] = []
         self._found_at = 0.0
+        self._asked = 0
+        self._failure: OSError | None = None  # of the last time
 
     def let_go(self) -> None:
         """In a forked child, close its copies of the parent's connections."""
@@ -191,18 +194,27 @@ class Streams:
 
     async def _prepare(self) -> None:
         """Have the host's addresses, which are kept for a while, and certificates: one asks, for all."""
+        asked = self._asked
         async with self._asking:
             if self._pool.secure and self._context is None:
                 self._context = await self._loop.in_thread(self._pool.context)
-            if not self._found or time.monotonic() > self._found_at + _FRESH:
-                self._found = await self._loop.in_thread(
-                    socket.getaddrinfo,
-                    self._pool.host,
-                    self._pool.port,
-                    urllib3.util.connection.allowed_gai_family(),
-                    socket.SOCK_STREAM,
-                )
+            if self._found and time.monotonic() <= self._found_at + _FRESH:
+                return
+            if self._failure is not None and asked != self._asked:  # a silent name server takes its time once
+                raise copy.copy(self._failure)
+            try:
+                self._found, self._failure = await self._addresses(), None
                 self._found_at = time.monotonic()
+            except OSError as failure:
+                self._failure = failure.with_traceback(None)
+                raise
+            finally:
+                self._asked += 1
+
+    async def _addresses(self) -> list[Any]:
+        family = urllib3.util.connection.allowed_gai_family()
+        host, port = self._pool.host, self._pool.port
+        return await self._loop.in_thread(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
 
 
 def _close(streams: list[Stream]) -> None:

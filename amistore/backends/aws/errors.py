@@ -20,6 +20,7 @@ import botocore.parsers
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
+from amistore.backends.redaction import hide_secrets
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -282,6 +283,7 @@ def service_error(refused: ServiceError, operation: str, *, date: str = "", **fa
         text += f" ({refused.reason})"
     if message:
         text += f": {message}"
+    text = hide_secrets(text)  # a proxy's page may repeat the request
     late = code in _LATE or (code in _DENIED and _LATE_TEXT.search(message) is not None)
     kind, retryable = _kind(refused, late=late)
     if kind is NotFoundError and code == "404":  # of HEAD, whose answer has no text

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import hashlib
+import os
 import shutil
 import socket
 import subprocess
@@ -364,6 +366,69 @@ def test_a_loop_that_breaks_off_fails_what_was_posted_to_it(monkeypatch: pytest.
             thread.join(60)
     loop.submit(nothing).result(60)  # and begins again
     loop.stop()
+
+
+def none_left() -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_loop_that_cannot_begin_does_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    async def do(what: str) -> None:
+        done.append(what)
+
+    loop = Loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", none_left)
+        with pytest.raises(OSError, match="Too many open files"):
+            loop.submit(do, "first")
+    loop.submit(do, "second").result(60)
+    loop.stop()
+    assert done == ["second"]
+
+
+@plain
+def test_a_process_without_descriptors_is_told_how_to_get_some(
+    aws: FakeAWS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = cloud(aws)
+    snapshot_id = aws.add_snapshot(volume_size=1, blocks=marked, indexes=range(3))
+    mapping = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}
+    image = backend.ec2.describe_image(aws.add_image(name="one", mappings=[mapping]))
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    with pytest.raises(amistore.ResourcesExhaustedError, match="ulimit -n"):
+        b"".join(amistore.pack(image, backend.ebs))
+
+
+@plain
+def test_a_name_server_that_fails_is_asked_once_for_all_that_wait(
+    aws: FakeAWS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source.of(aws)
+    ebs = open_store(aws.endpoint_url, aws.credential)
+    loop = ebs._in_flight().loop
+    ebs.begin_get(source.snapshot_id, 0, source.tokens[0]).result(60)  # it has found credentials
+    monkeypatch.setattr("amistore.backends.aws.ebs_streams._FRESH", -1.0)
+    go, asked = threading.Event(), []
+
+    def silent(*arguments: object) -> Any:
+        asked.append(arguments)
+        assert go.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def nothing() -> None: ...
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    begun = [ebs.begin_get(source.snapshot_id, index, source.tokens[index]) for index in range(20)]
+    loop.submit(nothing).result(60)  # all of them wait
+    go.set()
+    for future in begun[1:]:  # the first one has the connection
+        with pytest.raises(BackendError, match="gaierror"):
+            future.result(60)
+    assert len(asked) == 1
+    monkeypatch.undo()
+    assert ebs.begin_get(source.snapshot_id, 0, source.tokens[0]).result(60)
 
 
 PROGRAM = """

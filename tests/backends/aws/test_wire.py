@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import datetime
 import hashlib
+import json
 import shutil
 import socket
 from collections.abc import Iterator
@@ -176,6 +177,26 @@ def test_an_answer_that_is_no_block_is_an_error_worth_another_attempt(answer: by
         with pytest.raises(BackendError) as caught:
             store.get_snapshot_block(SNAPSHOT, 0, "1:token")
     assert caught.value.retryable
+
+
+def test_a_page_that_repeats_the_request_tells_no_credential() -> None:
+    def play(connection: socket.socket) -> None:
+        page = json.dumps({"message": f"blocked: {read_head(connection).decode()}"}).encode()
+        head = f"HTTP/1.1 403 Forbidden\r\nContent-Length: {len(page)}\r\n\r\n"
+        connection.sendall(head.encode() + page)
+
+    with scripted(play) as server:
+        store = open_store(
+            server.url,
+            Credential(access_key_id="AKIA0", secret_access_key="secret", session_token="of/this+session"),
+        )
+        with pytest.raises(AccessDeniedError, match="blocked: GET /snapshots") as caught:
+            store.get_snapshot_block(SNAPSHOT, 0, "1:token")
+        with pytest.raises(AccessDeniedError) as listed:
+            store.list_snapshot_blocks(SNAPSHOT)
+    for error in (caught.value, listed.value):
+        assert "of/this" not in str(error)
+        assert "Signature=" not in str(error)
 
 
 @pytest.mark.parametrize("drained", [True, False], ids=["the body is read", "the server hangs up"])
