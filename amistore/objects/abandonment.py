@@ -12,7 +12,7 @@ from amistore.backends import Backend, BlockSink
 from amistore.backends.base import check_backend
 from amistore.backends.checks import check_flags
 from amistore.errors import InvalidRequestError, NotFoundError
-from amistore.model import Snapshot
+from amistore.model import Snapshot, Tag
 from amistore.objects.restoration import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.units import GIB
@@ -53,7 +53,7 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
                 for entry in entries if header["kind"] in ("pack", "copy") else ():
                     if "upload" in entry:
                         backend.s3.abort_multipart_upload(header["bucket"], header["key"], entry["upload"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise InvalidRequestError("the resume log is damaged") from None
         opened.clear()
 
@@ -93,7 +93,12 @@ def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, comp
             begun[entry["snapshot"]] = entry["size"], token
         elif (entry["volume"], entry["generation"]) not in answered:
             # Begun, it may be, without an answer: its token tells the id, or begins it only now.
-            snapshot_id = backend.ebs.start_snapshot(entry["size"] // GIB, client_token=token)
+            snapshot_id = backend.ebs.start_snapshot(
+                entry["size"] // GIB,
+                description=entry.get("description", ""),
+                tags=tuple(Tag(key=key, value=value) for key, value in entry.get("tags", ())),
+                client_token=token,
+            )
             begun[snapshot_id] = entry["size"], None
     in_use = {
         snapshot_id

@@ -33,7 +33,7 @@ from amistore.errors import (
     advising,
     is_final,
 )
-from amistore.model import Image
+from amistore.model import Image, Snapshot
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
@@ -144,9 +144,19 @@ class RestoreLog:
         """The generation and id of the snapshot that an earlier run began; 0 and None for none."""
         return self._snapshots.get(stored_id, (0, None))
 
-    def note_beginning(self, stored_id: str, generation: int, size: int) -> None:
-        """Note a snapshot before it is begun: the answer with its id may be lost."""
-        self.log.append(write_entry(volume=stored_id, generation=generation, size=size))
+    def note_beginning(self, known: Snapshot, generation: int, size: int) -> None:
+        """Note a snapshot before it is begun: the answer with its id may be lost.
+
+        A sink tells it once more only for the same facts.
+        """
+        facts = {
+            "volume": known.snapshot_id,
+            "generation": generation,
+            "size": size,
+            "description": known.description or "",
+            "tags": [[tag.key, tag.value] for tag in known.tags],
+        }
+        self.log.append(write_entry(**facts))
 
     def note_begun(self, stored_id: str, generation: int, snapshot_id: str, size: int) -> None:
         self._begin(stored_id, generation, snapshot_id)
@@ -288,7 +298,7 @@ class Restoring:
         # With the same token: the same snapshot, if it is one that this task began.
         token = client_token(self._log.task, stored_id, generation)
         if before is None and self._restored.wanted(stored_id):
-            self._log.note_beginning(stored_id, generation, volume.size)
+            self._log.note_beginning(self._restored.known(stored_id), generation, volume.size)
         snapshot_id = self._restored.begin(volume, client_token=token)
         if snapshot_id is None:
             return 0

@@ -118,6 +118,10 @@ class RestoredSnapshots:
         """Whether a snapshot is to be restored."""
         return stored_id in self._wanted
 
+    def known(self, stored_id: str) -> Snapshot:
+        """What the archive knows of a snapshot, with the tags to set."""
+        return self._image.snapshot(stored_id)
+
     def begin(self, volume: PlannedVolume, *, client_token: str | None = None) -> str | None:
         """Start a volume's new snapshot, if it is wanted."""
         stored_id = volume.snapshot_id

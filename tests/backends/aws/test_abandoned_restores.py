@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import boto3
 import images
@@ -12,8 +13,9 @@ import amistore
 from amistore.testing.aws import FakeAWS
 
 
+@pytest.mark.parametrize("verb", ["put_snapshot_block", "start_snapshot"])
 def test_a_restore_whose_snapshots_have_tags_of_two_sources_is_abandoned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     volumes = images.Volumes([(1, {index: images.block(index + 1) for index in range(9)})])
     described = amistore.Snapshot(
@@ -33,11 +35,14 @@ def test_a_restore_whose_snapshots_have_tags_of_two_sources_is_abandoned(
             snapshots=amistore.SnapshotSettings(tags=(amistore.Tag(key="Cost", value="1"),)),
         )
 
-        def cut(*_: object) -> None:
+        call = getattr(cloud.ebs, verb)
+
+        def cut(*arguments: Any, **options: Any) -> None:
+            call(*arguments, **options)
             raise amistore.BackendError("cut")
 
-        monkeypatch.setattr(cloud.ebs, "put_snapshot_block", cut)
-        with pytest.raises(amistore.BackendError, match="cut"):
+        with monkeypatch.context() as patch, pytest.raises(amistore.BackendError, match="cut"):
+            patch.setattr(cloud.ebs, verb, cut)
             amistore.unpack(stored.location, cloud.ebs, log=tmp_path / "log")
         assert len(fake.snapshots) == 1
         amistore.abandon(tmp_path / "log", cloud)
