@@ -244,9 +244,8 @@ class Restoring:
                     self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
             verification.end()
             most = container.head.layout.blocks_per_segment
-            puts = BlockPuts(self._sink, None)
-            filling = self._restored.fill(pool, puts, limit, most, self._log.filled)
-            with contextlib.closing(filling) as pieces, puts:
+            filling = self._restored.fill(pool, None, limit, most, self._log.filled)
+            with contextlib.closing(filling) as pieces:
                 for piece, blocks in pieces:
                     self._log.note_filled(piece.stored_id, piece.end)
                     self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
@@ -280,7 +279,7 @@ class Restoring:
         stored_id = located.snapshot_id
         if self._restored.get(stored_id) is not None and segment.sequence >= self._log.put(stored_id):
             self._log.note_put(stored_id, segment.sequence + 1)
-        self._restored.add(stored_id, located.descriptor)
+        self._restored.add(stored_id, located.descriptor.runs, located.descriptor.digests)
 
     def _begin(self, volume: PlannedVolume) -> int:
         """Start a volume's snapshot, or resume the one that an earlier run began.

@@ -1,7 +1,7 @@
 """`transfer`: copy an AMI from one backend to another.
 
-It takes two sets of credentials and no local disk: data passes through bounded memory. On the way it is a
-container, so every block is verified as in any restore.
+It takes two sets of credentials and no local disk: data passes through bounded memory. Every block is proved
+on its way, and each new snapshot as it is completed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import BinaryIO, cast
 
 import attrs
 
@@ -25,20 +24,18 @@ from amistore.model import Image
 from amistore.objects.restore import RestoredImage, RestoreJob, warn_of_dropped
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
-from amistore.pipeline.pack import PackOptions, pack
+from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
+from amistore.pipeline.relay import relay_snapshots
 from amistore.pipeline.snapshots import RestorePolicy
-from amistore.pipeline.unpack import PieceReader, restore_stream
 from amistore.units import BLOCK_SIZE, GIB
 
 __all__ = ["transfer"]
 
 _logger = logging.getLogger("amistore")
 
-# Of a container that nobody keeps: no check of frames, since restoring proves each block, small segments,
-# since packing and restoring hold some each, little work for zstd. A huge image must fit into a container.
-_FLEETING = PackOptions(layout=Layout(blocks_per_segment=32), check_frames=False)
-_LEVEL, _LEVEL_OF_HUGE = -20, 1
+# Of a plan whose container nobody makes: small segments begin soonest. A huge one has none too many.
+_SMALL = Layout(blocks_per_segment=32)
 _HUGE = 32 * 1024  # GiB
 
 
@@ -113,7 +110,7 @@ def transfer(
         told = not fill_holes and (phases.begun or _warn_of_holes(image, source, destination))
         job = attrs.evolve(job, policy=attrs.evolve(policy, holes_told=told))
         if storing is None:
-            return _stream(image, source, job, workers, report)
+            return _relay(image, source, job, workers, report)
         restored = _keep(storing, (image, blocks), job, phases, workers, report)
         if opened is not None:
             opened.end()
@@ -172,22 +169,17 @@ class _Phases:
         self.restoring = self.unpack is not None and bool(self.unpack.entries())
 
 
-def _stream(
+def _relay(
     image: Image, source: Backend, job: RestoreJob, workers: int | None, progress: ProgressCallback
 ) -> RestoredImage:
     """`transfer` without an archive to keep."""
     sizes = [image.snapshot(each).volume_size for each in image.snapshot_ids]
     huge = None in sizes or sum(size for size in sizes if size) > _HUGE
-    level, options = (_LEVEL_OF_HUGE, PackOptions()) if huge else (_LEVEL, _FLEETING)
-    with pack(image, source.ebs, level=level, options=options, workers=workers) as pieces:
-        restored = restore_stream(
-            cast(BinaryIO, PieceReader(pieces)),
-            job.backend.ebs,
-            job.policy,
-            workers=workers,
-            progress=progress,
-        )
-    return job.register(restored, image.image_id, job.region, pieces.content_id, None)
+    planned = plan_pack(image, source.ebs, progress=progress, layout=None if huge else _SMALL)
+    restored, content_id = relay_snapshots(
+        planned, source.ebs, job.backend.ebs, job.policy, workers=workers, progress=progress
+    )
+    return job.register(restored, image.image_id, job.region, content_id.hex(), None)
 
 
 def _keep(

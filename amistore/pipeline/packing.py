@@ -31,6 +31,7 @@ __all__ = [
     "list_runs",
     "list_tokens",
     "packed_units",
+    "segment_gets",
 ]
 
 
@@ -160,15 +161,21 @@ def _contents(gets: SegmentGets, checksums: list[bytes | None]) -> Iterator[tupl
 
 
 def _items(planned: Plan, source: BlockSource, gets: BlockGets, first: int) -> Iterator[_Item]:
-    """Each segment from the `first` on with its blocks' tokens, from a second listing of its snapshot."""
+    """Each segment from the `first` on with its blocks."""
     for volume in planned.volumes:
         sequences = _segments(planned, volume)
-        if sequences.stop <= first and sequences:
-            continue
-        segments = (planned.segment(sequence) for sequence in sequences)
-        for segment, tokens in list_tokens(source, volume, segments):
-            if segment.sequence >= first:
-                yield segment, gets.segment(volume.snapshot_id, segment.runs.indexes(), tokens)
+        if sequences.stop > first or not sequences:
+            yield from segment_gets(planned, volume, source, gets, first)
+
+
+def segment_gets(
+    planned: Plan, volume: PlannedVolume, source: BlockSource, gets: BlockGets, first: int = 0
+) -> Iterator[tuple[PlannedSegment, SegmentGets]]:
+    """A volume's segments from the `first` of the container on, with their blocks by a second listing."""
+    segments = (planned.segment(sequence) for sequence in _segments(planned, volume))
+    for segment, tokens in list_tokens(source, volume, segments):
+        if segment.sequence >= first:
+            yield segment, gets.segment(volume.snapshot_id, segment.runs.indexes(), tokens)
 
 
 def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
@@ -14,7 +14,7 @@ from amistore.backends import BlockSink
 from amistore.backends.checks import check_flags
 from amistore.container.index import IndexedVolume
 from amistore.container.plan import PlannedVolume
-from amistore.container.records import SegmentDescriptor
+from amistore.container.runs import Runs
 from amistore.container.segments import StoredSegment, decode_segment
 from amistore.errors import (
     ArchiveError,
@@ -35,6 +35,7 @@ __all__ = [
     "RestorePolicy",
     "RestoredSnapshots",
     "SegmentPut",
+    "WrittenVolume",
 ]
 
 
@@ -69,6 +70,15 @@ class RestorePolicy:
 
     def __attrs_post_init__(self) -> None:
         check_flags(fill_holes=self.fill_holes, allow_lost=self.allow_lost)
+
+
+@attrs.frozen
+class WrittenVolume:
+    """What was put of a snapshot: the archived id, the number of blocks, and LINEAR over their digests."""
+
+    snapshot_id: str
+    blocks: int
+    linear: bytes
 
 
 class RestoredSnapshots:
@@ -164,10 +174,10 @@ class RestoredSnapshots:
                 sized(blocks * BLOCK_SIZE),
             )
 
-    def add(self, stored_id: str, segment: SegmentDescriptor) -> None:
+    def add(self, stored_id: str, runs: Runs, digests: Sequence[bytes]) -> None:
         """Count a segment's blocks for its new snapshot; each volume's segments come in order."""
         if stored_id in self._sums:
-            self._sums[stored_id].add(segment.runs, segment.digests)
+            self._sums[stored_id].add(runs, digests)
 
     @property
     def hole_blocks(self) -> int:
@@ -177,7 +187,7 @@ class RestoredSnapshots:
     def fill(
         self,
         pool: Executor,
-        puts: BlockPuts,
+        executor: Executor | None,
         limit: int,
         most: int,
         filled: Callable[[str], int] = lambda stored_id: 0,
@@ -188,7 +198,7 @@ class RestoredSnapshots:
 
         Args:
             pool: the executor.
-            puts: the puts that are in flight.
+            executor: the caller's, if that is it.
             limit: the number of pieces begun at once.
             most: the most blocks of a piece.
             filled: a function that returns the block index, by the archived id, before which all holes are
@@ -200,14 +210,16 @@ class RestoredSnapshots:
             for ranges in holes.pieces(filled(stored_id), most)
         )
         done = sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
+        puts = BlockPuts(self._sink, executor)
         items = ((piece, puts.batch()) for piece in pieces)
-        with contextlib.closing(ordered_map(pool, HolePut(self._sink), items, limit, stop=puts.stop)) as put:
+        put = ordered_map(pool, HolePut(self._sink), items, limit, stop=puts.stop)
+        with contextlib.closing(put), puts:
             for piece in put:
                 puts.landed()
                 done += piece.blocks
                 yield piece, done
 
-    def complete(self, volumes: Iterable[IndexedVolume]) -> None:
+    def complete(self, volumes: Iterable[IndexedVolume | WrittenVolume]) -> None:
         """Complete the started snapshots once the whole container has verified, and wait for them."""
         waiting = []
         for volume in volumes:

@@ -135,8 +135,7 @@ class _Restore:
                     puts.landed()
                     done += blocks
                     report(Phase.UNPACK, done, self._total)
-            puts = BlockPuts(self._sink, executor)
-            with contextlib.closing(self.snapshots.fill(pool, puts, limit, self._per_piece)) as pieces, puts:
+            with contextlib.closing(self.snapshots.fill(pool, executor, limit, self._per_piece)) as pieces:
                 for _, done in pieces:
                     report(Phase.FILL, done, self.snapshots.hole_blocks)
         if self._end is None:  # pragma: no cover (the reader ends with it or raises)
@@ -152,7 +151,8 @@ class _Restore:
             elif isinstance(event, StoredSegment):
                 located = event.located
                 self._stored_bytes = located.offset
-                self.snapshots.add(located.snapshot_id, located.descriptor)
+                descriptor = located.descriptor
+                self.snapshots.add(located.snapshot_id, descriptor.runs, descriptor.digests)
                 yield event, self.snapshots.get(located.snapshot_id), puts.batch()
             elif isinstance(event, ContainerEnd):
                 check_content_id(event.index.content_id, self._expected)
