@@ -10,8 +10,9 @@ import contextlib
 import copy
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -46,6 +47,8 @@ from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
 __all__ = ["Checked", "Verification", "VerifyReport", "check_mapped", "verify"]
+
+_AHEAD: Final = 2  # segments that are begun before the front is read
 
 
 @attrs.frozen(kw_only=True)
@@ -162,19 +165,24 @@ def verify(
     verification = Verification(container, note)
     check = _SegmentCheck(container, quick)
     loads = container.loads()
-    tasks = _tasks(container, verification.volumes(), loads)
     blocks = 0
-    with (
-        worker_pool(workers, None) as (pool, limit),
-        contextlib.closing(
-            ordered_map(pool, check, tasks, loads.limit(limit), check.weigh, least=limit // 2)
-        ) as checked,
-        loads,
-    ):
-        for each in verification.segments(checked):
-            blocks += container.segment_blocks(each.sequence)
-            total = container.head.blocks
-            progress(Progress(phase=Phase.VERIFY, blocks=blocks, total_blocks=total, stored_bytes=each.end))
+    with worker_pool(workers, None) as (pool, limit), loads:
+        ahead = deque(map(loads.begin, range(min(_AHEAD, len(container.index.offsets)))))
+        tasks = _tasks(container, verification.volumes(), loads, ahead)
+        most = loads.limit(limit)
+        with contextlib.closing(
+            ordered_map(pool, check, tasks, most, check.weigh, least=limit // 2)
+        ) as checked:
+            for each in verification.segments(checked):
+                blocks += container.segment_blocks(each.sequence)
+                progress(
+                    Progress(
+                        phase=Phase.VERIFY,
+                        blocks=blocks,
+                        total_blocks=container.head.blocks,
+                        stored_bytes=each.end,
+                    )
+                )
     verification.end()
     return VerifyReport(
         name=container.name,
@@ -207,11 +215,15 @@ _Task = tuple[PlannedVolume | None, int, Callable[[], StoredSegment]]
 
 
 def _tasks(
-    container: ContainerFile, volumes: list[PlannedVolume | None], loads: Reads[StoredSegment]
+    container: ContainerFile,
+    volumes: list[PlannedVolume | None],
+    loads: Reads[StoredSegment],
+    ahead: deque[Callable[[], StoredSegment]],
 ) -> Iterator[_Task]:
+    """Each segment; the loads of the first ones were begun `ahead`, while the front was read."""
     for number, volume in enumerate(volumes):
         for sequence in container.segments_of(number):
-            yield volume, sequence, loads.begin(sequence)
+            yield volume, sequence, ahead.popleft() if ahead else loads.begin(sequence)
 
 
 @attrs.frozen
@@ -322,14 +334,14 @@ class Verification:
         """Check that the front is PREAMBLE and the index's copies of HEAD and manifest, byte for byte."""
         index = self._container.index
         parts = (("PREAMBLE", PREAMBLE), ("HEAD", index.head), ("manifest", index.manifest_frames))
-        offset = 0
-        expected = hashlib.sha256()
-        for record, content in parts:
-            expected.update(content)
-            wrong = "it is not as the index says"
-            self._container.read(offset, len(content), record, is_exactly(content), wrong)
-            offset += len(content)
-        if (offset, expected.digest()) != (index.front_end, index.front_digest):
+        front = b"".join(content for _, content in parts)
+        wrong = "it is not as the index says"
+        if not self._is_intact(0, len(front), "front", is_exactly(front)):
+            offset = 0
+            for record, content in parts:
+                self._container.read(offset, len(content), record, is_exactly(content), wrong)
+                offset += len(content)
+        if (len(front), hashlib.sha256(front).digest()) != (index.front_end, index.front_digest):
             raise CorruptArchiveError("the front is not the one that the index was made for", record="INDX")
         following = index.volumes[0].offset if index.volumes else self._container.foot.data_end
         self._gap(index.front_end, following)
@@ -412,7 +424,23 @@ class Verification:
         container, foot = self._container, self._container.foot
         changed = "the file changed while it was open"
         end, expected = layout.END_FRAME, foot.encode()
+        is_end, is_index, is_foot = is_exactly(end), has_digest(foot.index_digest), is_exactly(expected)
+
+        def intact(tail: bytes) -> bool:
+            index = tail[len(end) : -len(expected)]
+            return is_end(tail[: len(end)]) and is_index(index) and is_foot(tail[-len(expected) :])
+
+        if self._is_intact(foot.data_end, container.size - foot.data_end, "tail", intact):
+            return
         wrong = "the frame that ends the tar is damaged"
-        container.read(foot.data_end, len(end), "end of tar", is_exactly(end), wrong)
-        container.read(foot.index_offset, foot.index_length, "INDX", has_digest(foot.index_digest), changed)
-        container.read(container.size - len(expected), len(expected), "FOOT", is_exactly(expected), changed)
+        container.read(foot.data_end, len(end), "end of tar", is_end, wrong)
+        container.read(foot.index_offset, foot.index_length, "INDX", is_index, changed)
+        container.read(container.size - len(expected), len(expected), "FOOT", is_foot, changed)
+
+    def _is_intact(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bool:
+        """Read records that stand together at once; where they are damaged, the caller finds the one."""
+        try:
+            self._container.read(offset, length, record, intact, "")
+        except CorruptArchiveError:
+            return False
+        return True
