@@ -74,8 +74,10 @@ class BlockPuts(InFlight):
 
     def wait(self, batch: PutBatch) -> None:
         """Wait for all that a batch has begun."""
+        begun = time.monotonic()
         with self._lock:
             self._ended.wait_for(lambda: not batch.left)
+            self._waited += time.monotonic() - begun
 
 
 @attrs.define(eq=False)

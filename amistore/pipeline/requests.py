@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from amistore.backends.blocks import beginner
 from amistore.errors import InvalidRequestError
-from amistore.pipeline.workers import confined, end_threads
+from amistore.pipeline.workers import confined, end_threads, worker_count
 
 __all__ = ["HELD", "InFlight", "Reads", "Stopped", "error_of", "requests_of"]
 
@@ -28,6 +28,7 @@ _logger = logging.getLogger("amistore")
 
 HELD: Final = 96  # blocks (48 MiB) that are asked for, or got, and that no worker has taken yet; so of puts
 _WAITING: Final = 0.25  # of the workers' time, from which on what they wait for is what bounds them
+_BUSY: Final = 0.8  # of the CPUs' time, from which on they are what bounds a run
 _ROOM: Final = 16  # calls that must have ended before who waits for room goes on, with that many
 
 T = TypeVar("T")
@@ -73,7 +74,10 @@ class _Calls:
 
     def __init__(self, service: Any, executor: Executor | None, begin: str, call: str) -> None:
         shared = executor is None or isinstance(executor, ThreadPoolExecutor)
-        self.requests = requests_of(service) if shared else 0
+        wanted = requests_of(service)
+        self.requests = wanted if shared else 0
+        if wanted > self.requests:
+            _logger.info("workers in other processes ask one by one: threads would have %d at once", wanted)
         self._own: Begin | None = beginner(service, begin, call)
         self._call = getattr(service, call)
         self._threads = _Threads(self.requests)
@@ -133,7 +137,7 @@ class InFlight:
         self._running: set[Future[Any]] = set()
         self._stopped = False
         self._in_flight = self._most = self._count = 0
-        self._began = 0.0
+        self._began = self._cpu = 0.0
         self._waited = 0.0  # seconds, of all workers
         self._workers: set[int] = set()
         self._service = service
@@ -172,6 +176,7 @@ class InFlight:
         if self._count and error[0] is None:
             seconds = time.monotonic() - self._began
             share = self._waited / max(seconds * len(self._workers), 1e-9)
+            busy = (time.process_time() - self._cpu) / max(seconds * worker_count(None), 1e-9)
             _logger.info(
                 "%s %d blocks in %.1f s, %d at once at most; workers waited for them %.0f %% of the time: "
                 "the run was bounded by %s",
@@ -179,15 +184,17 @@ class InFlight:
                 self._count,
                 seconds,
                 min(self._most, self.requests),
-                100 * share,
-                self._bound(share),
+                100 * min(share, 1.0),
+                self._bound(share, busy),
             )
 
-    def _bound(self, share: float) -> str:
-        """What bounded the run, given the share of the workers' time in which they waited."""
+    def _bound(self, share: float, busy: float) -> str:
+        """What bounded the run, given the shares of time that workers waited and that CPUs were busy."""
         refused = _throttled(self._service) - self._throttled
+        if busy >= _BUSY:
+            return "the CPUs"
         if share <= _WAITING:
-            return "the CPUs or the other side"
+            return "the number of workers, or the other side"
         if refused * 100 > self._count:
             return f"the service, which refused {refused} calls as too many"
         if self._full and self._most < self.requests:
@@ -199,7 +206,8 @@ class InFlight:
 
     def _enter(self) -> None:
         """Count a call that is to be begun; the caller has the lock."""
-        self._began = self._began or time.monotonic()
+        if not self._began:
+            self._began, self._cpu = time.monotonic(), time.process_time()
         self._in_flight += 1
         self._count += 1
         self._most = max(self._most, self._in_flight)

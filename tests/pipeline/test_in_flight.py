@@ -87,12 +87,14 @@ def test_an_executor_of_the_caller_gets_its_blocks_in_flight_too(workers: int) -
         assert b"".join(packing(source, workers=workers, form=form)) == EXPECTED
 
 
-def test_workers_that_are_other_processes_ask_one_by_one() -> None:
+def test_workers_that_are_other_processes_ask_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
     source = images.Volumes([(1, BLOCKS)])
     source.requests = 64
+    caplog.set_level(logging.INFO, "amistore")
     with ProcessPoolExecutor(2) as pool:
         form = amistore.PackOptions(layout=FORM, executor=pool)
         assert b"".join(packing(source, form=form)) == EXPECTED
+    assert "one by one: threads would have 64 at once" in caplog.text
 
 
 @pytest.mark.parametrize("held", [1, 3])
@@ -434,6 +436,22 @@ def test_no_snapshot_is_completed_before_every_put_has_ended() -> None:
     assert images.leftovers(backend) == []
 
 
+def test_the_time_in_which_only_the_last_puts_are_waited_for_counts(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "amistore")
+    last = threading.Event()
+
+    def put(inner: Callable[..., None], *given: Any) -> None:
+        assert last.wait(SECONDS)
+        inner(*given)
+
+    release = threading.Timer(0.5, last.set)
+    release.start()
+    few = images.packed([(1, {index: BLOCKS[index] for index in range(8)})], FORM)
+    restored(few, requests=8, put=put, workers=1)
+    (told,) = (each.getMessage() for each in caplog.records if "put 8 blocks" in each.getMessage())
+    assert "bounded by the network" in told
+
+
 @pytest.mark.parametrize("value", [-1, 2.5, "64", True, 5000])
 def test_a_figure_that_is_none_is_refused(value: Any) -> None:
     source = images.Volumes([(1, BLOCKS)])
@@ -456,12 +474,13 @@ def test_the_log_says_how_many_were_in_flight(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize(
-    ("refused", "requests", "held", "waited", "bound"),
+    ("refused", "requests", "held", "waited", "busy", "bound"),
     [
-        (0, 8, 96, 0.3, "the network"),
-        (2, 8, 96, 0.3, "the service, which refused 2 calls as too many"),
-        (0, 64, 16, 0.3, r"the memory for \d+ blocks at once"),
-        (2, 8, 96, 0.2, "the CPUs or the other side"),
+        (0, 8, 96, 0.3, 0.7, "the network"),
+        (2, 8, 96, 0.3, 0.7, "the service, which refused 2 calls as too many"),
+        (0, 64, 16, 0.3, 0.7, r"the memory for \d+ blocks at once"),
+        (2, 8, 96, 0.2, 0.7, "the number of workers, or the other side"),
+        (2, 64, 16, 0.3, 0.8, "the CPUs"),
     ],
 )
 def test_the_log_says_what_bounded_a_run(
@@ -471,6 +490,7 @@ def test_the_log_says_what_bounded_a_run(
     requests: int,
     held: int,
     waited: float,
+    busy: float,
     bound: str,
 ) -> None:
     cloud = amistore.MemoryBackend()
@@ -486,7 +506,7 @@ def test_the_log_says_what_bounded_a_run(
     monkeypatch.setattr(cloud.ebs, "requests", requests)
     monkeypatch.setattr(pipeline_requests, "HELD", held)
     found = pipeline_requests.InFlight._bound
-    monkeypatch.setattr(pipeline_requests.InFlight, "_bound", lambda self, _: found(self, waited))
+    monkeypatch.setattr(pipeline_requests.InFlight, "_bound", lambda self, *_: found(self, waited, busy))
     caplog.set_level(logging.INFO, "amistore")
     source = amistore.RetryingBackend(cloud, amistore.RetryPolicy(base_delay=0, max_delay=0)).ebs
     assert len(list(amistore.pack(images.image([snapshot_id]), source, options=OPTIONS, workers=2)))
