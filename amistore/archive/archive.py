@@ -70,7 +70,8 @@ def open_archive(
             ``client_options``.
         expected_content_id: the only content id to accept, 64 hexadecimal digits; None for any. Only the
             claim in the index is compared; `verify`, `extract`, `unpack` and the like prove it.
-        cache_size: the bytes of decoded blocks to keep, for all open disks of the archive together.
+        cache_size: the bytes of blocks to keep, for all open disks of the archive together: decoded, and from
+            far away also as they are stored.
 
     Raises:
         NotFoundError: no such file or object.

@@ -48,7 +48,8 @@ class VolumeFile(RangeFile):
 
     def _start(self) -> None:
         """Begin anew; in a forked child again, where no thread answers earlier requests."""
-        self._ahead = _ReadAhead(self._volume, max(self._workers, self._volume.container.requests))
+        threads = max(self._workers, self._volume.container.requests)
+        self._ahead = _ReadAhead(self._volume, threads, keep=not self._in_order)
         self._place: _Place | None = None
         self._frame: DecodedFrame | None = None
         self._run = 0  # bytes of frames that were read in order
@@ -109,7 +110,8 @@ class VolumeFile(RangeFile):
         # A guess is worth a fraction of what proved it: random reads fetch nothing that they do not touch.
         count = max(-(-sure // size), (max(0, sure) + self._run // 4) // size)
         self._ahead.start(self._following(place), count)
-        return self._ahead.take(place) or self._volume.read_frames(*place, 1)[0]
+        arrived = self._ahead.take(place)
+        return arrived or self._volume.read_frames(*place, 1, keep=not self._in_order)[0]
 
     def _following(self, place: _Place) -> _Place:
         sequence, number = place
@@ -121,9 +123,10 @@ class VolumeFile(RangeFile):
 class _ReadAhead:
     """Groups of frames that threads fetch, in the order of their use."""
 
-    def __init__(self, volume: VolumeReader, threads: int) -> None:
+    def __init__(self, volume: VolumeReader, threads: int, *, keep: bool) -> None:
         self._volume = volume
         self._threads = threads
+        self._keep = keep
         self._pool: ThreadPoolExecutor | None = None
         # The first frame of each group, how many frames it has, and what fetches it.
         self._pending: deque[tuple[_Place, int, Future[list[DecodedFrame]]]] = deque()
@@ -175,7 +178,7 @@ class _ReadAhead:
             self._pool = None
 
     def _fetch(self, place: _Place, count: int) -> list[DecodedFrame]:
-        frames = self._volume.read_frames(*place, count)
+        frames = self._volume.read_frames(*place, count, keep=self._keep)
         for frame in frames:
             for _ in frame.blocks():  # hashed here, beside the caller
                 pass

@@ -13,7 +13,7 @@ from amistore.archive.reader import ContainerFile
 from amistore.container.index import IndexedVolume
 from amistore.container.records import SegmentDescriptor
 from amistore.container.runs import Runs
-from amistore.container.segments import DecodedFrame, decode_frame
+from amistore.container.segments import DecodedFrame, StoredFrame, decode_frame
 from amistore.errors import CorruptArchiveError
 from amistore.model import BlockRange
 from amistore.pipeline.workers import ordered_map, worker_pool
@@ -124,8 +124,17 @@ class VolumeReader:
                 yield descriptor
         sums.check(self.indexed)
 
-    def read_frames(self, sequence: int, first: int, count: int) -> list[DecodedFrame]:
-        """Consecutive frames of a segment, in one read once its descriptor is read."""
+    def read_frames(self, sequence: int, first: int, count: int, *, keep: bool) -> list[DecodedFrame]:
+        """Consecutive frames of a segment, in one read once its descriptor is read.
+
+        Args:
+            sequence: the segment's number.
+            first: the number of the first frame in it.
+            count: the number of frames.
+            keep: whether a cache will have them: then they keep their stored bytes, if these are far away.
+        """
         located = self.container.segment(sequence)
-        frames = self.container.frames(located, first, count)
-        return [decode_frame(located, number, frame) for number, frame in enumerate(frames, first)]
+        frames = enumerate(self.container.frames(located, first, count), first)
+        if keep and self.container.requests:
+            return [StoredFrame(located, number, frame).decode() for number, frame in frames]
+        return [decode_frame(located, number, frame) for number, frame in frames]

@@ -18,6 +18,7 @@ __all__ = [
     "DecodedBlock",
     "DecodedFrame",
     "LocatedSegment",
+    "StoredFrame",
     "StoredSegment",
     "check_place",
     "check_segment",
@@ -111,12 +112,39 @@ class DecodedBlock:
     digest: bytes
 
 
+@attrs.frozen
+class StoredFrame:
+    """A frame as it is stored: its segment, its number in it, and its bytes."""
+
+    located: LocatedSegment
+    number: int
+    content: bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content)
+
+    def decode(self) -> DecodedFrame:
+        """Decode it.
+
+        Raises:
+            CorruptArchiveError: it is not what its descriptor says, with the place.
+        """
+        decoded = decode_frame(self.located, self.number, self.content)
+        decoded.stored = self
+        return decoded
+
+
 class DecodedFrame:
     """A frame's decoded content; a block's SHA-256 is proved when the block is asked for.
 
     Attributes:
         indexes: of its blocks, ascending.
+        stored: as it is stored, where that is to be kept.
     """
+
+    stored: StoredFrame | None = None
 
     def __init__(self, located: LocatedSegment, number: int, content: bytes) -> None:
         """Take its segment, its number in it, and the content."""
@@ -127,6 +155,11 @@ class DecodedFrame:
         self._digests = located.descriptor.digests[first : first + count]
         self._content = memoryview(content)
         self._proved = bytearray(count)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its blocks."""
+        return len(self._content)
 
     def block(self, place: int) -> DecodedBlock:
         """The frame's block of this place, from 0.

@@ -102,10 +102,12 @@ def test_reading_in_order_merges_neighbouring_frames_into_one_read(
     assert len(counting.reads) < descriptors + frames / 2
 
 
-@pytest.mark.parametrize("cache_size", [0, 1 << 20, 64 << 20])
-def test_any_pattern_of_reads_gives_the_disks_bytes(archive: Archive, cache_size: int) -> None:
+@pytest.mark.parametrize("requests", [0, 8])
+@pytest.mark.parametrize("cache_size", [0, 1 << 16, 1 << 20, 64 << 20])
+def test_any_pattern_of_reads_gives_the_disks_bytes(archive: Archive, cache_size: int, requests: int) -> None:
     chance = random.Random(cache_size)
     archive._container.cache = FrameCache(cache_size)
+    archive._container.requests = requests
     with archive.volumes[0].open(workers=2) as disk:
         position = 0
         for _ in range(150):
@@ -129,7 +131,9 @@ def test_reading_ahead_goes_on_after_frames_that_were_in_the_cache(
     assert len(counting.reads) < 4 + 16 / 2
 
 
-def test_the_cache_is_bounded(archive: Archive) -> None:
+@pytest.mark.parametrize("requests", [0, 8])
+def test_the_cache_is_bounded(archive: Archive, requests: int) -> None:
+    archive._container.requests = requests
     tracemalloc.start()
     try:
         archive._container.cache = FrameCache(2 << 20)
