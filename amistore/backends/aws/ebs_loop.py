@@ -78,7 +78,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # of what other threads touch: these three
-        self._posted: collections.deque[Callable[[], None]] = collections.deque()
+        self._posted: collections.deque[tuple[Callable[[], None], Future[Any] | None]] = collections.deque()
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._selector: selectors.BaseSelector | None = None
@@ -96,7 +96,7 @@ class Loop:
     ) -> Future[R]:
         """Run a coroutine function; return the future of its result."""
         future: Future[R] = _Result()
-        if not self._post(functools.partial(self._begin, future, function, arguments, options)):
+        if not self._post(functools.partial(self._begin, future, function, arguments, options), future):
             future.set_exception(_ended())
         return future
 
@@ -194,12 +194,12 @@ class Loop:
 
     # The thread.
 
-    def _post(self, action: Callable[[], None]) -> bool:
-        """Have a function called in the loop's thread; return whether it will be."""
+    def _post(self, action: Callable[[], None], future: Future[Any] | None = None) -> bool:
+        """Have a function, which begins the future's task, called in the thread; return whether it will be."""
         with self._lock:
             if self._stopped:
                 return False
-            self._posted.append(action)
+            self._posted.append((action, future))
             begins = self._thread is None
             if begins:
                 self._start()
@@ -259,7 +259,7 @@ class Loop:
                     while self._wakers is not None and self._wakers[0].recv(4096):
                         pass
         while self._posted:
-            self._posted.popleft()()
+            self._posted.popleft()[0]()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2]()
@@ -281,8 +281,8 @@ class Loop:
             posted = list(self._posted)
             self._posted.clear()
             self._close()
-        for future in (each for action in posted for each in getattr(action, "args", ())):
-            if isinstance(future, Future) and future.set_running_or_notify_cancel():
+        for _, future in posted:
+            if future is not None and future.set_running_or_notify_cancel():
                 future.set_exception(_ended())
 
     def _close(self) -> None:
