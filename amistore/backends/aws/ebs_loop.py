@@ -195,7 +195,7 @@ class Loop:
     # The thread.
 
     def _post(self, action: Callable[[], None], future: Future[Any] | None = None) -> bool:
-        """Have a function, which begins the future's task, called in the thread; return whether it will be."""
+        """Have a function called in the thread, which begins the future's task; return whether it will be."""
         with self._lock:
             if self._stopped:
                 return False
