@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amistore.archive.volumereader import VolumeReader
 from amistore.container.records import SegmentDescriptor
+from amistore.pipeline.workers import closing
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def plot(volume: VolumeReader, axes: Axes | None, workers: int | None) -> Axes:
     if axes is None:
         _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
     cells = _Cells(volume)
-    with contextlib.closing(volume.descriptors(workers)) as descriptors:
+    with closing(volume.descriptors(workers)) as descriptors:
         for descriptor in descriptors:
             cells.add(descriptor)
     end = volume.indexed.size / GIB

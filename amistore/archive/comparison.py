@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 from bisect import bisect_right
@@ -18,7 +17,7 @@ from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
 from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted
 
@@ -284,8 +283,8 @@ def _volume_difference(
         count.add(before.blocks)
     else:
         with (
-            contextlib.closing(_digests(before, workers)) as first,
-            contextlib.closing(_digests(after, workers)) as second,
+            closing(_digests(before, workers)) as first,
+            closing(_digests(after, workers)) as second,
         ):
             count.walk(_merged(first, second, ranges))
     return VolumeDifference(
@@ -302,7 +301,7 @@ def _digests(volume: Volume | _Live | None, workers: int | None) -> Generator[_D
     if isinstance(volume, _Live):
         yield from volume.digests(workers)
     elif volume is not None:
-        with contextlib.closing(volume._reader.descriptors(workers)) as descriptors:
+        with closing(volume._reader.descriptors(workers)) as descriptors:
             for descriptor in descriptors:
                 yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
 
@@ -338,7 +337,7 @@ class _Live:
         with worker_pool(workers, None) as (pool, limit):
             gets = BlockGets(self.source, None, limit)
             found = ordered_map(pool, digests, self._pieces(gets), limit, stop=gets.stop)
-            with contextlib.closing(found), gets:
+            with closing(found), gets:
                 for piece in found:
                     yield from piece
 

@@ -37,7 +37,7 @@ from amistore.errors import (
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import Reads
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
 __all__ = ["LOST_BLOCK", "Extraction", "extract", "extract_all"]
@@ -272,7 +272,7 @@ class _Writing:
 
         with (
             worker_pool(self.how.workers, None) as (pool, limit),
-            contextlib.closing(
+            closing(
                 ordered_map(
                     pool,
                     write,

@@ -42,7 +42,7 @@ from amistore.errors import (
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import Reads
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
@@ -170,9 +170,7 @@ def verify(
         ahead = deque(map(loads.begin, range(min(_AHEAD, len(container.index.offsets)))))
         tasks = _tasks(container, verification.volumes(), loads, ahead)
         most = loads.limit(limit)
-        with contextlib.closing(
-            ordered_map(pool, check, tasks, most, check.weigh, least=limit // 2)
-        ) as checked:
+        with closing(ordered_map(pool, check, tasks, most, check.weigh, least=limit // 2)) as checked:
             for each in verification.segments(checked):
                 blocks += container.segment_blocks(each.sequence)
                 progress(

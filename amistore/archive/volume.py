@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from amistore.container.identity import parse_content_id
 from amistore.errors import advising
 from amistore.model import BlockRange
 from amistore.pipeline.progress import ProgressOption, reporting
+from amistore.pipeline.workers import closing
 from amistore.text import printable
 from amistore.units import counted
 
@@ -124,7 +124,7 @@ class Volume:
 
     def listed(self, *, workers: int | None = None) -> Iterator[BlockRange]:
         """The listed blocks, ascending, as ranges; no range goes beyond its segment."""
-        with contextlib.closing(self._reader.descriptors(workers)) as descriptors:
+        with closing(self._reader.descriptors(workers)) as descriptors:
             for descriptor in descriptors:
                 for first, count in descriptor.runs:
                     yield BlockRange(first_block=first, block_count=count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from bisect import bisect_right
 from collections.abc import Generator
@@ -16,7 +15,7 @@ from amistore.container.runs import Runs
 from amistore.container.segments import DecodedFrame, StoredFrame, decode_frame
 from amistore.errors import CorruptArchiveError
 from amistore.model import BlockRange
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["Hole", "VolumeReader", "VolumeSums"]
@@ -117,7 +116,7 @@ class VolumeReader:
 
         with (
             worker_pool(workers, None, requests=self.container.requests) as (pool, limit),
-            contextlib.closing(ordered_map(pool, read, self.segments, limit)) as descriptors,
+            closing(ordered_map(pool, read, self.segments, limit)) as descriptors,
         ):
             for descriptor in descriptors:
                 sums.add(descriptor)

@@ -31,7 +31,7 @@ from amistore.objects.upload import check_end
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.requests import requests_of
 from amistore.pipeline.unpack import PieceReader
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.units import MIB
 
 __all__ = ["copy"]
@@ -92,7 +92,7 @@ def copy(
         verified = _Verified(ranges, expected, report)
         etag = None
         if isinstance(target, Path):
-            with contextlib.closing(verified.pieces(workers)) as pieces, advising():
+            with closing(verified.pieces(workers)) as pieces, advising():
                 size = write_file(pieces, target, overwrite=False)
         else:
             info = _Sending(verified, target, opened).run(workers)
@@ -141,9 +141,9 @@ class _Sending:
         def make(missing: bool) -> None:
             requests = requests_of(self._upload.to.store)
             with (
-                contextlib.closing(self._verified.pieces(workers)) as pieces,
+                closing(self._verified.pieces(workers)) as pieces,
                 worker_pool(workers, None, requests=requests) as (pool, limit),
-                contextlib.closing(
+                closing(
                     ordered_map(pool, self._send, self._parts(pieces, missing), limit // 2, _Part.size)
                 ) as sent,
                 advising(),
@@ -212,7 +212,7 @@ class _Verified:
         """All bytes, read in parallel."""
         with (
             worker_pool(workers, None, requests=requests_of(self.ranges)) as (pool, limit),
-            contextlib.closing(
+            closing(
                 ordered_map(pool, self._read, range(0, self.ranges.size, _RANGE), limit // 2 + 1)
             ) as ranges,
         ):

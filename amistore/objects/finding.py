@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container.members import PREAMBLE
 from amistore.errors import ArchivedObjectError, ArchiveError, NotFoundError, SourceChangedError
 from amistore.pipeline.requests import requests_of
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 
 __all__ = ["FoundArchive", "find_archives"]
 
@@ -67,7 +66,7 @@ def find_archives(
     locations = store.list_objects(bucket, prefix)
     with (
         worker_pool(workers, None, requests=requests_of(store)) as (pool, limit),
-        contextlib.closing(ordered_map(pool, _look, locations, limit)) as found,
+        closing(ordered_map(pool, _look, locations, limit)) as found,
     ):
         for archive in found:
             if archive is not None:

@@ -6,7 +6,6 @@ is started, and all of the container before one is completed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import operator
@@ -45,7 +44,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.requests import Reads
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 
 __all__ = [
     "RestoreLog",
@@ -236,7 +235,7 @@ class Restoring:
             segments = ordered_map(
                 pool, self._segment, tasks, most, self._weigh, least=limit // 2, stop=puts.stop
             )
-            with contextlib.closing(segments) as checked, loads, puts:
+            with closing(segments) as checked, loads, puts:
                 blocks = 0
                 for segment in verification.segments(_landed(checked, puts)):
                     self._note_put(segment)
@@ -245,7 +244,7 @@ class Restoring:
             verification.end()
             most = container.head.layout.blocks_per_segment
             filling = self._restored.fill(pool, None, limit, most, self._log.filled)
-            with contextlib.closing(filling) as pieces:
+            with closing(filling) as pieces:
                 for piece, blocks in pieces:
                     self._log.note_filled(piece.stored_id, piece.end)
                     self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)

@@ -42,7 +42,7 @@ from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.requests import requests_of
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.units import MIB
 
 __all__ = ["ArchiveUpload", "ObjectBounds", "Part", "check_end"]
@@ -111,7 +111,7 @@ class ArchiveUpload:
                 executor=executor,
                 progress=progress,
             )
-            with contextlib.closing(units):
+            with closing(units):
                 if missing:
                     self._send(units, workers)
                 for unit in self._noted(units):  # the last part, which the log does not have, made again
@@ -132,7 +132,7 @@ class ArchiveUpload:
         with (
             worker_pool(workers, None, requests=requests_of(self._upload.to.store)) as (pool, limit),
             _closing_parts() as begun,
-            contextlib.closing(
+            closing(
                 ordered_map(
                     pool, self._send_part, self._cut(self._noted(units), begun), limit // 2, Part.in_memory
                 )
@@ -344,7 +344,7 @@ def _check_object(ranges: RangeReader, planned: Plan, count: int, workers: int |
         container.read(offset, length, "front or VOLD", has_digest(digest), wrong)
     with (
         worker_pool(workers, None, requests=container.requests) as (pool, limit),
-        contextlib.closing(ordered_map(pool, container.segment, range(count), limit)) as found,
+        closing(ordered_map(pool, container.segment, range(count), limit)) as found,
     ):
         for _ in found:
             pass

@@ -25,7 +25,7 @@ from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import Image
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, list_runs, packed_units
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting, untold
-from amistore.pipeline.workers import check_picklable, worker_count
+from amistore.pipeline.workers import check_picklable, closing, waiting, worker_count
 
 __all__ = [
     "DEFAULTS",
@@ -92,7 +92,8 @@ class ArchiveBytes(Iterator[bytes]):
 
     def close(self) -> None:
         """End the threads; no more bytes follow."""
-        self._pieces.close()
+        with waiting():
+            self._pieces.close()
         self._reports.close()  # where no piece was taken
 
     def __enter__(self) -> Self:
@@ -113,7 +114,7 @@ def _pieces(
     """All bytes, and at the end the content id."""
     process = os.getpid()
     content_id = b""
-    with reports, contextlib.closing(units):
+    with reports, closing(units):
         for unit in units:
             pieces = unit.pieces
             if unit.written is not None:

@@ -6,7 +6,6 @@ blocks `requests.py` gets.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 
@@ -21,7 +20,7 @@ from amistore.container.runs import Runs
 from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError, SourceChangedError
 from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.units import GIB
 
 __all__ = [
@@ -95,7 +94,7 @@ def packed_units(
         gets = BlockGets(source, executor, limit)
         items = _items(planned, source, gets, len(carried))
         made = ordered_map(pool, encode, items, limit, stop=gets.stop)
-        with contextlib.closing(made), gets:
+        with closing(made), gets:
             done = 0
             for volume in planned.volumes:
                 yield PackedUnit(writer.volume(volume), writer.offset)

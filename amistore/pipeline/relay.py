@@ -6,7 +6,6 @@ hands them on. The content id is that of the archive that `pack` would make.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -27,7 +26,7 @@ from amistore.pipeline.packing import segment_gets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, WrittenVolume
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 
 __all__ = ["relay_snapshots"]
 
@@ -111,7 +110,7 @@ class _Relay:
                 puts.stop()
 
             handed = ordered_map(pool, self._hand_on, self._tasks(gets, puts), limit, stop=stop)
-            with contextlib.closing(handed), gets, puts:
+            with closing(handed), gets, puts:
                 done = 0
                 for task, digests in handed:
                     puts.landed()
@@ -120,7 +119,7 @@ class _Relay:
                     done += len(digests)
                     progress(Progress(phase=Phase.UNPACK, blocks=done, total_blocks=planned.blocks))
             most = planned.layout.blocks_per_segment
-            with contextlib.closing(snapshots.fill(pool, None, limit, most)) as filling:
+            with closing(snapshots.fill(pool, None, limit, most)) as filling:
                 for _, done in filling:
                     progress(Progress(phase=Phase.FILL, blocks=done, total_blocks=snapshots.hole_blocks))
         return [

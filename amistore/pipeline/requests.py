@@ -169,11 +169,11 @@ class InFlight:
             future.cancel()
         self._release()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if os.getpid() != self._process:
             return
-        end_threads(self._end)
-        if self._count and error[0] is None:
+        end_threads(kind, self._end)
+        if self._count and kind is None:
             seconds = time.monotonic() - self._began
             share = self._waited / max(seconds * len(self._workers), 1e-9)
             busy = (time.process_time() - self._cpu) / max(seconds * worker_count(None), 1e-9)
@@ -255,9 +255,9 @@ class Reads(Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if os.getpid() == self._process:
-            end_threads(self._threads.end)
+            end_threads(kind, self._threads.end)
 
     def begin(self, *arguments: Any) -> Callable[[], T]:
         """Begin to read; a worker gets the result from what this returns."""

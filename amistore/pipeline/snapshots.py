@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor
@@ -27,7 +26,7 @@ from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.puts import BlockPuts, PutBatch
-from amistore.pipeline.workers import ordered_map
+from amistore.pipeline.workers import closing, ordered_map
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
 __all__ = [
@@ -213,7 +212,7 @@ class RestoredSnapshots:
         puts = BlockPuts(self._sink, executor)
         items = ((piece, puts.batch()) for piece in pieces)
         put = ordered_map(pool, HolePut(self._sink), items, limit, stop=puts.stop)
-        with contextlib.closing(put), puts:
+        with closing(put), puts:
             for piece in put:
                 puts.landed()
                 done += piece.blocks

@@ -7,7 +7,6 @@ started snapshots.
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -25,7 +24,7 @@ from amistore.model import Image
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
-from amistore.pipeline.workers import check_picklable, ordered_map, worker_pool
+from amistore.pipeline.workers import check_picklable, closing, ordered_map, worker_pool
 from amistore.units import MIB
 
 __all__ = [
@@ -118,7 +117,7 @@ class _Restore:
             done = 0
             puts = BlockPuts(self._sink, executor)
             with (
-                contextlib.closing(
+                closing(
                     ordered_map(
                         pool,
                         SegmentPut(self._sink),
@@ -135,7 +134,7 @@ class _Restore:
                     puts.landed()
                     done += blocks
                     report(Phase.UNPACK, done, self._total)
-            with contextlib.closing(self.snapshots.fill(pool, executor, limit, self._per_piece)) as pieces:
+            with closing(self.snapshots.fill(pool, executor, limit, self._per_piece)) as pieces:
                 for _, done in pieces:
                     report(Phase.FILL, done, self.snapshots.hole_blocks)
         if self._end is None:  # pragma: no cover (the reader ends with it or raises)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import _thread
 import contextlib
 import functools
-import gc
 import os
 import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+import attrs
 
 from amistore import forks
 from amistore.errors import InvalidRequestError, machine_limits
@@ -20,40 +21,64 @@ from amistore.units import MIB
 
 __all__ = [
     "check_picklable",
+    "closing",
     "confined",
     "end_threads",
     "ordered_map",
     "threads_can_begin",
+    "waiting",
     "worker_count",
     "worker_pool",
 ]
 
 T = TypeVar("T")
 R = TypeVar("R")
+G = TypeVar("G", bound=Generator[Any, None, Any])
 
 _MOST = 48 * MIB  # bytes of the items that are begun, from which on no other is, where they are weighed
 _LEAST = 8  # items of 32 MiB at most that are begun all the same, where there are so many workers
 
-_collecting: set[int] = set()  # the thread that collects garbage
+_waiting = threading.local()  # `for_threads`: whether who closes an iterator in this thread waits
 
 
-def _notice(phase: str, _: object) -> None:
-    if phase == "start":
-        _collecting.add(_thread.get_ident())
-    else:
-        _collecting.discard(_thread.get_ident())
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Have who closes an iterator in here wait for its threads."""
+    before = getattr(_waiting, "for_threads", False)
+    _waiting.for_threads = True
+    try:
+        yield
+    finally:
+        _waiting.for_threads = before
 
 
-gc.callbacks.append(_notice)
+@attrs.frozen
+class closing(Generic[G]):  # noqa: N801 (as contextlib's)
+    """Closes an iterator that has threads, and waits for them unless nobody does."""
+
+    iterator: G
+
+    def __enter__(self) -> G:
+        return self.iterator
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.nullcontext() if kind is GeneratorExit else waiting():
+            self.iterator.close()
 
 
-def end_threads(end: Callable[..., object], *arguments: object) -> None:
-    """Call what ends threads and waits for them.
+def end_threads(kind: type[BaseException] | None, end: Callable[..., object], *arguments: object) -> None:
+    """Call what ends threads and waits for them, as a block of code is left.
 
-    The garbage collector ends an iterator that was dropped in a cycle in any thread, at any line: in one that
-    is waited for, or that holds a lock which another one needs. There, a thread of its own makes the call.
+    An iterator that was dropped is ended wherever its last reference went: in a thread that is waited for,
+    or that holds a lock which another one needs; the garbage collector may do so at any line. Nobody waits
+    for it, and a thread of its own makes the call.
+
+    Args:
+        kind: the class of the error with which the block is left.
+        end: what to call.
+        arguments: its arguments.
     """
-    if _thread.get_ident() not in _collecting:
+    if kind is not GeneratorExit or getattr(_waiting, "for_threads", False):
         end(*arguments)
         return
 
@@ -93,12 +118,16 @@ def worker_pool(
         return
     pool = ThreadPoolExecutor(count, thread_name_prefix="amistore")
     process = os.getpid()
+    kind: type[BaseException] | None = None
     try:
         with machine_limits():
             yield pool, 2 * count
+    except BaseException as error:
+        kind = type(error)
+        raise
     finally:
         if os.getpid() == process:  # in a forked child there are no threads to end, and locks that they held
-            end_threads(functools.partial(pool.shutdown, cancel_futures=True))
+            end_threads(kind, functools.partial(pool.shutdown, cancel_futures=True))
 
 
 def worker_count(workers: int | None) -> int:
@@ -163,9 +192,9 @@ def ordered_map(
         while pending:
             yield _first(pending)
             forks.check_owner(process, "this iterator")
-    except BaseException:
+    except BaseException as error:
         if os.getpid() == process:
-            end_threads(_end, stop, pending)
+            end_threads(type(error), _end, stop, pending)
         raise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -92,6 +92,52 @@ def test_a_dropped_iterator_in_a_cycle_lets_the_collector_go_on_and_ends_its_thr
         if pool is not None:
             pool.shutdown()
     assert ended(before)
+
+
+@pytest.mark.parametrize("requests", [0, 16])
+def test_a_worker_may_drop_the_last_reference_to_its_own_iterator(requests: int) -> None:
+    before = set(threading.enumerate())
+    kept: list[Any] = []
+    dropped = threading.Event()
+
+    class Dropping(Held):
+        def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+            if block_index >= 16 and self.waits.wait(SECONDS) and kept:
+                kept.clear()
+                dropped.set()
+            return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+    source = Dropping(requests)
+    source.free.set()
+    kept.append(amistore.pack(images.image(source.volumes), source, options=OPTIONS, workers=2))
+    for _ in range(6):  # into the first segment
+        next(kept[0])
+    source.waits.set()  # nobody takes from it any more
+    assert dropped.wait(SECONDS)
+    assert ended(before)
+
+
+def test_who_closes_it_waits_for_its_threads_also_where_another_iterator_is_dropped() -> None:
+    before = set(threading.enumerate())
+    source = Held(16)
+    source.free.set()
+    with amistore.pack(images.image(source.volumes), source, options=OPTIONS, workers=2) as iterator:
+        next(iterator)
+    assert set(threading.enumerate()) <= before
+
+    def pieces() -> Iterator[bytes]:
+        with amistore.pack(images.image(source.volumes), source, options=OPTIONS, workers=2) as inner:
+            yield from inner
+
+    outer = pieces()
+    for _ in range(8):
+        next(outer)
+    del outer  # whose `with` block is left by GeneratorExit, and closes the iterator
+    assert set(threading.enumerate()) <= before
+
+
+def test_no_collection_calls_python_code_of_ours_in_which_a_signal_would_be_lost() -> None:
+    assert [each for each in gc.callbacks if getattr(each, "__module__", "").startswith("amistore")] == []
 
 
 def test_collections_at_any_line_end_dropped_iterators() -> None:
