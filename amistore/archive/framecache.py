@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from amistore import forks
 from amistore.container.segments import DecodedFrame, StoredFrame
 from amistore.errors import InvalidRequestError
-from amistore.units import MIB
+from amistore.units import KIB, MIB
 
 __all__ = ["CACHE_SIZE", "FrameCache"]
 
@@ -18,6 +18,8 @@ CACHE_SIZE = 64 * MIB
 """The bytes of blocks that an archive keeps."""
 
 _DECODED = 8  # the part of the bytes that decoded frames have, where stored ones need the rest
+
+_OVERHEAD = 2 * KIB  # of a kept frame: its place, and a descriptor that it may be the only one to keep
 
 _Place = tuple[int, int]  # sequence number of a segment, number of a frame in it
 
@@ -79,10 +81,14 @@ class FrameCache:
         self._decoded += fetched.size
         if fetched.stored is not None and place not in self._kept:
             self._kept[place] = fetched.stored
-            self._stored += fetched.stored.size
+            self._stored += _weight(fetched.stored)
         while self._decoded + self._stored > self._size:
             if self._kept and self._decoded <= self._size // _DECODED:
-                self._stored -= self._kept.popitem(last=False)[1].size
+                self._stored -= _weight(self._kept.popitem(last=False)[1])
             else:
                 oldest = next(each for each, frame in self._frames.items() if frame.done())
                 self._decoded -= self._frames.pop(oldest).result().size
+
+
+def _weight(stored: StoredFrame) -> int:
+    return len(stored.content) + _OVERHEAD

@@ -120,11 +120,6 @@ class StoredFrame:
     number: int
     content: bytes
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.content)
-
     def decode(self) -> DecodedFrame:
         """Decode it.
 

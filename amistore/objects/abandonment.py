@@ -93,10 +93,11 @@ def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, comp
             begun[entry["snapshot"]] = entry["size"], token
         elif (entry["volume"], entry["generation"]) not in answered:
             # Begun, it may be, without an answer: its token tells the id, or begins it only now.
+            known = _described(entry)
             snapshot_id = backend.ebs.start_snapshot(
                 entry["size"] // GIB,
-                description=entry.get("description", ""),
-                tags=tuple(Tag(key=key, value=value) for key, value in entry.get("tags", ())),
+                description=known.description or "",
+                tags=known.tags,
                 client_token=token,
             )
             begun[snapshot_id] = entry["size"], None
@@ -116,6 +117,18 @@ def _delete_all(task: str, entries: list[dict[str, Any]], backend: Backend, comp
             if proof is not None:
                 _prove_begun(found, size, proof, backend.ebs)
             backend.ebs.delete_snapshot(snapshot_id)
+
+
+def _described(entry: dict[str, Any]) -> Snapshot:
+    """What the run asked for; a log of an earlier version has no description and tags."""
+    try:
+        return Snapshot(
+            snapshot_id=entry["volume"],
+            description=entry.get("description", ""),
+            tags=tuple(Tag(key=key, value=value) for key, value in entry.get("tags", ())),
+        )
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"the resume log is damaged: {error}") from None
 
 
 def _prove_begun(found: Snapshot, size: int, token: str, sink: BlockSink) -> None:

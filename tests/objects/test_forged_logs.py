@@ -24,6 +24,7 @@ from objects.test_unpack import DISKS, cloud, unpack
 import amistore
 from amistore.container.records import SegmentDescriptor
 from amistore.objects.multipart import RUN_KEY
+from amistore.objects.resumelog import MemoryResumeLog, write_entry
 
 EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 60
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
@@ -407,3 +408,27 @@ def test_no_mutation_of_a_log_of_restoring_gives_other_disks(data: st.DataObject
     backend, log = cloud(), Log()
     restoring(backend, log)
     restored_with(backend, mutated(data, log.entries()))
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"description": 5},
+        {"description": "\ud800"},
+        {"tags": 5},
+        {"tags": [["a", "b", "c"]]},
+        {"tags": [[1, 2]]},
+        {"tags": [["a", "b"], ["a", "c"]]},
+        {"volume": [1]},
+        {"size": None},
+    ],
+)
+def test_a_forged_beginning_of_a_snapshot_is_a_damaged_log(forged: dict[str, Any]) -> None:
+    backend = amistore.MemoryBackend()
+    log = MemoryResumeLog()
+    log.append(write_entry(kind="unpack", task="0" * 32))
+    begun = {"volume": "snap-0123456789abcdef0", "generation": 0, "size": amistore.GIB}
+    log.append(write_entry(**{**begun, **forged}))
+    with pytest.raises(amistore.InvalidRequestError, match="log is damaged"):
+        amistore.abandon(log, backend)
+    assert images.leftovers(backend) == []

@@ -202,8 +202,9 @@ class Streams:
                 return
             if self._failure is not None and asked != self._asked:  # a silent name server takes its time once
                 raise copy.copy(self._failure)
+            self._failure = None
             try:
-                self._found, self._failure = await self._addresses(), None
+                self._found = await self._addresses()
                 self._found_at = time.monotonic()
             except OSError as failure:
                 self._failure = failure.with_traceback(None)
