@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import secrets
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Final
@@ -110,6 +112,7 @@ class RestoredSnapshots:
                 snapshot_id=lossy[0],
             )
         self._started: dict[str, str] = {}
+        self._asked: Callable[[], str] | None = None  # for a snapshot, without an answer so far
         self._policy = policy
         self._told = policy.fill_holes or policy.holes_told
         self.holes: dict[str, Holes] = {}
@@ -137,14 +140,22 @@ class RestoredSnapshots:
         if stored_id not in self._wanted:
             return None
         known = self._image.snapshot(stored_id)
-        started = self._sink.start_snapshot(
+        self._asked = functools.partial(
+            self._sink.start_snapshot,
             volume.size // GIB,
             description=known.description or "",
             tags=known.tags,
-            client_token=client_token,
+            client_token=client_token or secrets.token_hex(16),
         )
+        try:
+            started = self._asked()
+        except BackendError as error:
+            if type(error) is not BackendError and not error.retryable:
+                self._asked = None  # it was refused, for a known reason
+            raise
         again = started in self._started.values()
         self._started[stored_id] = started
+        self._asked = None
         try:
             Snapshot(snapshot_id=started)
         except InvalidValueError as error:
@@ -236,11 +247,15 @@ class RestoredSnapshots:
         """Delete every started snapshot, and return whether all are gone; any other is logged by id."""
         gone = True
         interrupt: BaseException | None = None
-        for snapshot_id in self._started.values():
+        for snapshot_id in (*self._started.values(), None):
             try:
-                self._sink.delete_snapshot(snapshot_id)
+                if snapshot_id is not None:
+                    self._sink.delete_snapshot(snapshot_id)
+                elif self._asked is not None:  # begun, it may be: for the same token the sink tells its id
+                    self._sink.delete_snapshot(self._asked())
             except BaseException as error:  # the others are deleted all the same
-                _logger.error("snapshot %s is left behind, delete it: %s", snapshot_id, error)
+                which = snapshot_id or "that was being started"
+                _logger.error("snapshot %s is left behind, delete it: %s", which, error)
                 gone = False
                 interrupt = interrupt if isinstance(error, Exception) else error
         if interrupt is not None:

@@ -308,9 +308,9 @@ def _restore_requests(stored: ContainerFile, blocks: int, looked_at: int) -> dic
         "describe_snapshot": volumes + looked_at,  # each is waited for
         "head_bucket": 1,
         "head_object": 2,
-        # Opened twice; then PREAMBLE, HEAD and manifest, the tail's three parts, all between, and at most
+        # Opened twice; then the front, the tail, all between, and at most
         # a PAD behind each shard but the last.
-        "get_object_range": 2 * opening + 6 + volumes + segments + max(0, segments - 1) // per_shard,
+        "get_object_range": 2 * opening + 2 + volumes + segments + max(0, segments - 1) // per_shard,
         "find_images": 3,
         "dry_run_register_image": 1,
         "register_image": 1,
