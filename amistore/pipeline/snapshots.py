@@ -254,8 +254,8 @@ class RestoredSnapshots:
                 elif self._asked is not None:  # begun, it may be: for the same token the sink tells its id
                     self._sink.delete_snapshot(self._asked())
             except BaseException as error:  # the others are deleted all the same
-                which = snapshot_id or "that was being started"
-                _logger.error("snapshot %s is left behind, delete it: %s", which, error)
+                left = f"{snapshot_id} is" if snapshot_id else "that was being started may be"
+                _logger.error("snapshot %s left behind, delete it: %s", left, error)
                 gone = False
                 interrupt = interrupt if isinstance(error, Exception) else error
         if interrupt is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -56,7 +57,8 @@ def ended(before: set[threading.Thread]) -> bool:
     until = time.monotonic() + SECONDS
     while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
         for thread in left:
-            thread.join(SECONDS)
+            with contextlib.suppress(RuntimeError):  # it is just beginning
+                thread.join(SECONDS)
     return not left
 
 

@@ -143,5 +143,5 @@ def test_another_content_than_the_expected_one_completes_nothing(monkeypatch: py
 def test_holes_are_filled_and_counted() -> None:
     backend = sink(16)
     image, _ = relayed(images.Volumes([(1, BLOCKS)]), backend, fill_holes=True)
-    zeros = {index: bytes(amistore.BLOCK_SIZE) for index in range(2048)}
+    zeros = dict.fromkeys(range(2048), bytes(amistore.BLOCK_SIZE))
     assert images.contents(backend.ebs, image.snapshot_ids[0]) == (1, zeros | BLOCKS)
