@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from typing_extensions import Buffer
 
@@ -96,9 +96,7 @@ class _Restore:
     def __init__(self, sink: BlockSink, events: Iterator[Event], policy: RestorePolicy) -> None:
         self._sink = sink
         self._events = events
-        start = next(events)
-        if not isinstance(start, ContainerStart):  # pragma: no cover (the reader's first event)
-            raise TypeError(start)
+        start = cast(ContainerStart, next(events))  # the reader's first event
         self._total = start.head.blocks
         self._per_piece = start.head.layout.blocks_per_segment
         self.snapshots = RestoredSnapshots(start.image, sink, policy)
@@ -137,9 +135,7 @@ class _Restore:
             with closing(self.snapshots.fill(pool, executor, limit, self._per_piece)) as pieces:
                 for _, done in pieces:
                     report(Phase.FILL, done, self.snapshots.hole_blocks)
-        if self._end is None:  # pragma: no cover (the reader ends with it or raises)
-            raise TypeError("no end")
-        return self._end
+        return cast(ContainerEnd, self._end)  # the reader ends with it, or raises
 
     def _items(self, puts: BlockPuts) -> Iterator[tuple[StoredSegment, str | None, PutBatch | None]]:
         """Read on, starting snapshots as their volumes come."""

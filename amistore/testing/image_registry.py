@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import attrs
 import pytest
@@ -187,7 +188,7 @@ def _image(registry: RegistryCase) -> Image:
 def _full_image(registry: RegistryCase) -> Image:
     """An image with every attribute set: texts to their own name, the others to what they may be."""
     first, second = (store_snapshot(registry.store, size, {0: block(size)}) for size in (1, 2))
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         field.name: f"the {field.name}: ä" for field in attrs.fields(Image) if field.name != "state"
     }
     return Image(
@@ -231,5 +232,5 @@ def _full_image(registry: RegistryCase) -> Image:
             ),
             "tags": (Tag(key="Name", value="web"), Tag(key="line\nbreak", value="x" * 256)),
             "extra": {"NewInImage": {"deep": [1, "x", True, None]}},
-        }  # type: ignore[arg-type]
+        }
     )

@@ -75,6 +75,11 @@ class AWSBlockStore(BlockStore):
     requests: int = attrs.field(default=64, kw_only=True)  # docs/decisions/0024
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)
+    where: str = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: f"EBS {self.connection.region_name}", takes_self=True),
+    )
     _wire: Wire | None = attrs.field(init=False, repr=False, default=None)
     _requests: Requests | None = attrs.field(init=False, repr=False, default=None)
     _tokens: dict[str, Tokens] = attrs.field(init=False, repr=False, factory=dict)
@@ -93,10 +98,6 @@ class AWSBlockStore(BlockStore):
         self._lock = threading.Lock()
         for tokens in self._tokens.values():
             tokens.lock = threading.Lock()
-
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return f"EBS {self.connection.region_name}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AWSBlockStore, (self.connection, self.settings, self.limits)

@@ -71,6 +71,11 @@ class AWSImageRegistry(ImageRegistry):
     image_tags: tuple[Tag, ...] = attrs.field(default=(), kw_only=True)
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], datetime.datetime] = attrs.field(default=_now, kw_only=True, repr=False)
+    region_name: str | None = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: self.connection.region_name, takes_self=True),
+    )
 
     @property
     def _ec2(self) -> Any:
@@ -93,10 +98,6 @@ class AWSImageRegistry(ImageRegistry):
         """Describe those of the snapshots that exist and can be seen."""
         with aws_errors("describe_snapshots"):
             return list(self._snapshots(snapshot_ids))
-
-    @property
-    def region_name(self) -> str | None:  # type: ignore[override]
-        return self.connection.region_name
 
     def register_image(self, image: Image, *, name: str | None = None, image_id: str | None = None) -> str:
         if image_id is not None:

@@ -55,13 +55,10 @@ class AWSObjectStore(ObjectStore):
     def __init__(self, connection: Connection, settings: ObjectSettings | None = None) -> None:
         self._connection = connection
         self._settings = settings or ObjectSettings()
+        self.where = f"S3 {connection.endpoint_urls.get('s3') or connection.region_name}"
 
     def __repr__(self) -> str:
         return f"AWSObjectStore(connection={self._connection!r}, settings={self._settings!r})"
-
-    @property
-    def where(self) -> str:  # type: ignore[override]
-        return f"S3 {self._connection.endpoint_urls.get('s3') or self._connection.region_name}"
 
     def head_bucket(self, bucket: str) -> None:
         with self._calling("head_bucket", bucket) as place:
