@@ -146,6 +146,22 @@ def test_the_cache_is_bounded(archive: Archive, requests: int) -> None:
         tracemalloc.stop()
 
 
+def test_the_cache_is_bounded_where_frames_far_away_do_not_compress() -> None:
+    blocks = {index: images.noise(index) for index in range(40)}
+    archive = Archive(ContainerFile(Counting(images.packed([(1, blocks)], FORM))))
+    archive._container.requests = 8
+    archive._container.cache = FrameCache(4 << 20)
+    tracemalloc.start()
+    try:
+        with archive.volumes[0].open(workers=1) as disk:
+            for index in [*range(0, 40, 4), *range(2, 40, 4)]:  # never in order
+                disk.seek(index * BLOCK_SIZE)
+                assert disk.read(10) == blocks[index][:10]
+        assert tracemalloc.get_traced_memory()[1] < 9 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_whence_end_of_file_and_what_cannot_be_done(archive: Archive) -> None:
     disk = archive.volumes[0].open()
     assert disk.seek(0, io.SEEK_END) == amistore.GIB
