@@ -134,7 +134,7 @@ class _Search:
         length = 0
         try:
             tail = max(0, size - layout.FOOT_SIZE)
-            foot = Foot.parse(self._ranges.read_intact(tail, layout.FOOT_SIZE, opens(Foot.parse)))
+            foot = Foot.parse(bytes(self._ranges.read_intact(tail, layout.FOOT_SIZE, opens(Foot.parse))))
             length, digest = foot.index_length, foot.index_digest
             places = [max(0, size - layout.FOOT_SIZE - length)]
         except CorruptArchiveError:
@@ -143,7 +143,7 @@ class _Search:
             if digest is None:
                 length = int.from_bytes(self._ranges.read(at + 4, 4), "little") + layout.SKIPPABLE_HEADER
             intact = opens(Index.parse) if digest is None else has_digest(digest)
-            record = self._ranges.read_intact(at, min(length, layout.MAX_INDEX), intact)
+            record = bytes(self._ranges.read_intact(at, min(length, layout.MAX_INDEX), intact))
             # Without FOOT its own CRCs and content ids must do: they leave the digests of segments. It may
             # be that of a container on a guest's disk then, so that a newer one says nothing of this one.
             with contextlib.suppress(ArchiveError if digest is None else CorruptArchiveError):
@@ -185,7 +185,7 @@ class _Search:
             try:
                 if head is not None:
                     opened = functools.partial(open_manifest, head)
-                    return opened(self._ranges.read_intact(place, head.payload_size, opens(opened)))[1]
+                    return opened(bytes(self._ranges.read_intact(place, head.payload_size, opens(opened))))[1]
                 return decode_manifest(read_manifest(self._frame_at(place)[0]))
             except ArchiveError:
                 if place == places[0]:

@@ -20,6 +20,7 @@ from itertools import accumulate
 from amistore import forks
 from amistore.archive.framecache import CACHE_SIZE, FrameCache
 from amistore.backends.ranges import RangeReader
+from amistore.backends.receiving import Content
 from amistore.backends.remote import TAIL
 from amistore.container.index import Index
 from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, descriptor_limit
@@ -107,9 +108,9 @@ class ContainerFile:
             ) from None
         return foot
 
-    def _tail_is_intact(self, tail: bytes) -> bool:
+    def _tail_is_intact(self, tail: Content) -> bool:
         try:
-            foot = Foot.parse(tail[-FOOT_SIZE:])
+            foot = Foot.parse(bytes(tail[-FOOT_SIZE:]))
         except ArchiveError:
             return False
         start = len(tail) - FOOT_SIZE - foot.index_length
@@ -127,7 +128,7 @@ class ContainerFile:
             raise CorruptArchiveError("the index contradicts FOOT")
 
     def read(
-        self, offset: int, length: int, record: str, intact: Callable[[bytes], bool], wrong: str
+        self, offset: int, length: int, record: str, intact: Callable[[Content], bool], wrong: str
     ) -> bytes:
         """Read exactly `length` bytes from `offset` that are `intact`; else the error says `wrong`."""
         content = self._read(offset, length, record, intact)
@@ -136,11 +137,14 @@ class ContainerFile:
             raise CorruptArchiveError(wrong, record=record, offset=offset)
         return content
 
-    def _read(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bytes:
+    def _read(self, offset: int, length: int, record: str, intact: Callable[[Content], bool]) -> bytes:
+        return bytes(self._view(offset, length, record, intact))
+
+    def _view(self, offset: int, length: int, record: str, intact: Callable[[Content], bool]) -> Content:
         """Read exactly `length` bytes from `offset`; over a network, read again what is not `intact`."""
         told = False
 
-        def check(content: bytes) -> bool:
+        def check(content: Content) -> bool:
             nonlocal told
             good = len(content) == length and intact(content)
             if not good and not told:
@@ -218,7 +222,7 @@ class ContainerFile:
         most = MAX_DESCRIPTOR + self.head.layout.frame_limit(blocks)
         located: LocatedSegment | None = None
 
-        def intact(content: bytes) -> bool:
+        def intact(content: Content) -> bool:
             nonlocal located
             if not self._descriptor_is_intact(sequence, content):
                 return False
@@ -226,7 +230,7 @@ class ContainerFile:
             return _frames_are_intact(located, 0, memoryview(content)[located.payload - offset :])
 
         length = min(self.segment_end(sequence) - offset, most)
-        content = self._read(offset, length, f"segment {sequence}", intact)
+        content = self._view(offset, length, f"segment {sequence}", intact)
         if located is None:
             located = self._parse(sequence, content)
         frames: list[bytes | memoryview] = list(
@@ -245,7 +249,7 @@ class ContainerFile:
         """Consecutive frames of a segment, in one read."""
         offset = located.frame_offset(first)
         size = sum(frame.size for frame in located.descriptor.frames[first : first + count])
-        content = self._read(
+        content = self._view(
             offset, size, "frame", lambda content: _frames_are_intact(located, first, memoryview(content))
         )
         return [bytes(piece) for piece in _cut(located, first, memoryview(content))]
@@ -259,7 +263,7 @@ class ContainerFile:
             snapshot_id=self.index.volumes[self.volume_of(sequence)].snapshot_id,
         )
 
-    def _descriptor_is_intact(self, sequence: int, content: bytes) -> bool:
+    def _descriptor_is_intact(self, sequence: int, content: Content) -> bool:
         return has_digest(self.index.segment_digest(sequence))(_descriptor(content))
 
     def _descriptor_limit(self, sequence: int) -> int:
@@ -272,7 +276,7 @@ class ContainerFile:
         offset = self.index.offsets[sequence]
         return min(descriptor_limit(blocks, frames, first, last), self.segment_end(sequence) - offset)
 
-    def _parse(self, sequence: int, content: bytes) -> LocatedSegment:
+    def _parse(self, sequence: int, content: Content) -> LocatedSegment:
         """The segment whose SEGD `content` begins with."""
         offset = self.index.offsets[sequence]
         record = _descriptor(content)
@@ -303,27 +307,27 @@ class ContainerFile:
         return located
 
 
-def has_digest(digest: bytes) -> Callable[[bytes], bool]:
+def has_digest(digest: bytes) -> Callable[[Content], bool]:
     """A check of bytes by their SHA-256."""
     return lambda content: hashlib.sha256(content).digest() == digest
 
 
-def is_exactly(expected: bytes) -> Callable[[bytes], bool]:
+def is_exactly(expected: bytes) -> Callable[[Content], bool]:
     """A check of bytes that are known."""
     return lambda content: content == expected
 
 
-def has_crc(crc32: int) -> Callable[[bytes], bool]:
+def has_crc(crc32: int) -> Callable[[Content], bool]:
     """A check of bytes by their CRC-32."""
     return lambda content: zlib.crc32(content) == crc32
 
 
-def opens(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+def opens(parse: Callable[[bytes], object]) -> Callable[[Content], bool]:
     """A check of bytes by their parser."""
 
-    def check(content: bytes) -> bool:
+    def check(content: Content) -> bool:
         try:
-            parse(content)
+            parse(bytes(content))
         except CorruptArchiveError:
             return False
         return True
@@ -331,9 +335,9 @@ def opens(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
     return check
 
 
-def _descriptor(content: bytes) -> bytes:
+def _descriptor(content: Content) -> bytes:
     """The SEGD that `content` begins with."""
-    return content[: min(int.from_bytes(content[4:8], "little") + 8, MAX_DESCRIPTOR)]
+    return bytes(content[: min(int.from_bytes(content[4:8], "little") + 8, MAX_DESCRIPTOR)])
 
 
 def _frames_are_intact(located: LocatedSegment, first: int, content: memoryview) -> bool:

@@ -253,7 +253,7 @@ class _Salvage(BlockSource):
     def _decode(self, name: str, segment: FoundSegment, frame: int) -> DecodedFrame:
         is_record = has_digest(segment.record_digest)
         record = self._ranges.read_intact(segment.offset, segment.size, is_record)
-        descriptor = SegmentDescriptor.parse(record)
+        descriptor = SegmentDescriptor.parse(bytes(record))
         offset = segment.payload + sum(entry.size for entry in descriptor.frames[:frame])
         entry = descriptor.frames[frame]
         content = self._ranges.read_intact(offset, entry.size, has_crc(entry.crc32))

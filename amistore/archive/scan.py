@@ -16,6 +16,7 @@ import attrs
 
 from amistore.archive.reader import has_crc, opens
 from amistore.backends.ranges import RangeReader
+from amistore.backends.receiving import Content
 from amistore.container import layout
 from amistore.container.frames import Frame
 from amistore.container.members import PREAMBLE
@@ -117,15 +118,16 @@ class _Window:
     def read(self, offset: int, length: int) -> memoryview:
         """`length` bytes, fewer at the file's end."""
         if not self._start <= offset or offset + length > self._start + len(self._content):
+            self._content = b""  # two windows need not be held at once
             self._content = self._ranges.read(offset, max(length, _WINDOW))
             self._start = offset
         at = offset - self._start
         return memoryview(self._content)[at : at + length]
 
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+    def read_intact(self, offset: int, length: int, intact: Callable[[Content], bool]) -> bytes:
         """As `read`; what is not intact may have been damaged on its way, and is asked for by itself."""
         content = bytes(self.read(offset, length))
-        return content if intact(content) else self._ranges.read_intact(offset, length, intact)
+        return content if intact(content) else bytes(self._ranges.read_intact(offset, length, intact))
 
     def find(self, wanted: bytes, offset: int) -> int | None:
         """The offset of the next place that holds `wanted`."""

@@ -18,6 +18,7 @@ import attrs
 
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly, opens
 from amistore.archive.volumereader import VolumeSums
+from amistore.backends.receiving import Content
 from amistore.container import layout
 from amistore.container.frames import cut_frames
 from amistore.container.identity import check_content_id, parse_content_id
@@ -424,7 +425,7 @@ class Verification:
         end, expected = layout.END_FRAME, foot.encode()
         is_end, is_index, is_foot = is_exactly(end), has_digest(foot.index_digest), is_exactly(expected)
 
-        def intact(tail: bytes) -> bool:
+        def intact(tail: Content) -> bool:
             index = tail[len(end) : -len(expected)]
             return is_end(tail[: len(end)]) and is_index(index) and is_foot(tail[-len(expected) :])
 
@@ -435,7 +436,7 @@ class Verification:
         container.read(foot.index_offset, foot.index_length, "INDX", is_index, changed)
         container.read(container.size - len(expected), len(expected), "FOOT", is_foot, changed)
 
-    def _is_intact(self, offset: int, length: int, record: str, intact: Callable[[bytes], bool]) -> bool:
+    def _is_intact(self, offset: int, length: int, record: str, intact: Callable[[Content], bool]) -> bool:
         """Read records that stand together at once; where they are damaged, the caller finds the one."""
         try:
             self._container.read(offset, length, record, intact, "")

@@ -14,7 +14,7 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict, TypeVar
 
 import attrs
 from typing_extensions import Buffer
@@ -22,6 +22,7 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends.interface import Interface, composed
 from amistore.backends.ranges import RangeReader, RangeStream
+from amistore.backends.receiving import Content
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.text import printable
 from amistore.units import MIB
@@ -29,6 +30,8 @@ from amistore.units import MIB
 __all__ = ["MultipartUpload", "ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore", "UploadedPart"]
 
 _logger = logging.getLogger("amistore")
+
+R = TypeVar("R")
 
 
 @attrs.frozen(kw_only=True)
@@ -119,14 +122,15 @@ class ObjectStore(Interface):
         key: str,
         start: int,
         length: int,
-        intact: Callable[[bytes], bool],
+        intact: Callable[[Content], bool],
         *,
         if_match: str | None = None,
-    ) -> bytes:
+    ) -> Content:
         """Read a range as `get_object_range` does, for a reader that can recognize damage.
 
         `RetryingBackend` overrides it: bytes that are not intact may have been damaged on their way, so it
-        makes another attempt. It returns the last attempt's bytes in any case; the reader refuses them.
+        makes another attempt. It returns the last attempt's bytes in any case; the reader refuses them. A
+        store may give a view of memory that it received them in, without a copy.
         """
         return self.get_object_range(bucket, key, start, length, if_match=if_match)
 
@@ -412,10 +416,10 @@ class ObjectRanges(RangeReader):
     def read(self, offset: int, length: int) -> bytes:
         return self._read(self.location.store.get_object_range, offset, length)
 
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+    def read_intact(self, offset: int, length: int, intact: Callable[[Content], bool]) -> Content:
         return self._read(self.location.store.get_intact_range, offset, length, intact)
 
-    def _read(self, get: Callable[..., bytes], offset: int, length: int, *checks: object) -> bytes:
+    def _read(self, get: Callable[..., R], offset: int, length: int, *checks: object) -> R | bytes:
         length = min(length, self.size - offset)
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""

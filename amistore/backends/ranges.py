@@ -20,6 +20,7 @@ from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends import files
+from amistore.backends.receiving import Content
 from amistore.errors import BackendError, InvalidRequestError, SourceChangedError
 from amistore.units import MIB
 
@@ -57,7 +58,7 @@ class RangeReader(abc.ABC):
             BackendError: the bytes cannot be read.
         """
 
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+    def read_intact(self, offset: int, length: int, intact: Callable[[Content], bool]) -> Content:
         """Read as `read` does; where bytes may be damaged on their way, read again what is not intact.
 
         The result may still be damaged, namely where it is stored; the caller refuses it.
@@ -66,6 +67,9 @@ class RangeReader(abc.ABC):
             offset: the first byte's offset.
             length: the number of bytes.
             intact: a function that says whether bytes are the stored ones.
+
+        Returns:
+            The bytes, or a view of them.
         """
         return self.read(offset, length)
 
@@ -103,7 +107,7 @@ class FileRanges(RangeReader):
     def read(self, offset: int, length: int) -> bytes:
         return self.read_intact(offset, length, lambda content: False)
 
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+    def read_intact(self, offset: int, length: int, intact: Callable[[Content], bool]) -> bytes:
         with files.operation("read"):
             try:
                 descriptor = self._file.fileno()

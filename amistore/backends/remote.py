@@ -7,11 +7,11 @@ which may hold signatures and passwords.
 from __future__ import annotations
 
 import abc
+import functools
 import logging
 import os
 import re
 import ssl
-import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sized
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from amistore import forks
 from amistore.backends.connections import let_pools_go
 from amistore.backends.ranges import FileRanges, RangeReader
+from amistore.backends.receiving import PIECE, Content, receive
 from amistore.backends.redaction import URLLIB3_LOGGERS
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.errors import (
@@ -100,16 +101,16 @@ class _RemoteRanges(RangeReader):
         self._retrier = Retrier(RetryPolicy())
 
     def read(self, offset: int, length: int) -> bytes:
-        return self.read_intact(offset, length, lambda content: True)
+        return bytes(self.read_intact(offset, length, lambda content: True))
 
-    def read_intact(self, offset: int, length: int, intact: Callable[[bytes], bool]) -> bytes:
+    def read_intact(self, offset: int, length: int, intact: Callable[[Content], bool]) -> Content:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
         return self._retrier.call_until(intact, "remote", self._range, offset, length)
 
     @abc.abstractmethod
-    def _range(self, offset: int, length: int) -> bytes:
+    def _range(self, offset: int, length: int) -> Content:
         """Read a range in one attempt."""
 
     def _unwanted(self, offset: int, length: int, first: int, content: Sized) -> BackendError:
@@ -176,7 +177,7 @@ class _HTTPRanges(_RemoteRanges):
         self._pool = self._new_pool()
         self._process = os.getpid()
 
-    def _end(self) -> tuple[int, bytes]:
+    def _end(self) -> tuple[int, Content]:
         """The offset and content of the last `TAIL` bytes."""
         first, content = self._get(f"bytes=-{TAIL}", TAIL)
         start, length = max(0, self.size - TAIL), min(self.size, TAIL)
@@ -184,7 +185,7 @@ class _HTTPRanges(_RemoteRanges):
             raise self._unwanted(start, length, first, content)
         return first, content
 
-    def _range(self, offset: int, length: int) -> bytes:
+    def _range(self, offset: int, length: int) -> Content:
         tail = self._tail
         if tail and offset >= self._tail_offset:  # the first time: what was read there already
             self._tail = b""
@@ -194,7 +195,7 @@ class _HTTPRanges(_RemoteRanges):
             raise self._unwanted(offset, length, first, content)
         return content
 
-    def _get(self, wanted: str, length: int) -> tuple[int, bytes]:
+    def _get(self, wanted: str, length: int) -> tuple[int, Content]:
         """The offset and content of a range, in one attempt."""
         if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
@@ -226,22 +227,11 @@ class _HTTPRanges(_RemoteRanges):
             ) from None
         return first, content
 
-    def _body(self, answer: Any, length: int) -> bytes:
+    def _body(self, answer: Any, length: int) -> Content:
         """The answer's bytes, at most one more than were asked for; urllib3 limits each pause only."""
-        deadline = time.monotonic() + _LONGEST
-        content = bytearray()
-        while len(content) <= length and (
-            # A range is of the encoded bytes (RFC 9110, 14.1.2), whatever they are said to be.
-            piece := answer.read1(length + 1 - len(content), decode_content=False)
-        ):
-            content += piece
-            if time.monotonic() > deadline:
-                raise BackendError(
-                    f"{self.name}: {len(content)} of {length} bytes took more than {_LONGEST:.0f} seconds",
-                    retryable=True,
-                    operation="read",
-                )
-        return bytes(content)
+        # A range is of the encoded bytes (RFC 9110, 14.1.2), whatever they are said to be.
+        pieces = iter(functools.partial(answer.read1, PIECE, decode_content=False), b"")
+        return receive(pieces, length + 1, _LONGEST, self.name)
 
     def _conditions(self) -> dict[str, str]:
         etag, changed = self._pin.get("ETag"), self._pin.get("Last-Modified")
@@ -346,23 +336,23 @@ class _ObstoreRanges(_RemoteRanges):
         except Exception as error:
             raise self._typed(error) from None
 
-    def _range(self, offset: int, length: int) -> bytes:
+    def _range(self, offset: int, length: int) -> Content:
         self._work_here()
-        content = bytearray()
+        content: Content = b""
         try:
             options: Any = {"range": (offset, offset + length), **self._pin}
             answer = self._obstore.get(self._store, self._key, options=options)
             first, end = answer.range
             if (first, end) == (offset, offset + length):
-                for piece in answer.stream():  # of a body that does not end, no more than was asked for
-                    content += piece
-                    if len(content) > length:
-                        break
+                # Of a body that does not end, no more than was asked for.
+                content = receive(map(bytes, answer.stream()), length + 1, _LONGEST, self.name)
+        except (BackendError, MemoryError):
+            raise
         except Exception as error:
             raise self._typed(error) from None
         if (first, len(content)) != (offset, length):
             raise self._unwanted(offset, length, first, content)
-        return bytes(content)
+        return content
 
     def _typed(self, error: Exception) -> Exception:
         """Our error for obstore's; its own message holds the request, which may hold secrets."""

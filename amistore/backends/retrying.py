@@ -6,6 +6,7 @@ where only the first attempt's answer was lost.
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
 from amistore.backends.objects import ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.receiving import Content
 from amistore.backends.retries import Attempts, Retrier, RetryPolicy
 from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image, Tag
@@ -150,12 +152,12 @@ class _RetryingObjectStore(_Retrying[ObjectStore], ObjectStore):
         key: str,
         start: int,
         length: int,
-        intact: Callable[[bytes], bool],
+        intact: Callable[[Content], bool],
         *,
         if_match: str | None = None,
-    ) -> bytes:
-        get = self.inner.get_object_range
-        return self.retrier.call_until(intact, "s3", get, bucket, key, start, length, if_match=if_match)
+    ) -> Content:
+        get = functools.partial(self.inner.get_intact_range, bucket, key, start, length, intact)
+        return self.retrier.call_until(intact, "s3", get, if_match=if_match)
 
     def complete_multipart_upload(
         self,

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import botocore.exceptions
@@ -26,6 +26,7 @@ from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.receiving import Content
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -81,6 +82,21 @@ class AWSObjectStore(ObjectStore):
         Raises:
             ArchivedObjectError: the object's storage class cannot be read as it is.
         """
+        return bytes(self._range(bucket, key, start, length, if_match))
+
+    def get_intact_range(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        intact: Callable[[Content], bool],
+        *,
+        if_match: str | None = None,
+    ) -> Content:
+        return self._range(bucket, key, start, length, if_match)
+
+    def _range(self, bucket: str, key: str, start: int, length: int, if_match: str | None) -> Content:
         checks.check_range(start, length)
         with self._calling("get_object_range", bucket, key) as place:
             if not length:

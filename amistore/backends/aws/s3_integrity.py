@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-import io
 import re
-import time
 import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from amistore.backends.receiving import PIECE, receive
 from amistore.errors import BackendError
 from amistore.units import MIB
 
@@ -22,7 +22,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
-def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> bytes:
+def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> memoryview:
     """The range's bytes; refuse an answer that does not prove which bytes it has."""
     told = answer.get("ContentRange")
     if told is None:
@@ -39,24 +39,12 @@ def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> b
     return _read(body, last - first + 1)
 
 
-def _read(body: Any, count: int) -> bytes:
-    """Read `count` bytes in bounded time: a limit between two bytes alone would let a body drip for ever."""
-    end = time.monotonic() + _LONGEST
-    content = io.BytesIO()  # gives its bytes without another copy of them
-    if count:
-        content.seek(count - 1)  # all its memory at once: growing leaves holes in the heap
-        content.write(b"\0")
-        content.seek(0)
-    while (size := content.tell()) < count:
-        piece = body.read(min(MIB, count - size))
-        if not piece:
-            raise BackendError(f"the answer broke off after {size} of {count} bytes", retryable=True)
-        content.write(piece)
-        if time.monotonic() > end:
-            raise BackendError(
-                f"{content.tell()} of {count} bytes took more than {_LONGEST:.0f} seconds", retryable=True
-            )
-    return content.getvalue()
+def _read(body: Any, count: int) -> memoryview:
+    pieces = iter(functools.partial(body.read, PIECE), b"") if count else ()
+    content = receive(pieces, count, _LONGEST)
+    if len(content) < count:
+        raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
+    return content
 
 
 def checksum_of(content: BinaryIO) -> tuple[int, str]:
