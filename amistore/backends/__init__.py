@@ -9,10 +9,12 @@ from amistore.backends.directory.backend import DirectoryBackend
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.memory import MemoryBackend
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectLocation, ObjectStore, UploadedPart
+from amistore.backends.objects import ObjectInfo, ObjectLocation, ObjectStore
 from amistore.backends.quotas import Quotas
 from amistore.backends.retries import RetryPolicy
 from amistore.backends.retrying import RetryingBackend
+from amistore.backends.traits import StoreTraits
+from amistore.backends.uploads import MultipartUpload, UploadedPart
 
 __all__ = [
     "Backend",
@@ -33,5 +35,6 @@ __all__ = [
     "RetryPolicy",
     "RetryingBackend",
     "SnapshotBlock",
+    "StoreTraits",
     "UploadedPart",
 ]

@@ -16,7 +16,8 @@ from typing_extensions import Buffer
 
 from amistore.backends.blocks import BlockSink, BlockSource, BlockStore
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import ObjectStore, UploadedPart
+from amistore.backends.objects import ObjectStore
+from amistore.backends.uploads import UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -37,6 +38,7 @@ __all__ = [
     "check_image_id",
     "check_key",
     "check_kind",
+    "check_order",
     "check_part_number",
     "check_parts",
     "check_path",
@@ -215,11 +217,16 @@ def check_part_number(part_number: int) -> None:
         raise InvalidRequestError(f"part numbers are 1 to 10,000, not {part_number}")
 
 
+def check_order(parts: Sequence[UploadedPart]) -> None:
+    """Refuse a list of parts that is empty or out of order."""
+    numbers = [part.part_number for part in parts]
+    if not parts or numbers != sorted(set(numbers)):
+        raise InvalidRequestError("parts must be given in ascending order, at least one")
+
+
 def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Sequence[UploadedPart]) -> None:
     """Refuse a list of parts that is empty, out of order, or not what was uploaded."""
-    numbers = [part.part_number for part in given]
-    if not given or numbers != sorted(set(numbers)):
-        raise InvalidRequestError("parts must be given in ascending order, at least one")
+    check_order(given)
     there = {part.part_number: part.etag for part in found}
     for part in given:
         if there.get(part.part_number) != part.etag:

@@ -23,11 +23,13 @@ from amistore import forks
 from amistore.backends.interface import Interface, composed
 from amistore.backends.ranges import RangeReader, RangeStream
 from amistore.backends.receiving import Content
+from amistore.backends.traits import AMAZON, StoreTraits
+from amistore.backends.uploads import MultipartUpload, UploadedPart, cut, nbytes
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.text import printable
 from amistore.units import MIB
 
-__all__ = ["MultipartUpload", "ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore", "UploadedPart"]
+__all__ = ["ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore"]
 
 _logger = logging.getLogger("amistore")
 
@@ -43,23 +45,6 @@ class ObjectInfo:
     metadata: Mapping[str, str] = attrs.field(factory=dict)
 
 
-@attrs.frozen(kw_only=True)
-class UploadedPart:
-    """A part of a multipart upload: its number (from 1), size in bytes and ETag (opaque)."""
-
-    part_number: int
-    size: int
-    etag: str
-
-
-@attrs.frozen(kw_only=True)
-class MultipartUpload:
-    """An upload that was begun, and neither completed nor aborted."""
-
-    key: str
-    upload_id: str
-
-
 class ObjectStore(Interface):
     """A store of objects: S3's ranged reads and multipart upload.
 
@@ -68,9 +53,11 @@ class ObjectStore(Interface):
         scheme: the scheme of its objects' URLs, such as ``"s3"``; empty where there are no URLs.
         requests: how many ranges to read, and parts to upload, at once, where each takes its time; 0 for one
             in each worker.
+        traits: where the store differs from Amazon's S3.
     """
 
     requests: int = 0
+    traits: StoreTraits = AMAZON
 
     where: str = ""
     scheme: str = ""
@@ -280,6 +267,7 @@ class ObjectStore(Interface):
         tags: Mapping[str, str] | None = None,
         if_none_match: bool = False,
         part_size: int = 16 * MIB,
+        size: int | None = None,
     ) -> ObjectInfo:
         """Store a whole object from pieces of any size; an error leaves nothing behind.
 
@@ -291,8 +279,13 @@ class ObjectStore(Interface):
             metadata: the object's user metadata.
             tags: the object's tags.
             if_none_match: whether to refuse a key that exists.
-            part_size: the number of bytes collected in memory before a part is sent; doubled after each 1,000
-                parts, since an object has 10,000 at most.
+            part_size: the bytes of a part, which are collected in memory before it is sent. Without a known
+                size they are doubled after each 1,000 parts, since an object has 10,000 at most.
+            size: the content's size in bytes, or an upper bound; None where it is not known. It is known of
+                bytes, and of what `amistore.pack` gives.
+
+        Raises:
+            InvalidRequestError: the size is not known, and the store takes equal parts only.
         """
         if isinstance(content, (str, os.PathLike)) or not isinstance(content, Iterable):
             raise InvalidRequestError(
@@ -300,6 +293,16 @@ class ObjectStore(Interface):
                 "open a file with open(path, 'rb')"
             )
         pieces = [content] if isinstance(content, (bytes, bytearray, memoryview)) else content
+        if size is None:
+            known = isinstance(pieces, (list, tuple))
+            size = sum(map(nbytes, pieces)) if known else getattr(content, "most_bytes", None)
+        if size is None and self.traits.equal_parts:
+            raise InvalidRequestError(
+                "the store takes parts of one size only, for which the object's size must be known: give "
+                "put_object a size=, which may be an upper bound"
+            )
+        if size is not None:  # rounded up, so that equal parts suffice
+            part_size = max(part_size, -(-size // self.traits.most_parts))
         upload = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
         process = os.getpid()
 
@@ -313,16 +316,9 @@ class ObjectStore(Interface):
 
         with forks.undoing(abort):
             parts: list[UploadedPart] = []
-            pending = bytearray()
-            for piece in pieces:
+            for part in cut(pieces, part_size, growing=size is None):
                 forks.check_owner(process, "this upload")
-                pending += piece
-                # Doubled every 1,000 parts, so that 10,000 of them hold the largest object.
-                if len(pending) >= part_size << len(parts) // 1000:
-                    parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
-                    pending = bytearray()
-            if pending or not parts:
-                parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, pending))
+                parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, part))
             forks.check_owner(process, "this upload")
             return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)
 

@@ -19,9 +19,10 @@ from amistore.backends.blocks import BlockStore, SnapshotBlock, beginner, check_
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
-from amistore.backends.objects import ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import ObjectInfo, ObjectStore
 from amistore.backends.receiving import Content
 from amistore.backends.retries import Attempts, Retrier, RetryPolicy
+from amistore.backends.uploads import UploadedPart
 from amistore.errors import AlreadyExistsError, BackendError, NotFoundError
 from amistore.model import Image, Tag
 

@@ -25,6 +25,7 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.segments import StoredSegment, check_stored_frame, decode_segment
 from amistore.errors import CorruptArchiveError, InvalidRequestError, SourceChangedError, advising
 from amistore.objects.multipart import RUN_KEY, LoggedUpload, StoredArchive
+from amistore.objects.parts import part_size_for
 from amistore.objects.resumelog import ResumeLog, using_log
 from amistore.objects.store import file_target, write_file
 from amistore.objects.upload import check_end
@@ -37,8 +38,6 @@ from amistore.units import MIB
 __all__ = ["copy"]
 
 _RANGE = 8 * MIB  # bytes of a read
-_PART = 16 * MIB  # bytes of a part, more where there would be too many
-_MOST_PARTS = 9_000
 
 
 def copy(
@@ -106,7 +105,7 @@ class _Part:
 
     number: int
     content: bytearray
-    records: bytes
+    last: bool = False
 
     def size(self) -> int:
         return len(self.content)
@@ -119,15 +118,14 @@ class _Sending:
         """Take the archive's bytes and the object's location; None as log to remove parts on an error."""
         ranges = verified.ranges
         self._verified = verified
-        self._part_size = max(_PART, -(-ranges.size // _MOST_PARTS))
         identity = {f"from_{name}": value for name, value in ranges.identity.items()}
         replaced = SourceChangedError(
             "the archive was replaced since the run of this log began: amistore.abandon ends that run",
             bucket=ranges.identity.get("bucket"),
             key=ranges.identity.get("key"),
         )
-        identity_of_parts = {**identity, "part_size": self._part_size}
-        self._upload = LoggedUpload(to, log, "copy", identity_of_parts, {"from_etag": replaced})
+        part_size = part_size_for(ranges.size, to.store.traits)
+        self._upload = LoggedUpload(to, log, "copy", part_size, identity, {"from_etag": replaced})
         self._end = b""  # the archive's last bytes
         # Of the first parts, which this run did not send: nothing of a log is believed.
         self._digests: list[bytes] = []
@@ -158,15 +156,15 @@ class _Sending:
     def _parts(self, pieces: Iterator[bytes], missing: bool) -> Iterator[_Part]:
         """The parts that are missing; the last one comes once all has verified."""
         pending = bytearray()
-        number = 1
+        number, size = 1, self._upload.part_size
         for piece in pieces:
             pending += piece
-            while len(pending) > self._part_size + layout.FOOT_SIZE:
-                yield from self._missing(_Part(number, pending[: self._part_size], b"verified"), missing)
-                del pending[: self._part_size]
+            self._end = (self._end + piece[-layout.FOOT_SIZE :])[-layout.FOOT_SIZE :]
+            while len(pending) > size:
+                yield from self._missing(_Part(number, pending[:size]), missing)
+                del pending[:size]
                 number += 1
-        self._end = bytes(pending[-layout.FOOT_SIZE :])
-        yield from self._missing(_Part(number, pending, b""), missing)
+        yield from self._missing(_Part(number, pending, last=True), missing)
 
     def _missing(self, part: _Part, missing: bool) -> Iterator[_Part]:
         if part.number <= len(self._upload.carried) or not missing:
@@ -174,19 +172,20 @@ class _Sending:
         else:
             yield part
 
-    def _send(self, part: _Part) -> tuple[UploadedPart, bytes]:
+    def _send(self, part: _Part) -> tuple[UploadedPart, bytes | None]:
         """Runs in a thread."""
         to = self._upload.to
         sent = to.store.upload_part(to.bucket, to.key, self._upload.upload_id, part.number, part.content)
-        return sent, part.records
+        return sent, None if part.last else b""
 
     def _check(self, copied: ObjectRanges, new: bool) -> None:
         """Refuse a copy that lacks the archive's end, or whose parts of earlier runs differ."""
         for number, digest in enumerate(self._digests):
             found = hashlib.sha256()
-            start = number * self._part_size
-            for offset in range(start, min(start + self._part_size, copied.size), _RANGE):
-                found.update(copied.read(offset, min(_RANGE, start + self._part_size - offset)))
+            size = self._upload.part_size
+            start = number * size
+            for offset in range(start, min(start + size, copied.size), _RANGE):
+                found.update(copied.read(offset, min(_RANGE, start + size - offset)))
             if found.digest() != digest:
                 raise CorruptArchiveError("a part of an earlier run is not the archive's", offset=start)
         check_end(copied, self._verified.ranges.size, self._end)

@@ -83,6 +83,7 @@ class LoggedUpload:
         to: the object's location.
         given: the log of the earlier runs and of this one; None to remove on an error what this run made.
         kind: the kind of job that the log's header names.
+        part_size: the size in bytes of each part but the last; the log's where it has one.
         identity: the facts that the log's run must share.
         changed: the error to raise where one of these facts differs; without one, the log belongs to another
             job.
@@ -96,6 +97,7 @@ class LoggedUpload:
     to: ObjectLocation
     given: ResumeLog | None
     kind: str
+    part_size: int
     identity: Mapping[str, Any]
     changed: Mapping[str, SourceChangedError]
     log: ResumeLog = attrs.field(init=False)
@@ -142,6 +144,7 @@ class LoggedUpload:
         identity = {"store": self.to.store.where, **self.to.facts, **self.identity}
         if entries:
             self.task = read_task(entries[0], self.kind, identity, self.changed)
+            self.part_size = _part_size_of(entries)
             upload_id = _upload_id_of(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
@@ -158,7 +161,9 @@ class LoggedUpload:
         if not overwrite:
             refuse_existing(self.to)
         self.task = secrets.token_hex(16)
-        self.log.append(write_entry(kind=self.kind, task=self.task, **identity))
+        self.log.append(
+            write_entry(kind=self.kind, task=self.task, **{**identity, "part_size": self.part_size})
+        )
         with forks.undoing(lambda _: self._undo()):
             self.upload_id = self.to.store.create_multipart_upload(
                 self.to.bucket, self.to.key, metadata={**metadata, RUN_KEY: self.task}, tags=tags
@@ -169,7 +174,7 @@ class LoggedUpload:
     def _resume(self, entries: list[bytes]) -> bool:
         """Take over what the log says and the upload has; return whether the upload exists."""
         try:
-            self._carry(entries, self._listed())
+            self._carry(entries, self._listed() if self.to.store.traits.part_listing else None)
         except NotFoundError:
             return False
         return True
@@ -179,17 +184,17 @@ class LoggedUpload:
         return {part.part_number: part for part in listed}
 
     def _carry(self, entries: list[bytes], there: Mapping[int, UploadedPart] | None) -> None:
-        """Take over the log's parts, up to the first that the upload lacks; all of a completed object."""
+        """Take over the log's parts, up to the first that the upload lacks.
+
+        All are taken over where no list is given: of a completed object, and of a store without lists.
+        """
         for entry in _part_entries(entries):
-            said = read_entry(entry)
-            try:
-                part = UploadedPart(part_number=said["part"], size=said["size"], etag=said["etag"])
-            except KeyError as error:
-                raise InvalidRequestError(
-                    f"the resume log is damaged, or belongs to another run: no {error}"
-                ) from None
-            if there is not None and there.get(part.part_number) != part:
-                break
+            part = _part_of(read_entry(entry))
+            if there is not None:
+                found = there.get(part.part_number)
+                if found is None or not part.is_like(found):
+                    break
+                part = attrs.evolve(part, etag=found.etag)
             self.parts.append(part)
             self.carried.append(entry)
 
@@ -201,11 +206,12 @@ class LoggedUpload:
                 return info
         return None
 
-    def note(self, part: UploadedPart, records: bytes = b"") -> None:
-        """Log an uploaded part, with the job's records, for the next run to take over."""
+    def note(self, part: UploadedPart, records: bytes | None) -> None:
+        """Log an uploaded part, with the job's records, for the next run to take over; None for the last."""
         self.parts.append(part)
-        if records:
-            entry = write_entry(part=part.part_number, size=part.size, etag=part.etag)
+        if records is not None:
+            checksum = {} if part.checksum is None else {"checksum": part.checksum}
+            entry = write_entry(part=part.part_number, size=part.size, etag=part.etag, **checksum)
             self.log.append(entry + b"\n" + records)
 
     def _complete(self, overwrite: bool) -> ObjectInfo:
@@ -214,15 +220,24 @@ class LoggedUpload:
             info = self.to.store.complete_multipart_upload(
                 self.to.bucket, self.to.key, self.upload_id, self.parts, if_none_match=not overwrite
             )
-        except BackendError:
+        except BackendError as error:
             # This attempt or an earlier one, whose answer was lost, may have made it.
             ours = self._made()
             if ours is None:
+                self._refuse_believed(error)
                 raise
             info = ours
             self._abort()
         self.upload_id = ""
         return info
+
+    def _refuse_believed(self, error: BackendError) -> None:
+        """Where parts were believed that the store does not have, let the next run begin anew."""
+        believed = self.carried and not self.to.store.traits.part_listing
+        refused = isinstance(error, NotFoundError) or (type(error) is BackendError and not error.retryable)
+        if believed and refused and self._abort():
+            self.log.clear()
+            error.retryable = True
 
     def _outdated(self) -> bool:
         """Whether the upload is gone, or has other parts than this run sent.
@@ -230,7 +245,7 @@ class LoggedUpload:
         Another run changed it, or a sweep or a lifecycle rule aborted it. The next run begins with what is
         there.
         """
-        if not self.upload_id:
+        if not self.upload_id or not self.to.store.traits.part_listing:
             return False
         try:
             there = self._listed()
@@ -311,6 +326,30 @@ def _part_entries(entries: list[bytes]) -> list[bytes]:
         del found[number - 1 :]
         found.append(entry)
     return found
+
+
+def _part_of(said: Mapping[str, Any]) -> UploadedPart:
+    """The part that a log entry describes."""
+    try:
+        number, size, etag, checksum = said["part"], said["size"], said["etag"], said.get("checksum")
+        if type(size) is not int or not isinstance(etag, str) or not isinstance(checksum, (str, type(None))):
+            raise KeyError("part of these types")
+    except KeyError as error:
+        raise InvalidRequestError(
+            f"the resume log is damaged, or belongs to another run: no {error}"
+        ) from None
+    return UploadedPart(part_number=number, size=size, etag=etag, checksum=checksum)
+
+
+def _part_size_of(entries: list[bytes]) -> int:
+    """The size of the parts of the log's run."""
+    size = read_entry(entries[0]).get("part_size")
+    if type(size) is not int or size < 1:
+        raise InvalidRequestError(
+            "the resume log says no part size: it is damaged, or an older amistore's; amistore.abandon ends "
+            "its run"
+        )
+    return size
 
 
 def _upload_id_of(entries: list[bytes]) -> str | None:

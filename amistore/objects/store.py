@@ -98,7 +98,7 @@ class StoreJob:
         check_packing(image, blocks, self.level, workers, options.executor)
         planned = plan_pack(image, blocks, snapshots=self.snapshots, progress=progress, layout=options.layout)
         encode = SegmentEncode(self.level, options.check_frames)
-        return ArchiveUpload(planned, blocks, encode, self.to, log).run(
+        return ArchiveUpload(planned, blocks, encode, self.to, log, options.part_size).run(
             {**object_metadata(image, now, region), **self.metadata},
             self.tags or None,
             overwrite=self.overwrite,
@@ -153,8 +153,8 @@ def store(
 ) -> StoredArchive:
     """Store an AMI with its snapshots as one object or file, which appears when it is complete.
 
-    Parts above 32 MiB, of images above some 300 GiB or of data that does not compress, wait in unlinked
-    temporary files (in ``TMPDIR``) until they are sent: one for each worker, and one more.
+    Parts above 32 MiB, of images above some 300 GiB, wait in unlinked temporary files (in ``TMPDIR``) until
+    they are sent: one for each worker, and one more.
 
     Args:
         image: the AMI's id; with a source of blocks an `Image` that names its snapshots.

@@ -1,8 +1,9 @@
 """`ArchiveUpload`: a container goes straight into an object, part by part, and is resumed after a crash.
 
-A part has whole segments. The log keeps the segment descriptors of each part, which the index at the
-container's end needs. A resumed run plans anew, and takes from the log what the plan, the upload's own list
-of parts and, in the end, the object confirm.
+Parts are equal, so a segment may begin in one and end in another. The log keeps with each part the
+descriptors of the segments that begin in it, which the index at the container's end needs. A resumed run
+plans anew, and takes from the log what the plan, the upload's own list of parts and, in the end, the object
+confirm. It makes the last segment of the log again, which may not be whole there.
 
 The result is computed here. The store only confirms it: by the ETag that the object has at its completion,
 and by the object's last bytes, which bind all others.
@@ -10,46 +11,36 @@ and by the object's last bytes, which bind all others.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from typing import BinaryIO, cast
+from typing import Any
 
-import attrs
 import zstandard
 
 from amistore.archive.reader import ContainerFile, has_digest
-from amistore.backends import BlockSource, ObjectLocation, UploadedPart, files
+from amistore.backends import BlockSource, ObjectLocation, UploadedPart
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
 from amistore.container.encoder import EncodedSegment
-from amistore.container.plan import Plan, worst_segment
+from amistore.container.plan import Plan
 from amistore.container.records import SegmentDescriptor, open_envelope
 from amistore.container.segments import check_segment
 from amistore.errors import (
     ArchiveError,
-    BackendError,
     CorruptArchiveError,
     InvalidRequestError,
     SourceChangedError,
-    StorageFullError,
 )
 from amistore.objects.multipart import LoggedUpload, StoredArchive
+from amistore.objects.parts import Part, closing_parts, cut_parts, part_size_for
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import closing, ordered_map, worker_pool
-from amistore.units import MIB
 
-__all__ = ["ArchiveUpload", "ObjectBounds", "Part", "check_end"]
-
-_SPOOL = 32 * MIB  # bytes of a part from which on it is kept in a file
-_ROOM = "set TMPDIR to a folder with room for parts"
-_MOST = layout.MAX_PART - 64 * MIB  # a part ends behind the segment that reaches this
+__all__ = ["ArchiveUpload", "check_end"]
 
 
 class ArchiveUpload:
@@ -62,8 +53,9 @@ class ArchiveUpload:
         encode: SegmentEncode,
         to: ObjectLocation,
         log: ResumeLog | None,
+        part_size: int | None,
     ) -> None:
-        """Take the plan, its blocks, what makes its segments, and the log.
+        """Take the plan, its blocks, what makes its segments, the log, and the caller's size of parts.
 
         Without a log, what was made is removed on an error.
         """
@@ -73,17 +65,22 @@ class ArchiveUpload:
             image_id=planned.image.image_id,
         )
         # The same plan, level and libzstd give the same bytes, so the log must have these.
-        identity = {
+        identity: dict[str, Any] = {
             "image": planned.image.image_id,
             "file": planned.file_id.hex(),
             "level": encode.level,
             "libzstd": list(zstandard.ZSTD_VERSION),
         }
-        self._upload = LoggedUpload(to, log, "pack", identity, {"file": changed})
+        self._changed = changed
+        size = part_size_for(planned.most_bytes, to.store.traits, part_size)
+        if part_size is not None:
+            identity["part_size"] = part_size
+        self._upload = LoggedUpload(to, log, "pack", size, identity, {"file": changed})
         self._planned = planned
         self._source = source
         self._encode = encode
-        self._carried: list[EncodedSegment] = []
+        self._logged: list[EncodedSegment] = []
+        self._begun = 0  # segments that earlier runs have sent, at least in part
         self._written: WrittenArchive
 
     def run(
@@ -101,24 +98,25 @@ class ArchiveUpload:
 
         def make(missing: bool) -> None:
             for number, entry in enumerate(self._upload.carried, 1):
-                self._carried += _carried_segments(number, entry, planned, len(self._carried))
+                self._logged += _logged_segments(number, entry, planned, len(self._logged))
             units = packed_units(
                 planned,
                 self._source,
                 self._encode,
-                carried=self._carried,
+                carried=self._logged[:-1],
                 workers=workers,
                 executor=executor,
                 progress=progress,
             )
             with closing(units):
+                rest = self._missing(self._noted(units))
                 if missing:
-                    self._send(units, workers)
-                for unit in self._noted(units):  # the last part, which the log does not have, made again
+                    self._send(rest, workers)
+                for unit in rest:  # the last part, which the log does not have, made again
                     unit.pieces.clear()
 
         def check(ranges: ObjectRanges, new: bool) -> None:
-            count = len(self._carried) if new else planned.segments  # what this run has sent needs no more
+            count = self._begun if new else planned.segments  # what this run has sent needs no more
             if count:
                 _check_object(ranges, planned, count, workers)
             check_end(ranges, self._written.size, self._written.foot)
@@ -127,20 +125,18 @@ class ArchiveUpload:
         content_id = self._written.content_id.hex()
         return StoredArchive(location=self._upload.to, size=info.size, etag=info.etag, content_id=content_id)
 
-    def _send(self, units: Generator[PackedUnit, None, None], workers: int | None) -> None:
+    def _send(self, units: Iterator[PackedUnit], workers: int | None) -> None:
         """Send all parts that are missing; each is logged once all before it are."""
+        upload, store = self._upload, self._upload.to.store
         with (
-            worker_pool(workers, None, requests=requests_of(self._upload.to.store)) as (pool, limit),
-            _closing_parts() as begun,
-            closing(
-                ordered_map(
-                    pool, self._send_part, self._cut(self._noted(units), begun), limit // 2, Part.in_memory
-                )
-            ) as sent,
+            worker_pool(workers, None, requests=requests_of(store)) as (pool, limit),
+            closing_parts() as begun,
         ):
-            for part, records in sent:
-                begun.popleft()
-                self._upload.note(part, b"".join(records))
+            parts = cut_parts(units, upload.part_size, len(upload.parts) + 1, store.traits.most_parts, begun)
+            with closing(ordered_map(pool, self._send_part, parts, limit // 2, Part.in_memory)) as sent:
+                for part, records in sent:
+                    begun.popleft()
+                    upload.note(part, None if records is None else b"".join(records))
 
     def _noted(self, units: Iterator[PackedUnit]) -> Iterator[PackedUnit]:
         """The units; the last one's facts about the whole archive are kept."""
@@ -149,164 +145,46 @@ class ArchiveUpload:
                 self._written = unit.written
             yield unit
 
-    def _cut(self, units: Iterator[PackedUnit], begun: deque[Part]) -> Iterator[Part]:
-        """The parts that are missing."""
-        count, end = len(self._carried), 0
-        while count:
-            unit = next(units)
-            end = unit.end
-            count -= unit.segment is not None
+    def _missing(self, units: Iterator[PackedUnit]) -> Iterator[PackedUnit]:
+        """The units from the end of the parts on that are there already."""
         parts = self._upload.parts
-        if end != sum(part.size for part in parts):
+        there = len(parts) * self._upload.part_size
+        damaged = InvalidRequestError("the resume log's parts have another size than their segments")
+        if sum(part.size for part in parts) != there:
+            raise damaged
+        for unit in units:
+            end, size = unit.end, sum(map(len, unit.pieces))
+            if unit.segment is not None and end - size < there:
+                self._check_again(unit.segment)
+            if end > there and self._begun < len(self._logged):
+                raise damaged
+            _drop(unit.pieces, there - (end - size))
+            yield unit
+
+    def _check_again(self, record: bytes) -> None:
+        """Refuse a segment of which earlier runs have sent a part, and which is another one now."""
+        number = self._begun
+        if number >= len(self._logged):
             raise InvalidRequestError("the resume log's parts have another size than their segments")
-        return _cut_parts(units, self._planned.layout.part_size, len(parts) + 1, begun)
+        if self._logged[number].record != record:
+            raise self._changed
+        self._begun += 1
 
-    def _send_part(self, part: Part) -> tuple[UploadedPart, list[bytes]]:
+    def _send_part(self, part: Part) -> tuple[UploadedPart, list[bytes] | None]:
         """Runs in a worker."""
-        return part.send(self._upload.to, self._upload.upload_id), part.records
+        sent = part.send(self._upload.to, self._upload.upload_id)
+        return sent, None if part.last else part.records
 
 
-@contextlib.contextmanager
-def _closing_parts() -> Iterator[deque[Part]]:
-    """A list of parts begun and not sent; those left at the end are closed."""
-    begun: deque[Part] = deque()
-    try:
-        yield begun
-    finally:
-        for part in begun:
-            part.close()
-
-
-class Part:
-    """One part: in memory or, if it is large, in an unlinked temporary file.
-
-    Attributes:
-        number: the part's number, from 1.
-        size: the part's size in bytes.
-        records: the SEGD records of its segments; none for the last part, which each run sends.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.size = 0
-        self.records: list[bytes] = []
-        self._content = bytearray()
-        self._file: BinaryIO | None = None
-
-    def add(self, unit: PackedUnit) -> None:
-        """Append a unit; its pieces move into the part."""
-        if unit.segment is not None:
-            self.records.append(unit.segment)
-        pieces = unit.pieces
-        while pieces:
-            piece = pieces.pop(0)
-            self.size += len(piece)
-            if self._file is None and self.size <= _SPOOL:
-                self._content += piece
-                continue
-            if self._file is None:
-                self._file = _temporary_file()
-            with files.operation("spool", path=tempfile.gettempdir(), room=_ROOM):
-                if self._content:
-                    files.write_at(self._file.fileno(), self._content, 0)
-                    self._content = bytearray()
-                files.write_at(self._file.fileno(), piece, self.size - len(piece))
-
-    def close(self) -> None:
-        """Free the part's bytes."""
-        self._content = bytearray()
-        if self._file is not None:
-            self._file.close()
-
-    def in_memory(self) -> int:
-        """The bytes that it holds in memory until it is sent, not in a temporary file."""
-        return self.size if self.size <= _SPOOL else 0
-
-    def send(self, to: ObjectLocation, upload_id: str) -> UploadedPart:
-        """Upload the part, and free its bytes."""
-        if self._file is None:
-            sent = to.store.upload_part(to.bucket, to.key, upload_id, self.number, self._content)
+def _drop(pieces: list[bytes], count: int) -> None:
+    """Take so many bytes away from the front."""
+    while count > 0 and pieces:
+        taken = min(count, len(pieces[0]))
+        if taken == len(pieces[0]):
+            pieces.pop(0)
         else:
-            sent = to.store.upload_part_file(to.bucket, to.key, upload_id, self.number, self._file)
-        self.close()
-        if (sent.part_number, sent.size) != (self.number, self.size):
-            raise BackendError(
-                f"part {self.number} of {self.size} bytes was stored as number {sent.part_number} "
-                f"with {sent.size}",
-                operation="upload_part",
-                **to.facts,
-            )
-        return sent
-
-
-def _temporary_file() -> BinaryIO:
-    with files.operation("spool"):
-        try:
-            # Without a buffer, whose rest a close would try to write after the disk was full.
-            return cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))
-        except FileNotFoundError as error:  # each folder that there is was tried, and could not be written
-            raise StorageFullError(f"{error.strerror}: {_ROOM}") from None
-
-
-def _cut_parts(
-    units: Iterator[PackedUnit], part_size: int, number: int, begun: deque[Part]
-) -> Iterator[Part]:
-    """Cut the remaining units into parts, numbered from `number`.
-
-    Args:
-        units: the units of a container.
-        part_size: the size in bytes at which a part ends behind the next segment.
-        number: the first part's number.
-        begun: a list that gets each part before its first byte, so that all can be closed on an error.
-
-    Raises:
-        InvalidRequestError: there are more parts than an object may have.
-    """
-    part = Part(number)
-    begun.append(part)
-    for unit in units:
-        part.add(unit)
-        if unit.segment is not None and part.size >= min(part_size, _MOST):
-            number += 1
-            if number > layout.MAX_PARTS:
-                raise InvalidRequestError(
-                    f"more than {layout.MAX_PARTS} parts: the layout's parts are too small"
-                )
-            yield part
-            part = Part(number)
-            begun.append(part)
-    part.records.clear()
-    yield part
-
-
-@attrs.frozen(kw_only=True)
-class ObjectBounds:
-    """Upper bounds for the object of a plan, reached if nothing compresses.
-
-    Attributes:
-        size: the object's size in bytes.
-        parts: the number of parts of its upload.
-        spooled: the bytes of parts in temporary files at one time.
-    """
-
-    size: int
-    parts: int
-    spooled: int
-
-    @classmethod
-    def of(cls, planned: Plan, workers: int) -> ObjectBounds:
-        """The bounds for so many workers, known before a block is read."""
-        size = planned.most_bytes
-        cut = min(planned.layout.part_size, _MOST)
-        # Up to a byte less than `cut` is there when the unit comes behind which the part ends; a
-        # PAD makes no segment longer than the least part.
-        longest = cut + planned.overhead + max(worst_segment(planned.layout), layout.MIN_PART)
-        return cls(
-            size=size,
-            parts=min(planned.segments, size // cut) + 1,
-            # One for each worker, and the one that is being cut.
-            spooled=min((workers + 1) * longest, size) if min(longest, size) > _SPOOL else 0,
-        )
+            pieces[0] = pieces[0][taken:]
+        count -= taken
 
 
 def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
@@ -350,12 +228,12 @@ def _check_object(ranges: RangeReader, planned: Plan, count: int, workers: int |
             pass
 
 
-def _carried_segments(number: int, entry: bytes, planned: Plan, sequence: int) -> list[EncodedSegment]:
-    """The segments of a part, as the log has them, from `sequence` on, each checked against the plan."""
+def _logged_segments(number: int, entry: bytes, planned: Plan, sequence: int) -> list[EncodedSegment]:
+    """The segments that begin in a part, from `sequence` on, as the log has them; the plan must agree."""
     described, records = read_entry(entry), entry.partition(b"\n")[2]
     segments: list[EncodedSegment] = []
     try:
-        if described["part"] != number or not records:
+        if described["part"] != number:
             raise KeyError("part")
         at = 0
         while at < len(records):

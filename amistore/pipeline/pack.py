@@ -47,11 +47,14 @@ class PackOptions:
         check_frames: whether to decode each frame, and compare it with the blocks, before it is handed out.
         executor: the executor that packs segments; None for threads. For processes the source must be
             picklable.
+        part_size: the bytes of a part where the archive becomes an object; None for 32 MiB, or more where the
+            object would have too many parts. The archive's bytes do not depend on it.
     """
 
     layout: Layout | None = None
     check_frames: bool = True
     executor: Executor | None = None
+    part_size: int | None = None
 
 
 DEFAULTS: Final = PackOptions()
@@ -61,9 +64,15 @@ class ArchiveBytes(Iterator[bytes]):
     """An iterator of one archive's bytes, in pieces of little more than 8 MiB at most; `pack` returns it.
 
     Closing or dropping it ends its threads. A context manager that closes it.
+
+    Attributes:
+        most_bytes: the upper bound of the archive's size in bytes, reached if nothing compresses.
     """
 
-    def __init__(self, units: Generator[PackedUnit, None, None], reports: contextlib.ExitStack) -> None:
+    def __init__(
+        self, units: Generator[PackedUnit, None, None], reports: contextlib.ExitStack, most_bytes: int
+    ) -> None:
+        self.most_bytes = most_bytes
         self._pieces = _pieces(units, reports)
         self._reports = reports
         self._content_id: bytes | None = None
@@ -173,7 +182,7 @@ def pack(
         units = packed_units(
             planned, source, encode, workers=workers, executor=options.executor, progress=report
         )
-        return ArchiveBytes(units, reports.pop_all())
+        return ArchiveBytes(units, reports.pop_all(), planned.most_bytes)
 
 
 def check_packing(

@@ -19,7 +19,7 @@ from amistore.container import layout
 from amistore.errors import InvalidRequestError
 from amistore.model import AttributeReport, Fate, Image, Tag
 from amistore.model.fidelity import Leaf, leaves, report
-from amistore.objects.upload import ObjectBounds
+from amistore.objects.parts import ObjectBounds
 from amistore.pipeline import Progress
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.requests import HELD, requests_of
@@ -210,7 +210,8 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
     """List the snapshots, and plan what storing them takes."""
     pages: list[Progress] = []
     planned = plan_pack(image, backend.ebs, progress=pages.append)
-    bounds = ObjectBounds.of(planned, max(terms.workers, requests_of(backend.s3)))
+    workers = max(terms.workers, requests_of(backend.s3))
+    bounds = ObjectBounds.of(planned, workers, backend.s3.traits)
     unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
     requests = {
         "list_snapshot_blocks": unsized + 2 * len(pages),
@@ -231,7 +232,7 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
         volumes=len(planned.volumes),
         blocks=planned.blocks,
         segments=planned.segments,
-        part_size=planned.layout.part_size,
+        part_size=bounds.part_size,
         most_parts=bounds.parts,
         most_object_bytes=bounds.size,
         most_spool_bytes=bounds.spooled,

@@ -215,7 +215,7 @@ class StorePlan(TaskPlan):
     """What storing an AMI would take; made by `TaskEngine.plan_store`.
 
     Attributes:
-        part_size: the size in bytes at which a part ends behind the next segment.
+        part_size: the size in bytes of a part but the last.
         most_parts: the upper bound of the upload's parts, reached if nothing compresses.
         most_object_bytes: the upper bound of the object's size in bytes, reached if nothing compresses.
         most_spool_bytes: the upper bound of bytes in temporary files at one time, for parts above 32 MiB and
@@ -233,7 +233,7 @@ class StorePlan(TaskPlan):
     def _archive(self) -> Iterator[tuple[str, str]]:
         size = sized(self.most_object_bytes)
         yield "object", f"at most {size}, {counted(self.segments, 'segment')}"
-        yield "upload", f"at most {counted(self.most_parts, 'part')}, of {sized(self.part_size)} or more"
+        yield "upload", f"at most {counted(self.most_parts, 'part')}, of {sized(self.part_size)}"
         spooled = f"at most {sized(self.most_spool_bytes)}, for" if self.most_spool_bytes else "none, no"
         yield "disk", f"{spooled} parts above 32 MiB"
 

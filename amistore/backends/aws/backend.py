@@ -15,6 +15,7 @@ from amistore.backends.base import Backend
 from amistore.backends.quotas import Quotas
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
+from amistore.backends.traits import AMAZON, StoreTraits
 from amistore.errors import InvalidValueError
 from amistore.model import Image, Tag
 
@@ -33,6 +34,7 @@ class AWSBackend(RetryingBackend):
         snapshots: the settings for restored snapshots: encryption, KMS key, tags.
         image_tags: the tags to set on every restored image, over its own.
         retries: the limits of retries; None for what AWS advises.
+        traits: where the store of objects differs from Amazon's S3, such as in the size of parts.
 
     Raises:
         InvalidRequestError: no Region is known, or an endpoint is not https.
@@ -52,8 +54,9 @@ class AWSBackend(RetryingBackend):
         snapshots: SnapshotSettings | None = None,
         image_tags: Iterable[Tag] = (),
         retries: RetryPolicy | Retrier | None = None,
+        traits: StoreTraits | None = None,
     ) -> None:
-        given = {"objects": objects, "snapshots": snapshots, "retries": retries}
+        given = {"objects": objects, "snapshots": snapshots, "retries": retries, "traits": traits}
         for name, value in given.items():
             if value is not None and not isinstance(value, _KINDS[name]):
                 raise _invalid(name, value)
@@ -67,7 +70,7 @@ class AWSBackend(RetryingBackend):
         self.connection = Connection(session, region_name, endpoint_urls)
         services = _Services(
             ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
-            s3=AWSObjectStore(self.connection, objects),
+            s3=AWSObjectStore(self.connection, objects, traits or AMAZON),
             ec2=AWSImageRegistry(self.connection, image_tags=tags),
         )
         super().__init__(services, retries)
@@ -101,6 +104,7 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "snapshots": (SnapshotSettings,),
     "retries": (RetryPolicy, Retrier),
     "image_tags": (Tag,),
+    "traits": (StoreTraits,),
 }
 
 

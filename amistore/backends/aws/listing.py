@@ -11,7 +11,7 @@ import botocore.exceptions
 
 from amistore.backends.aws.errors import member_of
 from amistore.backends.blocks import MOST_EMPTY_PAGES
-from amistore.backends.objects import MultipartUpload, UploadedPart
+from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import BackendError
 
 __all__ = ["listed_keys", "listed_parts", "listed_uploads", "pages"]
@@ -91,20 +91,21 @@ def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload
     return [upload for upload in found if upload.key.startswith(prefix)]
 
 
-def listed_parts(ask: Callable[..., Any]) -> list[tuple[UploadedPart, str | None]]:
+def listed_parts(ask: Callable[..., Any]) -> list[UploadedPart]:
     """The parts of an upload, each with its CRC-32 if the server keeps it; `ask` is boto3's list_parts."""
 
     def following(page: Mapping[str, Any]) -> dict[str, int]:
         return {"PartNumberMarker": page.get("NextPartNumberMarker", 0)} if _more(page) else {}
 
-    found: dict[int, tuple[UploadedPart, str | None]] = {}
+    found: dict[int, UploadedPart] = {}
     for page in pages(ask, following, "Parts"):
         for each in page.get("Parts", []):
             number, etag = each["PartNumber"], each["ETag"].strip('"')
             if number in found:
                 raise BackendError("the service lists the same Parts again and again")
-            part = UploadedPart(part_number=number, size=each["Size"], etag=etag)
-            found[number] = part, each.get("ChecksumCRC32")
+            found[number] = UploadedPart(
+                part_number=number, size=each["Size"], etag=etag, checksum=each.get("ChecksumCRC32")
+            )
         if len(found) > _MAXIMUM_PARTS:
             raise BackendError(f"the service lists more than {_MAXIMUM_PARTS} parts")
     return [found[number] for number in sorted(found)]

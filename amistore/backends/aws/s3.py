@@ -25,8 +25,10 @@ from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import ObjectInfo, ObjectStore
 from amistore.backends.receiving import Content
+from amistore.backends.traits import AMAZON, StoreTraits
+from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,
@@ -48,14 +50,21 @@ class AWSObjectStore(ObjectStore):
     Args:
         connection: the connection to AWS.
         settings: the settings for written objects.
+        traits: where the store differs from Amazon's S3.
     """
 
     scheme = "s3"
     requests = 8  # of a few MiB each; more gain little (docs/decisions/0024)
 
-    def __init__(self, connection: Connection, settings: ObjectSettings | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        settings: ObjectSettings | None = None,
+        traits: StoreTraits = AMAZON,
+    ) -> None:
         self._connection = connection
         self._settings = settings or ObjectSettings()
+        self.traits = traits
         self.where = f"S3 {connection.endpoint_urls.get('s3') or connection.region_name}"
 
     def __repr__(self) -> str:
@@ -182,8 +191,10 @@ class AWSObjectStore(ObjectStore):
                 Body=body,
                 **({"ChecksumCRC32": sent} if self._settings.checksums else {}),
             )
-            part = UploadedPart(part_number=part_number, size=size, etag=_unquoted(answer["ETag"]))
             stored = answer.get("ChecksumCRC32")
+            part = UploadedPart(
+                part_number=part_number, size=size, etag=_unquoted(answer["ETag"]), checksum=stored
+            )
             # A server that says nothing of the checksum may not have looked at it.
             same = stored == sent if stored else is_stored_md5(answer, content)
             if not same:
@@ -193,13 +204,7 @@ class AWSObjectStore(ObjectStore):
             return part
 
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        return [part for part, _ in self._parts("list_parts", bucket, key, upload_id)]
-
-    def _parts(
-        self, operation: str, bucket: str, key: str, upload_id: str
-    ) -> list[tuple[UploadedPart, str | None]]:
-        """The parts, each with its CRC-32 if the server keeps it."""
-        with self._calling(operation, bucket, key, upload_id) as place:
+        with self._calling("list_parts", bucket, key, upload_id) as place:
             return listed_parts(functools.partial(self._client.list_parts, **place))
 
     def complete_multipart_upload(
@@ -217,15 +222,13 @@ class AWSObjectStore(ObjectStore):
         for lost.
         """
         with self._calling("complete_multipart_upload", bucket, key, upload_id) as place:
-            found = self._parts("complete_multipart_upload", bucket, key, upload_id)
-            checks.check_parts(bucket, key, parts, [part for part, _ in found])
+            checks.check_order(parts)
             if if_none_match:
                 self._refuse_existing(bucket, key)
             # S3 wants the checksums of an upload that was created with them.
-            checksums = {part.part_number: checksum for part, checksum in found if checksum}
             named = [
                 {"PartNumber": part.part_number, "ETag": f'"{part.etag}"'}
-                | ({"ChecksumCRC32": checksums[part.part_number]} if part.part_number in checksums else {})
+                | ({"ChecksumCRC32": part.checksum} if part.checksum else {})
                 for part in parts
             ]
             try:
@@ -267,7 +270,7 @@ class AWSObjectStore(ObjectStore):
                         if _code(error) == "NoSuchKey":  # Swift's answer where it was completed
                             return
                         raise
-                    if not self._parts("abort_multipart_upload", bucket, key, upload_id):
+                    if not self.traits.part_listing or not self._has_parts(place):
                         return
             except _NoSuchUploadError:
                 return
@@ -278,6 +281,15 @@ class AWSObjectStore(ObjectStore):
             bucket=bucket,
             key=key,
         )
+
+    def _has_parts(self, place: Mapping[str, Any]) -> bool:
+        """Whether an aborted upload still has parts; False where the server does not list them."""
+        try:
+            return bool(listed_parts(functools.partial(self._client.list_parts, **place)))
+        except botocore.exceptions.ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (405, 501):
+                return False
+            raise
 
     def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
         with self._calling("get_object_tagging", bucket, key) as place:

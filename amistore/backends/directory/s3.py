@@ -26,7 +26,8 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.locking import FileLock
-from amistore.backends.objects import MultipartUpload, ObjectInfo, ObjectStore, UploadedPart
+from amistore.backends.objects import ObjectInfo, ObjectStore
+from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
     BackendError,

@@ -1,0 +1,202 @@
+"""Parts of an upload: all have one size but the last, which is no larger.
+
+Some stores demand it, among them Cloudflare R2 ("Upload objects", multipart uploads), and none minds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from typing import BinaryIO, Final, cast
+
+import attrs
+
+from amistore.backends import ObjectLocation, UploadedPart, files
+from amistore.backends.traits import StoreTraits
+from amistore.container.plan import Plan
+from amistore.errors import BackendError, InvalidRequestError, StorageFullError
+from amistore.pipeline.packing import PackedUnit
+from amistore.units import MIB, sized
+
+__all__ = ["ObjectBounds", "Part", "closing_parts", "cut_parts", "part_size_for"]
+
+_USUAL: Final = 32 * MIB
+"""Bytes of a part where no more are needed: 8 GiB that do not compress are 257 requests."""
+
+_SPOOL: Final = 32 * MIB  # bytes of a part from which on it is kept in a file
+_ROOM = "set TMPDIR to a folder with room for parts"
+
+
+def part_size_for(most_bytes: int, traits: StoreTraits, wanted: int | None = None) -> int:
+    """The bytes of a part for an object of so many bytes at most.
+
+    Args:
+        most_bytes: the most bytes that the object may come to.
+        traits: what the store can do.
+        wanted: the caller's own size; None for 32 MiB, or more where the store takes too few parts.
+
+    Raises:
+        InvalidRequestError: the caller's size does not fit the store or the object.
+    """
+    needed = -(-min(most_bytes, traits.most_bytes) // traits.most_parts)
+    if wanted is None:
+        return min(max(-(-needed // MIB) * MIB, traits.least_part, _USUAL), traits.largest_part)
+    least, most = max(needed, traits.least_part), traits.largest_part
+    if type(wanted) is not int or not least <= wanted <= most:
+        raise InvalidRequestError(
+            f"part_size must be a whole number from {least} to {most} for an object of up to "
+            f"{sized(most_bytes)} in {traits.most_parts} parts, not {wanted!r}"
+        )
+    return wanted
+
+
+class Part:
+    """One part: in memory or, if it is large, in an unlinked temporary file.
+
+    Attributes:
+        number: the part's number, from 1.
+        size: the part's size in bytes.
+        records: the SEGD records of the segments that begin in it.
+        last: whether it is the upload's last part, which no log has: each run sends it.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.size = 0
+        self.records: list[bytes] = []
+        self.last = False
+        self._content = bytearray()
+        self._file: BinaryIO | None = None
+
+    def add(self, piece: memoryview) -> None:
+        """Append bytes."""
+        self.size += len(piece)
+        if self._file is None and self.size <= _SPOOL:
+            self._content += piece
+            return
+        if self._file is None:
+            self._file = _temporary_file()
+        with files.operation("spool", path=tempfile.gettempdir(), room=_ROOM):
+            if self._content:
+                files.write_at(self._file.fileno(), self._content, 0)
+                self._content = bytearray()
+            files.write_at(self._file.fileno(), piece, self.size - len(piece))
+
+    def close(self) -> None:
+        """Free the part's bytes."""
+        self._content = bytearray()
+        if self._file is not None:
+            self._file.close()
+
+    def in_memory(self) -> int:
+        """The bytes that it holds in memory until it is sent, not in a temporary file."""
+        return self.size if self.size <= _SPOOL else 0
+
+    def send(self, to: ObjectLocation, upload_id: str) -> UploadedPart:
+        """Upload the part, and free its bytes."""
+        if self._file is None:
+            sent = to.store.upload_part(to.bucket, to.key, upload_id, self.number, self._content)
+        else:
+            sent = to.store.upload_part_file(to.bucket, to.key, upload_id, self.number, self._file)
+        self.close()
+        if (sent.part_number, sent.size) != (self.number, self.size):
+            raise BackendError(
+                f"part {self.number} of {self.size} bytes was stored as number {sent.part_number} "
+                f"with {sent.size}",
+                operation="upload_part",
+                **to.facts,
+            )
+        return sent
+
+
+def _temporary_file() -> BinaryIO:
+    with files.operation("spool"):
+        try:
+            # Without a buffer, whose rest a close would try to write after the disk was full.
+            return cast(BinaryIO, tempfile.TemporaryFile(prefix="amistore-", buffering=0))
+        except FileNotFoundError as error:  # each folder that there is was tried, and could not be written
+            raise StorageFullError(f"{error.strerror}: {_ROOM}") from None
+
+
+@contextlib.contextmanager
+def closing_parts() -> Iterator[deque[Part]]:
+    """A list of parts begun and not sent; those left at the end are closed."""
+    begun: deque[Part] = deque()
+    try:
+        yield begun
+    finally:
+        for part in begun:
+            part.close()
+
+
+def cut_parts(
+    units: Iterator[PackedUnit], size: int, number: int, most: int, begun: deque[Part]
+) -> Iterator[Part]:
+    """Cut units into parts.
+
+    Args:
+        units: the units of a container, the first one at the first part's beginning.
+        size: the bytes of each part but the last.
+        number: the first part's number.
+        most: the most parts of the upload.
+        begun: a list that gets each part before its first byte, so that all can be closed on an error.
+
+    Raises:
+        InvalidRequestError: there are more parts than an object may have.
+    """
+    part = Part(number)
+    begun.append(part)
+    for unit in units:
+        record = unit.segment
+        while unit.pieces:
+            piece = memoryview(unit.pieces.pop(0))
+            while piece:
+                if part.size == size:
+                    if part.number == most:
+                        raise InvalidRequestError(
+                            f"the archive needs more than the {most} parts of {sized(size)} that the store "
+                            "takes: give a larger part_size"
+                        )
+                    yield part
+                    part = Part(part.number + 1)
+                    begun.append(part)
+                if record is not None:
+                    part.records.append(record)
+                    record = None
+                taken = piece[: size - part.size]
+                part.add(taken)
+                piece = piece[len(taken) :]
+    part.last = True
+    yield part
+
+
+@attrs.frozen(kw_only=True)
+class ObjectBounds:
+    """Upper bounds for the object of a plan, reached if nothing compresses.
+
+    Attributes:
+        size: the object's size in bytes.
+        part_size: the size in bytes of a part but the last.
+        parts: the number of parts of its upload.
+        spooled: the bytes of parts in temporary files at one time.
+    """
+
+    size: int
+    part_size: int
+    parts: int
+    spooled: int
+
+    @classmethod
+    def of(cls, planned: Plan, workers: int, traits: StoreTraits) -> ObjectBounds:
+        """The bounds for so many workers, known before a block is read."""
+        size = planned.most_bytes
+        part_size = part_size_for(size, traits)
+        return cls(
+            size=size,
+            part_size=part_size,
+            parts=min(-(-size // part_size), traits.most_parts),
+            # One for each worker, and the one that is being cut.
+            spooled=min((workers + 1) * part_size, size) if part_size > _SPOOL else 0,
+        )
