@@ -61,6 +61,7 @@ def reliability(session: nox.Session) -> None:
         "tests/objects/test_filled_memory.py",
         "tests/objects/test_unpack.py",
         "tests/pipeline/test_streaming.py",
+        "tests/pipeline/test_tar_tools.py",
         "tests/test_forked_children.py",
     ]
     places += [

@@ -20,7 +20,7 @@ from amistore.testing import FaultyBackend
 from amistore.testing.aws import FakeAWS
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
-RUNS = 1000 if LONG else 50
+RUNS = 1000 if LONG else 18  # as many of each rate
 RATES = (0.01, 0.05, 0.2)
 # What no client can notice where there is no checksum: the answers of EC2, which TLS guards.
 HTTP_KINDS = (
