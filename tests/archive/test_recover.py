@@ -15,7 +15,7 @@ import zstandard
 
 import amistore
 from amistore import BLOCK_SIZE
-from amistore.archive import pieces
+from amistore.archive import pieces, recovery
 from amistore.archive.recovery import RecoveryReport
 from amistore.container import frames as coded
 from amistore.container import layout, members, segments
@@ -492,10 +492,13 @@ def test_a_subset_of_the_snapshots_keeps_its_name_without_the_tail(damage_at: st
     assert report.complete is (damage_at == "VOLD")
 
 
-def test_very_many_losses_are_told_in_ranges_that_hold_what_was_not_listed_too(tmp_path: Path) -> None:
-    blocks = {i * 2: images.block(1) for i in range(12_000)}
+def test_very_many_losses_are_told_in_ranges_that_hold_what_was_not_listed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_MOST_RANGES", 500)  # of 10,000: six GiB of blocks would be lost
+    blocks = {i * 2: images.block(1) for i in range(600)}
     blocks[30_000] = images.block(2)
-    form = Layout(blocks_per_frame=16, blocks_per_segment=512)
+    form = Layout(blocks_per_frame=16, blocks_per_segment=128)
     container = bytearray(images.packed([(16, blocks)], form))
     place = -1
     while (place := container.find(b"AMISSEGD", place + 1)) >= 0:
