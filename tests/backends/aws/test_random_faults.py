@@ -16,6 +16,7 @@ from backends.aws.moves import KEY, LAYOUT
 
 import amistore
 from amistore import AmistoreError, Backend, DirectoryBackend, MemoryBackend, RetryingBackend
+from amistore.backends import pace
 from amistore.testing import FaultyBackend
 from amistore.testing.aws import FakeAWS
 
@@ -35,6 +36,12 @@ HTTP_KINDS = (
 READ_KINDS = ("short-body", "flipped-bit")
 
 Outcomes = collections.Counter[tuple[float, str]]
+
+
+@pytest.fixture(autouse=True)
+def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were throttled go on at once: how far they slow down is what test_pace.py proves."""
+    monkeypatch.setattr(pace, "_LEAST", 1000.0)
 
 
 def add_faults(faulty: FaultyBackend, rate: float, seed: int) -> None:
