@@ -58,6 +58,7 @@ def reliability(session: nox.Session) -> None:
         "tests/objects/test_forged_logs.py",
         "tests/objects/test_killed_runs.py",
         "tests/objects/test_killed_filling.py",
+        "tests/objects/test_resume_pack.py",
         "tests/objects/test_filled_memory.py",
         "tests/objects/test_unpack.py",
         "tests/pipeline/test_streaming.py",
