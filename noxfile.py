@@ -52,6 +52,7 @@ def reliability(session: nox.Session) -> None:
     )
     session.env["AMISTORE_LONG"] = "1"
     places = [
+        "tests/archive/test_recover.py",
         "tests/container/test_damage.py",
         "tests/container/test_hostile.py",
         "tests/container/test_newer.py",
@@ -61,6 +62,7 @@ def reliability(session: nox.Session) -> None:
         "tests/objects/test_resume_pack.py",
         "tests/objects/test_filled_memory.py",
         "tests/objects/test_unpack.py",
+        "tests/pipeline/test_round_trip.py",
         "tests/pipeline/test_streaming.py",
         "tests/pipeline/test_tar_tools.py",
         "tests/test_forked_children.py",
