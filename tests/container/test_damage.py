@@ -110,7 +110,8 @@ def test_reading_blocks_of_a_flipped_container_gives_their_bytes_or_an_error(con
 
 @pytest.mark.parametrize("read", READERS)
 def test_every_truncation_is_refused(container: bytes, read: Reader) -> None:
-    for end in shared(range(len(container)), read)[:: 1 if LONG else 3]:
+    step = 1 if LONG else 3  # most ends lie in a record or a frame, as the ones beside them do
+    for end in shared(range(len(container)), read)[::step]:
         with pytest.raises(amistore.ArchiveError):
             read(container[:end])
 
