@@ -52,15 +52,19 @@ def reliability(session: nox.Session) -> None:
     )
     session.env["AMISTORE_LONG"] = "1"
     places = [
+        "tests/archive/test_recover.py",
         "tests/container/test_damage.py",
         "tests/container/test_hostile.py",
         "tests/container/test_newer.py",
         "tests/objects/test_forged_logs.py",
         "tests/objects/test_killed_runs.py",
         "tests/objects/test_killed_filling.py",
+        "tests/objects/test_resume_pack.py",
         "tests/objects/test_filled_memory.py",
         "tests/objects/test_unpack.py",
+        "tests/pipeline/test_round_trip.py",
         "tests/pipeline/test_streaming.py",
+        "tests/pipeline/test_tar_tools.py",
         "tests/test_forked_children.py",
     ]
     places += [

@@ -25,7 +25,7 @@ import amistore
 from amistore import DirectoryBackend, FileResumeLog, Layout, TaskEngine
 from amistore.container.members import PREAMBLE
 
-CHILDREN = 200 if os.environ.get("AMISTORE_LONG") else 20
+CHILDREN = 200 if os.environ.get("AMISTORE_LONG") else 10
 IMAGES = 4
 BLOCKS = 24
 LAYOUT = Layout(blocks_per_frame=2, blocks_per_segment=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,58 +71,87 @@ def _images(draw: st.DrawFn, snapshot_ids: Sequence[str] | None) -> Image:
         ids = sorted(set(snapshot_ids))
     mapped = [*ids, *(draw(st.lists(st.sampled_from(ids), max_size=2)) if ids else [])]
     others = draw(st.integers(0, 3))  # mappings without a snapshot
-    count = len(mapped) + others
-    devices = draw(st.lists(_text(min_size=1), min_size=count, max_size=count, unique=True))
+    devices = draw(_devices(len(mapped) + others))
     mappings = [
-        draw(
-            _value(
-                BlockDeviceMapping,
-                device_name=st.just(device),
-                ebs=_value(EbsBlockDevice, snapshot_id=st.just(snapshot_id)),
-            )
+        BlockDeviceMapping(
+            device_name=device,
+            ebs=EbsBlockDevice(snapshot_id=snapshot_id, **draw(_members(EbsBlockDevice, "snapshot_id"))),
+            **draw(_members(BlockDeviceMapping, "device_name", "ebs")),
         )
         for device, snapshot_id in zip(devices, mapped, strict=False)
     ] + [
-        draw(
-            _value(
-                BlockDeviceMapping,
-                device_name=st.just(device),
-                virtual_name=st.sampled_from([None, "ephemeral0", "ephemeral23"]),
-                ebs=st.none() | _value(EbsBlockDevice, snapshot_id=st.none()),
-            )
+        BlockDeviceMapping(
+            device_name=device,
+            virtual_name=draw(st.sampled_from([None, "ephemeral0", "ephemeral23"])),
+            ebs=draw(_without_snapshot()),
+            **draw(_members(BlockDeviceMapping, "device_name", "virtual_name", "ebs")),
         )
         for device in devices[len(mapped) :]
     ]
     described = draw(st.lists(st.sampled_from(ids), unique=True)) if ids else []
-    size = st.none() if snapshot_ids is not None else st.none() | st.integers(1, 65_536)
     snapshots = [
-        draw(_value(Snapshot, snapshot_id=st.just(snapshot_id), volume_size=size, tags=_tags()))
+        Snapshot(
+            snapshot_id=snapshot_id,
+            volume_size=draw(st.none() | st.integers(1, 65_536)) if snapshot_ids is None else None,
+            tags=draw(_tags()),
+            **draw(_members(Snapshot, "snapshot_id", "volume_size", "tags")),
+        )
         for snapshot_id in described
     ]
-    image: Image = draw(
-        _value(
-            Image,
-            image_id=_ids("ami"),
-            creation_date=st.none() | _text() | st.just("2026-01-02T03:04:05.000Z"),
-            root_device_name=st.none() | st.sampled_from(devices) if devices else st.none(),
-            product_codes=_unique(_value(ProductCode, product_code_id=_text(min_size=1)), "product_code_id"),
-            block_device_mappings=st.just(tuple(mappings)),
-            snapshots=st.just(tuple(snapshots)),
-            tags=_tags(),
-        )
+    return Image(
+        image_id=draw(_ids("ami")),
+        creation_date=draw(_dates()),
+        root_device_name=draw(st.none() | st.sampled_from(devices)) if devices else None,
+        product_codes=draw(_product_codes()),
+        block_device_mappings=tuple(mappings),
+        snapshots=tuple(snapshots),
+        tags=draw(_tags()),
+        **draw(
+            _members(
+                Image,
+                "image_id",
+                "creation_date",
+                "root_device_name",
+                "product_codes",
+                "block_device_mappings",
+                "snapshots",
+                "tags",
+            )
+        ),
     )
-    return image
 
 
+# Each of the following is made once: hypothesis looks through every new strategy before it draws from it,
+# which took longer than all drawing.
+
+
+@functools.cache
+def _devices(count: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(_text(min_size=1), min_size=count, max_size=count, unique=True)
+
+
+@functools.cache
+def _without_snapshot() -> st.SearchStrategy[EbsBlockDevice | None]:
+    return st.none() | _members(EbsBlockDevice, "snapshot_id").map(lambda members: EbsBlockDevice(**members))
+
+
+@functools.cache
+def _dates() -> st.SearchStrategy[str | None]:
+    return st.none() | _text() | st.just("2026-01-02T03:04:05.000Z")
+
+
+@functools.cache
 def _ids(prefix: str) -> st.SearchStrategy[str]:
     return st.integers(0, 2**68 - 1).map(lambda number: f"{prefix}-{number:017x}")
 
 
+@functools.cache
 def _text(min_size: int = 0) -> st.SearchStrategy[str]:
     hostile = ["\n", "\0", "ä" * 5_000, '"\\', "../..", "\U0001f4be", "e\u0301", "\u2028", "aws:x", "<&'>"]
     return st.text(min_size=min_size, max_size=20) | st.sampled_from(hostile)
 
 
+@functools.cache
 def _json() -> st.SearchStrategy[Any]:
     leaves = (
         st.none()
@@ -137,27 +167,38 @@ def _json() -> st.SearchStrategy[Any]:
     )
 
 
+@functools.cache
 def _extra() -> st.SearchStrategy[dict[str, Any]]:
     """Members that no version knows: their names begin with New."""
     return st.just({}) | st.dictionaries(_text().map("New".__add__), _json(), max_size=2)
 
 
+@functools.cache
 def _tags() -> st.SearchStrategy[tuple[Tag, ...]]:
-    return _unique(_value(Tag, key=_text(min_size=1), value=_text()), "key")
+    return _unique(st.builds(Tag, key=_text(min_size=1), value=_text(), extra=_extra()), "key")
+
+
+@functools.cache
+def _product_codes() -> st.SearchStrategy[tuple[ProductCode, ...]]:
+    codes = st.builds(
+        lambda code, members: ProductCode(product_code_id=code, **members),
+        _text(min_size=1),
+        _members(ProductCode, "product_code_id"),
+    )
+    return _unique(codes, "product_code_id")
 
 
 def _unique(values: st.SearchStrategy[Any], key: str) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(values, max_size=3, unique_by=lambda value: getattr(value, key)).map(tuple)
 
 
-def _value(kind: type[Any], **given: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A model value with some of its attributes, drawn by `given` or else by their type."""
+@functools.cache
+def _members(kind: type[Any], *given: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of a model value's attributes, drawn by their type, beside those that are given."""
     by_type = {"str | None": _text(), "int | None": st.integers(1, 2**63 - 1), "bool | None": st.booleans()}
     optional = {
         field.name: st.none() | by_type[field.type]
         for field in attrs.fields(kind)
         if field.name not in given and field.type in by_type
     }
-    return st.fixed_dictionaries({**given, "extra": _extra()}, optional=optional).map(
-        lambda members: kind(**members)
-    )
+    return st.fixed_dictionaries({"extra": _extra()}, optional=optional)

@@ -73,7 +73,7 @@ def test_the_whole_container_is_accepted(container: bytes, read: Reader) -> None
 def test_every_flipped_byte_is_detected(container: bytes, read: Reader, bit: int | None) -> None:
     payload = payload_offsets(container)
     assert payload
-    sampled = random.Random(1).sample(sorted(payload), min(1500, len(payload)))
+    sampled = random.Random(1).sample(sorted(payload), min(500, len(payload)))
     offsets = shared(sorted((set(range(len(container))) - payload) | set(sampled)), read)
     # One test for each bit in the long form: two workers share them evenly.
     flips: Iterator[tuple[int, int]] = (
@@ -110,7 +110,8 @@ def test_reading_blocks_of_a_flipped_container_gives_their_bytes_or_an_error(con
 
 @pytest.mark.parametrize("read", READERS)
 def test_every_truncation_is_refused(container: bytes, read: Reader) -> None:
-    for end in shared(range(len(container)), read):
+    step = 1 if LONG else 3  # most ends lie in a record or a frame, as the ones beside them do
+    for end in shared(range(len(container)), read)[::step]:
         with pytest.raises(amistore.ArchiveError):
             read(container[:end])
 

@@ -26,7 +26,7 @@ from amistore.container.records import SegmentDescriptor
 from amistore.objects.multipart import RUN_KEY
 from amistore.objects.resumelog import MemoryResumeLog, write_entry
 
-EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 60
+EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 30
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
 
 

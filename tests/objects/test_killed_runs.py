@@ -17,7 +17,7 @@ from objects.test_unpack import DISKS
 
 import amistore
 
-KILLS = 2000 if os.environ.get("AMISTORE_LONG") else 100
+KILLS = 2000 if os.environ.get("AMISTORE_LONG") else 30
 WORKERS = 2
 MOST = {"pack": WORKERS, "unpack": 2 * 2 * WORKERS}
 """Parts, or blocks of segments of two, that are begun and not in the log when a process dies."""

@@ -12,7 +12,7 @@ import pytest
 from tasks.processes import VERB, Engines
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
-KILLS = 200 if LONG else 10
+KILLS = 200 if LONG else 5
 
 MANY = {"append", *VERB.values()}
 READS = ("get_", "head_", "list_", "describe_", "find_")

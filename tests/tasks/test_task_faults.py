@@ -11,12 +11,12 @@ from tasks.accounts import BUCKET, DISKS, disks, registered
 
 import amistore
 from amistore import DirectoryBackend, MemoryBackend, RetryingBackend, RetryPolicy, TaskEngine
-from amistore.backends import Backend
+from amistore.backends import Backend, pace
 from amistore.tasks import run
 from amistore.testing import FaultyBackend
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
-RUNS = 1000 if LONG else 50
+RUNS = 1000 if LONG else 18  # as many of each rate
 RATES = (0.01, 0.05, 0.2)
 KINDS = ("error", "throttle", "refusal", "lost-reply", "short", "flipped")
 # As many attempts as ever; pauses short, since nobody is to be spared.
@@ -26,6 +26,7 @@ QUICK = RetryPolicy(base_delay=0.0001, max_delay=0.001)
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_PAUSE", 0.0)
+    monkeypatch.setattr(pace, "_LEAST", 1000.0)  # of calls a second, after those that were throttled
 
 
 class Account:

@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
 
-CHILDREN = 200 if os.environ.get("AMISTORE_LONG") else 20
+CHILDREN = 200 if os.environ.get("AMISTORE_LONG") else 10
 BLOCKS = 6
 
 

@@ -24,7 +24,7 @@ from amistore.testing.aws import FakeAWS
 R = TypeVar("R")
 Call = tuple[object, ...]
 
-KILLS = 200 if os.environ.get("AMISTORE_LONG") else 25
+KILLS = 200 if os.environ.get("AMISTORE_LONG") else 10
 WORKERS = 2
 BLOCKS = sum(len(moves.volume(number)) for number in range(2))
 IN_FLIGHT = 2 * WORKERS  # what `worker_pool` lets be begun and not taken

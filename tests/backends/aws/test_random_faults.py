@@ -16,11 +16,12 @@ from backends.aws.moves import KEY, LAYOUT
 
 import amistore
 from amistore import AmistoreError, Backend, DirectoryBackend, MemoryBackend, RetryingBackend
+from amistore.backends import pace
 from amistore.testing import FaultyBackend
 from amistore.testing.aws import FakeAWS
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
-RUNS = 1000 if LONG else 50
+RUNS = 1000 if LONG else 18  # as many of each rate
 RATES = (0.01, 0.05, 0.2)
 # What no client can notice where there is no checksum: the answers of EC2, which TLS guards.
 HTTP_KINDS = (
@@ -35,6 +36,12 @@ HTTP_KINDS = (
 READ_KINDS = ("short-body", "flipped-bit")
 
 Outcomes = collections.Counter[tuple[float, str]]
+
+
+@pytest.fixture(autouse=True)
+def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were throttled go on at once: how far they slow down is what test_pace.py proves."""
+    monkeypatch.setattr(pace, "_LEAST", 1000.0)
 
 
 def add_faults(faulty: FaultyBackend, rate: float, seed: int) -> None:
