@@ -39,9 +39,7 @@ class Cloud:
         self.source.s3.put_object(BUCKET, KEY, [self.archive.read_bytes()])
 
     def pack(self) -> Iterator[bytes]:
-        return amistore.pack(
-            self.image, self.source.ebs, workers=2, options=amistore.PackOptions(layout=runs.LAYOUT)
-        )
+        return amistore.pack(self.image, self.source.ebs, workers=2, options=runs.PACKING)
 
     def restored(self, image: amistore.Image) -> bool:
         return runs.disks(self.destination.ebs, image) == runs.VOLUMES
@@ -74,7 +72,7 @@ def pack_object(cloud: Cloud, part: Part) -> bool:
         if event.phase is Phase.PACK:  # before, nothing is begun, and a child may do all of it
             part()
 
-    options: Any = {"options": amistore.PackOptions(layout=runs.LAYOUT), "workers": 2, "progress": progress}
+    options: Any = {"options": runs.PACKING, "workers": 2, "progress": progress}
     amistore.store(cloud.image, cloud.source.ebs, cloud.destination.s3.at(BUCKET, KEY), **options)
     return cloud.stored()
 
@@ -88,7 +86,7 @@ def pack_object_with_a_log(cloud: Cloud, part: Part) -> bool:
         if parts:
             part()
 
-    options: Any = {"options": amistore.PackOptions(layout=runs.LAYOUT), "workers": 2, "progress": progress}
+    options: Any = {"options": runs.PACKING, "workers": 2, "progress": progress}
     with amistore.FileResumeLog(cloud.root / "run.log") as log:
         place = cloud.destination.s3.at(BUCKET, KEY)
         amistore.store(cloud.image, cloud.source.ebs, place, log=log, **options)
@@ -215,11 +213,7 @@ def test_a_child_forked_in_a_worker_ends_where_it_leaves_the_worker_s_task(cloud
             return cloud.source.ebs.get_snapshot_block(*arguments)
 
     def job(part: Part) -> bytes:
-        return b"".join(
-            amistore.pack(
-                cloud.image, Source(part), workers=2, options=amistore.PackOptions(layout=runs.LAYOUT)
-            )
-        )
+        return b"".join(amistore.pack(cloud.image, Source(part), workers=2, options=runs.PACKING))
 
     for leave, expected in ((None, LEFT), (lambda: None, 0)):
         packed, code = split(job, leave)

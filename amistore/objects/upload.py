@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+import attrs
 import zstandard
 
 from amistore.archive.reader import ContainerFile, has_digest
@@ -154,12 +155,13 @@ class ArchiveUpload:
             raise damaged
         for unit in units:
             end, size = unit.end, sum(map(len, unit.pieces))
-            if unit.segment is not None and end - size < there:
+            begun = end - size < there
+            if unit.segment is not None and begun:
                 self._check_again(unit.segment)
             if end > there and self._begun < len(self._logged):
                 raise damaged
             _drop(unit.pieces, there - (end - size))
-            yield unit
+            yield attrs.evolve(unit, segment=None) if begun else unit
 
     def _check_again(self, record: bytes) -> None:
         """Refuse a segment of which earlier runs have sent a part, and which is another one now."""

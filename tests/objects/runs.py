@@ -19,7 +19,10 @@ from amistore.objects.resumelog import MemoryResumeLog
 
 BUCKET, KEY = "archive", "ami.bin"
 LAYOUT = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2)
-"""Segments of 1 MiB of noise, so that five or six make a part of 5 MiB."""
+"""Segments of 1 MiB of noise, so that four end in a part of 5 MiB and one goes on in the next."""
+
+PART = 5 * amistore.MIB
+PACKING = amistore.PackOptions(layout=LAYOUT, part_size=PART)
 
 VOLUMES: list[tuple[int, dict[int, bytes]]] = [
     (1, {2 * i: images.noise(i) for i in range(19)} | {100: images.block(0)}),
@@ -39,7 +42,7 @@ IMAGE = images.image(source().volumes)
 @functools.cache
 def expected(level: int = 3) -> bytes:
     """What `pack` makes of it."""
-    return b"".join(amistore.pack(IMAGE, source(), level=level, options=amistore.PackOptions(layout=LAYOUT)))
+    return b"".join(amistore.pack(IMAGE, source(), level=level, options=PACKING))
 
 
 def cloud() -> amistore.MemoryBackend:
@@ -51,9 +54,8 @@ def cloud() -> amistore.MemoryBackend:
 def store(
     given: amistore.backends.BlockSource, place: amistore.backends.ObjectStore, **options: Any
 ) -> amistore.StoredArchive:
-    packing = amistore.PackOptions(layout=LAYOUT)
     return amistore.store(
-        IMAGE, given, place.at(BUCKET, KEY), **{"options": packing, "workers": 2, **options}
+        IMAGE, given, place.at(BUCKET, KEY), **{"options": PACKING, "workers": 2, **options}
     )
 
 

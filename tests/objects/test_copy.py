@@ -18,7 +18,7 @@ PART = 3 * 512 * 1024
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     module = __import__("sys").modules["amistore.objects.copy"]
-    monkeypatch.setattr(module, "_PART", PART)
+    monkeypatch.setattr(module, "part_size_for", lambda size, traits: PART)
     monkeypatch.setattr(module, "_RANGE", PART // 2)
 
 

@@ -78,7 +78,12 @@ def image(cloud):
 
 
 def test_a_restore_reads_again_what_was_damaged_on_its_way(cloud, image):
-    amistore.store(image, cloud.ebs, cloud.s3.at("bucket", "key"), options=amistore.PackOptions(layout=SMALL))
+    amistore.store(
+        image,
+        cloud.ebs,
+        cloud.s3.at("bucket", "key"),
+        options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
+    )
     other = MemoryBackend()
     damaging = Damaging(cloud.s3, every=13)
     restored = amistore.unpack(retrying(damaging).at("bucket", "key"), other.ebs, workers=2)
@@ -90,7 +95,12 @@ def test_a_restore_reads_again_what_was_damaged_on_its_way(cloud, image):
 
 
 def test_an_archive_is_read_again_where_it_was_damaged_on_its_way(cloud, image):
-    amistore.store(image, cloud.ebs, cloud.s3.at("bucket", "key"), options=amistore.PackOptions(layout=SMALL))
+    amistore.store(
+        image,
+        cloud.ebs,
+        cloud.s3.at("bucket", "key"),
+        options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
+    )
     for every in (2, 3, 7):
         damaging = Damaging(cloud.s3, every)
         with amistore.open(retrying(damaging).at("bucket", "key")) as archive:
@@ -105,7 +115,11 @@ def test_an_archive_is_read_again_where_it_was_damaged_on_its_way(cloud, image):
 
 def test_what_is_damaged_is_asked_for_as_often_as_a_call_has_attempts(cloud, image, caplog):
     container = bytearray(
-        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+        b"".join(
+            amistore.pack(
+                image, cloud.ebs, options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB)
+            )
+        )
     )
     with amistore.open(io.BytesIO(container)) as archive:
         intact = archive.verify()
@@ -127,7 +141,11 @@ def test_what_is_damaged_is_asked_for_as_often_as_a_call_has_attempts(cloud, ima
 
 def test_a_damaged_place_is_logged_once_told_with_the_remedy_and_leaves_no_snapshot(cloud, image, caplog):
     container = bytearray(
-        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+        b"".join(
+            amistore.pack(
+                image, cloud.ebs, options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB)
+            )
+        )
     )
     container[len(container) // 2] ^= 1
     cloud.s3.put_object("bucket", "key", container)
@@ -142,7 +160,11 @@ def test_a_damaged_place_is_logged_once_told_with_the_remedy_and_leaves_no_snaps
 
 def test_damage_where_it_lies_leaves_the_other_calls_their_attempts(cloud, image):
     container = bytearray(
-        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+        b"".join(
+            amistore.pack(
+                image, cloud.ebs, options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB)
+            )
+        )
     )
     with amistore.open(io.BytesIO(container)) as archive:
         offsets = list(archive._container.index.offsets)
@@ -175,7 +197,11 @@ def test_a_store_that_gives_no_bytes_is_refused(kind):
 
 def test_a_copy_of_what_is_damaged_tells_the_frame_and_the_remedy(cloud, image):
     container = bytearray(
-        b"".join(amistore.pack(image, cloud.ebs, options=amistore.PackOptions(layout=SMALL)))
+        b"".join(
+            amistore.pack(
+                image, cloud.ebs, options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB)
+            )
+        )
     )
     place = len(container) // 2
     container[place] ^= 1
@@ -217,7 +243,7 @@ def test_a_good_object_is_not_deleted_for_a_proof_that_was_damaged_on_its_way(cl
                 workers=1,
                 log=log,
                 progress=progress,
-                options=amistore.PackOptions(layout=SMALL),
+                options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
             )
 
     with pytest.raises(Stop):

@@ -77,7 +77,7 @@ def foreign_part() -> bytes:
             given.s3.at(BUCKET, KEY),
             log=log,
             workers=1,
-            options=amistore.PackOptions(layout=runs.LAYOUT),
+            options=runs.PACKING,
         )
     return log.entries()[2]
 
@@ -262,7 +262,7 @@ def test_the_upload_of_another_archive_is_not_taken_for_ours() -> None:
             given.s3.at(BUCKET, KEY),
             log=theirs,
             workers=1,
-            options=amistore.PackOptions(layout=runs.LAYOUT),
+            options=runs.PACKING,
         )
     entries, others = log.entries(), theirs.entries()
     packed_with(given, [entries[0], others[1], *entries[2:]])

@@ -31,7 +31,9 @@ def place(cloud):
     """An archive in the cloud."""
     image = images.image([images.snapshot(cloud.ebs, 1, BLOCKS)])
     place = cloud.s3.at("archive", "there.bin")
-    amistore.store(image, cloud.ebs, place, options=amistore.PackOptions(layout=LAYOUT))
+    amistore.store(
+        image, cloud.ebs, place, options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB)
+    )
     return place
 
 
@@ -73,7 +75,7 @@ def test_a_failed_store(cloud, place, verb):
     image = images.image([images.snapshot(cloud.ebs, 1, BLOCKS)])
     backend = failing(cloud, verb, {"get_snapshot_block": 42, "upload_part": 3}[verb])
     to = backend.s3.at("archive", "new.bin")
-    options = amistore.PackOptions(layout=LAYOUT)
+    options = amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB)
 
     def store():
         amistore.store(image, backend.ebs, to, options=options, workers=2)

@@ -39,7 +39,7 @@ def test_of_fifty_that_store_one_key_exactly_one_wins(kind: str, tmp_path: Path)
                 source,
                 cloud.s3.at("archive", "key"),
                 workers=1,
-                options=amistore.PackOptions(layout=images.SMALL),
+                options=amistore.PackOptions(layout=images.SMALL, part_size=5 * amistore.MIB),
             )
         except BaseException as error:
             return error

@@ -12,7 +12,7 @@ import images
 import pytest
 from objects import runs
 from objects.runs import BUCKET, IMAGE, KEY, Calls, Log
-from objects.test_unpack import LONG, following
+from objects.test_unpack import LONG
 
 import amistore
 
@@ -78,7 +78,7 @@ def test_after_an_error_at_any_call_the_next_run_goes_on(verb: str, step: int, l
         # The id of an upload whose creation was not answered is known to nobody.
         assert len(uploads(cloud)) == (verb == "create_multipart_upload" and late)
         assert log.entries() == []
-        number = following(number, step)
+        number += step
     assert number > 1
     print(f"{verb}: {number - 1} calls, parts sent again at worst: {worst}")
 
@@ -112,7 +112,11 @@ def test_blocks_of_parts_that_were_sent_are_not_read_again(caplog: pytest.LogCap
     calls = Calls(given)
     runs.store(given, cloud.s3, log=log)
     read = [arguments[1] for verb, arguments in calls.seen if verb == "get_snapshot_block"]
-    assert read == [4012]  # all that the last part has
+    assert sorted(read) == [
+        4010,
+        4011,
+        4012,
+    ]  # of the segment that ends in the last part, and the one behind it
     assert [each for each in caplog.messages if each.startswith("resuming ") and each.endswith("uploaded")]
     assert runs.stored(cloud.s3) == runs.expected()
 
@@ -157,7 +161,7 @@ def test_a_log_of_one_snapshot_does_not_go_on_with_another_that_is_alike() -> No
         cloud.s3.at(BUCKET, KEY),
         log=log,
         workers=1,
-        options=amistore.PackOptions(layout=runs.LAYOUT),
+        options=runs.PACKING,
     )
     with pytest.raises(amistore.BackendError, match="gone"):
         pack(snapshots=[first])
@@ -169,7 +173,7 @@ def test_a_log_of_one_snapshot_does_not_go_on_with_another_that_is_alike() -> No
     pack(snapshots=[first])
     assert calls.parts() == [1, 2, 2]
     assert runs.stored(cloud.s3) == b"".join(
-        amistore.pack(image, given, snapshots=[first], options=amistore.PackOptions(layout=runs.LAYOUT))
+        amistore.pack(image, given, snapshots=[first], options=runs.PACKING)
     )
 
 
@@ -185,7 +189,7 @@ def test_a_source_that_changed_between_runs_is_refused_and_the_log_kept() -> Non
                 given,
                 cloud.s3.at(BUCKET, KEY),
                 log=log,
-                options=amistore.PackOptions(layout=runs.LAYOUT),
+                options=runs.PACKING,
             )
     with pytest.raises(amistore.SourceChangedError):
         runs.store(runs.source(), cloud.s3, log=log, options=amistore.PackOptions(layout=images.SMALL))
@@ -218,7 +222,7 @@ def test_a_log_of_another_request_is_refused_and_kept(options: dict[str, Any], w
             runs.source(),
             cloud.s3.at(**place),
             log=log,
-            options=amistore.PackOptions(layout=runs.LAYOUT),
+            options=runs.PACKING,
             level=level,
         )
     assert log.entries() == entries

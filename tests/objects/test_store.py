@@ -20,7 +20,8 @@ from objects import runs
 from objects.runs import BUCKET, IMAGE, KEY, Calls, Log
 
 import amistore
-from amistore.objects import upload
+from amistore.backends import StoreTraits
+from amistore.objects import parts
 from amistore.objects.multipart import RUN_KEY
 from amistore.pipeline.packing import PackedUnit
 from amistore.testing import strategies
@@ -46,47 +47,87 @@ def test_the_object_has_the_bytes_that_pack_gives(workers: int, log: Callable[[]
     assert uploads(cloud) == []
 
 
-def test_parts_end_behind_the_segment_that_reaches_the_layouts_size() -> None:
-    for size in (5, 7):
-        cloud = runs.cloud()
-        calls = Calls(cloud.s3)
-        sizes: dict[int, int] = {}
-        send = cloud.s3.upload_part
-
-        def upload_part(*arguments: Any, send: Any = send, sizes: dict[int, int] = sizes) -> Any:
-            sizes[arguments[3]] = len(arguments[4])
-            return send(*arguments)
-
-        cloud.s3.upload_part = upload_part  # type: ignore[method-assign]
-        runs.store(
-            runs.source(),
-            cloud.s3,
-            options=amistore.PackOptions(layout=attrs.evolve(runs.LAYOUT, part_size=size * amistore.MIB)),
-        )
-        assert sorted(sizes) == list(range(1, max(sizes) + 1))
-        *most, _ = (sizes[number] for number in sorted(sizes))
-        # A segment is 1 MiB and some: the last one is what reaches the size.
-        assert all(size * amistore.MIB <= each < (size + 1) * amistore.MIB + 70_000 for each in most)
-        assert len(sizes) == {5: runs.PARTS, 7: 3}[size]
-        assert calls.made["create_multipart_upload"] == 1
+@pytest.mark.parametrize("size", [5 * amistore.MIB, 7 * amistore.MIB + 1])
+def test_all_parts_but_the_last_have_the_size_that_was_asked_for(size: int) -> None:
+    cloud = runs.cloud()
+    calls = Calls(cloud.s3)
+    runs.store(runs.source(), cloud.s3, options=attrs.evolve(runs.PACKING, part_size=size))
+    sizes = {arguments[3]: len(arguments[4]) for verb, arguments in calls.seen if verb == "upload_part"}
+    assert sorted(sizes) == list(range(1, len(sizes) + 1))
+    *most, last = (sizes[number] for number in sorted(sizes))
+    assert set(most) == {size} and 0 < last <= size
+    assert sum(sizes.values()) == len(runs.expected())
+    assert calls.made["create_multipart_upload"] == 1
+    assert runs.stored(cloud.s3) == runs.expected()
 
 
-def test_a_part_ends_behind_a_segment_only_and_has_the_records_of_its_segments() -> None:
-    sizes = [(6, None), (1, b"a"), (4, b"b"), (9, None), (1, b"c"), (7, None)]
-    units = (PackedUnit([bytes(size)], 0, segment) for size, segment in sizes)
-    begun: deque[upload.Part] = deque()
-    cut = upload._cut_parts(units, 5, 3, begun)
-    found = [(part.number, part.size, list(part.records)) for part in cut]
-    assert found == [(3, 7, [b"a"]), (4, 14, [b"b", b"c"]), (5, 7, [])]
-    assert [part.number for part in begun] == [3, 4, 5]
+def test_a_part_has_32_mib_where_nothing_else_is_asked_for() -> None:
+    cloud = runs.cloud()
+    calls = Calls(cloud.s3)
+    runs.store(runs.source(), cloud.s3, options=amistore.PackOptions(layout=runs.LAYOUT))
+    assert calls.parts() == [1]
+    assert runs.stored(cloud.s3) == runs.expected()
 
 
-def test_more_parts_than_an_object_may_have_are_refused() -> None:
-    units = (PackedUnit([bytes(5)], 0, b"a") for _ in range(3))
-    cut = upload._cut_parts(units, 5, 9_999, deque())
-    with pytest.raises(amistore.InvalidRequestError, match="10000 parts"):
-        for _ in cut:
-            pass
+@given(
+    st.lists(st.tuples(st.binary(max_size=30), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 20),
+)
+def test_parts_are_the_units_bytes_and_have_the_records_of_what_begins_in_them(
+    made: list[tuple[bytes, bool]], size: int
+) -> None:
+    whole = b"".join(content for content, _ in made)
+    units, begins, offset = [], {}, 0
+    for number, (content, is_segment) in enumerate(made):
+        record = b"%d" % number if is_segment else None
+        half = len(content) // 2
+        units.append(PackedUnit([content[:half], content[half:]], offset + len(content), record))
+        if record is not None and content:
+            begins[record] = offset
+        offset += len(content)
+    begun: deque[parts.Part] = deque()
+    found = list(parts.cut_parts(iter(units), size, 3, 10_000, begun))
+    assert [part.number for part in found] == list(range(3, 3 + max(1, -(-len(whole) // size))))
+    assert b"".join(bytes(part._content) for part in found) == whole
+    assert {part.size for part in found[:-1]} <= {size} and found[-1].size <= size
+    assert [part.last for part in found] == [False] * (len(found) - 1) + [True]
+    for part in found:
+        start = (part.number - 3) * size
+        assert part.records == [record for record, at in begins.items() if start <= at < start + size]
+    assert list(begun) == found
+
+
+def test_more_parts_than_the_store_takes_are_refused() -> None:
+    units = iter([PackedUnit([bytes(11)], 11)])
+    with pytest.raises(amistore.InvalidRequestError, match="more than the 10000 parts"):
+        list(parts.cut_parts(units, 5, 9_999, 10_000, deque()))
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "traits", "expected"),
+    [
+        (1, {}, 32 * amistore.MIB),
+        (10_000 * 32 * amistore.MIB, {}, 32 * amistore.MIB),
+        (10_000 * 32 * amistore.MIB + 1, {}, 33 * amistore.MIB),
+        (2**60, {}, 5 * amistore.GIB),
+        (1000 * amistore.GIB, {"most_parts": 1000}, amistore.GIB),
+        (1, {"largest_part": 8 * amistore.MIB}, 8 * amistore.MIB),
+        (1, {"least_part": 64 * amistore.MIB}, 64 * amistore.MIB),
+    ],
+)
+def test_a_parts_size_is_the_least_with_which_the_store_takes_the_object(
+    most_bytes: int, traits: dict[str, int], expected: int
+) -> None:
+    assert parts.part_size_for(most_bytes, StoreTraits(**traits)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [5 * amistore.MIB - 1, 5 * amistore.GIB + 1, 6e6, True])
+def test_a_size_of_parts_that_the_store_does_not_take_is_refused_before_anything_is_sent(size: Any) -> None:
+    cloud = runs.cloud()
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="part_size must be a whole number from 5242880"):
+        runs.store(runs.source(), cloud.s3, options=attrs.evolve(runs.PACKING, part_size=size))
+    assert calls.made["create_multipart_upload"] == 0
 
 
 def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:
@@ -95,15 +136,13 @@ def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:
     only = sorted(runs.source().volumes)[:1]
     runs.store(runs.source(), cloud.s3, level=1, snapshots=only, progress=seen.append)
     assert runs.stored(cloud.s3) == b"".join(
-        amistore.pack(
-            IMAGE, runs.source(), level=1, snapshots=only, options=amistore.PackOptions(layout=runs.LAYOUT)
-        )
+        amistore.pack(IMAGE, runs.source(), level=1, snapshots=only, options=runs.PACKING)
     )
     assert (seen[-1].blocks, seen[-1].total_blocks) == (20, 20)
 
 
 def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "_SPOOL", 3 * amistore.MIB)
+    monkeypatch.setattr(parts, "_SPOOL", 3 * amistore.MIB)
     cloud = runs.cloud()
     from_file: list[int] = []
     send = cloud.s3.upload_part_file
@@ -122,7 +161,7 @@ def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: py
 def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
     monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(upload, "_SPOOL", 1 * amistore.MIB)
+    monkeypatch.setattr(parts, "_SPOOL", 1 * amistore.MIB)
     cloud = runs.cloud()
     Calls(cloud.s3).fail("upload_part", part, amistore.BackendError("no"))
     with runs.nothing_left(), pytest.raises(amistore.BackendError) as caught:
@@ -136,8 +175,8 @@ def test_a_full_disk_under_a_part_is_a_typed_error(room: int, tmp_path: Path) ->
     code = """
 import os, resource, signal, sys, amistore
 from objects import runs
-from amistore.objects import upload
-upload._SPOOL = 1 << 20
+from amistore.objects import parts
+parts._SPOOL = 1 << 20
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 cloud = runs.cloud()
@@ -262,10 +301,16 @@ def test_any_image_is_packed_as_pack_does(data: st.DataObject) -> None:
     image = data.draw(strategies.images(snapshot_ids=list(given.volumes)))
     cloud = runs.cloud()
     amistore.store(
-        image, given, cloud.s3.at(BUCKET, KEY), workers=2, options=amistore.PackOptions(layout=images.SMALL)
+        image,
+        given,
+        cloud.s3.at(BUCKET, KEY),
+        workers=2,
+        options=amistore.PackOptions(layout=images.SMALL, part_size=5 * amistore.MIB),
     )
     assert runs.stored(cloud.s3) == b"".join(
-        amistore.pack(image, given, options=amistore.PackOptions(layout=images.SMALL))
+        amistore.pack(
+            image, given, options=amistore.PackOptions(layout=images.SMALL, part_size=5 * amistore.MIB)
+        )
     )
     with cloud.s3.open_object(BUCKET, KEY) as file, amistore.open(file) as archive:
         assert archive.image == image

@@ -125,7 +125,7 @@ def cancel_at(engine: amistore.TaskEngine, service: type, verb: str) -> None:
 
 if __name__ == "__main__":
     store.StoreJob = functools.partial(  # type: ignore[assignment,misc]
-        StoreJob, options=amistore.PackOptions(layout=runs.LAYOUT)
+        StoreJob, options=runs.PACKING
     )
     run._REPORT = 0.0  # type: ignore[misc]
     os.environ["AMISTORE_STATE_DIR"] = os.devnull  # nothing is to lie there

@@ -48,7 +48,7 @@ os._exit(0)
 """
 """Stores of all AMIs, and restores of each second one, by a process that dies before it works."""
 
-pack_in_parts = functools.partial(StoreJob, options=amistore.PackOptions(layout=runs.LAYOUT))
+pack_in_parts = functools.partial(StoreJob, options=runs.PACKING)
 
 
 def main(root: str) -> None:

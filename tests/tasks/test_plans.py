@@ -134,11 +134,21 @@ def test_pads_and_an_index_beside_the_end_are_counted(tmp_path: Path) -> None:
     form = attrs.evolve(images.SMALL, segments_per_shard=2)
     disks = [{number: images.block(number) for number in range(31)}, {5: images.block(5)}]
     cut = cloud.ec2.describe_image(registered(cloud, disks))
-    amistore.store(cut, cloud.ebs, cloud.s3.at(BUCKET, "cut"), options=amistore.PackOptions(layout=form))
+    amistore.store(
+        cut,
+        cloud.ebs,
+        cloud.s3.at(BUCKET, "cut"),
+        options=amistore.PackOptions(layout=form, part_size=5 * amistore.MIB),
+    )
     long = amistore.MIB * 3
     noted = {"Novelty": "".join(random.Random(1).choices("0123456789abcdef", k=long // 4))}
     wide = attrs.evolve(cut, extra=noted)
-    amistore.store(wide, cloud.ebs, cloud.s3.at(BUCKET, "wide"), options=amistore.PackOptions(layout=form))
+    amistore.store(
+        wide,
+        cloud.ebs,
+        cloud.s3.at(BUCKET, "wide"),
+        options=amistore.PackOptions(layout=form, part_size=5 * amistore.MIB),
+    )
     with TaskEngine(cloud) as engine:
         # Opened twice; front and end once each; 2 preludes, 9 segments, 4 PADs.
         for key, ranges in (("cut", 2 * 1 + 2 + 2 + 9 + 4), ("wide", 2 * 2 + 2 + 2 + 9 + 4)):
@@ -152,7 +162,12 @@ def test_shards_that_need_no_pad_take_fewer_requests_than_the_plan_says(tmp_path
     cloud = FaultyBackend(account("memory", tmp_path))
     image = cloud.ec2.describe_image(registered(cloud, [{number: _NOISES[number] for number in range(16)}]))
     form = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2, segments_per_shard=6)
-    amistore.store(image, cloud.ebs, cloud.s3.at(BUCKET, "noise"), options=amistore.PackOptions(layout=form))
+    amistore.store(
+        image,
+        cloud.ebs,
+        cloud.s3.at(BUCKET, "noise"),
+        options=amistore.PackOptions(layout=form, part_size=5 * amistore.MIB),
+    )
     with TaskEngine(cloud) as engine:
         plan = engine.plan_restore(bucket=BUCKET, object_key="noise", name="noise")
         made(cloud)

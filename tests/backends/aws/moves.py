@@ -57,7 +57,7 @@ def store(backend: Backend, image_id: str, bucket: str, key: str = KEY, **option
         backend.s3.at(bucket, key),
         workers=2,
         **options,
-        options=amistore.PackOptions(layout=LAYOUT),
+        options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
     )
 
 

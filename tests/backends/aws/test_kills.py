@@ -66,7 +66,7 @@ def work(direction: str, options: dict[str, Any], folder: Path, image_id: str, k
                 backend.s3.at("archive", KEY),
                 log=log,
                 workers=WORKERS,
-                options=amistore.PackOptions(layout=LAYOUT),
+                options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
             )
         else:
             made = amistore.unpack(backend.s3.at("archive", KEY), backend.ebs, log=log, workers=WORKERS)
@@ -101,7 +101,14 @@ def undisturbed(aws: FakeAWS, image_id: str) -> bytes:
         endpoint_urls={"ec2": aws.endpoint_url, "ebs": aws.endpoint_url},
     )
     image = backend.ec2.describe_image(image_id)
-    return b"".join(amistore.pack(image, backend.ebs, workers=1, options=amistore.PackOptions(layout=LAYOUT)))
+    return b"".join(
+        amistore.pack(
+            image,
+            backend.ebs,
+            workers=1,
+            options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
+        )
+    )
 
 
 def test_a_killed_store_goes_on_and_sends_again_only_what_was_under_way(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def move_and_check(backend: Backend, faulty: FaultyBackend, inner: Backend, ids:
                 backend.ebs,
                 backend.s3.at("archive", KEY),
                 workers=2,
-                options=amistore.PackOptions(layout=LAYOUT),
+                options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
             ),
         )
 

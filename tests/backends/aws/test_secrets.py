@@ -48,7 +48,7 @@ def test_no_secret_is_told_while_a_store_and_a_restore_go_wrong(
                     cloud.s3.at("archive", KEY),
                     log=log,
                     workers=1,
-                    options=amistore.PackOptions(layout=LAYOUT),
+                    options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
                 )
             except amistore.AmistoreError as error:
                 texts += [repr(error), str(error), str(vars(error)), *traceback.format_exception(error)]
@@ -60,7 +60,7 @@ def test_no_secret_is_told_while_a_store_and_a_restore_go_wrong(
                 cloud.s3.at("archive", KEY),
                 log=log,
                 workers=1,
-                options=amistore.PackOptions(layout=LAYOUT),
+                options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
             )
         aws.remove_credential(credential)
         with pytest.raises(amistore.AccessDeniedError) as denied:

@@ -77,7 +77,7 @@ def pack_while(aws, disturb, workers=2):
             cloud.ebs,
             workers=workers,
             progress=lambda _: disturb(),
-            options=amistore.PackOptions(layout=SMALL),
+            options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
         )
     )
 
@@ -190,7 +190,7 @@ def test_credentials_that_are_renewed_carry_a_run_of_days(aws, expected):
         image,
         cloud.ebs,
         progress=lambda _: aws.clock.advance(0.1 * HOUR),
-        options=amistore.PackOptions(layout=SMALL),
+        options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
     )
     assert b"".join(packed) == expected
     assert rotating.given > 2
@@ -212,7 +212,7 @@ def test_credentials_that_end_stop_the_run_and_new_ones_go_on_with_it(aws, expec
                 log=log,
                 workers=1,
                 progress=progress,
-                options=amistore.PackOptions(layout=SMALL),
+                options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
             )
 
     def end_after_half(event):
@@ -231,7 +231,7 @@ def test_a_task_whose_credentials_end_stays_and_new_ones_go_on_with_it(aws, tmp_
     monkeypatch.setattr(
         tasks_store,
         "StoreJob",
-        functools.partial(StoreJob, options=amistore.PackOptions(layout=SMALL)),
+        functools.partial(StoreJob, options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB)),
     )
     store = amistore.DirectoryBackend(tmp_path / "store").s3
     store.create_bucket("bucket")
@@ -347,7 +347,12 @@ def test_a_pending_snapshot_that_ebs_cancelled_is_begun_anew(aws, tmp_path):
     image = cloud.ec2.describe_image(aws.image_id)
     store = MemoryBackend().s3
     store.create_bucket("bucket")
-    amistore.store(image, cloud.ebs, store.at("bucket", "key"), options=amistore.PackOptions(layout=SMALL))
+    amistore.store(
+        image,
+        cloud.ebs,
+        store.at("bucket", "key"),
+        options=amistore.PackOptions(layout=SMALL, part_size=5 * amistore.MIB),
+    )
 
     def unpack(progress=None):
         with amistore.FileResumeLog(tmp_path / "log") as log:
