@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import zstandard
@@ -42,6 +42,8 @@ from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import closing, ordered_map, worker_pool
 
 __all__ = ["ArchiveUpload", "check_end"]
+
+_OTHER_SIZE: Final = "the resume log's parts have another size than their segments"
 
 
 class ArchiveUpload:
@@ -72,7 +74,6 @@ class ArchiveUpload:
             "level": encode.level,
             "libzstd": list(zstandard.ZSTD_VERSION),
         }
-        self._changed = changed
         size = part_size_for(planned.most_bytes, to.store.traits, part_size)
         if part_size is not None:
             identity["part_size"] = part_size
@@ -150,26 +151,27 @@ class ArchiveUpload:
         """The units from the end of the parts on that are there already."""
         parts = self._upload.parts
         there = len(parts) * self._upload.part_size
-        damaged = InvalidRequestError("the resume log's parts have another size than their segments")
-        if sum(part.size for part in parts) != there:
-            raise damaged
+        if any(part.size != self._upload.part_size for part in parts):
+            raise InvalidRequestError(_OTHER_SIZE)
         for unit in units:
             end, size = unit.end, sum(map(len, unit.pieces))
             begun = end - size < there
             if unit.segment is not None and begun:
                 self._check_again(unit.segment)
             if end > there and self._begun < len(self._logged):
-                raise damaged
+                raise InvalidRequestError(_OTHER_SIZE)
             _drop(unit.pieces, there - (end - size))
             yield attrs.evolve(unit, segment=None) if begun else unit
 
     def _check_again(self, record: bytes) -> None:
         """Refuse a segment of which earlier runs have sent a part, and which is another one now."""
-        number = self._begun
-        if number >= len(self._logged):
-            raise InvalidRequestError("the resume log's parts have another size than their segments")
-        if self._logged[number].record != record:
-            raise self._changed
+        if self._begun >= len(self._logged):
+            raise InvalidRequestError(_OTHER_SIZE)
+        if self._logged[self._begun].record != record:
+            raise InvalidRequestError(
+                f"segment {self._begun} is not the one that the resume log has: the log is damaged or another "
+                "run's, or the source gives other blocks each time; amistore.abandon ends that run"
+            )
         self._begun += 1
 
     def _send_part(self, part: Part) -> tuple[UploadedPart, list[bytes] | None]:

@@ -1,0 +1,199 @@
+"""Stores that differ from Amazon's: what they refuse is not sent, and what they lack is not asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import images
+import pytest
+from objects import runs
+from objects.runs import BUCKET, KEY, Calls, Log
+from objects.test_forged_logs import altered_digest
+
+import amistore
+from amistore.backends import Forwarding, ObjectInfo, ObjectStore, StoreTraits, UploadedPart
+
+
+class EqualParts(Forwarding[ObjectStore], ObjectStore):
+    """Cloudflare R2's rule ("Upload objects": all parts except the last must have the same size)."""
+
+    traits = StoreTraits(equal_parts=True)
+
+    def complete_multipart_upload(
+        self, bucket: str, key: str, upload_id: str, parts: Sequence[UploadedPart], **options: Any
+    ) -> ObjectInfo:
+        sizes = [part.size for part in parts]
+        if len({*sizes[:-1]}) > 1 or sizes[-1] > sizes[0]:
+            raise amistore.BackendError("InvalidPart: all non-trailing parts must have the same length")
+        return self.inner.complete_multipart_upload(bucket, key, upload_id, parts, **options)
+
+
+class NoList(Forwarding[ObjectStore], ObjectStore):
+    """A store that does not list parts, and completes an upload only with those that it has."""
+
+    traits = StoreTraits(part_listing=False)
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        raise amistore.BackendError("MethodNotAllowed: not here")
+
+
+STORES: dict[str, Callable[[ObjectStore], ObjectStore]] = {
+    "equal parts": EqualParts.around,
+    "no list of parts": NoList.around,
+}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("part", range(1, runs.PARTS + 1))
+def test_a_run_that_ended_at_any_part_is_gone_on_with_and_sends_none_again(store: str, part: int) -> None:
+    cloud, log = runs.cloud(), Log()
+    place = STORES[store](cloud.s3)
+    calls = Calls(cloud.s3)
+    calls.fail("upload_part", part, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+    calls.fail("none", 1, RuntimeError())
+    runs.store(runs.source(), place, log=log)
+    assert sorted(calls.parts()) == list(range(part, runs.PARTS + 1))
+    assert runs.stored(cloud.s3) == runs.expected()
+    assert log.entries() == cloud.s3.list_multipart_uploads(BUCKET) == []
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_archives_are_copied_and_put_there(store: str) -> None:
+    cloud = runs.cloud()
+    place = STORES[store](cloud.s3)
+    packed = amistore.pack(runs.IMAGE, runs.source(), options=runs.PACKING)
+    place.put_object(BUCKET, "put", packed, part_size=runs.PART)
+    amistore.copy(place.at(BUCKET, "put"), place.at(BUCKET, "copied"))
+    place.put_object(BUCKET, "sized", iter([runs.expected()]), size=2 * len(runs.expected()))
+    for key in ("put", "copied", "sized"):
+        assert runs.stored(cloud.s3, key) == runs.expected()
+
+
+def test_what_has_no_size_is_not_sent_to_a_store_of_equal_parts() -> None:
+    cloud = runs.cloud()
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="give put_object a size="):
+        EqualParts.around(cloud.s3).put_object(BUCKET, KEY, iter([b"piece"]))
+    assert calls.made["create_multipart_upload"] == 0
+    cloud.s3.put_object(BUCKET, KEY, iter([b"piece"]))
+    assert runs.stored(cloud.s3) == b"piece"
+
+
+def test_a_run_that_is_not_interrupted_asks_for_no_list() -> None:
+    class Unlisted(NoList):
+        traits = StoreTraits()
+
+    cloud = runs.cloud()
+    place = Unlisted.around(cloud.s3)
+    runs.store(runs.source(), place)
+    amistore.copy(place.at(BUCKET, KEY), place.at(BUCKET, "copied"))
+    assert runs.stored(cloud.s3, "copied") == runs.expected()
+
+
+@pytest.mark.parametrize("what", ["lost", "replaced"])
+def test_where_parts_that_were_believed_are_not_there_the_next_run_begins_anew(what: str) -> None:
+    cloud, log = runs.cloud(), Log()
+    place = NoList.around(cloud.s3)
+    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+    [upload] = cloud.s3.list_multipart_uploads(BUCKET)
+    if what == "lost":
+        cloud.s3._uploads[BUCKET, KEY, upload.upload_id].parts.pop(2)
+    else:
+        cloud.s3.upload_part(BUCKET, KEY, upload.upload_id, 2, b"another's")
+    with pytest.raises(amistore.BackendError, match="part 2 was not uploaded, or was replaced") as refused:
+        runs.store(runs.source(), place, log=log)
+    assert refused.value.retryable
+    assert log.entries() == cloud.s3.list_multipart_uploads(BUCKET) == []
+    runs.store(runs.source(), place, log=log)
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+def test_a_store_with_few_parts_gets_larger_ones_and_one_that_cannot_hold_the_object_refuses_it() -> None:
+    cloud = runs.cloud()
+    cloud.s3.traits = StoreTraits(most_parts=5, least_part=1, largest_part=8 * amistore.MIB)
+    calls = Calls(cloud.s3)
+    runs.store(runs.source(), cloud.s3, options=amistore.PackOptions(layout=runs.LAYOUT))
+    sizes = [len(arguments[4]) for verb, arguments in calls.seen if verb == "upload_part"]
+    assert max(sizes) == 8 * amistore.MIB and len(sizes) == 3
+    assert runs.stored(cloud.s3) == runs.expected()
+    cloud.s3.traits = StoreTraits(most_parts=2, least_part=1, largest_part=amistore.MIB)
+    small = amistore.PackOptions(layout=runs.LAYOUT)
+    with pytest.raises(amistore.InvalidRequestError, match="more than the 2 parts of 1.0 MiB"):
+        runs.store(runs.source(), cloud.s3, options=small, overwrite=True)
+    assert cloud.s3.list_multipart_uploads(BUCKET) == []
+
+
+def test_a_segment_that_was_sent_in_part_and_is_another_one_now_is_not_gone_on_with() -> None:
+    cloud, log = runs.cloud(), Log()
+    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), cloud.s3, log=log, workers=1)
+    *entries, last = log.entries()
+    facts, _, records = last.partition(b"\n")
+    end = records.rindex(b"AMISSEGD") - 8
+    altered = altered_digest(facts + b"\n" + records[end:], -1).partition(b"\n")[2]
+    calls = Calls(cloud.s3)
+    for forged in (altered, records[end:] * 2, b""):
+        given = Log([*entries, facts + b"\n" + records[:end] + forged])
+        with pytest.raises(amistore.InvalidRequestError, match="the resume log"):
+            runs.store(runs.source(), cloud.s3, log=given)
+    assert calls.parts() == []
+    runs.store(runs.source(), cloud.s3, log=log)
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+def test_a_run_goes_on_with_the_size_of_parts_that_its_log_says() -> None:
+    cloud, log = runs.cloud(), Log()
+    calls = Calls(cloud.s3)
+    calls.fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), cloud.s3, log=log, workers=1)
+    other = attrs.evolve(runs.PACKING, part_size=6 * amistore.MIB)
+    with pytest.raises(amistore.InvalidRequestError, match="whose part_size is 5242880, not 6291456"):
+        runs.store(runs.source(), cloud.s3, log=log, options=other)
+    calls.fail("none", 1, RuntimeError())
+    runs.store(runs.source(), cloud.s3, log=log, options=attrs.evolve(runs.PACKING, part_size=None))
+    assert sorted(calls.parts()) == [3, 4]
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+def test_a_tail_of_many_parts_is_gone_on_with_in_its_midst() -> None:
+    """An index of some hundred segments in parts of a KiB, as one of millions in parts of 32 MiB."""
+    cloud, log = runs.cloud(), Log()
+    cloud.s3.traits = StoreTraits(least_part=1, most_parts=10**6)
+    form = amistore.Layout(blocks_per_frame=1, blocks_per_segment=1)
+    given = images.Volumes([(1, {i: images.block(i + 1) for i in range(150)})])
+    image = images.image(given.volumes)
+    options = amistore.PackOptions(layout=form, part_size=1024)
+    whole = b"".join(amistore.pack(image, given, options=options))
+    calls = Calls(cloud.s3)
+    place = cloud.s3.at(BUCKET, KEY)
+    parts = -(-len(whole) // 1024)
+    calls.fail("upload_part", parts - 2, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.store(image, given, place, log=log, workers=1, options=options)
+    assert b"SEGD" not in log.entries()[-1]
+    calls.fail("none", 1, RuntimeError())
+    amistore.store(image, given, place, log=log, options=options)
+    assert min(calls.parts()) >= parts - 2
+    assert runs.stored(cloud.s3) == whole
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"most_parts": 0}, "StoreTraits.most_parts must be a whole number from 1 on, not 0"),
+        ({"least_part": True}, "least_part must be a whole number"),
+        ({"part_listing": 1}, "part_listing must be True or False, not 1"),
+        ({"least_part": 10, "largest_part": 9}, r"least_part must be at most largest_part \(9\), not 10"),
+    ],
+)
+def test_traits_that_cannot_be_are_refused(members: dict[str, Any], words: str) -> None:
+    with pytest.raises(amistore.InvalidValueError, match=words):
+        StoreTraits(**members)
