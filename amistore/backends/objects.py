@@ -183,6 +183,9 @@ class ObjectStore(Interface):
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
         """The uploaded parts, ascending.
 
+        A store that keeps a part that was replaced lists it too, in any order with those of its number. At
+        completion such a store must take the one whose ETag is named.
+
         Raises:
             NotFoundError: no such upload: it was completed or aborted, or belongs to another key.
         """

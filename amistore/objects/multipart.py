@@ -179,11 +179,14 @@ class LoggedUpload:
             return False
         return True
 
-    def _listed(self) -> dict[int, UploadedPart]:
-        listed = self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id)
-        return {part.part_number: part for part in listed}
+    def _listed(self) -> dict[int, list[UploadedPart]]:
+        """The upload's parts by number: several of one where the store keeps those that were sent before."""
+        found: dict[int, list[UploadedPart]] = {}
+        for part in self.to.store.list_parts(self.to.bucket, self.to.key, self.upload_id):
+            found.setdefault(part.part_number, []).append(part)
+        return found
 
-    def _carry(self, entries: list[bytes], there: Mapping[int, UploadedPart] | None) -> None:
+    def _carry(self, entries: list[bytes], there: Mapping[int, list[UploadedPart]] | None) -> None:
         """Take over the log's parts, up to the first that the upload lacks.
 
         All are taken over where no list is given: of a completed object, and of a store without lists.
@@ -191,10 +194,10 @@ class LoggedUpload:
         for entry in _part_entries(entries):
             part = _part_of(read_entry(entry))
             if there is not None:
-                found = there.get(part.part_number)
-                if found is None or not part.is_like(found):
+                like = [each for each in there.get(part.part_number, ()) if part.is_like(each)]
+                if not like:
                     break
-                part = attrs.evolve(part, etag=found.etag)
+                part = attrs.evolve(part, etag=like[0].etag)
             self.parts.append(part)
             self.carried.append(entry)
 
@@ -251,7 +254,7 @@ class LoggedUpload:
             there = self._listed()
         except Exception as error:
             return isinstance(error, NotFoundError)
-        return any(there.get(part.part_number) != part for part in self.parts)
+        return any(part not in there.get(part.part_number, ()) for part in self.parts)
 
     def _prove(self, info: ObjectInfo, check: Callable[[ObjectRanges, bool], None], *, new: bool) -> None:
         """Refuse an object that is not what was sent; one that this run made is deleted, any other stays."""

@@ -39,6 +39,34 @@ class NoList(Forwarding[ObjectStore], ObjectStore):
         raise amistore.BackendError("MethodNotAllowed: not here")
 
 
+class KeepsReplaced(Forwarding[ObjectStore], ObjectStore):
+    """SeaweedFS's way: each upload of a part is kept and listed, and the completion takes the one named."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self.kept: dict[tuple[str, UploadedPart], bytes] = {}
+        self.step = 1  # of its list
+        super().__init__(inner)
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Any
+    ) -> UploadedPart:
+        part = self.inner.upload_part(bucket, key, upload_id, part_number, content)
+        self.kept[upload_id, part] = bytes(content)
+        return part
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        self.inner.list_parts(bucket, key, upload_id)
+        return [part for upload, part in self.kept if upload == upload_id][:: self.step]
+
+    def complete_multipart_upload(
+        self, bucket: str, key: str, upload_id: str, parts: Sequence[UploadedPart], **options: Any
+    ) -> ObjectInfo:
+        for part in parts:
+            content = self.kept[upload_id, part]
+            self.inner.upload_part(bucket, key, upload_id, part.part_number, content)
+        return self.inner.complete_multipart_upload(bucket, key, upload_id, parts, **options)
+
+
 STORES: dict[str, Callable[[ObjectStore], ObjectStore]] = {
     "equal parts": EqualParts.around,
     "no list of parts": NoList.around,
@@ -111,6 +139,27 @@ def test_where_parts_that_were_believed_are_not_there_the_next_run_begins_anew(w
     assert refused.value.retryable
     assert log.entries() == cloud.s3.list_multipart_uploads(BUCKET) == []
     runs.store(runs.source(), place, log=log)
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_part_that_is_listed_beside_another_of_its_number_is_not_sent_again(step: int) -> None:
+    cloud, log = runs.cloud(), Log()
+    place = KeepsReplaced.around(cloud.s3)
+    place.step = step
+    calls = Calls(place)
+    calls.fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+    [upload] = cloud.s3.list_multipart_uploads(BUCKET)
+    place.upload_part(BUCKET, KEY, upload.upload_id, 2, b"another's")
+    calls.fail("upload_part", 1, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut") as raised:
+        runs.store(runs.source(), place, log=log, workers=1)
+    assert not raised.value.retryable  # its parts are all there
+    calls.fail("none", 1, RuntimeError())
+    runs.store(runs.source(), place, log=log)
+    assert sorted(calls.parts()) == [3, 4]
     assert runs.stored(cloud.s3) == runs.expected()
 
 

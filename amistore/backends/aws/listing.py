@@ -16,7 +16,8 @@ from amistore.errors import BackendError
 
 __all__ = ["listed_keys", "listed_parts", "listed_uploads", "pages"]
 
-_MAXIMUM_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
+# S3 user guide, "Amazon S3 multipart upload limits": 10,000; and as many that a store keeps of those replaced.
+_MOST_PARTS = 20_000
 _MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
 _MOST_KEYS = 10_000_000  # some gigabyte of names
 
@@ -87,28 +88,35 @@ def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload
     except botocore.exceptions.ClientError as error:
         if error.response["Error"].get("Code") != "NoSuchUpload":  # rclone's answer where there is none
             raise
-    # A server that ignores the prefix would have another's uploads aborted.
-    return [upload for upload in found if upload.key.startswith(prefix)]
+    # A server that ignores the prefix would have another's uploads aborted. Some list by the uploads' ids.
+    return sorted((upload for upload in found if upload.key.startswith(prefix)), key=lambda upload: upload.key)
 
 
 def listed_parts(ask: Callable[..., Any]) -> list[UploadedPart]:
-    """The parts of an upload, each with its CRC-32 if the server keeps it; `ask` is boto3's list_parts."""
+    """The parts of an upload, each with its CRC-32 if the server keeps it; `ask` is boto3's list_parts.
+
+    Of a number that was uploaded several times, a server may list each upload: what it says twice, as of a
+    part that was sent again, is one part.
+    """
 
     def following(page: Mapping[str, Any]) -> dict[str, int]:
         return {"PartNumberMarker": page.get("NextPartNumberMarker", 0)} if _more(page) else {}
 
-    found: dict[int, UploadedPart] = {}
+    found: set[UploadedPart] = set()
     for page in pages(ask, following, "Parts"):
+        known = len(found)
         for each in page.get("Parts", []):
             number, etag = each["PartNumber"], each["ETag"].strip('"')
-            if number in found:
-                raise BackendError("the service lists the same Parts again and again")
-            found[number] = UploadedPart(
-                part_number=number, size=each["Size"], etag=etag, checksum=each.get("ChecksumCRC32")
+            found.add(
+                UploadedPart(
+                    part_number=number, size=each["Size"], etag=etag, checksum=each.get("ChecksumCRC32")
+                )
             )
-        if len(found) > _MAXIMUM_PARTS:
-            raise BackendError(f"the service lists more than {_MAXIMUM_PARTS} parts")
-    return [found[number] for number in sorted(found)]
+        if page.get("Parts") and len(found) == known:
+            raise BackendError("the service lists the same Parts again and again")
+        if len(found) > _MOST_PARTS:
+            raise BackendError(f"the service lists more than {_MOST_PARTS} parts")
+    return sorted(found, key=lambda part: part.part_number)
 
 
 def _more(page: Mapping[str, Any]) -> bool:

@@ -310,7 +310,7 @@ def test_uploads_are_listed_over_pages_and_a_server_that_goes_in_circles_is_left
     proxy.fail("list_multipart_uploads", first)
     proxy.fail("list_multipart_uploads", last, nth=2)
     found = store.list_multipart_uploads("bucket", "a+b")
-    assert [(upload.key, upload.upload_id) for upload in found] == [("a+b c", "1"), ("a+b", "2")]
+    assert [(upload.key, upload.upload_id) for upload in found] == [("a+b", "2"), ("a+b c", "1")]
     proxy.fail("list_multipart_uploads", first, times=10)
     with pytest.raises(BackendError, match="again and again"):
         store.list_multipart_uploads("bucket")
@@ -377,12 +377,40 @@ def test_parts_that_are_listed_in_circles_are_left(
     assert proxy.requests["list_parts"] <= 3
 
 
-def test_more_parts_than_an_upload_can_have_are_refused(proxy: FaultProxy, store: AWSObjectStore) -> None:
-    many = f"{PARTS}</Part><Part>" * 10_000 + PARTS
-    page = xml("ListPartsResult", IsTruncated="true", NextPartNumberMarker="1", Part=many)
-    proxy.fail("list_parts", page)
-    with pytest.raises(BackendError, match="again and again"):
+def test_more_parts_than_an_upload_can_have_are_refused(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    monkeypatch.setattr("amistore.backends.aws.listing._MOST_PARTS", 20)
+    for number in range(1, 100):
+        part = PARTS.replace("Number>1<", f"Number>{number}<")
+        page = xml("ListPartsResult", IsTruncated="true", NextPartNumberMarker=str(number), Part=part)
+        proxy.fail("list_parts", page, nth=number)
+    with pytest.raises(BackendError, match="more than 20 parts"):
         store.list_parts("bucket", "key", "upload")
+
+
+def test_a_part_that_is_listed_twice_is_one_and_one_that_was_replaced_is_told_beside_its_like(
+    proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    """As SeaweedFS lists each upload of a number, until the upload is completed."""
+    second = PARTS.replace("Number>1<", "Number>2<")
+    other = PARTS.replace('"e"', '"f"')
+    page = xml("ListPartsResult", Part="</Part><Part>".join([second, PARTS, other, PARTS]))
+    proxy.fail("list_parts", page)
+    found = store.list_parts("bucket", "key", "upload")
+    assert [part.part_number for part in found] == [1, 1, 2]
+    assert {part.etag for part in found[:2]} == {"e", "f"}
+
+
+def test_uploads_that_are_listed_in_another_order_come_by_key(
+    proxy: FaultProxy, store: AWSObjectStore
+) -> None:
+    listed = [("b", "1"), ("a", "3"), ("a", "2")]
+    uploads = [f"<Key>{key}</Key><UploadId>{upload_id}</UploadId>" for key, upload_id in listed]
+    page = xml("ListMultipartUploadsResult", Upload="</Upload><Upload>".join(uploads))
+    proxy.fail("list_multipart_uploads", page)
+    found = [(upload.key, upload.upload_id) for upload in store.list_multipart_uploads("bucket")]
+    assert found == [("a", "3"), ("a", "2"), ("b", "1")]
 
 
 def test_the_expected_owner_is_sent_with_every_call(proxy: FaultProxy, store: AWSObjectStore) -> None:
