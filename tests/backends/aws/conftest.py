@@ -11,7 +11,9 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
-from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_program, swift_server
+from archive.servers import program
+from backends.aws import gateways
+from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_server
 
 from amistore.backends import retrying
 from amistore.backends.aws.connection import Connection
@@ -76,7 +78,7 @@ def bucket_of(connection: Connection, settings: ObjectSettings | None = None) ->
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Swift, started once."""
-    require("swift-proxy-server", swift_program("swift-proxy-server"))
+    require("swift-proxy-server", program("swift-proxy-server"))
     with swift_server(tmp_path_factory.mktemp("swift")) as url:
         yield url
 
@@ -84,3 +86,21 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def swift_connection(swift: str) -> Connection:
     return connect(swift)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+    """A SeaweedFS, started once."""
+    require("weed", program("weed"))
+    with gateways.seaweedfs_server(tmp_path_factory.mktemp("seaweedfs")) as url:
+        connection = connect(url, access_key=gateways.ACCESS_KEY, secret_key=gateways.SECRET_KEY)
+        gateways.wait_until_it_stores(connection)
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+    """A gateway of JuiceFS, started once."""
+    require("juicefs", program("juicefs"))
+    with gateways.juicefs_server(tmp_path_factory.mktemp("juicefs")) as url:
+        yield connect(url, access_key=gateways.ACCESS_KEY, secret_key=gateways.SECRET_KEY)

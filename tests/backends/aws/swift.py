@@ -10,24 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from archive.servers import free_port, running
+from archive.servers import free_port, program, running
 
 SERVERS = ("object", "container", "account")
 FILTERS = ("catch_errors", "listing_formats", "bulk", "s3api", "tempauth", "slo")
 ACCESS_KEY = "test:tester"
 SECRET_KEY = "testsecret"
-
-
-def swift_program(name: str) -> str | None:
-    """Where it is: beside this Python, or on the PATH."""
-    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 @contextlib.contextmanager
@@ -52,8 +44,8 @@ def swift_server(folder: Path) -> Iterator[str]:
 def _make_ring(folder: Path, name: str, port: int) -> None:
     builder = str(folder / f"etc/{name}.builder")
     for words in (["create", "2", "1", "0"], ["add", f"r1z1-127.0.0.1:{port}/sdv1", "1"], ["rebalance"]):
-        program = swift_program("swift-ring-builder")
-        done = subprocess.run([str(program), builder, *words], capture_output=True, text=True)
+        tool = str(program("swift-ring-builder"))
+        done = subprocess.run([tool, builder, *words], capture_output=True, text=True)
         if done.returncode > 1:  # 1 is a warning
             raise RuntimeError(f"swift-ring-builder {words[0]}: {done.stdout}{done.stderr}")
 
@@ -76,7 +68,7 @@ def _server(folder: Path, name: str, port: int, text: str) -> contextlib.Abstrac
         common["max_clients"] = 1  # one request at a time, or two of racing creates may win
     file = folder / f"etc/{name}-server.conf"
     file.write_text("[DEFAULT]\n" + "".join(f"{key} = {value}\n" for key, value in common.items()) + text)
-    return running([str(swift_program(f"swift-{name}-server")), str(file)], port)
+    return running([str(program(f"swift-{name}-server")), str(file)], port)
 
 
 def _proxy_text() -> str:
