@@ -25,9 +25,10 @@ from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.aws.stores import traits_of
 from amistore.backends.objects import ObjectInfo, ObjectStore
 from amistore.backends.receiving import Content
-from amistore.backends.traits import AMAZON, StoreTraits
+from amistore.backends.traits import StoreTraits
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
@@ -50,7 +51,7 @@ class AWSObjectStore(ObjectStore):
     Args:
         connection: the connection to AWS.
         settings: the settings for written objects.
-        traits: where the store differs from Amazon's S3.
+        traits: where the store differs from Amazon's S3; None for what is known of the endpoint's host.
     """
 
     scheme = "s3"
@@ -60,12 +61,13 @@ class AWSObjectStore(ObjectStore):
         self,
         connection: Connection,
         settings: ObjectSettings | None = None,
-        traits: StoreTraits = AMAZON,
+        traits: StoreTraits | None = None,
     ) -> None:
         self._connection = connection
         self._settings = settings or ObjectSettings()
-        self.traits = traits
-        self.where = f"S3 {connection.endpoint_urls.get('s3') or connection.region_name}"
+        url = connection.endpoint_urls.get("s3")
+        self.traits = traits or traits_of(url)
+        self.where = f"S3 {url or connection.region_name}"
 
     def __repr__(self) -> str:
         return f"AWSObjectStore(connection={self._connection!r}, settings={self._settings!r})"

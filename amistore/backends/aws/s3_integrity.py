@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from amistore.backends.receiving import PIECE, receive
+from amistore.backends.receiving import receive
 from amistore.errors import BackendError
 from amistore.units import MIB
 
@@ -40,8 +39,7 @@ def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> m
 
 
 def _read(body: Any, count: int) -> memoryview:
-    pieces = iter(functools.partial(body.read, PIECE), b"") if count else ()
-    content = receive(pieces, count, _LONGEST)
+    content = receive(body.read, count, _LONGEST)
     if len(content) < count:
         raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
     return content

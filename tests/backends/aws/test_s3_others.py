@@ -152,6 +152,15 @@ class TestMotoObjectStore(ObjectStoreContract):
         with pytest.raises(NotFoundError):
             objects.store.list_parts(objects.bucket, "key", upload)
 
+    def test_an_aborted_upload_leaves_nothing(self, objects: BucketCase) -> None:
+        upload = objects.store.create_multipart_upload(objects.bucket, "key")
+        part = objects.store.upload_part(objects.bucket, "key", upload, 1, b"x")
+        objects.store.abort_multipart_upload(objects.bucket, "key", upload)
+        with pytest.raises(BackendError):  # moto's own 500
+            objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
+        with pytest.raises(NotFoundError):
+            objects.store.head_object(objects.bucket, "key")
+
     def test_one_of_many_racing_creates_wins(self, objects: BucketCase) -> None:
         pytest.skip("moto looks whether the object exists before it makes it: two may win")
 
