@@ -21,6 +21,7 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
+from amistore.backends.aws.s3_heads import head_object
 from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
@@ -250,13 +251,22 @@ class AWSObjectStore(ObjectStore):
                 if if_none_match and _code(error) in ("PreconditionFailed", "412"):
                     raise AlreadyExistsError("the object exists") from None
                 raise
-            info = self.head_object(bucket, key)
+            info = self._completed(bucket, key)
             # rclone's objects have another ETag than their completion said, and none of an upload.
             if _OF_UPLOAD.search(info.etag) and not is_same_etag(info.etag, answer.get("ETag", info.etag)):
                 raise SourceChangedError("the object was replaced as soon as it was made")
             if info.size != sum(part.size for part in parts):
                 raise BackendError(f"the object has {info.size} bytes, which is not the sum of its parts")
             return info
+
+    def _completed(self, bucket: str, key: str) -> ObjectInfo:
+        """The object that was just made; another attempt finds it where it cannot be seen at once."""
+        try:
+            return self.head_object(bucket, key)
+        except NotFoundError as error:
+            error.message += "; its upload is completed"
+            error.retryable = True
+            raise
 
     def _refuse_existing(self, bucket: str, key: str) -> None:
         """Refuse a key that exists: some servers ignore If-None-Match."""
@@ -345,7 +355,7 @@ class AWSObjectStore(ObjectStore):
 
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:
-            return self._client.head_object(**place)
+            return head_object(self._client, place)
 
     @property
     def _client(self) -> Any:
