@@ -11,6 +11,7 @@ import botocore.exceptions
 
 from amistore.backends.aws.errors import member_of
 from amistore.backends.blocks import MOST_EMPTY_PAGES
+from amistore.backends.etags import bare_etag
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import BackendError
 
@@ -100,7 +101,7 @@ def listed_parts(ask: Callable[..., Any]) -> list[UploadedPart]:
     found: dict[int, UploadedPart] = {}
     for page in pages(ask, following, "Parts"):
         for each in page.get("Parts", []):
-            number, etag = each["PartNumber"], each["ETag"].strip('"')
+            number, etag = each["PartNumber"], bare_etag(each["ETag"])
             if number in found:
                 raise BackendError("the service lists the same Parts again and again")
             found[number] = UploadedPart(

@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from amistore.backends.etags import bare_etag, is_same_etag
 from amistore.backends.receiving import receive
-from amistore.errors import BackendError
+from amistore.errors import BackendError, SourceChangedError
 from amistore.units import MIB
 
-__all__ = ["checksum_of", "is_stored_md5", "range_of"]
+__all__ = ["check_etag", "checksum_of", "is_stored_md5", "range_of"]
 
 _LONGEST = 300.0  # seconds for a range; 32 MiB then come at 0.1 MB/s
 _MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
@@ -45,6 +46,14 @@ def _read(body: Any, count: int) -> memoryview:
     return content
 
 
+def check_etag(wanted: str | None, found: str | None) -> None:
+    """Check the ETag of the answer itself: some servers ignore If-Match."""
+    if wanted is not None and found is None:
+        raise BackendError("the answer has no ETag", retryable=True)
+    if wanted is not None and found is not None and not is_same_etag(wanted, found):
+        raise SourceChangedError("the object was replaced")
+
+
 def checksum_of(content: BinaryIO) -> tuple[int, str]:
     """Size, and CRC-32 as S3 writes it (API reference, "Checking object integrity")."""
     size = checksum = 0
@@ -57,7 +66,7 @@ def checksum_of(content: BinaryIO) -> tuple[int, str]:
 
 def is_stored_md5(answer: Mapping[str, Any], content: BinaryIO) -> bool:
     """Whether the ETag is the content's MD5, or cannot be an MD5."""
-    etag = answer["ETag"].strip('"')
+    etag = bare_etag(answer["ETag"]).lower()
     if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
         return True
     content.seek(0)

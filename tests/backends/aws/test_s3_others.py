@@ -32,15 +32,6 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
         yield connect(f"http://127.0.0.1:{port}", access_key="key", secret_key="secretsecret")
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Connection]:
-    port = free_port()
-    program = f"{sysconfig.get_path('scripts')}/moto_server"
-    command = ["env", "S3_UPLOAD_PART_MIN_SIZE=1", program, "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, port):
-        yield connect(f"http://127.0.0.1:{port}")
-
-
 class TestRcloneObjectStore(ObjectStoreContract):
     """It ignores If-Match, If-None-Match, checksums, encryption and tags, and streams parts in order."""
 
