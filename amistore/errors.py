@@ -228,7 +228,13 @@ class AlreadyExistsError(BackendError):
 
 
 class ThrottledError(BackendError):
-    """The other side asks for fewer calls a second; `retryable`."""
+    """The other side asks for fewer calls a second; `retryable`.
+
+    Attributes:
+        retry_after: the seconds that it asks to wait for; None where it does not say.
+    """
+
+    retry_after: float | None = None
 
 
 class ChecksumMismatchError(BackendError):
@@ -244,7 +250,7 @@ class ArchivedObjectError(BackendError):
 
 
 class StorageFullError(BackendError):
-    """The storage has no room, or cannot hold a file of this size."""
+    """The storage has no room, a quota is used up, or it cannot hold a file or body of this size."""
 
 
 class JournalError(BackendError):

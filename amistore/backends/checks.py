@@ -15,6 +15,7 @@ import attrs
 from typing_extensions import Buffer
 
 from amistore.backends.blocks import BlockSink, BlockSource, BlockStore
+from amistore.backends.etags import is_same_etag
 from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import ObjectStore
 from amistore.backends.uploads import UploadedPart
@@ -229,7 +230,8 @@ def check_parts(bucket: str, key: str, given: Sequence[UploadedPart], found: Seq
     check_order(given)
     there = {part.part_number: part.etag for part in found}
     for part in given:
-        if there.get(part.part_number) != part.etag:
+        found_etag = there.get(part.part_number)
+        if found_etag is None or not is_same_etag(found_etag, part.etag):
             raise BackendError(
                 f"part {part.part_number} was not uploaded, or was replaced since",
                 operation="complete_multipart_upload",

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from amistore.errors import BackendError
 from amistore.units import KIB, MIB
 
-__all__ = ["PIECE", "Content", "receive"]
+__all__ = ["Content", "receive"]
 
 Content: TypeAlias = "bytes | memoryview"
 """Bytes of a range."""
 
-PIECE: Final = 64 * KIB
+_PIECE: Final = 64 * KIB
 """Bytes to ask for at once: a TLS record has 16 KiB at most, and memory for more would be given back."""
 
 _PAGES: Final = 1 * MIB
@@ -27,11 +27,11 @@ part keeps the most that it ever had (docs/decisions/0026).
 """
 
 
-def receive(pieces: Iterable[bytes], most: int, seconds: float, name: str = "") -> memoryview:
+def receive(read: Callable[[int], bytes], most: int, seconds: float, name: str = "") -> memoryview:
     """The first `most` bytes of what comes in pieces; fewer where it ends before.
 
     Args:
-        pieces: the pieces, none empty.
+        read: the function that gives the next piece, of so many bytes or any number; empty at the end.
         most: the most bytes to take.
         seconds: the longest time for all of them: a limit between two would let them drip for ever.
         name: the name for the error.
@@ -43,13 +43,10 @@ def receive(pieces: Iterable[bytes], most: int, seconds: float, name: str = "") 
     end = time.monotonic() + seconds
     content = _memory(most)
     size = 0
-    for piece in pieces:
-        taken = piece[: most - size]
-        content[size : size + len(taken)] = taken
-        size += len(taken)
-        if size == most:
-            break
-        if time.monotonic() > end:
+    while size < most and (piece := read(min(_PIECE, most - size))[: most - size]):
+        content[size : size + len(piece)] = piece
+        size += len(piece)
+        if size < most and time.monotonic() > end:
             told = f"{name}: " if name else ""
             raise BackendError(
                 f"{told}{size} of {most} bytes took more than {seconds:.0f} seconds",

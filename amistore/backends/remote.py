@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from amistore import forks
 from amistore.backends.connections import let_pools_go
 from amistore.backends.ranges import FileRanges, RangeReader
-from amistore.backends.receiving import PIECE, Content, receive
+from amistore.backends.receiving import Content, receive
 from amistore.backends.redaction import URLLIB3_LOGGERS
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.errors import (
@@ -230,8 +230,8 @@ class _HTTPRanges(_RemoteRanges):
     def _body(self, answer: Any, length: int) -> Content:
         """The answer's bytes, at most one more than were asked for; urllib3 limits each pause only."""
         # A range is of the encoded bytes (RFC 9110, 14.1.2), whatever they are said to be.
-        pieces = iter(functools.partial(answer.read1, PIECE, decode_content=False), b"")
-        return receive(pieces, length + 1, _LONGEST, self.name)
+        read = functools.partial(answer.read1, decode_content=False)
+        return receive(read, length + 1, _LONGEST, self.name)
 
     def _conditions(self) -> dict[str, str]:
         etag, changed = self._pin.get("ETag"), self._pin.get("Last-Modified")
@@ -345,7 +345,8 @@ class _ObstoreRanges(_RemoteRanges):
             first, end = answer.range
             if (first, end) == (offset, offset + length):
                 # Of a body that does not end, no more than was asked for.
-                content = receive(map(bytes, answer.stream()), length + 1, _LONGEST, self.name)
+                pieces = map(bytes, answer.stream())
+                content = receive(lambda _: next(pieces, b""), length + 1, _LONGEST, self.name)
         except (BackendError, MemoryError):
             raise
         except Exception as error:

@@ -50,7 +50,7 @@ class RetryPolicy:
     Attributes:
         attempts: the most attempts of a call, the first one included.
         base_delay: the most seconds before the second attempt; doubled for each further one.
-        max_delay: the most seconds between two attempts.
+        max_delay: the most seconds between two attempts, also where the other side asks for more.
         operation_limit: the seconds after a call's beginning from which on no further attempt is made.
         budget: the retries that all calls share: each retry takes 5, each call that succeeds at once gives 1
             back. When a service is down for all, calls fail at their first error. A throttled call's retry
@@ -224,6 +224,7 @@ class Attempts:
             # Those that are refused together wait until their pace is right, or some would fail before.
             longest = min(max(longest, INTERVAL), policy.max_delay)
             pause = (1 + retrier._draw()) * longest / 2
+            pause = max(pause, min(error.retry_after or 0.0, policy.max_delay))
         with retrier._lock:
             if isinstance(error, ThrottledError):
                 retrier._paces[self._pace].throttled(now, pause)

@@ -190,14 +190,23 @@ class _Completion:
             return self._store.complete_multipart_upload(
                 *self._object, self._upload_id, parts, if_none_match=if_none_match
             )
-        except (NotFoundError, AlreadyExistsError):
+        except (NotFoundError, AlreadyExistsError) as error:
             if self._lost and self._gone():
-                found = self._store.head_object(*self._object)
+                found = self._made()
                 if found.size == sum(part.size for part in parts):
                     return found
+            self._lost = self._lost or error.retryable
             raise
         except BackendError:
             self._lost = True
+            raise
+
+    def _made(self) -> ObjectInfo:
+        try:
+            return self._store.head_object(*self._object)
+        except NotFoundError as error:  # some stores show an object a little later
+            error.message += "; its upload is completed, or gone"
+            error.retryable = True
             raise
 
     def _gone(self) -> bool:

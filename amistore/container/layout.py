@@ -110,7 +110,7 @@ class Layout:
         blocks_per_frame: the number of blocks of 512 KiB in a frame, 1 to 16.
         blocks_per_segment: the number of blocks in a segment, 1 to 512, a multiple of `blocks_per_frame`.
         segments_per_shard: the number of segments that one worker turns into parts.
-        part_size: the size in bytes from which on a part of an upload ends at the next segment's end.
+        part_size: the size in bytes with which 10,000 parts suffice where each shard is uploaded by itself.
     """
 
     blocks_per_frame: int = 8

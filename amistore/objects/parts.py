@@ -55,6 +55,10 @@ def part_size_for(most_bytes: int, traits: StoreTraits, wanted: int | None = Non
 class Part:
     """One part: in memory or, if it is large, in an unlinked temporary file.
 
+    Args:
+        number: the part's number, from 1.
+        most: the most bytes that it gets.
+
     Attributes:
         number: the part's number, from 1.
         size: the part's size in bytes.
@@ -62,8 +66,9 @@ class Part:
         last: whether it is the upload's last part, which no log has: each run sends it.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, most: int) -> None:
         self.number = number
+        self._most = most
         self.size = 0
         self.records: list[bytes] = []
         self.last = False
@@ -72,17 +77,17 @@ class Part:
 
     def add(self, piece: memoryview) -> None:
         """Append bytes."""
-        self.size += len(piece)
-        if self._file is None and self.size <= _SPOOL:
-            self._content += piece
+        start, self.size = self.size, self.size + len(piece)
+        if self._most <= _SPOOL:
+            if not start:  # all of it at once: to grow copies what is there, again and again
+                self._content = bytearray(self._most)
+            with memoryview(self._content) as content:  # a bytearray would copy the piece first
+                content[start : self.size] = piece
             return
         if self._file is None:
             self._file = _temporary_file()
         with files.operation("spool", path=tempfile.gettempdir(), room=_ROOM):
-            if self._content:
-                files.write_at(self._file.fileno(), self._content, 0)
-                self._content = bytearray()
-            files.write_at(self._file.fileno(), piece, self.size - len(piece))
+            files.write_at(self._file.fileno(), piece, start)
 
     def close(self) -> None:
         """Free the part's bytes."""
@@ -92,11 +97,12 @@ class Part:
 
     def in_memory(self) -> int:
         """The bytes that it holds in memory until it is sent, not in a temporary file."""
-        return self.size if self.size <= _SPOOL else 0
+        return self.size if self._file is None else 0
 
     def send(self, to: ObjectLocation, upload_id: str) -> UploadedPart:
         """Upload the part, and free its bytes."""
         if self._file is None:
+            del self._content[self.size :]
             sent = to.store.upload_part(to.bucket, to.key, upload_id, self.number, self._content)
         else:
             sent = to.store.upload_part_file(to.bucket, to.key, upload_id, self.number, self._file)
@@ -146,7 +152,7 @@ def cut_parts(
     Raises:
         InvalidRequestError: there are more parts than an object may have.
     """
-    part = Part(number)
+    part = Part(number, size)
     begun.append(part)
     for unit in units:
         record = unit.segment
@@ -160,7 +166,7 @@ def cut_parts(
                             "takes: give a larger part_size"
                         )
                     yield part
-                    part = Part(part.number + 1)
+                    part = Part(part.number + 1, size)
                     begun.append(part)
                 if record is not None:
                     part.records.append(record)

@@ -169,8 +169,8 @@ class ArchiveUpload:
             raise InvalidRequestError(_OTHER_SIZE)
         if self._logged[self._begun].record != record:
             raise InvalidRequestError(
-                f"segment {self._begun} is not the one that the resume log has: the log is damaged or another "
-                "run's, or the source gives other blocks each time; amistore.abandon ends that run"
+                f"segment {self._begun} is not the one that the resume log has: the log is damaged, or the "
+                "source gives other blocks each time; amistore.abandon ends its run"
             )
         self._begun += 1
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,13 @@ from amistore.backends import receiving
 from amistore.backends.receiving import receive
 from amistore.errors import BackendError
 
+
+def each(pieces: Iterable[bytes]) -> Callable[[int], bytes]:
+    """A function that gives the pieces as they are, whatever is asked for."""
+    given = iter(pieces)
+    return lambda _: next(given, b"")
+
+
 PIECES = st.lists(st.binary(min_size=1, max_size=20), max_size=10)
 
 
@@ -23,20 +30,24 @@ PIECES = st.lists(st.binary(min_size=1, max_size=20), max_size=10)
 def test_what_came_is_cut_where_no_more_was_wanted(pieces: list[bytes], most: int, pages: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(receiving, "_PAGES", pages)
-        content = receive(pieces, most, 60)
+        content = receive(each(pieces), most, 60)
     assert content == b"".join(pieces)[:most]
     assert content.readonly
 
 
-def test_of_pieces_without_end_no_more_than_wanted_is_taken() -> None:
-    pieces = itertools.count()
-    assert len(receive((b"x" * MIB for _ in pieces), 2 * MIB + 1, 60)) == 2 * MIB + 1
-    assert next(pieces) == 3
+def test_of_what_has_no_end_no_more_than_wanted_is_asked_for() -> None:
+    asked = []
+
+    def read(size: int) -> bytes:
+        asked.append(size)
+        return b"x" * size
+
+    assert len(receive(read, 2 * MIB + 1, 60)) == 2 * MIB + 1 == sum(asked)
 
 
 def test_what_comes_too_slowly_is_an_error_that_may_be_tried_again() -> None:
     with pytest.raises(BackendError, match="disk: 1 of 2 bytes took more than -1 seconds") as raised:
-        receive([b"x", b"y"], 2, -1, "disk")
+        receive(each([b"x", b"y"]), 2, -1, "disk")
     assert raised.value.retryable
 
 
@@ -51,7 +62,7 @@ def test_memory_of_ranges_that_threads_received_goes_back_to_the_system() -> Non
         import concurrent.futures
         import re
         from amistore import MIB
-        from amistore.backends.receiving import PIECE, receive
+        from amistore.backends.receiving import receive
 
         def resident():
             with open("/proc/self/status") as status:
@@ -59,7 +70,7 @@ def test_memory_of_ranges_that_threads_received_goes_back_to_the_system() -> Non
 
         def read(number):
             size = (2 + number % 5) * MIB
-            return receive(iter(lambda: b"x" * PIECE, b""), size, 60)
+            return receive(lambda size: b"x" * size, size, 60)
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             pool.submit(int).result()
@@ -83,7 +94,7 @@ def test_no_memory_is_a_memory_error() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (512 * MIB, 512 * MIB))
         try:
-            receive([], 1024 * MIB, 60)
+            receive(lambda size: b"", 1024 * MIB, 60)
         except MemoryError as error:
             print(error)
         """
@@ -112,7 +123,8 @@ def test_what_a_forked_child_receives_is_not_in_its_parents_range() -> None:
                 yield b"c" * MIB
                 os._exit(0)
 
-        content = receive(pieces(), 3 * MIB, 60)
+        given = pieces()
+        content = receive(lambda _: next(given, b""), 3 * MIB, 60)
         print(len(content) // MIB, content[-1:].tobytes().decode())
         """
     )

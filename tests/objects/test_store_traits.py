@@ -173,7 +173,7 @@ def test_a_store_with_few_parts_gets_larger_ones_and_one_that_cannot_hold_the_ob
     assert runs.stored(cloud.s3) == runs.expected()
     cloud.s3.traits = StoreTraits(most_parts=2, least_part=1, largest_part=amistore.MIB)
     small = amistore.PackOptions(layout=runs.LAYOUT)
-    with pytest.raises(amistore.InvalidRequestError, match="more than the 2 parts of 1.0 MiB"):
+    with pytest.raises(amistore.InvalidRequestError, match=r"more than the 2 parts of 1\.0 MiB"):
         runs.store(runs.source(), cloud.s3, options=small, overwrite=True)
     assert cloud.s3.list_multipart_uploads(BUCKET) == []
 

@@ -30,7 +30,7 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container import layout
 from amistore.model import Fate
 from amistore.model.fidelity import leaves
-from amistore.objects import upload
+from amistore.objects import parts
 from amistore.tasks import RestorePlan, StorePlan
 from amistore.testing import FaultyBackend
 from amistore.testing.strategies import images as any_images
@@ -92,7 +92,7 @@ def test_a_task_does_what_its_plan_says(kind: str, disks: list[dict[int, bytes]]
         assert (plan.blocks, plan.size, plan.part_size) == (
             sum(map(len, disks)),
             len(disks),
-            archive.head.layout.part_size,
+            32 * amistore.MIB,
         )
         assert plan.data_bytes == plan.blocks * amistore.BLOCK_SIZE
 
@@ -111,22 +111,27 @@ def test_parts_are_spooled_no_more_than_the_plan_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cloud = account("memory", tmp_path)
-    sizes: list[int] = []
-    write = upload.files.write_at
+    ends: list[int] = []
+    write = parts.files.write_at
 
     def write_at(descriptor: int, content: Any, offset: int) -> None:
-        sizes.append(offset + len(content))
+        ends.append(offset + len(content))
         write(descriptor, content, offset)
 
-    monkeypatch.setattr(upload.files, "write_at", write_at)
+    monkeypatch.setattr(parts.files, "write_at", write_at)
     with TaskEngine(cloud, workers=1) as engine:
-        text, noise = registered(cloud, SMALL, name="text"), registered(cloud, NOISE, name="noise")
-        assert engine.plan_store(image_id=text, bucket=BUCKET).most_spool_bytes == 0
-        stored(engine, text)
-        assert sizes == []
-        plan = engine.plan_store(image_id=noise, bucket=BUCKET)
+        noise = registered(cloud, NOISE, name="noise")
+        assert engine.plan_store(image_id=noise, bucket=BUCKET).most_spool_bytes == 0
         stored(engine, noise)
-        assert 32 * amistore.MIB < max(sizes) <= plan.most_spool_bytes / 2 < 40 * amistore.MIB
+        assert ends == []
+        # As of an image above 312 GiB.
+        monkeypatch.setattr(parts, "_USUAL", 33 * amistore.MIB)
+        again = registered(cloud, NOISE, name="again")
+        plan = engine.plan_store(image_id=again, bucket=BUCKET)
+        stored(engine, again)
+        assert max(ends) == plan.part_size == 33 * amistore.MIB
+        # Two parts at once, and no more than there is.
+        assert 64 * amistore.MIB < plan.most_spool_bytes == plan.most_object_bytes < 2 * plan.part_size
 
 
 def test_pads_and_an_index_beside_the_end_are_counted(tmp_path: Path) -> None:

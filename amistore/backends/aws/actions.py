@@ -46,7 +46,7 @@ ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "create_multipart_upload": ("s3:PutObject", "s3:PutObjectTagging"),
     "upload_part": ("s3:PutObject",),
     "list_parts": ("s3:ListMultipartUploadParts",),
-    "complete_multipart_upload": ("s3:PutObject", "s3:ListMultipartUploadParts", "s3:GetObject"),
+    "complete_multipart_upload": ("s3:PutObject", "s3:GetObject"),
     "abort_multipart_upload": ("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
     "list_keys": ("s3:ListBucket",),
     "list_multipart_uploads": ("s3:ListBucketMultipartUploads",),

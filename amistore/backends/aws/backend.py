@@ -15,7 +15,7 @@ from amistore.backends.base import Backend
 from amistore.backends.quotas import Quotas
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
-from amistore.backends.traits import AMAZON, StoreTraits
+from amistore.backends.traits import StoreTraits
 from amistore.errors import InvalidValueError
 from amistore.model import Image, Tag
 
@@ -34,7 +34,8 @@ class AWSBackend(RetryingBackend):
         snapshots: the settings for restored snapshots: encryption, KMS key, tags.
         image_tags: the tags to set on every restored image, over its own.
         retries: the limits of retries; None for what AWS advises.
-        traits: where the store of objects differs from Amazon's S3, such as in the size of parts.
+        traits: where the store of objects differs from Amazon's S3, such as in the size of parts; None for
+            what is known of the endpoint's host.
 
     Raises:
         InvalidRequestError: no Region is known, or an endpoint is not https.
@@ -70,7 +71,7 @@ class AWSBackend(RetryingBackend):
         self.connection = Connection(session, region_name, endpoint_urls)
         services = _Services(
             ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
-            s3=AWSObjectStore(self.connection, objects, traits or AMAZON),
+            s3=AWSObjectStore(self.connection, objects, traits),
             ec2=AWSImageRegistry(self.connection, image_tags=tags),
         )
         super().__init__(services, retries)

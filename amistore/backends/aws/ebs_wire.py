@@ -111,7 +111,10 @@ class Wire:
         refuse_redirect(answer.status, found)
         if answer.status >= 300:
             refused = error_of(answer.status, found, bytes(content))
-            raise service_error(refused, request.operation, date=found.get("Date", ""), **request.facts)
+            date, retry_after = found.get("Date", ""), found.get("Retry-After", "")
+            raise service_error(
+                refused, request.operation, date=date, retry_after=retry_after, **request.facts
+            )
         if not received.whole:
             declared = found.get("Content-Length", "")[:20]
             raise BackendError(

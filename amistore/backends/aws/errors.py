@@ -1,7 +1,6 @@
-"""botocore's errors in our tree: which are worth another attempt, and what is missing where access is denied.
+"""botocore's errors in our tree: what is missing where access is denied, and what else to do.
 
-Sources: EC2 API reference, "Error codes"; EBS user guide, "Error retries"; S3 API reference,
-"Error responses".
+Codes are in `error_codes.py`.
 """
 
 from __future__ import annotations
@@ -20,18 +19,24 @@ import botocore.parsers
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
+from amistore.backends.aws.error_codes import (
+    CODES,
+    DENIED,
+    LATE,
+    NOT_ALLOWED,
+    Meaning,
+    meaning_of_status,
+)
+from amistore.backends.aws.settings import setting_of, settings_of
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import (
     AccessDeniedError,
-    AlreadyExistsError,
     AmistoreError,
-    ArchivedObjectError,
     BackendError,
     ChecksumMismatchError,
     CredentialsExpiredError,
     InvalidRequestError,
     NotFoundError,
-    SourceChangedError,
     ThrottledError,
 )
 from amistore.units import counted
@@ -53,41 +58,8 @@ class InvalidTokenError(BackendError):
     """
 
 
-_THROTTLED = frozenset(
-    {
-        "ThrottlingException",
-        "Throttling",
-        "RequestThrottledException",
-        "RequestThrottled",
-        "RequestLimitExceeded",
-        "TooManyRequestsException",
-        "SlowDown",
-        "EC2ThrottledException",
-    }
-)
-_DENIED = frozenset(
-    {
-        "AccessDenied",
-        "AccessDeniedException",
-        "UnauthorizedOperation",
-        "AuthFailure",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "UnrecognizedClientException",
-        "SignatureDoesNotMatch",
-        "InvalidSignatureException",
-        "InvalidToken",
-        "OptInRequired",
-        "403",
-    }
-)
-# Of those, where a permission is missing and not a credential wrong.
-_NOT_ALLOWED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
-# RequestExpired is EC2's for a late signature, too ("Error codes").
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 _RENEW = "; renew the credentials and call again: a log or a task is resumed"
-# Of a signature that came too late, or too early: S3's codes, and the text of EBS and STS.
-_LATE = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+# The same as the codes of `LATE` in the text of EBS and STS.
 _LATE_TEXT = re.compile("signature (expired|not yet current)", re.IGNORECASE)
 _MOST_SKEW = 300.0  # seconds; EBS allows so many, S3 and EC2 three times as many
 # What botocore says of a session of AWS SSO, of `aws login` or of a role that has ended; its text is its own.
@@ -105,48 +77,12 @@ _CREDENTIALS = (
 )
 # Providers of botocore's that ask the machine's metadata service, which may be busy.
 _METADATA = frozenset({"iam-role", "container-role"})
-_NOT_FOUND = frozenset(
-    {
-        "ResourceNotFoundException",
-        "NoSuchKey",
-        "NoSuchBucket",
-        "NoSuchUpload",
-        "InvalidAMIID.NotFound",
-        "InvalidAMIID.Malformed",
-        "InvalidAMIID.Unavailable",
-        "InvalidSnapshot.NotFound",
-        "InvalidSnapshotID.Malformed",
-        "InvalidParameterValue.SnapshotID",
-        "NotFound",
-        "404",
-    }
-)
-_EXISTS = frozenset({"InvalidAMIName.Duplicate"})
-_CHANGED = frozenset({"PreconditionFailed", "412"})
-_ARCHIVED = frozenset({"InvalidObjectState"})
-_CHECKSUM = frozenset(
-    {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
-)
-# Beside every status from 500 on. RequestTimeout: S3 gave up on a body that came too slowly.
-_RETRYABLE = frozenset(
-    {
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "InternalError",
-        "ServiceUnavailable",
-        "Unavailable",
-        "IncompleteBody",
-        "ConditionalRequestConflict",
-        "OperationAborted",
-    }
-)
-
-
 # EBS direct APIs reference, ValidationException and ResourceNotFoundException: Reason.
 _TOKENS = frozenset({"INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"})
 # INVALID_SNAPSHOT_ID is also said of a snapshot that is there, but completed, archived or on an Outpost.
 _ABSENT = "does not exist"  # as awslabs/coldsnap issue 43 quotes it
 _UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
+_OF_HEADERS = frozenset({"InvalidArgument", "InvalidRequest", "UnsupportedArgument", "NotImplemented"})
 _ABSENT_BUCKET = "no such bucket: check its name, and the backend's Region and account"
 _ABSENT_OBJECT = "no such object, or no such bucket: check key and bucket"
 
@@ -190,13 +126,20 @@ def _answered(error: Any, operation: str, **facts: Any) -> AmistoreError:
     """Our error for botocore's ClientError."""
     about = error.response.get("ResponseMetadata", {})
     described = error.response.get("Error", {})
+    message = str(described.get("Message", ""))
+    # S3 may tell the header apart (versitygw issue 2108).
+    header = str(described.get("Header") or described.get("ArgumentName") or "")
+    if header and header.lower() not in message.lower():
+        message = f"{message}: {header}" if message else header
     refused = ServiceError(
         str(described.get("Code", "")),
-        str(described.get("Message", "")),
+        message,
         status=about.get("HTTPStatusCode", 0),
         reason=str(error.response.get("Reason", "")),
     )
-    return service_error(refused, operation, date=about.get("HTTPHeaders", {}).get("date", ""), **facts)
+    headers = about.get("HTTPHeaders", {})
+    date, retry_after = headers.get("date", ""), headers.get("retry-after", "")
+    return service_error(refused, operation, date=date, retry_after=retry_after, **facts)
 
 
 def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDeniedError:
@@ -268,56 +211,97 @@ def member_of(answer: Mapping[str, Any], name: str) -> Any:
     return answer[name]
 
 
-def service_error(refused: ServiceError, operation: str, *, date: str = "", **facts: Any) -> AmistoreError:
+def service_error(
+    refused: ServiceError, operation: str, *, date: str = "", retry_after: str = "", **facts: Any
+) -> AmistoreError:
     """Our error for a service's error.
 
     Args:
         refused: the service's error.
         operation: our verb, such as ``"get_snapshot_block"``.
         date: the answer's ``Date`` header.
+        retry_after: the answer's ``Retry-After`` header.
         facts: the call's arguments, as attributes of the error.
     """
-    code, message = refused.code, refused.message
-    text = code or f"HTTP {refused.status}"
+    code, text = refused.code, _told(refused)
+    late = code in LATE or (CODES.get(code, DENIED).kind is AccessDeniedError and _is_late(refused.message))
+    meaning = _meaning(refused)
+    if late or meaning.kind is CredentialsExpiredError:
+        return _expired(text, late, _clock_error(date), operation, **facts)
+    if code == "404":  # of HEAD, whose answer has no text
+        text = _ABSENT_OBJECT if facts.get("key") is not None else _ABSENT_BUCKET
+    elif remedy := _of_header(refused, operation) or meaning.remedy:
+        text = f"{text.rstrip('.')}; {remedy}"
+    if issubclass(meaning.kind, InvalidRequestError):
+        where = ", ".join(f"{name} {value}" for name, value in {"operation": operation, **facts}.items())
+        return meaning.kind(f"{text} ({where})", code=meaning.code or code)
+    if meaning.kind is AccessDeniedError:
+        text += _missing(refused, operation) + _possible_clock_error(refused, date)
+    error = meaning.kind(text, retryable=meaning.retryable, operation=operation, **facts)
+    if isinstance(error, ThrottledError) and (wait := _seconds(retry_after)):
+        error.retry_after = wait
+        error.message += f"; it asks to wait for {wait:.0f} s"
+    return error
+
+
+def _told(refused: ServiceError) -> str:
+    """What the service says."""
+    text = refused.code or f"HTTP {refused.status}"
     if refused.reason:
         text += f" ({refused.reason})"
-    if message:
-        text += f": {message}"
-    text = hide_secrets(text)  # a proxy's page may repeat the request
-    late = code in _LATE or (code in _DENIED and _LATE_TEXT.search(message) is not None)
-    kind, retryable = _kind(refused, late=late)
-    if kind is NotFoundError and code == "404":  # of HEAD, whose answer has no text
-        text = _ABSENT_OBJECT if facts.get("key") is not None else _ABSENT_BUCKET
-    if kind is CredentialsExpiredError:
-        return _expired(text, late, _clock_error(date), operation, **facts)
-    if kind is AccessDeniedError:
-        text += _missing(refused, operation)
-        # EC2's AuthFailure and S3's answers to HEAD may mean it, and do not say so.
-        if (clock := _clock_error(date)) and (code not in _NOT_ALLOWED or not message):
-            text += f"; {clock}"
-    return kind(text, retryable=retryable, operation=operation, **facts)
+    if refused.message:
+        text += f": {refused.message}"
+    return hide_secrets(text)  # a proxy's page may repeat the request
 
 
-def _kind(refused: ServiceError, *, late: bool) -> tuple[type[BackendError], bool]:
-    """The class of our error, and whether it is retryable: those of the first condition that holds."""
-    code, message, status, reason = refused.code, refused.message, refused.status, refused.reason
-    absent = reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message)
-    passing = reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message or code in _RETRYABLE
-    lines: tuple[tuple[bool, type[BackendError], bool], ...] = (
-        (reason in _TOKENS, InvalidTokenError, True),
-        (absent, NotFoundError, False),
-        (code in _THROTTLED or status == 429, ThrottledError, True),
-        # Codes before statuses: botocore makes a 500 of an error inside a 200.
-        (code in _ARCHIVED, ArchivedObjectError, False),
-        (late or code in _EXPIRED, CredentialsExpiredError, True),
-        (code in _DENIED or status in (401, 403), AccessDeniedError, False),
-        (code in _NOT_FOUND or status == 404, NotFoundError, False),
-        (code in _EXISTS, AlreadyExistsError, False),
-        (code in _CHANGED or status == 412, SourceChangedError, False),
-        (code in _CHECKSUM or reason == "INVALID_BLOCK", ChecksumMismatchError, True),
-        (passing or (status >= 500 and status != 501), BackendError, True),
-    )
-    return next(((kind, retryable) for holds, kind, retryable in lines if holds), (BackendError, False))
+def _possible_clock_error(refused: ServiceError, date: str) -> str:
+    """How wrong the clock is, where that may be the reason: EC2's AuthFailure does not say so."""
+    clock = _clock_error(date)
+    return f"; {clock}" if clock and (refused.code not in NOT_ALLOWED or not refused.message) else ""
+
+
+def _meaning(refused: ServiceError) -> Meaning:
+    """What a refusal means: by EBS's reason, by its code, by its status.
+
+    Codes come before statuses, since botocore makes a 500 of an error inside a 200.
+    """
+    message, reason = refused.message, refused.reason
+    if reason in _TOKENS:
+        return Meaning(InvalidTokenError, retryable=True)
+    if reason == "SNAPSHOT_NOT_FOUND" or (reason == "INVALID_SNAPSHOT_ID" and _ABSENT in message):
+        return Meaning(NotFoundError)
+    if refused.code in CODES:
+        return CODES[refused.code]
+    if reason == "INVALID_BLOCK":
+        return Meaning(ChecksumMismatchError, retryable=True)
+    if reason == "WRITE_REQUEST_TIMEOUT" or _UNREAD in message:
+        return Meaning(BackendError, retryable=True)
+    return meaning_of_status(refused.status)
+
+
+def _of_header(refused: ServiceError, operation: str) -> str:
+    """The setting that leaves out a header which the server does not know; empty for all other refusals."""
+    if refused.code not in _OF_HEADERS and refused.status != 501:
+        return ""
+    if named := setting_of(refused.message):
+        return named
+    is_unnamed = refused.status == 501 and "header" in refused.message.lower()
+    return settings_of(operation) if is_unnamed else ""
+
+
+def _is_late(message: str) -> bool:
+    return _LATE_TEXT.search(message) is not None
+
+
+def _seconds(retry_after: str) -> float | None:
+    """The seconds of ``Retry-After`` (RFC 9110, 10.2.3); None where it says none."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after[:9])
+    try:
+        until = email.utils.parsedate_to_datetime(retry_after).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return max(until - datetime.datetime.now(datetime.timezone.utc).timestamp(), 0.0)
 
 
 def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) -> BackendError:
@@ -329,7 +313,10 @@ def _expired(text: str, late: bool, clock: str, operation: str, **facts: Any) ->
         told = f"{text}; {clock}: set it right and call again; a log or a task is resumed"
         return CredentialsExpiredError(told, operation=operation, **facts)
     if late:
-        told = f"{text.rstrip('.')}; the request came too late, after a sleep or on a slow line"
+        told = (
+            f"{text.rstrip('.')}; the request came too late, after a sleep or on a slow line, or a clock is "
+            "wrong, this machine's or the service's"
+        )
         return BackendError(told, retryable=True, operation=operation, **facts)
     return CredentialsExpiredError(f"{text}{_RENEW}", retryable=True, operation=operation, **facts)
 
@@ -354,7 +341,7 @@ def _clock_error(date: str) -> str:
 def _missing(refused: ServiceError, operation: str) -> str:
     """The IAM action that the caller lacks, unless the service's text names it."""
     named = re.search(r"\b(?:ec2|ebs|s3|kms|sts):[A-Za-z]+", refused.message)
-    if named or refused.code not in _NOT_ALLOWED:
+    if named or refused.code not in NOT_ALLOWED:
         return ""
     actions = ACTIONS.get(operation, ())
     if refused.reason == "DEPENDENCY_ACCESS_DENIED":  # of the EBS direct APIs: KMS

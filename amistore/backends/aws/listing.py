@@ -11,6 +11,7 @@ import botocore.exceptions
 
 from amistore.backends.aws.errors import member_of
 from amistore.backends.blocks import MOST_EMPTY_PAGES
+from amistore.backends.etags import bare_etag
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import BackendError
 
@@ -108,7 +109,7 @@ def listed_parts(ask: Callable[..., Any]) -> list[UploadedPart]:
     for page in pages(ask, following, "Parts"):
         known = len(found)
         for each in page.get("Parts", []):
-            number, etag = each["PartNumber"], each["ETag"].strip('"')
+            number, etag = each["PartNumber"], bare_etag(each["ETag"])
             found.add(
                 UploadedPart(
                     part_number=number, size=each["Size"], etag=etag, checksum=each.get("ChecksumCRC32")

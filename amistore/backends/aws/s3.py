@@ -21,13 +21,16 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
-from amistore.backends.aws.s3_integrity import checksum_of, is_stored_md5, range_of
+from amistore.backends.aws.s3_heads import head_object
+from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
+from amistore.backends.aws.stores import traits_of
+from amistore.backends.etags import bare_etag, is_same_etag
 from amistore.backends.objects import ObjectInfo, ObjectStore
 from amistore.backends.receiving import Content
-from amistore.backends.traits import AMAZON, StoreTraits
+from amistore.backends.traits import StoreTraits
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
@@ -50,7 +53,7 @@ class AWSObjectStore(ObjectStore):
     Args:
         connection: the connection to AWS.
         settings: the settings for written objects.
-        traits: where the store differs from Amazon's S3.
+        traits: where the store differs from Amazon's S3; None for what is known of the endpoint's host.
     """
 
     scheme = "s3"
@@ -60,12 +63,13 @@ class AWSObjectStore(ObjectStore):
         self,
         connection: Connection,
         settings: ObjectSettings | None = None,
-        traits: StoreTraits = AMAZON,
+        traits: StoreTraits | None = None,
     ) -> None:
         self._connection = connection
         self._settings = settings or ObjectSettings()
-        self.traits = traits
-        self.where = f"S3 {connection.endpoint_urls.get('s3') or connection.region_name}"
+        url = connection.endpoint_urls.get("s3")
+        self.traits = traits or traits_of(url)
+        self.where = f"S3 {url or connection.region_name}"
 
     def __repr__(self) -> str:
         return f"AWSObjectStore(connection={self._connection!r}, settings={self._settings!r})"
@@ -79,7 +83,7 @@ class AWSObjectStore(ObjectStore):
             answer = self._head(bucket, key)
             return ObjectInfo(
                 size=member_of(answer, "ContentLength"),
-                etag=_unquoted(member_of(answer, "ETag")),
+                etag=bare_etag(member_of(answer, "ETag")),
                 metadata=decode_metadata(answer["Metadata"]),
             )
 
@@ -109,13 +113,10 @@ class AWSObjectStore(ObjectStore):
         checks.check_range(start, length)
         with self._calling("get_object_range", bucket, key) as place:
             if not length:
-                _check_etag(if_match, self._head(bucket, key)["ETag"])
+                check_etag(if_match, self._head(bucket, key)["ETag"])
                 return b""
-            condition = {} if if_match is None else {"IfMatch": f'"{if_match}"'}
             try:
-                answer = self._client.get_object(
-                    **place, **condition, Range=f"bytes={start}-{start + length - 1}"
-                )
+                answer = self._get({**place, "Range": f"bytes={start}-{start + length - 1}"}, if_match)
             except botocore.exceptions.ClientError as error:
                 if _code(error) == "InvalidObjectState":
                     raise archived(self._head(bucket, key)) from None
@@ -123,20 +124,34 @@ class AWSObjectStore(ObjectStore):
                     raise
                 # Behind the end, or so it says: an archive must not look shorter than it is.
                 found = self._head(bucket, key)
-                _check_etag(if_match, found["ETag"])
+                check_etag(if_match, found["ETag"])
                 if start < found["ContentLength"]:
                     raise BackendError("the server refuses a range that the object has") from None
                 return b""
             with contextlib.closing(answer["Body"]) as body:
-                _check_etag(if_match, answer.get("ETag"))
+                check_etag(if_match, answer.get("ETag"))
                 return range_of(answer, body, start, length)
+
+    def _get(self, asked: dict[str, Any], if_match: str | None) -> Any:
+        """The answer to GET, of the version `if_match` where the server knows it by that name.
+
+        One that has another form of its ETag, or a weak one, refuses all. So whoever refuses is asked without
+        a condition: the ETag of the answer is compared in any case.
+        """
+        if if_match is not None:
+            try:
+                return self._client.get_object(**asked, IfMatch=f'"{if_match}"')
+            except botocore.exceptions.ClientError as error:
+                if _code(error) not in ("PreconditionFailed", "412"):
+                    raise
+        return self._client.get_object(**asked)
 
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with self._calling("delete_object", bucket, key) as place:
             condition: dict[str, str] = {}
             if if_match is not None:
                 try:  # some servers take no notice of If-Match
-                    _check_etag(if_match, self._head(bucket, key)["ETag"])
+                    check_etag(if_match, self._head(bucket, key)["ETag"])
                 except NotFoundError:
                     return
                 condition["IfMatch"] = f'"{if_match}"'
@@ -193,7 +208,7 @@ class AWSObjectStore(ObjectStore):
             )
             stored = answer.get("ChecksumCRC32")
             part = UploadedPart(
-                part_number=part_number, size=size, etag=_unquoted(answer["ETag"]), checksum=stored
+                part_number=part_number, size=size, etag=bare_etag(answer["ETag"]), checksum=stored
             )
             # A server that says nothing of the checksum may not have looked at it.
             same = stored == sent if stored else is_stored_md5(answer, content)
@@ -241,13 +256,22 @@ class AWSObjectStore(ObjectStore):
                 if if_none_match and _code(error) in ("PreconditionFailed", "412"):
                     raise AlreadyExistsError("the object exists") from None
                 raise
-            info = self.head_object(bucket, key)
+            info = self._completed(bucket, key)
             # rclone's objects have another ETag than their completion said, and none of an upload.
-            if _OF_UPLOAD.search(info.etag) and info.etag != _unquoted(answer.get("ETag", info.etag)):
+            if _OF_UPLOAD.search(info.etag) and not is_same_etag(info.etag, answer.get("ETag", info.etag)):
                 raise SourceChangedError("the object was replaced as soon as it was made")
             if info.size != sum(part.size for part in parts):
                 raise BackendError(f"the object has {info.size} bytes, which is not the sum of its parts")
             return info
+
+    def _completed(self, bucket: str, key: str) -> ObjectInfo:
+        """The object that was just made; another attempt finds it where it cannot be seen at once."""
+        try:
+            return self.head_object(bucket, key)
+        except NotFoundError as error:
+            error.message += "; its upload is completed"
+            error.retryable = True
+            raise
 
     def _refuse_existing(self, bucket: str, key: str) -> None:
         """Refuse a key that exists: some servers ignore If-None-Match."""
@@ -345,7 +369,7 @@ class AWSObjectStore(ObjectStore):
 
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:
-            return self._client.head_object(**place)
+            return head_object(self._client, place)
 
     @property
     def _client(self) -> Any:
@@ -385,15 +409,3 @@ class _NoSuchUploadError(NotFoundError):
 
 def _code(error: botocore.exceptions.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _unquoted(etag: str) -> str:
-    return etag.strip('"')
-
-
-def _check_etag(wanted: str | None, found: str | None) -> None:
-    """Check the ETag of the answer itself: some servers ignore If-Match."""
-    if wanted is not None and found is None:
-        raise BackendError("the answer has no ETag", retryable=True)
-    if wanted is not None and found is not None and _unquoted(found) != wanted:
-        raise SourceChangedError("the object was replaced")

@@ -7,6 +7,7 @@ from typing import Any
 
 import botocore.exceptions
 
+from amistore.backends.aws.s3_heads import head_bucket
 from amistore.errors import InvalidRequestError
 
 __all__ = ["bucket_warnings", "check_region"]
@@ -26,7 +27,7 @@ def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> Non
         place: the parameters that name the bucket and, where known, its owner.
         region_name: the Region that the bucket should be in.
     """
-    found = client.head_bucket(**place).get("BucketRegion") or region_name
+    found = head_bucket(client, place).get("BucketRegion") or region_name
     if found != region_name:
         raise InvalidRequestError(
             f"the bucket {place['Bucket']} lies in {found}, and the AMI in {region_name}",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from amistore.backends.receiving import PIECE, receive
-from amistore.errors import BackendError
+from amistore.backends.etags import bare_etag, is_same_etag
+from amistore.backends.receiving import receive
+from amistore.errors import BackendError, SourceChangedError
 from amistore.units import MIB
 
-__all__ = ["checksum_of", "is_stored_md5", "range_of"]
+__all__ = ["check_etag", "checksum_of", "is_stored_md5", "range_of"]
 
 _LONGEST = 300.0  # seconds for a range; 32 MiB then come at 0.1 MB/s
 _MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
@@ -40,11 +40,18 @@ def range_of(answer: Mapping[str, Any], body: Any, start: int, length: int) -> m
 
 
 def _read(body: Any, count: int) -> memoryview:
-    pieces = iter(functools.partial(body.read, PIECE), b"") if count else ()
-    content = receive(pieces, count, _LONGEST)
+    content = receive(body.read, count, _LONGEST)
     if len(content) < count:
         raise BackendError(f"the answer broke off after {len(content)} of {count} bytes", retryable=True)
     return content
+
+
+def check_etag(wanted: str | None, found: str | None) -> None:
+    """Check the ETag of the answer itself: some servers ignore If-Match."""
+    if wanted is not None and found is None:
+        raise BackendError("the answer has no ETag", retryable=True)
+    if wanted is not None and found is not None and not is_same_etag(wanted, found):
+        raise SourceChangedError("the object was replaced")
 
 
 def checksum_of(content: BinaryIO) -> tuple[int, str]:
@@ -59,7 +66,7 @@ def checksum_of(content: BinaryIO) -> tuple[int, str]:
 
 def is_stored_md5(answer: Mapping[str, Any], content: BinaryIO) -> bool:
     """Whether the ETag is the content's MD5, or cannot be an MD5."""
-    etag = answer["ETag"].strip('"')
+    etag = bare_etag(answer["ETag"]).lower()
     if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
         return True
     content.seek(0)

@@ -13,7 +13,7 @@ from amistore.errors import InvalidValueError
 from amistore.model import Tag
 from amistore.model.fields import boolean, many, text
 
-__all__ = ["ObjectSettings", "SnapshotSettings"]
+__all__ = ["ObjectSettings", "SnapshotSettings", "setting_of", "settings_of"]
 
 Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
 
@@ -142,3 +142,34 @@ class SnapshotSettings:
             if not self.kms_key_arn:
                 message = f"{field} must be the ARN of a key, not empty"
             raise InvalidValueError(message, field=field, value=self.kms_key_arn)
+
+
+# The beginning of each header's name, the longer one first, and the setting that it comes from.
+_HEADERS: Mapping[str, str] = {
+    "x-amz-tagging": "tags",
+    "x-amz-storage-class": "storage_class",
+    "x-amz-server-side-encryption-aws-kms-key-id": "sse_kms_key_id",
+    "x-amz-server-side-encryption-bucket-key-enabled": "bucket_key_enabled",
+    "x-amz-server-side-encryption": "server_side_encryption",
+    "x-amz-expected-bucket-owner": "expected_bucket_owner",
+    "x-amz-sdk-checksum": "checksums",
+    "x-amz-checksum": "checksums",
+}
+_NO_CHECKSUMS = "give ObjectSettings(checksums=False)"
+
+
+def setting_of(text: str) -> str:
+    """How to leave out the header of these settings that a text names; empty if it names none."""
+    for header, setting in _HEADERS.items():
+        if header in text.lower():
+            return _NO_CHECKSUMS if setting == "checksums" else f"leave out ObjectSettings.{setting}"
+    return ""
+
+
+def settings_of(operation: str) -> str:
+    """How to leave out the headers that an operation sends, of which a server does not say which it means."""
+    owner = "ObjectSettings.expected_bucket_owner"
+    if operation == "create_multipart_upload":
+        others = "tags, storage_class and server_side_encryption"
+        return f"leave out {owner}, {others} as far as they are set, or {_NO_CHECKSUMS}"
+    return f"leave out {owner} if it is set, or {_NO_CHECKSUMS}"

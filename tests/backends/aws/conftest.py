@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import sysconfig
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import botocore.session
 import pytest
-from archive.servers import program
+from archive.servers import free_port, program, running
 from backends.aws import gateways
 from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_server
 
@@ -73,6 +74,16 @@ def bucket_of(connection: Connection, settings: ObjectSettings | None = None) ->
     bucket = f"b{secrets.token_hex(8)}"
     connection.client("s3").create_bucket(Bucket=bucket)
     return BucketCase(store=AWSObjectStore(connection, settings), bucket=bucket)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Connection]:
+    """A moto server, started once, which takes parts of any size."""
+    port = free_port()
+    program = f"{sysconfig.get_path('scripts')}/moto_server"
+    command = ["env", "S3_UPLOAD_PART_MIN_SIZE=1", program, "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port):
+        yield connect(f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture(scope="session")

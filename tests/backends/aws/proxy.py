@@ -100,6 +100,7 @@ class FaultProxy:
         connections: how many were opened to the proxy.
         headers: of the last request of each operation.
         release: set it to let silent answers go.
+        change: makes another of what the server answers to an operation.
     """
 
     upstream: str | None
@@ -109,6 +110,7 @@ class FaultProxy:
     connections: int = 0
     headers: dict[str, dict[str, str]] = attrs.field(factory=dict)
     release: threading.Event = attrs.field(factory=threading.Event)
+    change: Callable[[str, Answer], Answer] = lambda operation, answer: answer
     _faults: dict[tuple[str, int], Fault | Answer] = attrs.field(factory=dict)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -145,7 +147,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.proxy.take(self.proxy.operation(self.command, self.path), self.headers)
+        operation = self.proxy.operation(self.command, self.path)
+        fault = self.proxy.take(operation, self.headers)
         if isinstance(fault, Answer):
             self._give(fault)
         elif fault is Fault.INTERNAL_ERROR:
@@ -158,7 +161,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._reset()
         else:
             answer = self._ask(_flipped(body) if fault is Fault.FLIPPED_REQUEST else body)
-            self._give_with(fault, answer)
+            self._give_with(fault, self.proxy.change(operation, answer))
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = do_GET
 

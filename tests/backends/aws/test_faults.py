@@ -46,7 +46,6 @@ CHECKED = ["GetSnapshotBlock"]
 S3 = [
     "create_multipart_upload",
     "upload_part",
-    "list_parts",
     "complete_multipart_upload",
     "head_object",
     "get_object",

@@ -328,7 +328,7 @@ def test_a_wrapper_that_does_not_know_of_it_does_not_have_it(aws: FakeAWS) -> No
 @plain
 @pytest.mark.parametrize("how", ["dropped", "idle"])
 def test_the_thread_ends(aws: FakeAWS, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amistore.backends.aws.ebs_loop._IDLE", 0.05 if how == "idle" else 1000.0)
+    monkeypatch.setattr("amistore.backends.aws.ebs_loop._IDLE", 1000.0)
     source = Source.of(aws)
     before = set(loop_threads())  # other tests' may not have ended yet
     assert source.wrong(range(8)) == []
@@ -336,6 +336,9 @@ def test_the_thread_ends(aws: FakeAWS, how: str, monkeypatch: pytest.MonkeyPatch
     if how == "dropped":
         del source
         gc.collect()
+    else:  # from its next request on
+        monkeypatch.setattr("amistore.backends.aws.ebs_loop._IDLE", 0.05)
+        assert source.wrong(range(8)) == []
     thread.join(60)
     assert not thread.is_alive()
     if how == "idle":  # and begins again

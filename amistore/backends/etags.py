@@ -1,0 +1,31 @@
+"""ETags without what servers and proxies put around them.
+
+A proxy that compresses marks an ETag as weak (RFC 9110, 8.8.1) or adds ``-gzip``; some servers quote it
+twice, or write an MD5 in capital letters. The object is the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["bare_etag", "is_same_etag"]
+
+_DECORATED = re.compile(r"""(?:W/|"|&quot;|\s)*(.*?)(?:"|&quot;|\s|--?gzip)*""", re.DOTALL)
+_MD5 = re.compile(r"[0-9A-Fa-f]{32}(-\d+)?")  # with the number of parts, where it is an upload's
+
+
+def bare_etag(etag: str) -> str:
+    """The ETag without weak mark, quotes and suffix. Its letters stay: a server may compare them."""
+    found = _DECORATED.fullmatch(etag)
+    return found[1] if found else etag
+
+
+def is_same_etag(one: str, other: str) -> bool:
+    """Whether two ETags are of the same bytes, whoever told them."""
+    return _normal(one) == _normal(other)
+
+
+def _normal(etag: str) -> str:
+    bare = bare_etag(etag)
+    # Any other ETag is opaque: in base64, "a" and "A" are two.
+    return bare.lower() if _MD5.fullmatch(bare) else bare

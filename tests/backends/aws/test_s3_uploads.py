@@ -1,0 +1,111 @@
+"""Uploads to servers that list no parts, and to those that want each part's checksum at the completion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import pytest
+from backends.aws.conftest import bucket_of, connect
+from backends.aws.proxy import Answer, FaultProxy, error_answer, fault_proxy
+from objects import runs
+from objects.runs import Log
+
+import amistore
+from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.s3 import AWSObjectStore
+
+ALWAYS = 10**6
+
+
+@pytest.fixture
+def unlisted(moto: Connection) -> Iterator[FaultProxy]:
+    """A server without lists of parts, as s3rver is."""
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        proxy.fail("list_parts", error_answer(405, "MethodNotAllowed", "not here"), times=ALWAYS)
+        yield proxy
+
+
+def place_of(connection: Connection) -> amistore.ObjectLocation:
+    case = bucket_of(connection)
+    return case.store.at(case.bucket, "ami.bin")
+
+
+def stored(place: amistore.ObjectLocation, **options: Any) -> amistore.StoredArchive:
+    return amistore.store(
+        runs.IMAGE, runs.source(), place, **{"options": runs.PACKING, "workers": 2, **options}
+    )
+
+
+def test_an_archive_is_stored_where_parts_are_not_listed(unlisted: FaultProxy) -> None:
+    place = place_of(connect(unlisted.url))
+    stored(place)
+    assert unlisted.requests["upload_part"] == runs.PARTS
+    assert unlisted.requests["list_parts"] == 0
+    with place.store.open_object(place.bucket, place.key) as file:
+        assert file.read() == runs.expected()
+
+
+def test_an_upload_that_fails_is_aborted_where_parts_are_not_listed(unlisted: FaultProxy) -> None:
+    place = place_of(connect(unlisted.url))
+    unlisted.fail("upload_part", error_answer(403, "AccessDenied"), nth=2, times=ALWAYS)
+    with pytest.raises(amistore.AccessDeniedError):
+        stored(place, workers=1)
+    assert unlisted.requests["abort_multipart_upload"] == 1
+    assert place.store.list_multipart_uploads(place.bucket) == []
+
+
+def test_a_run_goes_on_by_its_log_where_the_traits_say_that_parts_are_not_listed(
+    unlisted: FaultProxy,
+) -> None:
+    log = Log()
+    first = place_of(connect(unlisted.url))
+    unlisted.fail("upload_part", error_answer(503, "ServiceUnavailable"), nth=3)
+    with pytest.raises(amistore.BackendError):
+        stored(first, log=log, workers=1)
+    traits = amistore.backends.StoreTraits(part_listing=False)
+    place = AWSObjectStore(connect(unlisted.url), traits=traits).at(first.bucket, first.key)
+    sent, there = unlisted.requests["upload_part"], len(log.entries()) - 2
+    stored(place, log=log)
+    assert there >= 2
+    assert unlisted.requests["upload_part"] == sent + runs.PARTS - there
+    with place.store.open_object(place.bucket, place.key) as file:
+        assert file.read() == runs.expected()
+
+
+@pytest.mark.parametrize("run", ["whole", "gone on with"])
+def test_the_completion_names_the_checksum_that_each_part_was_stored_with(moto: Connection, run: str) -> None:
+    told: list[str] = []
+
+    def confirming(operation: str, answer: Answer) -> Answer:
+        """As S3 does, and moto does not; its lists have no checksums, as SeaweedFS's."""
+        if operation != "upload_part":
+            return answer
+        told.append(proxy.headers[operation]["x-amz-checksum-crc32"])
+        return attrs.evolve(answer, headers={**answer.headers, "x-amz-checksum-crc32": told[-1]})
+
+    log = Log()
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        proxy.change = confirming
+        connection = connect(proxy.url)
+        place = place_of(connection)
+        place.store.requests = 0  # one part after the other
+        bodies: list[bytes] = []
+        connection.client("s3").meta.events.register(
+            "before-call.s3.CompleteMultipartUpload", lambda params, **_: bodies.append(params["body"])
+        )
+        if run != "whole":
+            with pytest.raises(KeyboardInterrupt):
+                stored(place, log=log, workers=1, progress=_interrupt)
+            assert len(log.entries()) > 2
+        stored(place, log=log, workers=1)
+    [body] = bodies
+    assert len(told) == runs.PARTS
+    assert re.findall(r"<ChecksumCRC32>([^<]+)<", body.decode()) == told
+
+
+def _interrupt(progress: amistore.Progress) -> None:
+    if progress.phase.value == "pack" and progress.blocks > 25:
+        raise KeyboardInterrupt
