@@ -159,7 +159,9 @@ def check_race(objects: BucketCase) -> None:
     assert info.metadata == {"content": found.decode()}
     assert outcomes[contents.index(found)] == info
     lost = [each for each in outcomes if isinstance(each, BackendError)]
-    assert {type(error) for error in lost} <= {AlreadyExistsError, SourceChangedError}
+    # Retryable: JuiceFS shows an object a moment before its ETag.
+    told = (AlreadyExistsError, SourceChangedError)
+    assert [error for error in lost if not (isinstance(error, told) or error.retryable)] == []
     with pytest.raises(AlreadyExistsError):
         store.put_object(bucket, "key", [b"late"], if_none_match=True)
     assert store.head_object(bucket, "key") == info
