@@ -159,7 +159,7 @@ class _Sending:
         number, size = 1, self._upload.part_size
         for piece in pieces:
             pending += piece
-            self._end = (self._end + piece[-layout.FOOT_SIZE :])[-layout.FOOT_SIZE :]
+            self._end = piece[-layout.FOOT_SIZE :]  # the last piece is FOOT
             while len(pending) > size:
                 yield from self._missing(_Part(number, pending[:size]), missing)
                 del pending[:size]

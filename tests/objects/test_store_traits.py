@@ -10,7 +10,7 @@ import images
 import pytest
 from objects import runs
 from objects.runs import BUCKET, KEY, Calls, Log
-from objects.test_forged_logs import altered_digest
+from objects.test_forged_logs import altered, altered_digest
 
 import amistore
 from amistore.backends import Forwarding, ObjectInfo, ObjectStore, StoreTraits, UploadedPart
@@ -186,15 +186,38 @@ def test_a_segment_that_was_sent_in_part_and_is_another_one_now_is_not_gone_on_w
     *entries, last = log.entries()
     facts, _, records = last.partition(b"\n")
     end = records.rindex(b"AMISSEGD") - 8
-    altered = altered_digest(facts + b"\n" + records[end:], -1).partition(b"\n")[2]
+    other = altered_digest(facts + b"\n" + records[end:], -1).partition(b"\n")[2]
     calls = Calls(cloud.s3)
-    for forged in (altered, records[end:] * 2, b""):
+    for forged in (other, records[end:] * 2, b"", records[end:] + following()):
         given = Log([*entries, facts + b"\n" + records[:end] + forged])
         with pytest.raises(amistore.InvalidRequestError, match="the resume log"):
             runs.store(runs.source(), cloud.s3, log=given)
     assert calls.parts() == []
     runs.store(runs.source(), cloud.s3, log=log)
     assert runs.stored(cloud.s3) == runs.expected()
+
+
+def following() -> bytes:
+    """The records of the segments that begin in the third part."""
+    cloud, log = runs.cloud(), Log()
+    Calls(cloud.s3).fail("upload_part", 4, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), cloud.s3, log=log, workers=1)
+    return log.entries()[-1].partition(b"\n")[2]
+
+
+def test_a_part_of_another_size_is_not_believed_where_parts_are_not_listed() -> None:
+    cloud, log = runs.cloud(), Log()
+    place = NoList.around(cloud.s3)
+    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+    entries = log.entries()
+    entries[2] = altered(entries[2], size=runs.PART - 1)
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="another size than their segments"):
+        runs.store(runs.source(), place, log=Log(entries))
+    assert calls.parts() == []
 
 
 def test_a_run_goes_on_with_the_size_of_parts_that_its_log_says() -> None:
