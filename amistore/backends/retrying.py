@@ -186,34 +186,44 @@ class _Completion:
         self._lost = False
 
     def __call__(self, parts: Sequence[UploadedPart], if_none_match: bool) -> ObjectInfo:
+        if self._lost and (made := self._made(parts, gone=self._gone())):
+            return made
         try:
             return self._store.complete_multipart_upload(
                 *self._object, self._upload_id, parts, if_none_match=if_none_match
             )
         except (NotFoundError, AlreadyExistsError) as error:
-            if self._lost and self._gone():
-                found = self._made()
-                if found.size == sum(part.size for part in parts):
-                    return found
+            gone = self._lost and (isinstance(error, NotFoundError) or self._gone())
+            if made := self._made(parts, gone=gone):
+                return made
             self._lost = self._lost or error.retryable
             raise
         except BackendError:
             self._lost = True
             raise
 
-    def _made(self) -> ObjectInfo:
+    def _made(self, parts: Sequence[UploadedPart], *, gone: bool) -> ObjectInfo | None:
+        """The object that an upload that is gone became; None where it is another one."""
+        if not gone:
+            return None
         try:
-            return self._store.head_object(*self._object)
+            found = self._store.head_object(*self._object)
         except NotFoundError as error:  # some stores show an object a little later
             error.message += "; its upload is completed, or gone"
             error.retryable = True
             raise
+        return found if found.size == sum(part.size for part in parts) else None
 
     def _gone(self) -> bool:
+        """Whether the upload is known to be gone; some stores do not list parts."""
+        if not self._store.traits.part_listing:
+            return False
         try:
             self._store.list_parts(*self._object, self._upload_id)
         except NotFoundError:
             return True
+        except BackendError:
+            return False
         return False
 
 
