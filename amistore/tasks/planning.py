@@ -15,7 +15,6 @@ from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
 from amistore.backends.quotas import Quotas
 from amistore.backends.remote import TAIL
-from amistore.container import layout
 from amistore.errors import InvalidRequestError
 from amistore.model import AttributeReport, Fate, Image, Tag
 from amistore.model.fidelity import Leaf, leaves, report
@@ -212,6 +211,7 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
     planned = plan_pack(image, backend.ebs, progress=pages.append)
     workers = max(terms.workers, requests_of(backend.s3))
     bounds = ObjectBounds.of(planned, workers, backend.s3.traits)
+    most = backend.s3.traits.most_bytes
     unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
     requests = {
         "list_snapshot_blocks": unsized + 2 * len(pages),
@@ -226,7 +226,11 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
     }
     fidelity = _fidelity(backend, image)
     decrypted = "their blocks are decrypted into the object, which only the bucket may encrypt"
-    warnings = [*terms.warnings(backend, image, decrypted), *_dropped(fidelity), *_too_large(bounds.size)]
+    warnings = [
+        *terms.warnings(backend, image, decrypted),
+        *_dropped(fidelity),
+        *_too_large(bounds.size, most),
+    ]
     return StorePlan(
         image_id=image.image_id,
         volumes=len(planned.volumes),
@@ -337,11 +341,11 @@ def _fidelity(
     return report(image, fate)
 
 
-def _too_large(size: int) -> Iterator[str]:
-    if size > layout.MAX_OBJECT:
+def _too_large(size: int, most: int) -> Iterator[str]:
+    if size > most:
         yield (
-            f"where the data cannot be compressed, the object would have {size} bytes, and S3's have "
-            f"{layout.MAX_OBJECT} at most: the task would fail when it gets there"
+            f"where the data cannot be compressed, the object would have {size} bytes, and the store's have "
+            f"{most} at most: the task would fail when it gets there"
         )
 
 

@@ -25,9 +25,8 @@ from amistore import (
     TaskEngine,
 )
 from amistore.archive.reader import ContainerFile
-from amistore.backends import Backend
+from amistore.backends import Backend, StoreTraits
 from amistore.backends.objects import ObjectRanges
-from amistore.container import layout
 from amistore.model import Fate
 from amistore.model.fidelity import leaves
 from amistore.objects import parts
@@ -383,7 +382,7 @@ def test_warnings_tell_what_is_unwise_and_what_is_lost(
         )
 
     cloud.ec2.fidelity = without_reserved  # type: ignore[method-assign]
-    monkeypatch.setattr(layout, "MAX_OBJECT", 1000)
+    monkeypatch.setattr(type(cloud.s3), "traits", StoreTraits(largest_object=1000))
     # One of the snapshots only, and not that of the root device.
     root = image.block_device_mappings[0].ebs
     assert root is not None and root.snapshot_id == ids[0]
@@ -396,8 +395,8 @@ def test_warnings_tell_what_is_unwise_and_what_is_lost(
             f"encrypted snapshots ({ids[0]}): their blocks are decrypted into the object, which only the "
             "bucket may encrypt",
             "2 attributes of the AMI are not restored here: see fidelity",
-            f"where the data cannot be compressed, the object would have {size} bytes, and S3's have 1000 at "
-            "most: the task would fail when it gets there",
+            f"where the data cannot be compressed, the object would have {size} bytes, and the store's have "
+            "1000 at most: the task would fail when it gets there",
         )
         request = {"bucket": BUCKET, "object_key": "root", "name": "web-2"}
         restore = engine.plan_restore(**request)
