@@ -35,14 +35,16 @@ def part_size_for(most_bytes: int, traits: StoreTraits, wanted: int | None = Non
     Args:
         most_bytes: the most bytes that the object may come to.
         traits: what the store can do.
-        wanted: the caller's own size; None for 32 MiB, or more where the store takes too few parts.
+        wanted: the caller's own size; None for 32 MiB, or more where the store takes too few parts, or less
+            where the object is smaller: a part's memory is taken at once.
 
     Raises:
         InvalidRequestError: the caller's size does not fit the store or the object.
     """
     needed = -(-min(most_bytes, traits.most_bytes) // traits.most_parts)
     if wanted is None:
-        return min(max(-(-needed // MIB) * MIB, traits.least_part, _USUAL), traits.largest_part)
+        usual = min(_USUAL, -(-most_bytes // MIB) * MIB)
+        return min(max(-(-needed // MIB) * MIB, traits.least_part, usual), traits.largest_part)
     least, most = max(needed, traits.least_part), traits.largest_part
     if type(wanted) is not int or not least <= wanted <= most:
         raise InvalidRequestError(

@@ -61,7 +61,7 @@ def test_all_parts_but_the_last_have_the_size_that_was_asked_for(size: int) -> N
     assert runs.stored(cloud.s3) == runs.expected()
 
 
-def test_a_part_has_32_mib_where_nothing_else_is_asked_for() -> None:
+def test_what_has_less_than_32_mib_is_one_part_where_nothing_else_is_asked_for() -> None:
     cloud = runs.cloud()
     calls = Calls(cloud.s3)
     runs.store(runs.source(), cloud.s3, options=amistore.PackOptions(layout=runs.LAYOUT))
@@ -106,12 +106,14 @@ def test_more_parts_than_the_store_takes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("most_bytes", "traits", "expected"),
     [
-        (1, {}, 32 * amistore.MIB),
+        (1, {}, 5 * amistore.MIB),
+        (5 * amistore.MIB + 1, {}, 6 * amistore.MIB),
+        (32 * amistore.MIB + 1, {}, 32 * amistore.MIB),
         (10_000 * 32 * amistore.MIB, {}, 32 * amistore.MIB),
         (10_000 * 32 * amistore.MIB + 1, {}, 33 * amistore.MIB),
         (2**60, {}, 5 * amistore.GIB),
         (1000 * amistore.GIB, {"most_parts": 1000}, amistore.GIB),
-        (1, {"largest_part": 8 * amistore.MIB}, 8 * amistore.MIB),
+        (amistore.GIB, {"largest_part": 8 * amistore.MIB}, 8 * amistore.MIB),
         (1, {"least_part": 64 * amistore.MIB}, 64 * amistore.MIB),
     ],
 )

@@ -554,7 +554,8 @@ def test_a_segment_whose_worker_failed_holds_up_no_other_one(monkeypatch: pytest
 
 
 LEAVING = """
-import sys, threading, _thread
+import signal, sys, threading, _thread
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 sys.path[:0] = {path!r}
 import amistore, images
 
