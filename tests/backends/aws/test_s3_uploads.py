@@ -109,3 +109,22 @@ def test_the_completion_names_the_checksum_that_each_part_was_stored_with(moto: 
 def _interrupt(progress: amistore.Progress) -> None:
     if progress.phase.value == "pack" and progress.blocks > 25:
         raise KeyboardInterrupt
+
+
+def test_a_completion_that_tells_another_etag_than_the_object_has_is_judged_by_the_runs_mark(
+    moto: Connection,
+) -> None:
+    def other(operation: str, answer: Answer) -> Answer:
+        if operation != "complete_multipart_upload":
+            return answer
+        body = re.sub(rb"[0-9a-f]{32}-", b"0" * 32 + b"-", answer.body)
+        assert body != answer.body
+        return attrs.evolve(answer, body=body)
+
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        proxy.change = other
+        place = place_of(connect(proxy.url))
+        told = stored(place)
+        assert told.etag == place.head().etag
+        with pytest.raises(amistore.SourceChangedError, match="replaced as soon as it was made"):
+            place.store.put_object(place.bucket, "no run's", [b"x"])
