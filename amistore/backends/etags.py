@@ -10,13 +10,17 @@ import re
 
 __all__ = ["bare_etag", "is_same_etag"]
 
-_DECORATED = re.compile(r"""(?:W/|"|&quot;|\s)*(.*?)(?:"|&quot;|\s|--?gzip)*""", re.DOTALL)
+# A weak mark stands before a quote, or an MD5 follows it: in base64 it may belong to the ETag.
+_DECORATED = re.compile(
+    r"""(?:W/(?="|&quot;|[0-9A-Fa-f]{32})|"|&quot;|\s)*(.*?)(?:"|&quot;|\s|--?gzip)*""", re.DOTALL
+)
+_LONGEST = 1024  # characters of an ETag that is looked at; what is longer is none of ours
 _MD5 = re.compile(r"[0-9A-Fa-f]{32}(-\d+)?")  # with the number of parts, where it is an upload's
 
 
 def bare_etag(etag: str) -> str:
     """The ETag without weak mark, quotes and suffix. Its letters stay: a server may compare them."""
-    found = _DECORATED.fullmatch(etag)
+    found = _DECORATED.fullmatch(etag) if len(etag) <= _LONGEST else None
     return found[1] if found else etag
 
 

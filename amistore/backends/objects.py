@@ -282,8 +282,9 @@ class ObjectStore(Interface):
             metadata: the object's user metadata.
             tags: the object's tags.
             if_none_match: whether to refuse a key that exists.
-            part_size: the bytes of a part, which are collected in memory before it is sent. Without a known
-                size they are doubled after each 1,000 parts, since an object has 10,000 at most.
+            part_size: the bytes of a part, which are collected in memory before it is sent; more where a
+                known size needs more. Without a known size they are doubled after each tenth of the parts
+                that an object may have.
             size: the content's size in bytes, or an upper bound; None where it is not known. It is known of
                 bytes, and of what `amistore.pack` gives.
 
@@ -304,8 +305,11 @@ class ObjectStore(Interface):
                 "the store takes parts of one size only, for which the object's size must be known: give "
                 "put_object a size=, which may be an upper bound"
             )
+        if type(part_size) is not int or part_size < 1:
+            raise InvalidRequestError(f"part_size must be a whole number from 1 on, not {part_size!r}")
+        most = self.traits.most_parts
         if size is not None:  # rounded up, so that equal parts suffice
-            part_size = max(part_size, -(-size // self.traits.most_parts))
+            part_size = min(max(part_size, -(-size // most)), self.traits.largest_part)
         upload = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
         process = os.getpid()
 
@@ -319,8 +323,13 @@ class ObjectStore(Interface):
 
         with forks.undoing(abort):
             parts: list[UploadedPart] = []
-            for part in cut(pieces, part_size, growing=size is None):
+            for part in cut(pieces, part_size, grow_after=most // 10 if size is None else 0):
                 forks.check_owner(process, "this upload")
+                if len(parts) == most:
+                    raise InvalidRequestError(
+                        f"the object needs more than the {most} parts that the store takes: give a larger "
+                        "part_size=, or the content's size="
+                    )
                 parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, part))
             forks.check_owner(process, "this upload")
             return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)

@@ -345,7 +345,7 @@ class _ObstoreRanges(_RemoteRanges):
             first, end = answer.range
             if (first, end) == (offset, offset + length):
                 # Of a body that does not end, no more than was asked for.
-                pieces = map(bytes, answer.stream())
+                pieces = filter(None, map(bytes, answer.stream()))
                 content = receive(lambda _: next(pieces, b""), length + 1, _LONGEST, self.name)
         except (BackendError, MemoryError):
             raise

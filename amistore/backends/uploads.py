@@ -47,8 +47,14 @@ def nbytes(content: Buffer) -> int:
     return memoryview(content).nbytes
 
 
-def cut(pieces: Iterable[Buffer], size: int, *, growing: bool) -> Iterator[bytearray]:
-    """Pieces cut into parts of one size, or of one that is doubled every 1,000; the last one is no larger."""
+def cut(pieces: Iterable[Buffer], size: int, *, grow_after: int) -> Iterator[bytearray]:
+    """Pieces cut into parts of one size, or of one that is doubled after so many; the last one is no larger.
+
+    Args:
+        pieces: the bytes.
+        size: the bytes of the first part, 1 at least.
+        grow_after: the number of parts after which they are doubled; 0 for never.
+    """
     part, full = bytearray(), size
     count = 0
     for piece in pieces:
@@ -57,7 +63,7 @@ def cut(pieces: Iterable[Buffer], size: int, *, growing: bool) -> Iterator[bytea
             if len(part) == full:
                 yield part
                 count += 1
-                part, full = bytearray(), size << (count // 1000 if growing else 0)
+                part, full = bytearray(), size << (count // grow_after if grow_after else 0)
             taken = rest[: full - len(part)]
             part += taken
             rest = rest[len(taken) :]

@@ -124,6 +124,11 @@ class _Sending:
             bucket=ranges.identity.get("bucket"),
             key=ranges.identity.get("key"),
         )
+        most = to.store.traits.most_bytes
+        if ranges.size > most:
+            raise InvalidRequestError(
+                f"the archive has {ranges.size} bytes, and the store's have {most} at most"
+            )
         part_size = part_size_for(ranges.size, to.store.traits)
         self._upload = LoggedUpload(to, log, "copy", part_size, identity, {"from_etag": replaced})
         self._end = b""  # the archive's last bytes

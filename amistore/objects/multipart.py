@@ -1,7 +1,7 @@
 """`LoggedUpload`: a multipart upload that a log resumes, and its object, proved.
 
 The log has a header, the upload's id, and each part's number, size and ETag; the job may append records of
-its own. Nothing in it is believed: a run takes over the parts that the upload's own list confirms, up to the
+its own. Little in it is believed: a run takes over the parts that the upload's own list confirms, up to the
 first that it does not.
 """
 
@@ -144,7 +144,7 @@ class LoggedUpload:
         identity = {"store": self.to.store.where, **self.to.facts, **self.identity}
         if entries:
             self.task = read_task(entries[0], self.kind, identity, self.changed)
-            self.part_size = _part_size_of(entries)
+            self.part_size = _part_size_of(entries, self.to.store.traits.largest_part)
             upload_id = _upload_id_of(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
@@ -237,24 +237,26 @@ class LoggedUpload:
     def _refuse_believed(self, error: BackendError) -> None:
         """Where parts were believed that the store does not have, let the next run begin anew."""
         believed = self.carried and not self.to.store.traits.part_listing
-        refused = isinstance(error, NotFoundError) or (type(error) is BackendError and not error.retryable)
+        refused = not error.retryable and type(error) in (BackendError, NotFoundError)
         if believed and refused and self._abort():
             self.log.clear()
             error.retryable = True
 
-    def _outdated(self) -> bool:
+    def _outdated(self, error: BackendError) -> bool:
         """Whether the upload is gone, or has other parts than this run sent.
 
         Another run changed it, or a sweep or a lifecycle rule aborted it. The next run begins with what is
         there.
         """
-        if not self.upload_id or not self.to.store.traits.part_listing:
+        if not self.upload_id:
             return False
+        if not self.to.store.traits.part_listing:
+            return isinstance(error, NotFoundError) and not error.retryable
         try:
             there = self._listed()
-        except Exception as error:
-            return isinstance(error, NotFoundError)
-        return any(part not in there.get(part.part_number, ()) for part in self.parts)
+        except Exception as missing:
+            return isinstance(missing, NotFoundError)
+        return not all(any(map(part.is_like, there.get(part.part_number, ()))) for part in self.parts)
 
     def _prove(self, info: ObjectInfo, check: Callable[[ObjectRanges, bool], None], *, new: bool) -> None:
         """Refuse an object that is not what was sent; one that this run made is deleted, any other stays."""
@@ -288,9 +290,12 @@ class LoggedUpload:
         The error becomes `retryable` where the next run begins another upload.
         """
         durable = self.given is not None
-        if durable and isinstance(error, BackendError) and self._outdated():
+        given_up = not durable or is_final(error)
+        if durable and isinstance(error, BackendError) and self._outdated(error):
             error.retryable = True
-        if not done and (not durable or is_final(error)):
+            # Without a list the next run would believe the log again.
+            given_up = not self.to.store.traits.part_listing
+        if not done and given_up:
             self._undo()
 
     def _undo(self) -> None:
@@ -344,10 +349,10 @@ def _part_of(said: Mapping[str, Any]) -> UploadedPart:
     return UploadedPart(part_number=number, size=size, etag=etag, checksum=checksum)
 
 
-def _part_size_of(entries: list[bytes]) -> int:
+def _part_size_of(entries: list[bytes], most: int) -> int:
     """The size of the parts of the log's run."""
     size = read_entry(entries[0]).get("part_size")
-    if type(size) is not int or size < 1:
+    if type(size) is not int or not 1 <= size <= most:
         raise InvalidRequestError(
             "the resume log says no part size: it is damaged, or an older amistore's; amistore.abandon ends "
             "its run"

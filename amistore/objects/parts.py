@@ -22,8 +22,8 @@ from amistore.units import MIB, sized
 
 __all__ = ["ObjectBounds", "Part", "closing_parts", "cut_parts", "part_size_for"]
 
-_USUAL: Final = 32 * MIB
-"""Bytes of a part where no more are needed: 8 GiB that do not compress are 257 requests."""
+_USUAL: Final = 16 * MIB
+"""Bytes of a part where no more are needed: three or four are sent at once within the budget of 48 MiB."""
 
 _SPOOL: Final = 32 * MIB  # bytes of a part from which on it is kept in a file
 _ROOM = "set TMPDIR to a folder with room for parts"
@@ -35,7 +35,7 @@ def part_size_for(most_bytes: int, traits: StoreTraits, wanted: int | None = Non
     Args:
         most_bytes: the most bytes that the object may come to.
         traits: what the store can do.
-        wanted: the caller's own size; None for 32 MiB, or more where the store takes too few parts, or less
+        wanted: the caller's own size; None for 16 MiB, or more where the store takes too few parts, or less
             where the object is smaller: a part's memory is taken at once.
 
     Raises:
@@ -165,7 +165,8 @@ def cut_parts(
                     if part.number == most:
                         raise InvalidRequestError(
                             f"the archive needs more than the {most} parts of {sized(size)} that the store "
-                            "takes: give a larger part_size"
+                            "takes: it cannot hold the archive; or, where a log has a smaller size of parts, "
+                            "amistore.abandon ends its run, and another one begins"
                         )
                     yield part
                     part = Part(part.number + 1, size)

@@ -153,8 +153,8 @@ def store(
 ) -> StoredArchive:
     """Store an AMI with its snapshots as one object or file, which appears when it is complete.
 
-    Parts above 32 MiB, of images above some 300 GiB, wait in unlinked temporary files (in ``TMPDIR``) until
-    they are sent: one for each worker, and one more.
+    Parts above 32 MiB, as of images above some 300 GiB, wait in unlinked temporary files (in ``TMPDIR``)
+    until they are sent: one for each worker, and one more.
 
     Args:
         image: the AMI's id; with a source of blocks an `Image` that names its snapshots.

@@ -18,12 +18,13 @@ from typing import Any, Final
 import attrs
 import zstandard
 
-from amistore.archive.reader import ContainerFile, has_digest
+from amistore.archive.reader import ContainerFile, has_digest, is_exactly
 from amistore.backends import BlockSource, ObjectLocation, UploadedPart
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
 from amistore.container.encoder import EncodedSegment
+from amistore.container.layout import END_FRAME
 from amistore.container.plan import Plan
 from amistore.container.records import SegmentDescriptor, open_envelope
 from amistore.container.segments import check_segment
@@ -118,8 +119,8 @@ class ArchiveUpload:
                     unit.pieces.clear()
 
         def check(ranges: ObjectRanges, new: bool) -> None:
-            count = self._begun if new else planned.segments  # what this run has sent needs no more
-            if count:
+            if self._upload.carried or not new:  # what this run has sent needs no more
+                count = self._begun if new else planned.segments
                 _check_object(ranges, planned, count, workers)
             check_end(ranges, self._written.size, self._written.foot)
 
@@ -219,10 +220,10 @@ def _check_object(ranges: RangeReader, planned: Plan, count: int, workers: int |
     container = ContainerFile(ranges)
     if container.head.file_id != planned.file_id:  # not made by any run of this plan
         raise InvalidRequestError("the resume log belongs to another object: amistore.abandon ends its run")
-    index = container.index
+    index, wrong = container.index, "a part belongs to another run than the resume log says"
+    container.read(container.foot.data_end, len(END_FRAME), "end of tar", is_exactly(END_FRAME), wrong)
     volumes = ((volume.offset, volume.length, volume.prelude_digest) for volume in index.volumes)
     for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
-        wrong = "a part belongs to another run than the resume log says"
         container.read(offset, length, "front or VOLD", has_digest(digest), wrong)
     with (
         worker_pool(workers, None, requests=container.requests) as (pool, limit),

@@ -47,7 +47,7 @@ class PackOptions:
         check_frames: whether to decode each frame, and compare it with the blocks, before it is handed out.
         executor: the executor that packs segments; None for threads. For processes the source must be
             picklable.
-        part_size: the bytes of a part where the archive becomes an object; None for 32 MiB, or more where the
+        part_size: the bytes of a part where the archive becomes an object; None for 16 MiB, or more where the
             object would have too many parts. The archive's bytes do not depend on it.
     """
 

@@ -56,7 +56,7 @@ class PackedUnit:
     Attributes:
         pieces: the bytes; take them out to free them.
         end: the file offset behind the last byte.
-        segment: the SEGD record of a segment (with its PAD), behind which a part may end; else None.
+        segment: the SEGD record of a segment (with its PAD); else None.
         written: the facts about the whole archive, with its last bytes; else None.
     """
 

@@ -14,6 +14,7 @@ from objects.test_forged_logs import altered, altered_digest
 
 import amistore
 from amistore.backends import Forwarding, ObjectInfo, ObjectStore, StoreTraits, UploadedPart
+from amistore.container import layout
 
 
 class EqualParts(Forwarding[ObjectStore], ObjectStore):
@@ -101,6 +102,31 @@ def test_archives_are_copied_and_put_there(store: str) -> None:
         assert runs.stored(cloud.s3, key) == runs.expected()
 
 
+def test_an_object_that_the_store_cannot_hold_is_not_copied_to_it() -> None:
+    cloud = runs.cloud()
+    cloud.s3.put_object(BUCKET, KEY, [runs.expected()])
+    cloud.s3.traits = StoreTraits(largest_object=amistore.MIB)
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="the store's have 1048576 at most"):
+        amistore.copy(cloud.s3.at(BUCKET, KEY), cloud.s3.at(BUCKET, "copied"))
+    assert calls.made["create_multipart_upload"] == 0
+
+
+def test_put_object_grows_its_parts_with_what_the_store_takes_and_says_where_that_is_not_enough() -> None:
+    cloud = runs.cloud()
+    cloud.s3.traits = StoreTraits(most_parts=20, least_part=1)
+    content = images.noise(1, 1000)
+    info = cloud.s3.put_object(BUCKET, KEY, iter([content]), part_size=10)  # twice 10, twice 20, and so on
+    assert info.size == 1000 and runs.stored(cloud.s3) == content
+    for options in ({"size": 100}, {"size": 0}):
+        with pytest.raises(amistore.InvalidRequestError, match="more than the 20 parts"):
+            cloud.s3.put_object(BUCKET, "long", iter([content]), part_size=1, **options)
+    for part_size in (0, -1, 1.5, True):
+        with pytest.raises(amistore.InvalidRequestError, match="part_size must be a whole number from 1 on"):
+            cloud.s3.put_object(BUCKET, "long", [content], part_size=part_size)  # type: ignore[arg-type]
+    assert cloud.s3.list_multipart_uploads(BUCKET) == []
+
+
 def test_what_has_no_size_is_not_sent_to_a_store_of_equal_parts() -> None:
     cloud = runs.cloud()
     calls = Calls(cloud.s3)
@@ -120,6 +146,47 @@ def test_a_run_that_is_not_interrupted_asks_for_no_list() -> None:
     runs.store(runs.source(), place)
     amistore.copy(place.at(BUCKET, KEY), place.at(BUCKET, "copied"))
     assert runs.stored(cloud.s3, "copied") == runs.expected()
+
+
+def test_where_the_upload_is_gone_the_next_run_begins_anew() -> None:
+    cloud, log = runs.cloud(), Log()
+    place = NoList.around(cloud.s3)
+    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+    [upload] = cloud.s3.list_multipart_uploads(BUCKET)
+    cloud.s3.abort_multipart_upload(BUCKET, KEY, upload.upload_id)
+    with pytest.raises(amistore.NotFoundError) as gone:
+        runs.store(runs.source(), place, log=log)
+    assert gone.value.retryable
+    runs.store(runs.source(), place, log=log)
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
+def test_an_object_that_is_seen_late_after_its_completion_keeps_its_log() -> None:
+    cloud, log = runs.cloud(), Log()
+    place = NoList.around(cloud.s3)
+    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+    late = amistore.NotFoundError("not yet", retryable=True)
+    calls = Calls(cloud.s3)
+    calls.fail("complete_multipart_upload", 1, late, late=True)
+    hidden = cloud.s3.head_object
+
+    def head_object(bucket: str, key: str) -> ObjectInfo:
+        if calls.failed:
+            raise late
+        return hidden(bucket, key)
+
+    cloud.s3.head_object = head_object  # type: ignore[method-assign]
+    with pytest.raises(amistore.NotFoundError, match="not yet"):
+        runs.store(runs.source(), place, log=log)
+    cloud.s3.head_object = hidden  # type: ignore[method-assign]
+    assert log.entries()
+    runs.store(runs.source(), place, log=log)
+    assert runs.stored(cloud.s3) == runs.expected()
+    assert log.entries() == []
 
 
 @pytest.mark.parametrize("what", ["lost", "replaced"])
@@ -218,6 +285,31 @@ def test_a_part_of_another_size_is_not_believed_where_parts_are_not_listed() -> 
     with pytest.raises(amistore.InvalidRequestError, match="another size than their segments"):
         runs.store(runs.source(), place, log=Log(entries))
     assert calls.parts() == []
+
+
+@pytest.mark.parametrize("replaced", ["front", "end"])
+def test_a_part_without_segments_that_was_replaced_makes_no_object(replaced: str) -> None:
+    """Its ETag is that of the log; the front has no segment yet, and the tar's end none any more."""
+    cloud, log = runs.cloud(), Log()
+    cloud.s3.traits = StoreTraits(least_part=1)
+    options = amistore.PackOptions(layout=runs.LAYOUT, part_size=2048)
+    given = images.Volumes([(1, {3: images.block(3)})])
+    image = images.image(given.volumes)
+    whole = b"".join(amistore.pack(image, given, options=options))
+    place = cloud.s3.at(BUCKET, KEY)
+    at = {"front": 1, "end": whole.rindex(layout.END_FRAME) // 2048 + 1}[replaced]
+    Calls(cloud.s3).fail("upload_part", at + 1, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        amistore.store(image, given, place, log=log, workers=1, options=options)
+    [upload] = cloud.s3.list_multipart_uploads(BUCKET)
+    content = bytearray(whole[(at - 1) * 2048 : at * 2048])
+    content[100 if replaced == "front" else whole.rindex(layout.END_FRAME) % 2048 + 8] ^= 1
+    sent = cloud.s3.upload_part(BUCKET, KEY, upload.upload_id, at, content)
+    entries = log.entries()
+    entries[1 + at] = altered(entries[1 + at], etag=sent.etag)
+    with pytest.raises(amistore.CorruptArchiveError, match="was deleted"):
+        amistore.store(image, given, place, log=Log(entries), options=options)
+    assert runs.stored(cloud.s3) is None
 
 
 def test_a_run_goes_on_with_the_size_of_parts_that_its_log_says() -> None:

@@ -85,13 +85,13 @@ def test_a_task_does_what_its_plan_says(kind: str, disks: list[dict[int, bytes]]
         assert archive.size <= plan.most_object_bytes
         assert calls["upload_part"] <= plan.most_parts
         if disks is NOISE:  # the bound is what happens then
-            assert calls["upload_part"] == plan.most_parts == 3
+            assert calls["upload_part"] == plan.most_parts == 5
             assert archive.size > plan.most_object_bytes * 0.99
         assert (plan.segments, plan.volumes) == (len(archive.index.offsets), len(archive.index.volumes))
         assert (plan.blocks, plan.size, plan.part_size) == (
             sum(map(len, disks)),
             len(disks),
-            5 * amistore.MIB if disks is SMALL else 32 * amistore.MIB,
+            5 * amistore.MIB if disks is SMALL else 16 * amistore.MIB,
         )
         assert plan.data_bytes == plan.blocks * amistore.BLOCK_SIZE
 
