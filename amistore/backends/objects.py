@@ -323,7 +323,9 @@ class ObjectStore(Interface):
 
         with forks.undoing(abort):
             parts: list[UploadedPart] = []
-            for part in cut(pieces, part_size, grow_after=most // 10 if size is None else 0):
+            grow_after = most // 10 if size is None else 0
+            largest = self.traits.largest_part
+            for part in cut(pieces, part_size, grow_after=grow_after, largest=largest):
                 forks.check_owner(process, "this upload")
                 if len(parts) == most:
                     raise InvalidRequestError(

@@ -47,13 +47,14 @@ def nbytes(content: Buffer) -> int:
     return memoryview(content).nbytes
 
 
-def cut(pieces: Iterable[Buffer], size: int, *, grow_after: int) -> Iterator[bytearray]:
+def cut(pieces: Iterable[Buffer], size: int, *, grow_after: int, largest: int) -> Iterator[bytearray]:
     """Pieces cut into parts of one size, or of one that is doubled after so many; the last one is no larger.
 
     Args:
         pieces: the bytes.
         size: the bytes of the first part, 1 at least.
         grow_after: the number of parts after which they are doubled; 0 for never.
+        largest: the most bytes of a part that was doubled.
     """
     part, full = bytearray(), size
     count = 0
@@ -63,7 +64,9 @@ def cut(pieces: Iterable[Buffer], size: int, *, grow_after: int) -> Iterator[byt
             if len(part) == full:
                 yield part
                 count += 1
-                part, full = bytearray(), size << (count // grow_after if grow_after else 0)
+                part = bytearray()
+                if grow_after:
+                    full = min(size << count // grow_after, max(size, largest))
             taken = rest[: full - len(part)]
             part += taken
             rest = rest[len(taken) :]

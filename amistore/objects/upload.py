@@ -135,7 +135,9 @@ class ArchiveUpload:
             worker_pool(workers, None, requests=requests_of(store)) as (pool, limit),
             closing_parts() as begun,
         ):
-            parts = cut_parts(units, upload.part_size, len(upload.parts) + 1, store.traits.most_parts, begun)
+            size, traits = upload.part_size, store.traits
+            most = min(traits.most_parts, -(-traits.largest_object // size))
+            parts = cut_parts(units, size, len(upload.parts) + 1, most, begun)
             with closing(ordered_map(pool, self._send_part, parts, limit // 2, Part.in_memory)) as sent:
                 for part, records in sent:
                     begun.popleft()

@@ -52,8 +52,12 @@ def recorded() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The disk's listed blocks, and what was read of it in sectors; each a first one and a count."""
     text = Path(__file__).parent.parent / "data" / "boot.txt"
     lines = [line for line in text.read_text().splitlines() if not line.startswith("#")]
-    pairs = [[tuple(map(int, pair.split(","))) for pair in line.split()] for line in lines]
-    return pairs[0], [pair for line in pairs[1:] for pair in line]  # type: ignore[return-value]
+    pairs = [[(int(first), int(count)) for first, count in _split(line)] for line in lines]
+    return pairs[0], [pair for line in pairs[1:] for pair in line]
+
+
+def _split(line: str) -> list[list[str]]:
+    return [pair.split(",") for pair in line.split()]
 
 
 def test_what_is_fetched_for_a_boot_is_little_more_than_the_frames_that_it_touches() -> None:

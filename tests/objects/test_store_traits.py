@@ -74,6 +74,13 @@ STORES: dict[str, Callable[[ObjectStore], ObjectStore]] = {
 }
 
 
+def begun(cloud: amistore.MemoryBackend, place: ObjectStore, log: Log, part: int) -> None:
+    """A run that ends when this part is sent; those before it are in the log."""
+    Calls(cloud.s3).fail("upload_part", part, amistore.BackendError("cut"))
+    with pytest.raises(amistore.BackendError, match="cut"):
+        runs.store(runs.source(), place, log=log, workers=1)
+
+
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("part", range(1, runs.PARTS + 1))
 def test_a_run_that_ended_at_any_part_is_gone_on_with_and_sends_none_again(store: str, part: int) -> None:
@@ -110,6 +117,25 @@ def test_an_object_that_the_store_cannot_hold_is_not_copied_to_it() -> None:
     with pytest.raises(amistore.InvalidRequestError, match="the store's have 1048576 at most"):
         amistore.copy(cloud.s3.at(BUCKET, KEY), cloud.s3.at(BUCKET, "copied"))
     assert calls.made["create_multipart_upload"] == 0
+
+
+def test_what_grows_beyond_the_stores_largest_object_is_not_sent_whole() -> None:
+    cloud = runs.cloud()
+    cloud.s3.traits = StoreTraits(largest_object=6 * amistore.MIB)
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="more than the 2 parts of 5"):
+        runs.store(runs.source(), cloud.s3)
+    assert set(calls.parts()) <= {1, 2}
+    assert cloud.s3.list_multipart_uploads(BUCKET) == []
+
+
+def test_a_part_that_grows_stays_within_the_largest_that_the_store_takes() -> None:
+    cloud = runs.cloud()
+    cloud.s3.traits = StoreTraits(most_parts=200, least_part=1, largest_part=25)
+    calls = Calls(cloud.s3)
+    cloud.s3.put_object(BUCKET, KEY, iter([images.noise(1, 3000)]), part_size=10)
+    sizes = [len(arguments[4]) for verb, arguments in calls.seen if verb == "upload_part"]
+    assert max(sizes) == 25 and sum(sizes) == 3000
 
 
 def test_put_object_grows_its_parts_with_what_the_store_takes_and_says_where_that_is_not_enough() -> None:
@@ -151,9 +177,7 @@ def test_a_run_that_is_not_interrupted_asks_for_no_list() -> None:
 def test_where_the_upload_is_gone_the_next_run_begins_anew() -> None:
     cloud, log = runs.cloud(), Log()
     place = NoList.around(cloud.s3)
-    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
-    with pytest.raises(amistore.BackendError, match="cut"):
-        runs.store(runs.source(), place, log=log, workers=1)
+    begun(cloud, place, log, 3)
     [upload] = cloud.s3.list_multipart_uploads(BUCKET)
     cloud.s3.abort_multipart_upload(BUCKET, KEY, upload.upload_id)
     with pytest.raises(amistore.NotFoundError) as gone:
@@ -166,9 +190,7 @@ def test_where_the_upload_is_gone_the_next_run_begins_anew() -> None:
 def test_an_object_that_is_seen_late_after_its_completion_keeps_its_log() -> None:
     cloud, log = runs.cloud(), Log()
     place = NoList.around(cloud.s3)
-    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
-    with pytest.raises(amistore.BackendError, match="cut"):
-        runs.store(runs.source(), place, log=log, workers=1)
+    begun(cloud, place, log, 3)
     late = amistore.NotFoundError("not yet", retryable=True)
     calls = Calls(cloud.s3)
     calls.fail("complete_multipart_upload", 1, late, late=True)
@@ -193,9 +215,7 @@ def test_an_object_that_is_seen_late_after_its_completion_keeps_its_log() -> Non
 def test_where_parts_that_were_believed_are_not_there_the_next_run_begins_anew(what: str) -> None:
     cloud, log = runs.cloud(), Log()
     place = NoList.around(cloud.s3)
-    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
-    with pytest.raises(amistore.BackendError, match="cut"):
-        runs.store(runs.source(), place, log=log, workers=1)
+    begun(cloud, place, log, 3)
     [upload] = cloud.s3.list_multipart_uploads(BUCKET)
     if what == "lost":
         cloud.s3._uploads[BUCKET, KEY, upload.upload_id].parts.pop(2)
@@ -247,9 +267,7 @@ def test_a_store_with_few_parts_gets_larger_ones_and_one_that_cannot_hold_the_ob
 
 def test_a_segment_that_was_sent_in_part_and_is_another_one_now_is_not_gone_on_with() -> None:
     cloud, log = runs.cloud(), Log()
-    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
-    with pytest.raises(amistore.BackendError, match="cut"):
-        runs.store(runs.source(), cloud.s3, log=log, workers=1)
+    begun(cloud, cloud.s3, log, 3)
     *entries, last = log.entries()
     facts, _, records = last.partition(b"\n")
     end = records.rindex(b"AMISSEGD") - 8
@@ -267,18 +285,14 @@ def test_a_segment_that_was_sent_in_part_and_is_another_one_now_is_not_gone_on_w
 def following() -> bytes:
     """The records of the segments that begin in the third part."""
     cloud, log = runs.cloud(), Log()
-    Calls(cloud.s3).fail("upload_part", 4, amistore.BackendError("cut"))
-    with pytest.raises(amistore.BackendError, match="cut"):
-        runs.store(runs.source(), cloud.s3, log=log, workers=1)
+    begun(cloud, cloud.s3, log, 4)
     return log.entries()[-1].partition(b"\n")[2]
 
 
 def test_a_part_of_another_size_is_not_believed_where_parts_are_not_listed() -> None:
     cloud, log = runs.cloud(), Log()
     place = NoList.around(cloud.s3)
-    Calls(cloud.s3).fail("upload_part", 3, amistore.BackendError("cut"))
-    with pytest.raises(amistore.BackendError, match="cut"):
-        runs.store(runs.source(), place, log=log, workers=1)
+    begun(cloud, place, log, 3)
     entries = log.entries()
     entries[2] = altered(entries[2], size=runs.PART - 1)
     calls = Calls(cloud.s3)
