@@ -262,8 +262,8 @@ def test_what_is_cancelled_before_it_is_sent_is_never_sent(aws: FakeAWS) -> None
 )
 def test_an_answer_that_is_odd_is_read_all_the_same(odd: bytes) -> None:
     def play(connection: socket.socket) -> None:
-        read_head(connection)
-        connection.sendall(odd)
+        while read_head(connection):
+            connection.sendall(odd)
 
     with scripted(play) as server:
         store = open_store(server.url, limits=TimeLimits(read=20.0))
