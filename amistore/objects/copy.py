@@ -16,7 +16,7 @@ import attrs
 
 from amistore.archive.archive import Openable, open_ranges
 from amistore.archive.reader import ContainerFile
-from amistore.backends import ObjectInfo, ObjectLocation, UploadedPart
+from amistore.backends import ObjectInfo, ObjectLocation
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
@@ -25,7 +25,7 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.segments import StoredSegment, check_stored_frame, decode_segment
 from amistore.errors import CorruptArchiveError, InvalidRequestError, SourceChangedError, advising
 from amistore.objects.multipart import RUN_KEY, LoggedUpload, StoredArchive
-from amistore.objects.parts import part_size_for
+from amistore.objects.parts import Piece, part_size_for, send_parts
 from amistore.objects.resumelog import ResumeLog, using_log
 from amistore.objects.store import file_target, write_file
 from amistore.objects.upload import check_end
@@ -99,18 +99,6 @@ def copy(
     return StoredArchive(location=target, size=size, etag=etag, content_id=verified.content_id.hex())
 
 
-@attrs.frozen
-class _Part:
-    """A part of a copy, and what the log keeps of it."""
-
-    number: int
-    content: bytearray
-    last: bool = False
-
-    def size(self) -> int:
-        return len(self.content)
-
-
 class _Sending:
     """A copy into an object, part by part."""
 
@@ -132,8 +120,9 @@ class _Sending:
         part_size = part_size_for(ranges.size, to.store.traits)
         self._upload = LoggedUpload(to, log, "copy", part_size, identity, {"from_etag": replaced})
         self._end = b""  # the archive's last bytes
-        # Of the first parts, which this run did not send: nothing of a log is believed.
-        self._digests: list[bytes] = []
+        # Of what earlier runs have sent: nothing of a log is believed.
+        self._there = 0
+        self._digest = hashlib.sha256()
 
     def run(self, workers: int | None) -> ObjectInfo:
         """Read and verify the whole archive, and send the missing parts.
@@ -142,57 +131,36 @@ class _Sending:
         """
 
         def make(missing: bool) -> None:
-            requests = requests_of(self._upload.to.store)
-            with (
-                closing(self._verified.pieces(workers)) as pieces,
-                worker_pool(workers, None, requests=requests) as (pool, limit),
-                closing(
-                    ordered_map(pool, self._send, self._parts(pieces, missing), limit // 2, _Part.size)
-                ) as sent,
-                advising(),
-            ):
-                for part, records in sent:
-                    self._upload.note(part, records)
+            self._there = self._upload.bytes_there() if missing else self._verified.ranges.size
+            with closing(self._verified.pieces(workers)) as pieces, advising():
+                rest = self._missing(pieces)
+                if missing:
+                    send_parts(self._upload, rest, workers)
+                for _ in rest:
+                    pass
 
         # Another run makes the copy, so it gets another run's id.
         facts = {name: value for name, value in self._verified.ranges.metadata.items() if name != RUN_KEY}
         return self._upload.run(facts, None, make, self._check, overwrite=False)
 
-    def _parts(self, pieces: Iterator[bytes], missing: bool) -> Iterator[_Part]:
-        """The parts that are missing; the last one comes once all has verified."""
-        pending = bytearray()
-        number, size = 1, self._upload.part_size
+    def _missing(self, pieces: Iterator[bytes]) -> Iterator[Piece]:
+        """The bytes that are not there; what is there is hashed."""
+        offset = 0
         for piece in pieces:
-            pending += piece
+            hashed = max(0, self._there - offset)
+            self._digest.update(piece[:hashed])
+            offset += len(piece)
             self._end = piece[-layout.FOOT_SIZE :]  # the last piece is FOOT
-            while len(pending) > size:
-                yield from self._missing(_Part(number, pending[:size]), missing)
-                del pending[:size]
-                number += 1
-        yield from self._missing(_Part(number, pending, last=True), missing)
-
-    def _missing(self, part: _Part, missing: bool) -> Iterator[_Part]:
-        if part.number <= len(self._upload.carried) or not missing:
-            self._digests.append(hashlib.sha256(part.content).digest())
-        else:
-            yield part
-
-    def _send(self, part: _Part) -> tuple[UploadedPart, bytes | None]:
-        """Runs in a thread."""
-        to = self._upload.to
-        sent = to.store.upload_part(to.bucket, to.key, self._upload.upload_id, part.number, part.content)
-        return sent, None if part.last else b""
+            if behind := piece[hashed:]:
+                yield behind, None
 
     def _check(self, copied: ObjectRanges, new: bool) -> None:
         """Refuse a copy that lacks the archive's end, or whose parts of earlier runs differ."""
-        for number, digest in enumerate(self._digests):
-            found = hashlib.sha256()
-            size = self._upload.part_size
-            start = number * size
-            for offset in range(start, min(start + size, copied.size), _RANGE):
-                found.update(copied.read(offset, min(_RANGE, start + size - offset)))
-            if found.digest() != digest:
-                raise CorruptArchiveError("a part of an earlier run is not the archive's", offset=start)
+        found = hashlib.sha256()
+        for offset in range(0, self._there, _RANGE):
+            found.update(copied.read(offset, min(_RANGE, self._there - offset)))
+        if found.digest() != self._digest.digest():
+            raise CorruptArchiveError("the parts of earlier runs are not the archive's")
         check_end(copied, self._verified.ranges.size, self._end)
 
 

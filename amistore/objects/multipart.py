@@ -201,6 +201,16 @@ class LoggedUpload:
             self.parts.append(part)
             self.carried.append(entry)
 
+    def bytes_there(self) -> int:
+        """The bytes that earlier runs have sent.
+
+        Raises:
+            InvalidRequestError: the log's parts have another size than it says.
+        """
+        if any(part.size != self.part_size for part in self.parts):
+            raise InvalidRequestError("the resume log's parts have another size than it says")
+        return len(self.parts) * self.part_size
+
     def _made(self) -> ObjectInfo | None:
         """The object's description if this run made it, else None."""
         with contextlib.suppress(NotFoundError):

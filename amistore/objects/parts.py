@@ -5,7 +5,6 @@ Some stores demand it, among them Cloudflare R2 ("Upload objects", multipart upl
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -17,10 +16,15 @@ from amistore.backends import ObjectLocation, UploadedPart, files
 from amistore.backends.traits import StoreTraits
 from amistore.container.plan import Plan
 from amistore.errors import BackendError, InvalidRequestError, StorageFullError
-from amistore.pipeline.packing import PackedUnit
+from amistore.objects.multipart import LoggedUpload
+from amistore.pipeline.requests import requests_of
+from amistore.pipeline.workers import closing, ordered_map, worker_pool
 from amistore.units import MIB, sized
 
-__all__ = ["ObjectBounds", "Part", "closing_parts", "cut_parts", "part_size_for"]
+__all__ = ["ObjectBounds", "Part", "Piece", "cut_parts", "part_size_for", "send_parts"]
+
+Piece = tuple[bytes, "bytes | None"]
+"""Bytes of an object, and what the log is to keep of them with the part in which they begin."""
 
 _USUAL: Final = 16 * MIB
 """Bytes of a part where no more are needed: three or four are sent at once within the budget of 48 MiB."""
@@ -64,7 +68,7 @@ class Part:
     Attributes:
         number: the part's number, from 1.
         size: the part's size in bytes.
-        records: the SEGD records of the segments that begin in it.
+        records: what the log is to keep with it, of the pieces that begin in it.
         last: whether it is the upload's last part, which no log has: each run sends it.
     """
 
@@ -128,24 +132,44 @@ def _temporary_file() -> BinaryIO:
             raise StorageFullError(f"{error.strerror}: {_ROOM}") from None
 
 
-@contextlib.contextmanager
-def closing_parts() -> Iterator[deque[Part]]:
-    """A list of parts begun and not sent; those left at the end are closed."""
+def send_parts(upload: LoggedUpload, pieces: Iterator[Piece], workers: int | None) -> None:
+    """Send what is missing of an upload; each part is logged once all before it are.
+
+    Args:
+        upload: the upload.
+        pieces: the object's bytes behind the parts that are there.
+        workers: the number of parts sent at once; None for the number of CPUs.
+    """
+    to, size = upload.to, upload.part_size
+    traits = to.store.traits
+    most = min(traits.most_parts, -(-traits.largest_object // size))
+
+    def send(part: Part) -> tuple[UploadedPart, bytes | None]:
+        sent = part.send(to, upload.upload_id)
+        return sent, None if part.last else b"".join(part.records)
+
     begun: deque[Part] = deque()
     try:
-        yield begun
+        parts = cut_parts(pieces, size, len(upload.parts) + 1, most, begun)
+        with (
+            worker_pool(workers, None, requests=requests_of(to.store)) as (pool, limit),
+            closing(ordered_map(pool, send, parts, limit // 2, Part.in_memory)) as sent,
+        ):
+            for part, records in sent:
+                begun.popleft()
+                upload.note(part, records)
     finally:
-        for part in begun:
-            part.close()
+        for left in begun:
+            left.close()
 
 
 def cut_parts(
-    units: Iterator[PackedUnit], size: int, number: int, most: int, begun: deque[Part]
+    pieces: Iterator[Piece], size: int, number: int, most: int, begun: deque[Part]
 ) -> Iterator[Part]:
-    """Cut units into parts.
+    """Cut pieces into parts; the last one comes once there are no more pieces.
 
     Args:
-        units: the units of a container, the first one at the first part's beginning.
+        pieces: the pieces, the first one at the first part's beginning.
         size: the bytes of each part but the last.
         number: the first part's number.
         most: the most parts of the upload.
@@ -156,27 +180,25 @@ def cut_parts(
     """
     part = Part(number, size)
     begun.append(part)
-    for unit in units:
-        record = unit.segment
-        while unit.pieces:
-            piece = memoryview(unit.pieces.pop(0))
-            while piece:
-                if part.size == size:
-                    if part.number == most:
-                        raise InvalidRequestError(
-                            f"the archive needs more than the {most} parts of {sized(size)} that the store "
-                            "takes: it cannot hold the archive; or, where a log has a smaller size of parts, "
-                            "amistore.abandon ends its run, and another one begins"
-                        )
-                    yield part
-                    part = Part(part.number + 1, size)
-                    begun.append(part)
-                if record is not None:
-                    part.records.append(record)
-                    record = None
-                taken = piece[: size - part.size]
-                part.add(taken)
-                piece = piece[len(taken) :]
+    for content, record in pieces:
+        rest = memoryview(content)
+        while rest:
+            if part.size == size:
+                if part.number == most:
+                    raise InvalidRequestError(
+                        f"the archive needs more than the {most} parts of {sized(size)} that the store "
+                        "takes: it cannot hold the archive; or, where a log has a smaller size of parts, "
+                        "amistore.abandon ends its run, and another one begins"
+                    )
+                yield part
+                part = Part(part.number + 1, size)
+                begun.append(part)
+            if record is not None:
+                part.records.append(record)
+                record = None
+            taken = rest[: size - part.size]
+            part.add(taken)
+            rest = rest[len(taken) :]
     part.last = True
     yield part
 

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final
 
-import attrs
 import zstandard
 
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly
-from amistore.backends import BlockSource, ObjectLocation, UploadedPart
+from amistore.backends import BlockSource, ObjectLocation
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
@@ -35,11 +34,10 @@ from amistore.errors import (
     SourceChangedError,
 )
 from amistore.objects.multipart import LoggedUpload, StoredArchive
-from amistore.objects.parts import Part, closing_parts, cut_parts, part_size_for
+from amistore.objects.parts import Piece, part_size_for, send_parts
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
-from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import closing, ordered_map, worker_pool
 
 __all__ = ["ArchiveUpload", "check_end"]
@@ -114,9 +112,9 @@ class ArchiveUpload:
             with closing(units):
                 rest = self._missing(self._noted(units))
                 if missing:
-                    self._send(rest, workers)
-                for unit in rest:  # the last part, which the log does not have, made again
-                    unit.pieces.clear()
+                    send_parts(self._upload, rest, workers)
+                for _ in rest:  # the last part, which the log does not have, made again
+                    pass
 
         def check(ranges: ObjectRanges, new: bool) -> None:
             if self._upload.carried or not new:  # what this run has sent needs no more
@@ -128,21 +126,6 @@ class ArchiveUpload:
         content_id = self._written.content_id.hex()
         return StoredArchive(location=self._upload.to, size=info.size, etag=info.etag, content_id=content_id)
 
-    def _send(self, units: Iterator[PackedUnit], workers: int | None) -> None:
-        """Send all parts that are missing; each is logged once all before it are."""
-        upload, store = self._upload, self._upload.to.store
-        with (
-            worker_pool(workers, None, requests=requests_of(store)) as (pool, limit),
-            closing_parts() as begun,
-        ):
-            size, traits = upload.part_size, store.traits
-            most = min(traits.most_parts, -(-traits.largest_object // size))
-            parts = cut_parts(units, size, len(upload.parts) + 1, most, begun)
-            with closing(ordered_map(pool, self._send_part, parts, limit // 2, Part.in_memory)) as sent:
-                for part, records in sent:
-                    begun.popleft()
-                    upload.note(part, None if records is None else b"".join(records))
-
     def _noted(self, units: Iterator[PackedUnit]) -> Iterator[PackedUnit]:
         """The units; the last one's facts about the whole archive are kept."""
         for unit in units:
@@ -150,21 +133,27 @@ class ArchiveUpload:
                 self._written = unit.written
             yield unit
 
-    def _missing(self, units: Iterator[PackedUnit]) -> Iterator[PackedUnit]:
-        """The units from the end of the parts on that are there already."""
-        parts = self._upload.parts
-        there = len(parts) * self._upload.part_size
-        if any(part.size != self._upload.part_size for part in parts):
-            raise InvalidRequestError(_OTHER_SIZE)
+    def _missing(self, units: Iterator[PackedUnit]) -> Iterator[Piece]:
+        """The bytes behind the parts that are there, and each segment's record with its first bytes.
+
+        The record of a segment that begins in these parts is in the log.
+        """
+        there = self._upload.bytes_there()
         for unit in units:
-            end, size = unit.end, sum(map(len, unit.pieces))
-            begun = end - size < there
-            if unit.segment is not None and begun:
-                self._check_again(unit.segment)
-            if end > there and self._begun < len(self._logged):
+            offset = unit.end - sum(map(len, unit.pieces))
+            record = unit.segment
+            if record is not None and offset < there:
+                self._check_again(record)
+                record = None
+            if unit.end > there and self._begun < len(self._logged):
                 raise InvalidRequestError(_OTHER_SIZE)
-            _drop(unit.pieces, there - (end - size))
-            yield attrs.evolve(unit, segment=None) if begun else unit
+            while unit.pieces:
+                piece = unit.pieces.pop(0)
+                behind = piece[max(0, there - offset) :]
+                offset += len(piece)
+                if behind:
+                    yield behind, record
+                    record = None
 
     def _check_again(self, record: bytes) -> None:
         """Refuse a segment of which earlier runs have sent a part, and which is another one now."""
@@ -176,22 +165,6 @@ class ArchiveUpload:
                 "source gives other blocks each time; amistore.abandon ends its run"
             )
         self._begun += 1
-
-    def _send_part(self, part: Part) -> tuple[UploadedPart, list[bytes] | None]:
-        """Runs in a worker."""
-        sent = part.send(self._upload.to, self._upload.upload_id)
-        return sent, None if part.last else part.records
-
-
-def _drop(pieces: list[bytes], count: int) -> None:
-    """Take so many bytes away from the front."""
-    while count > 0 and pieces:
-        taken = min(count, len(pieces[0]))
-        if taken == len(pieces[0]):
-            pieces.pop(0)
-        else:
-            pieces[0] = pieces[0][taken:]
-        count -= taken
 
 
 def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:

@@ -23,7 +23,6 @@ import amistore
 from amistore.backends import StoreTraits
 from amistore.objects import parts
 from amistore.objects.multipart import RUN_KEY
-from amistore.pipeline.packing import PackedUnit
 from amistore.testing import strategies
 
 
@@ -72,23 +71,23 @@ def test_what_has_less_than_16_mib_is_one_part_where_nothing_else_is_asked_for()
 
 
 @given(
-    st.lists(st.tuples(st.binary(max_size=30), st.booleans()), min_size=1, max_size=12),
+    st.lists(st.tuples(st.binary(min_size=1, max_size=30), st.booleans()), min_size=1, max_size=12),
     st.integers(1, 20),
 )
-def test_parts_are_the_units_bytes_and_have_the_records_of_what_begins_in_them(
+def test_parts_are_the_pieces_bytes_and_have_the_records_of_what_begins_in_them(
     made: list[tuple[bytes, bool]], size: int
 ) -> None:
     whole = b"".join(content for content, _ in made)
-    units, begins, offset = [], {}, 0
-    for number, (content, is_segment) in enumerate(made):
-        record = b"%d" % number if is_segment else None
-        half = len(content) // 2
-        units.append(PackedUnit([content[:half], content[half:]], offset + len(content), record))
-        if record is not None and content:
+    pieces: list[parts.Piece] = []
+    begins, offset = {}, 0
+    for number, (content, has_record) in enumerate(made):
+        record = b"%d" % number if has_record else None
+        pieces.append((content, record))
+        if record is not None:
             begins[record] = offset
         offset += len(content)
     begun: deque[parts.Part] = deque()
-    found = list(parts.cut_parts(iter(units), size, 3, 10_000, begun))
+    found = list(parts.cut_parts(iter(pieces), size, 3, 10_000, begun))
     assert [part.number for part in found] == list(range(3, 3 + max(1, -(-len(whole) // size))))
     assert b"".join(bytes(part._content[: part.size]) for part in found) == whole
     assert {part.size for part in found[:-1]} <= {size} and found[-1].size <= size
@@ -100,9 +99,8 @@ def test_parts_are_the_units_bytes_and_have_the_records_of_what_begins_in_them(
 
 
 def test_more_parts_than_the_store_takes_are_refused() -> None:
-    units = iter([PackedUnit([bytes(11)], 11)])
     with pytest.raises(amistore.InvalidRequestError, match="more than the 10000 parts"):
-        list(parts.cut_parts(units, 5, 9_999, 10_000, deque()))
+        list(parts.cut_parts(iter([(bytes(11), None)]), 5, 9_999, 10_000, deque()))
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_a_part_of_another_size_is_not_believed_where_parts_are_not_listed() -> 
     entries = log.entries()
     entries[2] = altered(entries[2], size=runs.PART - 1)
     calls = Calls(cloud.s3)
-    with pytest.raises(amistore.InvalidRequestError, match="another size than their segments"):
+    with pytest.raises(amistore.InvalidRequestError, match="parts have another size than it says"):
         runs.store(runs.source(), place, log=Log(entries))
     assert calls.parts() == []
 
