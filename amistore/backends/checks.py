@@ -18,6 +18,7 @@ from amistore.backends.blocks import BlockSink, BlockSource, BlockStore
 from amistore.backends.etags import is_same_etag
 from amistore.backends.images import ImageRegistry
 from amistore.backends.objects import ObjectStore
+from amistore.backends.traits import MOST_PARTS
 from amistore.backends.uploads import UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
@@ -213,9 +214,9 @@ def check_range(start: int, length: int) -> None:
 
 
 def check_part_number(part_number: int) -> None:
-    """Refuse a number outside 1 to 10,000 (S3 user guide, "Multipart upload limits")."""
-    if not 1 <= part_number <= 10_000:
-        raise InvalidRequestError(f"part numbers are 1 to 10,000, not {part_number}")
+    """Refuse a number outside 1 to 10,000."""
+    if not 1 <= part_number <= MOST_PARTS:
+        raise InvalidRequestError(f"part numbers are 1 to {MOST_PARTS}, not {part_number}")
 
 
 def check_order(parts: Sequence[UploadedPart]) -> None:

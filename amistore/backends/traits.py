@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
 
 import attrs
 
-from amistore.errors import InvalidValueError
+from amistore.errors import InvalidRequestError, InvalidValueError
 from amistore.units import GIB, MIB
 
-__all__ = ["AMAZON", "StoreTraits"]
+__all__ = ["AMAZON", "MOST_PARTS", "Checksum", "StoreTraits"]
+
+Checksum = Literal["crc32", "md5"]
+
+MOST_PARTS: Final = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
 
 
 def _check_flag(instance: StoreTraits, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -20,6 +25,16 @@ def _check_flag(instance: StoreTraits, attribute: attrs.Attribute[Any], value: o
 def _check_number(instance: StoreTraits, attribute: attrs.Attribute[Any], value: object) -> None:
     if type(value) is not int or value < 1:
         raise _invalid(attribute, value, "a whole number from 1 on")
+
+
+def _check_parts(instance: StoreTraits, attribute: attrs.Attribute[Any], value: object) -> None:
+    if type(value) is not int or not 1 <= value <= MOST_PARTS:
+        raise _invalid(attribute, value, f"a whole number from 1 to {MOST_PARTS}")
+
+
+def _check_checksum(instance: StoreTraits, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and value not in get_args(Checksum):
+        raise _invalid(attribute, value, f"{' or '.join(map(repr, get_args(Checksum)))}, or None")
 
 
 def _invalid(attribute: attrs.Attribute[Any], value: object, rule: str) -> InvalidValueError:
@@ -40,18 +55,28 @@ class StoreTraits:
         largest_object: the most bytes of an object.
         part_listing: whether it lists the parts of an upload. Where it does not, a run that goes on believes
             its log, and begins anew where the store refuses the parts at the end.
+        checksum: what is sent with a part for the store to compare: ``"crc32"`` (``x-amz-checksum-crc32``),
+            ``"md5"`` (``Content-MD5``), or None. An answer that tells a checksum, or an MD5 as the part's
+            ETag, is compared in any case.
+        conditional_completion: whether it makes an object on the condition that there is none
+            (``If-None-Match``). Where it does not, the key is looked at before the completion, and the object
+            after it: of two runs that end at one time, the later one may replace the object of the other.
+        tags: whether objects have tags.
 
     Raises:
         InvalidValueError: a value has the wrong type, or the parts' sizes contradict each other.
     """
 
     equal_parts: bool = attrs.field(default=False, validator=_check_flag)
-    # S3 user guide, "Amazon S3 multipart upload limits".
-    most_parts: int = attrs.field(default=10_000, validator=_check_number)
+    # Of the same page.
+    most_parts: int = attrs.field(default=MOST_PARTS, validator=_check_parts)
     least_part: int = attrs.field(default=5 * MIB, validator=_check_number)
     largest_part: int = attrs.field(default=5 * GIB, validator=_check_number)
-    largest_object: int = attrs.field(default=10_000 * 5 * GIB, validator=_check_number)
+    largest_object: int = attrs.field(default=MOST_PARTS * 5 * GIB, validator=_check_number)
     part_listing: bool = attrs.field(default=True, validator=_check_flag)
+    checksum: Checksum | None = attrs.field(default="crc32", validator=_check_checksum)
+    conditional_completion: bool = attrs.field(default=True, validator=_check_flag)
+    tags: bool = attrs.field(default=True, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         if self.least_part > self.largest_part:
@@ -62,6 +87,15 @@ class StoreTraits:
     def most_bytes(self) -> int:
         """The most bytes that an object can have by all these limits."""
         return min(self.largest_object, self.most_parts * self.largest_part)
+
+    def check_tags(self, tags: Mapping[str, str] | None) -> None:
+        """Refuse tags that the store would not keep.
+
+        Raises:
+            InvalidRequestError: there are tags, and the store's objects have none.
+        """
+        if tags and not self.tags:
+            raise InvalidRequestError("the store's objects have no tags: leave out tags")
 
 
 AMAZON: Final = StoreTraits()

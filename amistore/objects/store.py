@@ -67,6 +67,7 @@ class StoreJob:
             InvalidRequestError: the AMI cannot be stored.
         """
         found = find_image(self.image, self.source)
+        self.to.store.traits.check_tags(self.tags)
         self.to.store.head_bucket(self.to.bucket)
         if not self.overwrite:
             refuse_existing(self.to)

@@ -342,17 +342,17 @@ def test_a_run_goes_on_with_the_size_of_parts_that_its_log_says() -> None:
 
 
 def test_a_tail_of_many_parts_is_gone_on_with_in_its_midst() -> None:
-    """An index of some hundred segments in parts of a KiB, as one of millions in parts of 32 MiB."""
+    """An index of some segments in parts of a KiB, as one of millions in parts of 16 MiB."""
     cloud, log = runs.cloud(), Log()
-    cloud.s3.traits = StoreTraits(least_part=1, most_parts=10**6)
+    cloud.s3.traits = StoreTraits(least_part=1)
     form = amistore.Layout(blocks_per_frame=1, blocks_per_segment=1)
-    given = images.Volumes([(1, {i: images.block(i + 1) for i in range(150)})])
+    given = images.Volumes([(1, {i: images.block(i + 1) for i in range(18)})])
     image = images.image(given.volumes)
-    options = amistore.PackOptions(layout=form, part_size=1024)
+    options = amistore.PackOptions(layout=form, part_size=1100)
     whole = b"".join(amistore.pack(image, given, options=options))
     calls = Calls(cloud.s3)
     place = cloud.s3.at(BUCKET, KEY)
-    parts = -(-len(whole) // 1024)
+    parts = -(-len(whole) // 1100)
     calls.fail("upload_part", parts - 2, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         amistore.store(image, given, place, log=log, workers=1, options=options)
@@ -366,7 +366,9 @@ def test_a_tail_of_many_parts_is_gone_on_with_in_its_midst() -> None:
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"most_parts": 0}, "StoreTraits.most_parts must be a whole number from 1 on, not 0"),
+        ({"most_parts": 0}, "StoreTraits.most_parts must be a whole number from 1 to 10000, not 0"),
+        ({"most_parts": 10_001}, "from 1 to 10000, not 10001"),
+        ({"checksum": "sha1"}, "StoreTraits.checksum must be 'crc32' or 'md5', or None, not 'sha1'"),
         ({"least_part": True}, "least_part must be a whole number"),
         ({"part_listing": 1}, "part_listing must be True or False, not 1"),
         ({"least_part": 10, "largest_part": 9}, r"least_part must be at most largest_part \(9\), not 10"),

@@ -22,7 +22,7 @@ from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
 from amistore.backends.aws.s3_heads import head_object
-from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored_md5, range_of
+from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored, range_of, size_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
@@ -171,8 +171,10 @@ class AWSObjectStore(ObjectStore):
     ) -> str:
         encoded = encode_metadata(metadata or {})
         with self._calling("create_multipart_upload", bucket, key) as place:
+            self.traits.check_tags({**self._settings.tags, **(tags or {})})
+            algorithm = {"ChecksumAlgorithm": "CRC32"} if self.traits.checksum == "crc32" else {}
             answer = self._client.create_multipart_upload(
-                **place, **self._settings.of_upload(tags or {}), Metadata=encoded
+                **place, **self._settings.of_upload(tags or {}), **algorithm, Metadata=encoded
             )
             upload_id = str(answer["UploadId"])
             wanted = self._settings.server_side_encryption
@@ -198,21 +200,17 @@ class AWSObjectStore(ObjectStore):
     ) -> UploadedPart:
         checks.check_part_number(part_number)
         with self._calling("upload_part", bucket, key, upload_id) as place:
-            size, sent = checksum_of(content)
+            sent = checksum_of(content, self.traits.checksum)
+            size = size_of(content)
             content.seek(0)
-            answer = self._client.upload_part(
-                **place,
-                PartNumber=part_number,
-                Body=body,
-                **({"ChecksumCRC32": sent} if self._settings.checksums else {}),
-            )
-            stored = answer.get("ChecksumCRC32")
+            answer = self._client.upload_part(**place, PartNumber=part_number, Body=body, **sent)
             part = UploadedPart(
-                part_number=part_number, size=size, etag=bare_etag(answer["ETag"]), checksum=stored
+                part_number=part_number,
+                size=size,
+                etag=bare_etag(answer["ETag"]),
+                checksum=answer.get("ChecksumCRC32"),
             )
-            # A server that says nothing of the checksum may not have looked at it.
-            same = stored == sent if stored else is_stored_md5(answer, content)
-            if not same:
+            if not is_stored(answer, content, sent):
                 raise ChecksumMismatchError(
                     f"part {part_number} was not stored as it was sent", retryable=True
                 )
@@ -238,6 +236,7 @@ class AWSObjectStore(ObjectStore):
         """
         with self._calling("complete_multipart_upload", bucket, key, upload_id) as place:
             checks.check_order(parts)
+            conditional = if_none_match and self.traits.conditional_completion
             if if_none_match:
                 self._refuse_existing(bucket, key)
             # S3 wants the checksums of an upload that was created with them.
@@ -250,10 +249,10 @@ class AWSObjectStore(ObjectStore):
                 answer = self._client.complete_multipart_upload(
                     **place,
                     MultipartUpload={"Parts": named},
-                    **({"IfNoneMatch": "*"} if if_none_match else {}),
+                    **({"IfNoneMatch": "*"} if conditional else {}),
                 )
             except botocore.exceptions.ClientError as error:
-                if if_none_match and _code(error) in ("PreconditionFailed", "412"):
+                if conditional and _code(error) in ("PreconditionFailed", "412"):
                     raise AlreadyExistsError("the object exists") from None
                 raise
             info = self._completed(bucket, key)
@@ -316,6 +315,8 @@ class AWSObjectStore(ObjectStore):
             raise
 
     def get_object_tagging(self, bucket: str, key: str) -> dict[str, str]:
+        if not self.traits.tags:
+            return super().get_object_tagging(bucket, key)
         with self._calling("get_object_tagging", bucket, key) as place:
             found = member_of(self._client.get_object_tagging(**place), "TagSet")
             return {str(member_of(tag, "Key")): str(member_of(tag, "Value")) for tag in found}

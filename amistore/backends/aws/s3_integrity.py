@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from amistore.backends.etags import bare_etag, is_same_etag
 from amistore.backends.receiving import receive
+from amistore.backends.traits import Checksum
 from amistore.errors import BackendError, SourceChangedError
 from amistore.units import MIB
 
-__all__ = ["check_etag", "checksum_of", "is_stored_md5", "range_of"]
+__all__ = ["check_etag", "checksum_of", "is_stored", "range_of", "size_of"]
 
 _LONGEST = 300.0  # seconds for a range; 32 MiB then come at 0.1 MB/s
 _MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_IS_MD5 = re.compile(r"[0-9a-f]{32}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -54,23 +56,45 @@ def check_etag(wanted: str | None, found: str | None) -> None:
         raise SourceChangedError("the object was replaced")
 
 
-def checksum_of(content: BinaryIO) -> tuple[int, str]:
-    """Size, and CRC-32 as S3 writes it (API reference, "Checking object integrity")."""
-    size = checksum = 0
-    content.seek(0)
-    while piece := content.read(MIB):
-        checksum = zlib.crc32(piece, checksum)
-        size += len(piece)
-    return size, base64.b64encode(checksum.to_bytes(4, "big")).decode()
+def size_of(content: BinaryIO) -> int:
+    """The bytes of a part."""
+    return content.seek(0, io.SEEK_END)
 
 
-def is_stored_md5(answer: Mapping[str, Any], content: BinaryIO) -> bool:
-    """Whether the ETag is the content's MD5, or cannot be an MD5."""
+def checksum_of(content: BinaryIO, kind: Checksum | None) -> dict[str, str]:
+    """The checksum of a part, as the client's parameter (API reference, UploadPart); empty for none."""
+    if kind == "md5":
+        return {"ContentMD5": base64.b64encode(_md5(content)).decode()}
+    return {} if kind is None else {"ChecksumCRC32": _crc32(content)}
+
+
+def is_stored(answer: Mapping[str, Any], content: BinaryIO, sent: Mapping[str, str]) -> bool:
+    """Whether the checksum that the answer tells, or the ETag if that is an MD5, is of what was sent."""
+    stored = answer.get("ChecksumCRC32")
+    if stored:
+        return bool(stored == (sent.get("ChecksumCRC32") or _crc32(content)))
+    # A server that says nothing of the checksum may not have looked at it.
     etag = bare_etag(answer["ETag"]).lower()
-    if not _MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
+    if not _IS_MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
         return True
-    content.seek(0)
+    return _md5(content).hex() == etag
+
+
+def _crc32(content: BinaryIO) -> str:
+    checksum = 0
+    for piece in _pieces(content):
+        checksum = zlib.crc32(piece, checksum)
+    return base64.b64encode(checksum.to_bytes(4, "big")).decode()
+
+
+def _md5(content: BinaryIO) -> bytes:
     digest = hashlib.md5(usedforsecurity=False)
-    while piece := content.read(MIB):
+    for piece in _pieces(content):
         digest.update(piece)
-    return bool(digest.hexdigest() == etag)
+    return digest.digest()
+
+
+def _pieces(content: BinaryIO) -> Iterator[bytes]:
+    content.seek(0)
+    while piece := content.read(MIB):
+        yield piece

@@ -49,11 +49,6 @@ def _check_storage_class(instance: ObjectSettings, attribute: attrs.Attribute[An
         raise _invalid(attribute, value, "a storage class is capital letters and _")
 
 
-def _check_flag(instance: ObjectSettings, attribute: attrs.Attribute[Any], value: object) -> None:
-    if type(value) is not bool:
-        raise _invalid(attribute, value, "this is True or False")
-
-
 def _copy(tags: Any) -> Any:
     return dict(tags) if isinstance(tags, Mapping) else tags
 
@@ -88,7 +83,6 @@ class ObjectSettings:
         bucket_key_enabled: whether S3 asks KMS for one key for the bucket, not one for each object.
         storage_class: the storage class, such as ``STANDARD_IA`` or ``DEEP_ARCHIVE``.
         tags: the objects' tags, ten at most, with keys up to 128 and values up to 256 characters.
-        checksums: whether to send a CRC-32 with each part; False for a server that refuses it.
 
     Raises:
         InvalidValueError: a value breaks one of these rules.
@@ -100,7 +94,6 @@ class ObjectSettings:
     bucket_key_enabled: bool | None = attrs.field(default=None, validator=_check_key)
     storage_class: str | None = attrs.field(default=None, validator=_check_storage_class)
     tags: Mapping[str, str] = attrs.field(factory=dict, converter=_copy, validator=_check_tags)
-    checksums: bool = attrs.field(default=True, validator=_check_flag)
 
     def of_upload(self, tags: Mapping[str, str]) -> dict[str, Any]:
         """These settings as parameters of CreateMultipartUpload; `tags` are set over the settings' tags."""
@@ -112,7 +105,6 @@ class ObjectSettings:
             "BucketKeyEnabled": self.bucket_key_enabled,
             "StorageClass": self.storage_class,
             "Tagging": urllib.parse.urlencode(merged, quote_via=urllib.parse.quote) or None,
-            "ChecksumAlgorithm": "CRC32" if self.checksums else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -144,26 +136,25 @@ class SnapshotSettings:
             raise InvalidValueError(message, field=field, value=self.kms_key_arn)
 
 
-# The beginning of each header's name, the longer one first, and the setting that it comes from.
+# The beginning of each header's name, the longer one first, and how it is left out.
+_NO_CHECKSUM = "give StoreTraits(checksum=None)"
 _HEADERS: Mapping[str, str] = {
-    "x-amz-tagging": "tags",
-    "x-amz-storage-class": "storage_class",
-    "x-amz-server-side-encryption-aws-kms-key-id": "sse_kms_key_id",
-    "x-amz-server-side-encryption-bucket-key-enabled": "bucket_key_enabled",
-    "x-amz-server-side-encryption": "server_side_encryption",
-    "x-amz-expected-bucket-owner": "expected_bucket_owner",
-    "x-amz-sdk-checksum": "checksums",
-    "x-amz-checksum": "checksums",
+    "x-amz-tagging": "leave out ObjectSettings.tags",
+    "x-amz-storage-class": "leave out ObjectSettings.storage_class",
+    "x-amz-server-side-encryption-aws-kms-key-id": "leave out ObjectSettings.sse_kms_key_id",
+    "x-amz-server-side-encryption-bucket-key-enabled": "leave out ObjectSettings.bucket_key_enabled",
+    "x-amz-server-side-encryption": "leave out ObjectSettings.server_side_encryption",
+    "x-amz-expected-bucket-owner": "leave out ObjectSettings.expected_bucket_owner",
+    "x-amz-sdk-checksum": _NO_CHECKSUM,
+    "x-amz-checksum": _NO_CHECKSUM,
+    "content-md5": _NO_CHECKSUM,
+    "if-none-match": "give StoreTraits(conditional_completion=False)",
 }
-_NO_CHECKSUMS = "give ObjectSettings(checksums=False)"
 
 
 def setting_of(text: str) -> str:
     """How to leave out the header of these settings that a text names; empty if it names none."""
-    for header, setting in _HEADERS.items():
-        if header in text.lower():
-            return _NO_CHECKSUMS if setting == "checksums" else f"leave out ObjectSettings.{setting}"
-    return ""
+    return next((remedy for header, remedy in _HEADERS.items() if header in text.lower()), "")
 
 
 def settings_of(operation: str) -> str:
@@ -171,5 +162,7 @@ def settings_of(operation: str) -> str:
     owner = "ObjectSettings.expected_bucket_owner"
     if operation == "create_multipart_upload":
         others = "tags, storage_class and server_side_encryption"
-        return f"leave out {owner}, {others} as far as they are set, or {_NO_CHECKSUMS}"
-    return f"leave out {owner} if it is set, or {_NO_CHECKSUMS}"
+        return f"leave out {owner}, {others} as far as they are set, or {_NO_CHECKSUM}"
+    if operation == "complete_multipart_upload":
+        return f"leave out {owner} if it is set, or {_HEADERS['if-none-match']}"
+    return f"leave out {owner} if it is set, or {_NO_CHECKSUM}"
