@@ -342,17 +342,17 @@ def test_a_run_goes_on_with_the_size_of_parts_that_its_log_says() -> None:
 
 
 def test_a_tail_of_many_parts_is_gone_on_with_in_its_midst() -> None:
-    """An index of some segments in parts of a KiB, as one of millions in parts of 16 MiB."""
+    """An index in parts of 640 bytes, as one of millions of segments in parts of 16 MiB."""
     cloud, log = runs.cloud(), Log()
     cloud.s3.traits = StoreTraits(least_part=1)
     form = amistore.Layout(blocks_per_frame=1, blocks_per_segment=1)
-    given = images.Volumes([(1, {i: images.block(i + 1) for i in range(18)})])
+    given = images.Volumes([(1, {i: images.block(i + 1)}) for i in range(9)])
     image = images.image(given.volumes)
-    options = amistore.PackOptions(layout=form, part_size=1100)
+    options = amistore.PackOptions(layout=form, part_size=640)
     whole = b"".join(amistore.pack(image, given, options=options))
     calls = Calls(cloud.s3)
     place = cloud.s3.at(BUCKET, KEY)
-    parts = -(-len(whole) // 1100)
+    parts = -(-len(whole) // 640)
     calls.fail("upload_part", parts - 2, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
         amistore.store(image, given, place, log=log, workers=1, options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import threading
@@ -52,14 +53,28 @@ class Begun(Held):
     get_snapshot_block = Held.get_snapshot_block
 
 
+def unknown() -> int:
+    """The number of threads that run and that `threading` does not know, or not yet."""
+    return _thread._count() - (len(threading.enumerate()) - 1)
+
+
+OTHERS = unknown()
+
+
 def ended(before: set[threading.Thread]) -> bool:
     """Whether all threads end that began since; one may begin another."""
+
+    def left() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
+
     until = time.monotonic() + SECONDS
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
-        for thread in left:
+    while left() or unknown() > OTHERS or left():  # the last: one that was made known between the first two
+        if time.monotonic() > until:
+            return False
+        for thread in left():
             with contextlib.suppress(RuntimeError):  # it is just beginning
                 thread.join(SECONDS)
-    return not left
+    return True
 
 
 def cyclic(source: Held) -> list[Any]:
