@@ -13,10 +13,12 @@ from amistore.backends.objects import ObjectInfo, ObjectLocation, ObjectStore
 from amistore.backends.quotas import Quotas
 from amistore.backends.retries import RetryPolicy
 from amistore.backends.retrying import RetryingBackend
+from amistore.backends.stores import STORES
 from amistore.backends.traits import StoreTraits
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 
 __all__ = [
+    "STORES",
     "Backend",
     "Block",
     "BlockPage",

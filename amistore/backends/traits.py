@@ -10,9 +10,10 @@ import attrs
 from amistore.errors import InvalidRequestError, InvalidValueError
 from amistore.units import GIB, MIB
 
-__all__ = ["AMAZON", "MOST_PARTS", "Checksum", "StoreTraits"]
+__all__ = ["AMAZON", "MOST_PARTS", "Addressing", "Checksum", "StoreTraits"]
 
 Checksum = Literal["crc32", "md5"]
+Addressing = Literal["path", "virtual"]
 
 MOST_PARTS: Final = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
 
@@ -32,9 +33,14 @@ def _check_parts(instance: StoreTraits, attribute: attrs.Attribute[Any], value: 
         raise _invalid(attribute, value, f"a whole number from 1 to {MOST_PARTS}")
 
 
-def _check_checksum(instance: StoreTraits, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and value not in get_args(Checksum):
-        raise _invalid(attribute, value, f"{' or '.join(map(repr, get_args(Checksum)))}, or None")
+def _check_one_of(kind: Any) -> Any:
+    words = get_args(kind)
+
+    def check(instance: StoreTraits, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None and value not in words:
+            raise _invalid(attribute, value, f"{' or '.join(map(repr, words))}, or None")
+
+    return check
 
 
 def _invalid(attribute: attrs.Attribute[Any], value: object, rule: str) -> InvalidValueError:
@@ -62,6 +68,10 @@ class StoreTraits:
             (``If-None-Match``). Where it does not, the key is looked at before the completion, and the object
             after it: of two runs that end at one time, the later one may replace the object of the other.
         tags: whether objects have tags.
+        replaceable_parts: whether it takes a part again that it has. Where it does not, a part that it
+            refuses as sent before is named at the completion by its MD5.
+        addressing: where it wants the bucket's name: ``"path"``, behind the host, or ``"virtual"``, in front
+            of it; None for what the client chooses.
 
     Raises:
         InvalidValueError: a value has the wrong type, or the parts' sizes contradict each other.
@@ -74,9 +84,11 @@ class StoreTraits:
     largest_part: int = attrs.field(default=5 * GIB, validator=_check_number)
     largest_object: int = attrs.field(default=MOST_PARTS * 5 * GIB, validator=_check_number)
     part_listing: bool = attrs.field(default=True, validator=_check_flag)
-    checksum: Checksum | None = attrs.field(default="crc32", validator=_check_checksum)
+    checksum: Checksum | None = attrs.field(default="crc32", validator=_check_one_of(Checksum))
     conditional_completion: bool = attrs.field(default=True, validator=_check_flag)
     tags: bool = attrs.field(default=True, validator=_check_flag)
+    replaceable_parts: bool = attrs.field(default=True, validator=_check_flag)
+    addressing: Addressing | None = attrs.field(default=None, validator=_check_one_of(Addressing))
 
     def __attrs_post_init__(self) -> None:
         if self.least_part > self.largest_part:

@@ -246,7 +246,8 @@ class LoggedUpload:
 
     def _refuse_believed(self, error: BackendError) -> None:
         """Where parts were believed that the store does not have, let the next run begin anew."""
-        believed = self.carried and not self.to.store.traits.part_listing
+        traits = self.to.store.traits
+        believed = not traits.part_listing and (self.carried or not traits.replaceable_parts)
         refused = not error.retryable and type(error) in (BackendError, NotFoundError)
         if believed and refused and self._abort():
             self.log.clear()

@@ -22,14 +22,14 @@ from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
 from amistore.backends.aws.s3_heads import head_object
-from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored, range_of, size_of
+from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored, md5_of, range_of, size_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
-from amistore.backends.aws.stores import traits_of
 from amistore.backends.etags import bare_etag, is_same_etag
 from amistore.backends.objects import ObjectInfo, ObjectStore
 from amistore.backends.receiving import Content
+from amistore.backends.stores import traits_of
 from amistore.backends.traits import StoreTraits
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
@@ -203,7 +203,13 @@ class AWSObjectStore(ObjectStore):
             sent = checksum_of(content, self.traits.checksum)
             size = size_of(content)
             content.seek(0)
-            answer = self._client.upload_part(**place, PartNumber=part_number, Body=body, **sent)
+            try:
+                answer = self._client.upload_part(**place, PartNumber=part_number, Body=body, **sent)
+            except botocore.exceptions.ClientError as error:
+                if self.traits.replaceable_parts or _code(error) != "InvalidPart":
+                    raise
+                # It was sent before, and its answer was lost. The completion compares the ETag.
+                return UploadedPart(part_number=part_number, size=size, etag=md5_of(content).hex())
             part = UploadedPart(
                 part_number=part_number,
                 size=size,

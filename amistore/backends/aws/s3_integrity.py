@@ -16,7 +16,7 @@ from amistore.backends.traits import Checksum
 from amistore.errors import BackendError, SourceChangedError
 from amistore.units import MIB
 
-__all__ = ["check_etag", "checksum_of", "is_stored", "range_of", "size_of"]
+__all__ = ["check_etag", "checksum_of", "is_stored", "md5_of", "range_of", "size_of"]
 
 _LONGEST = 300.0  # seconds for a range; 32 MiB then come at 0.1 MB/s
 _MAXIMUM_SKIPPED = 16 * MIB  # bytes read in vain where a server ignores ranges
@@ -64,7 +64,7 @@ def size_of(content: BinaryIO) -> int:
 def checksum_of(content: BinaryIO, kind: Checksum | None) -> dict[str, str]:
     """The checksum of a part, as the client's parameter (API reference, UploadPart); empty for none."""
     if kind == "md5":
-        return {"ContentMD5": base64.b64encode(_md5(content)).decode()}
+        return {"ContentMD5": base64.b64encode(md5_of(content)).decode()}
     return {} if kind is None else {"ChecksumCRC32": _crc32(content)}
 
 
@@ -77,7 +77,7 @@ def is_stored(answer: Mapping[str, Any], content: BinaryIO, sent: Mapping[str, s
     etag = bare_etag(answer["ETag"]).lower()
     if not _IS_MD5.fullmatch(etag) or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms"):
         return True
-    return _md5(content).hex() == etag
+    return md5_of(content).hex() == etag
 
 
 def _crc32(content: BinaryIO) -> str:
@@ -87,7 +87,8 @@ def _crc32(content: BinaryIO) -> str:
     return base64.b64encode(checksum.to_bytes(4, "big")).decode()
 
 
-def _md5(content: BinaryIO) -> bytes:
+def md5_of(content: BinaryIO) -> bytes:
+    """The MD5 of a part, which is its ETag where it is not encrypted with a key of KMS."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in _pieces(content):
         digest.update(piece)

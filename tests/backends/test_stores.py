@@ -1,0 +1,46 @@
+"""Public stores are known by the host of their endpoint."""
+
+from __future__ import annotations
+
+import boto3
+import pytest
+
+import amistore
+from amistore.backends import STORES, StoreTraits
+from amistore.backends.stores import traits_of
+from amistore.backends.traits import AMAZON
+from amistore.errors import InvalidValueError
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://0123456789abcdef.r2.cloudflarestorage.com", "cloudflare-r2"),
+        ("https://0123456789abcdef.EU.R2.cloudflarestorage.com./", "cloudflare-r2"),
+        ("https://storage.googleapis.com", "google-cloud-storage"),
+        ("https://s3.us-east-005.backblazeb2.com", "backblaze-b2"),
+        ("https://s3.fr-par.scw.cloud", "scaleway"),
+        ("https://s3.eu-central-1.s4.mega.io", "mega-s4"),
+        ("https://s3.eu-luxembourg-1.megas4.com", "mega-s4"),
+        ("https://oss-cn-hangzhou.aliyuncs.com", "alibaba-oss"),
+        ("https://s3.eu-de.cloud-object-storage.appdomain.cloud", "ibm-cos"),
+        ("https://s3.eu-central-1.wasabisys.com", "wasabi"),
+        ("https://notscw.cloud", "amazon-s3"),
+        ("https://s3.fr-par.scw.cloud.example.org", "amazon-s3"),
+        ("https://s3.eu-central-1.amazonaws.com", "amazon-s3"),
+        (None, "amazon-s3"),
+    ],
+)
+def test_the_endpoints_host_tells_the_traits(url: str | None, name: str) -> None:
+    assert traits_of(url) == STORES[name]
+
+
+def test_a_backend_has_the_given_traits_or_those_of_its_endpoint() -> None:
+    session = boto3.Session("key", "secret", region_name="us-east-1")
+    r2 = {"s3": "https://0123456789abcdef.r2.cloudflarestorage.com"}
+    assert amistore.AWSBackend(session, endpoint_urls=r2).s3.traits.equal_parts
+    few = StoreTraits(most_parts=5)
+    assert amistore.AWSBackend(session, endpoint_urls=r2, traits=few).s3.traits == few
+    assert amistore.AWSBackend(session).s3.traits == AMAZON
+    with pytest.raises(InvalidValueError, match=r"AWSBackend\.traits takes StoreTraits"):
+        amistore.AWSBackend(session, traits="r2")  # type: ignore[arg-type]
