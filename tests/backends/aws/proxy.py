@@ -61,6 +61,34 @@ class Answer:
     size: int | None = None  # Content-Length, where the body's own is not it
 
 
+@attrs.frozen(kw_only=True)
+class Asked:
+    """A request."""
+
+    operation: str
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    """By their names in lower case."""
+    body: bytes
+
+
+class Rules:
+    """What a service does otherwise than the server behind the proxy. Its methods run in several threads."""
+
+    def path_style(self, target: str, host: str) -> str:
+        """The target of a request with the bucket's name in it."""
+        return target
+
+    def refusal(self, asked: Asked) -> Answer | None:
+        """The answer to a request that is not sent on."""
+        return None
+
+    def answered(self, asked: Asked, answer: Answer) -> Answer:
+        """What becomes of the server's answer."""
+        return answer
+
+
 def error_answer(status: int, code: str, message: str = "a fault") -> Answer:
     """An error as S3 writes it (API reference, "Error responses")."""
     text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
@@ -101,6 +129,7 @@ class FaultProxy:
         headers: of the last request of each operation.
         release: set it to let silent answers go.
         change: makes another of what the server answers to an operation.
+        rules: what the service does otherwise than the server.
     """
 
     upstream: str | None
@@ -111,6 +140,7 @@ class FaultProxy:
     headers: dict[str, dict[str, str]] = attrs.field(factory=dict)
     release: threading.Event = attrs.field(factory=threading.Event)
     change: Callable[[str, Answer], Answer] = lambda operation, answer: answer
+    rules: Rules = attrs.field(factory=Rules)
     _faults: dict[tuple[str, int], Fault | Answer] = attrs.field(factory=dict)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -147,10 +177,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.path = self.proxy.rules.path_style(self.path, self.headers.get("Host", ""))
         operation = self.proxy.operation(self.command, self.path)
         fault = self.proxy.take(operation, self.headers)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(operation=operation, method=self.command, target=self.path, headers=headers, body=body)
         if isinstance(fault, Answer):
             self._give(fault)
+        elif refusal := self.proxy.rules.refusal(asked):
+            self._give(refusal)
         elif fault is Fault.INTERNAL_ERROR:
             self._give(error_answer(500, "InternalError"))
         elif fault is Fault.SLOW_DOWN:
@@ -161,6 +196,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._reset()
         else:
             answer = self._ask(_flipped(body) if fault is Fault.FLIPPED_REQUEST else body)
+            answer = self.proxy.rules.answered(asked, answer)
             self._give_with(fault, self.proxy.change(operation, answer))
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = do_GET
