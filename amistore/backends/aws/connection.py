@@ -58,7 +58,8 @@ class Connection:
         redact_logs()
         self._is_own = session is None
         self.session: Any = session or boto3.Session()
-        region = region_name or self.session.region_name
+        self._given = self.session._session.get_default_client_config() or botocore.config.Config()
+        region = region_name or self._given.region_name or self.session.region_name
         if not region:
             raise InvalidRequestError(
                 "no Region: give region_name=, or set AWS_DEFAULT_REGION or a profile's region"
@@ -104,33 +105,45 @@ class Connection:
         with self._lock:
             if service not in self._clients:
                 # A SHA-256 of each part is most of its cost, and TLS does the same: docs/decisions/0009.
-                client = self._made(service, {"payload_signing_enabled": False})
+                client = self._made(service, payload_signing_enabled=False)
                 check_endpoint(client.meta.endpoint_url)  # it may come from the environment
                 if service == "s3" and not client.meta.endpoint_url.startswith("https:"):
-                    client = self._made(service, {})
+                    client = self._made(service)
                 Answers().watch(client)
                 if self.session.get_credentials() is None:
                     return client  # it would never have any: the next one may, of a machine that is starting
                 self._clients[service] = client
             return self._clients[service]
 
-    def _made(self, service: str, s3: dict[str, Any]) -> Any:
-        config = botocore.config.Config(
+    def config(self, service: str, **s3: Any) -> Any:
+        """The configuration of a service's client: the session's own values, and ours for all others.
+
+        Args:
+            service: ``ec2``, ``ebs`` or ``s3``.
+            s3: our values of the member ``s3``.
+        """
+        ours = botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=PART_TIMEOUT if service == "s3" else READ_TIMEOUT,
-            retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=64,
             user_agent_extra="amistore",
             # Parts carry a checksum of our own, which S3 verifies; ranges are checked by the archive.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            s3=s3,
         )
+        # botocore merges this member as a whole, and lets a client's values go before a profile's.
+        of_profile = self.session._session.get_config_variable("s3")
+        given = {**s3, **(of_profile or {}), **(self._given.s3 or {})}
+        # Whatever the session says: retries around retries would make 25 attempts of 5.
+        retries = {"total_max_attempts": 1, "mode": "standard"}
+        return ours.merge(self._given).merge(botocore.config.Config(s3=given, retries=retries))
+
+    def _made(self, service: str, **s3: Any) -> Any:
         return self.session.client(
             service,
             region_name=self.region_name,
             endpoint_url=self.endpoint_urls.get(service),
-            config=config,
+            config=self.config(service, **s3),
         )
 
 
