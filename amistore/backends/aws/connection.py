@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import botocore.config
+import botocore.exceptions
 
 from amistore import forks
 from amistore.backends.aws import sessions
@@ -38,6 +39,7 @@ class Connection:
         session: the boto3 session; None for botocore's default chain of credentials.
         region_name: the Region's name; None for the session's.
         endpoint_urls: the URL of each service that has another one than AWS's.
+        profile_name: the profile to make a session of, instead of the default chain.
 
     Attributes:
         session: the boto3 session.
@@ -45,21 +47,24 @@ class Connection:
         endpoint_urls: the given URLs by service (``ec2``, ``ebs``, ``s3``).
 
     Raises:
-        InvalidRequestError: no Region is configured, or an endpoint would send data in the clear.
+        InvalidRequestError: no Region is configured, there is no such profile, or an endpoint would send data
+            in the clear.
     """
 
     def __init__(
-        self, session: Any, region_name: str | None = None, endpoint_urls: Mapping[str, str] | None = None
+        self,
+        session: Any,
+        region_name: str | None = None,
+        endpoint_urls: Mapping[str, str] | None = None,
+        profile_name: str | None = None,
     ) -> None:
-        if session is not None and not isinstance(session, boto3.Session):
-            raise _invalid("session", session, "a boto3.Session or None")
         if endpoint_urls is not None and not isinstance(endpoint_urls, Mapping):
             raise _invalid("endpoint_urls", endpoint_urls, "a mapping of services to URLs")
         redact_logs()
         self._is_own = session is None
-        self.session: Any = session or boto3.Session()
-        self._given = self.session._session.get_default_client_config() or botocore.config.Config()
-        region = region_name or self._given.region_name or self.session.region_name
+        self._profile_name = profile_name
+        self.session, self._given, region = _opened(session, profile_name)
+        region = region_name or region
         if not region:
             raise InvalidRequestError(
                 "no Region: give region_name=, or set AWS_DEFAULT_REGION or a profile's region"
@@ -87,9 +92,9 @@ class Connection:
         if not self._is_own:
             raise InvalidRequestError(
                 "an AWSBackend with a session of yours cannot be sent to another process: "
-                "let it find its credentials by itself (profile or environment)"
+                "give profile_name= instead, or let it find its credentials by itself"
             )
-        return Connection, (None, self.region_name, self.endpoint_urls)
+        return Connection, (None, self.region_name, self.endpoint_urls, self._profile_name)
 
     def _begin_anew(self) -> None:
         """Begin anew in a forked child: without the parent's clients, with fresh locks."""
@@ -145,6 +150,25 @@ class Connection:
             endpoint_url=self.endpoint_urls.get(service),
             config=self.config(service, **s3),
         )
+
+
+def _opened(session: Any, profile_name: str | None) -> tuple[Any, Any, str | None]:
+    """The session to use, its own Config for all clients, and its Region."""
+    if session is not None and not isinstance(session, boto3.Session):
+        raise _invalid("session", session, "a boto3.Session or None")
+    if profile_name is not None and not (isinstance(profile_name, str) and profile_name):
+        raise _invalid("profile_name", profile_name, "the name of a profile")
+    if profile_name is not None and session is not None:
+        raise InvalidRequestError("a session has its profile already: give session= or profile_name=")
+    try:
+        opened = session or boto3.Session(profile_name=profile_name)
+        given: Any = opened._session.get_default_client_config() or botocore.config.Config()
+        return opened, given, given.region_name or opened.region_name
+    except botocore.exceptions.BotoCoreError as error:  # no such profile, or a file that cannot be read
+        raise InvalidRequestError(
+            f"{str(error).rstrip('.')}: check ~/.aws/config, or the file that AWS_CONFIG_FILE names, and "
+            "the profile's name in profile_name=, AWS_PROFILE or your session"
+        ) from None
 
 
 def _invalid(name: str, value: object, rule: str) -> InvalidValueError:

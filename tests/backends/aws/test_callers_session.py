@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import pickle
 import shutil
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import botocore.config
 import pytest
+from backends.aws.cases import add_web
 from backends.aws.conftest import require
 from backends.aws.proxy import error_answer, fault_proxy
 from backends.aws.sockets import forward_proxy, read_head, scripted
@@ -249,3 +253,47 @@ def test_blocks_wait_as_long_as_the_sessions_config_says() -> None:
 def test_the_region_of_the_sessions_config_counts() -> None:
     given = session(region_name="eu-central-1")
     assert AWSBackend(given).connection.region_name == "eu-central-1"
+
+
+def write_profile(folder: Path, aws: FakeAWS) -> None:
+    keys = aws.credential
+    (folder / "config").write_text(f"[profile work]\nregion = {aws.region}\n")
+    (folder / "credentials").write_text(
+        f"[work]\naws_access_key_id = {keys.access_key_id}\n"
+        f"aws_secret_access_key = {keys.secret_access_key}\n"
+    )
+
+
+def image_names(cloud: AWSBackend) -> list[str | None]:
+    return [image.name for image in cloud.ec2.describe_images()]
+
+
+def test_a_backend_of_a_profile_works_in_a_spawned_process_which_gets_no_secret(
+    aws: FakeAWS, tmp_path: Path
+) -> None:
+    write_profile(tmp_path, aws)
+    add_web(aws, {})
+    urls = {"ec2": aws.endpoint_url, "ebs": aws.endpoint_url}
+    cloud = AWSBackend(profile_name="work", endpoint_urls=urls, retries=ONCE)
+    assert image_names(cloud) == ["web"]
+    assert aws.credential.secret_access_key.encode() not in pickle.dumps(cloud)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(image_names, cloud).result() == ["web"]
+
+
+def test_a_backend_with_a_session_says_what_to_give_to_be_sent(aws: FakeAWS) -> None:
+    with pytest.raises(amistore.InvalidRequestError, match="profile_name= instead"):
+        pickle.dumps(AWSBackend(session(aws)))
+
+
+def test_a_profile_that_is_not_there_is_told_when_the_backend_is_made(clean: pytest.MonkeyPatch) -> None:
+    with pytest.raises(amistore.InvalidRequestError, match=r"\(nope\) could not be found: check .*config"):
+        AWSBackend(profile_name="nope", region_name="us-east-2")
+    clean.setenv("AWS_PROFILE", "none-such")
+    with pytest.raises(amistore.InvalidRequestError, match=r"\(none-such\).*AWS_PROFILE"):
+        AWSBackend(region_name="us-east-2")
+
+
+def test_a_session_and_a_profile_together_are_refused(aws: FakeAWS) -> None:
+    with pytest.raises(amistore.InvalidRequestError, match="session= or profile_name="):
+        AWSBackend(session(aws), profile_name="work")

@@ -20,6 +20,8 @@ ARN = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-4000-8000-00000000ae
         ("region_name", 5, 5),
         ("region_name", "us east 1", "us east 1"),
         ("region_name", "evil.example/", "evil.example/"),
+        ("profile_name", "", ""),
+        ("profile_name", 5, 5),
         ("endpoint_urls", "https://s3.example.org", "https://s3.example.org"),
         ("endpoint_urls", {"s3": None}, None),
         ("endpoint_urls", {"s3": 5}, 5),
