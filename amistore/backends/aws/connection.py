@@ -40,6 +40,7 @@ class Connection:
         region_name: the Region's name; None for the session's.
         endpoint_urls: the URL of each service that has another one than AWS's.
         profile_name: the profile to make a session of, instead of the default chain.
+        requester_pays: whether to tell S3 with each request that the caller pays for it.
 
     Attributes:
         session: the boto3 session.
@@ -57,12 +58,16 @@ class Connection:
         region_name: str | None = None,
         endpoint_urls: Mapping[str, str] | None = None,
         profile_name: str | None = None,
+        requester_pays: bool = False,
     ) -> None:
         if endpoint_urls is not None and not isinstance(endpoint_urls, Mapping):
             raise _invalid("endpoint_urls", endpoint_urls, "a mapping of services to URLs")
+        if type(requester_pays) is not bool:
+            raise _invalid("requester_pays", requester_pays, "True or False")
         redact_logs()
         self._is_own = session is None
         self._profile_name = profile_name
+        self._requester_pays = requester_pays
         self.session, self._given, region = _opened(session, profile_name)
         region = region_name or region
         if not region:
@@ -94,7 +99,8 @@ class Connection:
                 "an AWSBackend with a session of yours cannot be sent to another process: "
                 "give profile_name= instead, or let it find its credentials by itself"
             )
-        return Connection, (None, self.region_name, self.endpoint_urls, self._profile_name)
+        given = (self.region_name, self.endpoint_urls, self._profile_name, self._requester_pays)
+        return Connection, (None, *given)
 
     def _begin_anew(self) -> None:
         """Begin anew in a forked child: without the parent's clients, with fresh locks."""
@@ -115,6 +121,8 @@ class Connection:
                 if service == "s3" and not client.meta.endpoint_url.startswith("https:"):
                     client = self._made(service)
                 Answers().watch(client)
+                if service == "s3" and self._requester_pays:
+                    client.meta.events.register("before-call.s3", _pay)
                 if self.session.get_credentials() is None:
                     return client  # it would never have any: the next one may, of a machine that is starting
                 self._clients[service] = client
@@ -150,6 +158,14 @@ class Connection:
             endpoint_url=self.endpoint_urls.get(service),
             config=self.config(service, **s3),
         )
+
+
+def _pay(params: dict[str, Any], **_: Any) -> None:
+    """Confirm that the caller pays, in each request (S3 user guide, "Using Requester Pays buckets").
+
+    botocore has no parameter for it in HeadBucket.
+    """
+    params["headers"]["x-amz-request-payer"] = "requester"
 
 
 def _opened(session: Any, profile_name: str | None) -> tuple[Any, Any, str | None]:

@@ -146,14 +146,15 @@ class SnapshotSettings:
 
 # The beginning of each header's name, the longer one first, and the setting that it comes from.
 _HEADERS: Mapping[str, str] = {
-    "x-amz-tagging": "tags",
-    "x-amz-storage-class": "storage_class",
-    "x-amz-server-side-encryption-aws-kms-key-id": "sse_kms_key_id",
-    "x-amz-server-side-encryption-bucket-key-enabled": "bucket_key_enabled",
-    "x-amz-server-side-encryption": "server_side_encryption",
-    "x-amz-expected-bucket-owner": "expected_bucket_owner",
-    "x-amz-sdk-checksum": "checksums",
-    "x-amz-checksum": "checksums",
+    "x-amz-tagging": "ObjectSettings.tags",
+    "x-amz-storage-class": "ObjectSettings.storage_class",
+    "x-amz-server-side-encryption-aws-kms-key-id": "ObjectSettings.sse_kms_key_id",
+    "x-amz-server-side-encryption-bucket-key-enabled": "ObjectSettings.bucket_key_enabled",
+    "x-amz-server-side-encryption": "ObjectSettings.server_side_encryption",
+    "x-amz-expected-bucket-owner": "ObjectSettings.expected_bucket_owner",
+    "x-amz-sdk-checksum": "ObjectSettings.checksums",
+    "x-amz-checksum": "ObjectSettings.checksums",
+    "x-amz-request-payer": "AWSBackend.requester_pays",
 }
 _NO_CHECKSUMS = "give ObjectSettings(checksums=False)"
 
@@ -162,7 +163,7 @@ def setting_of(text: str) -> str:
     """How to leave out the header of these settings that a text names; empty if it names none."""
     for header, setting in _HEADERS.items():
         if header in text.lower():
-            return _NO_CHECKSUMS if setting == "checksums" else f"leave out ObjectSettings.{setting}"
+            return _NO_CHECKSUMS if setting.endswith("checksums") else f"leave out {setting}"
     return ""
 
 

@@ -17,12 +17,13 @@ import boto3
 import botocore.config
 import pytest
 from backends.aws.cases import add_web
-from backends.aws.conftest import require
+from backends.aws.conftest import bucket_of, require
 from backends.aws.proxy import error_answer, fault_proxy
 from backends.aws.sockets import forward_proxy, read_head, scripted
 
 import amistore
 from amistore import AWSBackend
+from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.connections import no_fork
 from amistore.testing import block
@@ -297,3 +298,54 @@ def test_a_profile_that_is_not_there_is_told_when_the_backend_is_made(clean: pyt
 def test_a_session_and_a_profile_together_are_refused(aws: FakeAWS) -> None:
     with pytest.raises(amistore.InvalidRequestError, match="session= or profile_name="):
         AWSBackend(session(aws), profile_name="work")
+
+
+def test_each_request_to_s3_says_that_the_requester_pays(moto: Connection) -> None:
+    """Moto asks for nothing of the kind, so each request is looked at on its way."""
+    case = bucket_of(moto)
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        cloud = AWSBackend(moto.session, endpoint_urls={"s3": proxy.url}, requester_pays=True, retries=ONCE)
+        store, bucket = cloud.s3, case.bucket
+        store.head_bucket(bucket)
+        store.put_object(bucket, "key", b"content", if_none_match=True)
+        upload = store.create_multipart_upload(bucket, "key")
+        store.list_parts(bucket, "key", upload)
+        store.list_multipart_uploads(bucket)
+        store.abort_multipart_upload(bucket, "key", upload)
+        assert store.get_object_range(bucket, "key", 0, 7) == b"content"
+        store.get_object_tagging(bucket, "key")
+        assert store.list_keys(bucket) == ["key"]
+        store.delete_object(bucket, "key")
+        told = {name: headers.get("x-amz-request-payer") for name, headers in proxy.headers.items()}
+        assert set(told.values()) == {"requester"}
+        assert len(told) >= 10
+        signed = proxy.headers["head_bucket"]["authorization"]
+        assert "x-amz-request-payer" in signed
+
+
+def test_a_backend_that_was_sent_to_another_process_still_pays(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv("AWS_ACCESS_KEY_ID", "key")
+    clean.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with fault_proxy(None) as server:
+        urls = {"s3": server.url}
+        cloud = AWSBackend(region_name="us-east-2", endpoint_urls=urls, requester_pays=True, retries=ONCE)
+        with pytest.raises(amistore.BackendError):
+            head(pickle.loads(pickle.dumps(cloud)))
+        assert server.headers["head_object"]["x-amz-request-payer"] == "requester"
+
+
+def test_nobody_pays_who_does_not_say_so(moto: Connection) -> None:
+    case = bucket_of(moto)
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        AWSBackend(moto.session, endpoint_urls={"s3": proxy.url}).s3.head_bucket(case.bucket)
+        assert "x-amz-request-payer" not in proxy.headers["head_bucket"]
+
+
+def test_a_server_that_does_not_know_who_pays_names_the_argument() -> None:
+    with fault_proxy(None) as server:
+        cloud = AWSBackend(session(), endpoint_urls={"s3": server.url}, requester_pays=True, retries=ONCE)
+        server.fail(
+            "list_parts", error_answer(501, "NotImplemented", "x-amz-request-payer is not implemented")
+        )
+        with pytest.raises(amistore.BackendError, match=r"leave out AWSBackend\.requester_pays"):
+            cloud.s3.list_parts("bucket", "key", "upload")

@@ -22,6 +22,7 @@ ARN = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-4000-8000-00000000ae
         ("region_name", "evil.example/", "evil.example/"),
         ("profile_name", "", ""),
         ("profile_name", 5, 5),
+        ("requester_pays", "yes", "yes"),
         ("endpoint_urls", "https://s3.example.org", "https://s3.example.org"),
         ("endpoint_urls", {"s3": None}, None),
         ("endpoint_urls", {"s3": 5}, 5),
