@@ -30,6 +30,10 @@ class AWSBackend(RetryingBackend):
         region_name: the Region's name, such as ``"us-gov-east-1"``; None for the session's or environment's.
         endpoint_urls: the URL of each service (``ec2``, ``ebs``, ``s3``) that has another one than AWS's: a
             VPC endpoint, or a server that speaks S3. Plain http is for loopback only.
+        profile_name: the profile to use, instead of a session: the backend can then be sent to other
+            processes, which find the profile's credentials again.
+        requester_pays: whether you pay for the requests to buckets whose owner wants that ("Requester
+            Pays"), and for what they transfer; without it, such buckets refuse.
         objects: the settings for written objects: encryption, storage class, tags, the bucket's owner.
         snapshots: the settings for restored snapshots: encryption, KMS key, tags.
         image_tags: the tags to set on every restored image, over its own.
@@ -38,7 +42,7 @@ class AWSBackend(RetryingBackend):
             what is known of the endpoint's host.
 
     Raises:
-        InvalidRequestError: no Region is known, or an endpoint is not https.
+        InvalidRequestError: no Region is known, there is no such profile, or an endpoint is not https.
         InvalidValueError: an argument has the wrong type.
 
     `preflight` reads the first block of each snapshot, so that a missing permission for the EBS direct
@@ -51,6 +55,8 @@ class AWSBackend(RetryingBackend):
         *,
         region_name: str | None = None,
         endpoint_urls: Mapping[str, str] | None = None,
+        profile_name: str | None = None,
+        requester_pays: bool = False,
         objects: ObjectSettings | None = None,
         snapshots: SnapshotSettings | None = None,
         image_tags: Iterable[Tag] = (),
@@ -68,7 +74,7 @@ class AWSBackend(RetryingBackend):
         for tag in tags:
             if not isinstance(tag, Tag):
                 raise _invalid("image_tags", tag)
-        self.connection = Connection(session, region_name, endpoint_urls)
+        self.connection = Connection(session, region_name, endpoint_urls, profile_name, requester_pays)
         services = _Services(
             ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
             s3=AWSObjectStore(self.connection, objects, traits),

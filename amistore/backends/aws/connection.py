@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import botocore.config
+import botocore.exceptions
 
 from amistore import forks
 from amistore.backends.aws import sessions
@@ -38,6 +39,8 @@ class Connection:
         session: the boto3 session; None for botocore's default chain of credentials.
         region_name: the Region's name; None for the session's.
         endpoint_urls: the URL of each service that has another one than AWS's.
+        profile_name: the profile to make a session of, instead of the default chain.
+        requester_pays: whether to tell S3 with each request that the caller pays for it.
 
     Attributes:
         session: the boto3 session.
@@ -45,20 +48,28 @@ class Connection:
         endpoint_urls: the given URLs by service (``ec2``, ``ebs``, ``s3``).
 
     Raises:
-        InvalidRequestError: no Region is configured, or an endpoint would send data in the clear.
+        InvalidRequestError: no Region is configured, there is no such profile, or an endpoint would send data
+            in the clear.
     """
 
     def __init__(
-        self, session: Any, region_name: str | None = None, endpoint_urls: Mapping[str, str] | None = None
+        self,
+        session: Any,
+        region_name: str | None = None,
+        endpoint_urls: Mapping[str, str] | None = None,
+        profile_name: str | None = None,
+        requester_pays: bool = False,
     ) -> None:
-        if session is not None and not isinstance(session, boto3.Session):
-            raise _invalid("session", session, "a boto3.Session or None")
         if endpoint_urls is not None and not isinstance(endpoint_urls, Mapping):
             raise _invalid("endpoint_urls", endpoint_urls, "a mapping of services to URLs")
+        if type(requester_pays) is not bool:
+            raise _invalid("requester_pays", requester_pays, "True or False")
         redact_logs()
         self._is_own = session is None
-        self.session: Any = session or boto3.Session()
-        region = region_name or self.session.region_name
+        self._profile_name = profile_name
+        self._requester_pays = requester_pays
+        self.session, self._given, region = _opened(session, profile_name)
+        region = region_name or region
         if not region:
             raise InvalidRequestError(
                 "no Region: give region_name=, or set AWS_DEFAULT_REGION or a profile's region"
@@ -86,9 +97,10 @@ class Connection:
         if not self._is_own:
             raise InvalidRequestError(
                 "an AWSBackend with a session of yours cannot be sent to another process: "
-                "let it find its credentials by itself (profile or environment)"
+                "give profile_name= instead, or let it find its credentials by itself"
             )
-        return Connection, (None, self.region_name, self.endpoint_urls)
+        given = (self.region_name, self.endpoint_urls, self._profile_name, self._requester_pays)
+        return Connection, (None, *given)
 
     def _begin_anew(self) -> None:
         """Begin anew in a forked child: without the parent's clients, with fresh locks."""
@@ -104,34 +116,75 @@ class Connection:
         with self._lock:
             if service not in self._clients:
                 # A SHA-256 of each part is most of its cost, and TLS does the same: docs/decisions/0009.
-                client = self._made(service, {"payload_signing_enabled": False})
+                client = self._made(service, payload_signing_enabled=False)
                 check_endpoint(client.meta.endpoint_url)  # it may come from the environment
                 if service == "s3" and not client.meta.endpoint_url.startswith("https:"):
-                    client = self._made(service, {})
+                    client = self._made(service)
                 Answers().watch(client)
+                if service == "s3" and self._requester_pays:
+                    client.meta.events.register("before-call.s3", _pay)
                 if self.session.get_credentials() is None:
                     return client  # it would never have any: the next one may, of a machine that is starting
                 self._clients[service] = client
             return self._clients[service]
 
-    def _made(self, service: str, s3: dict[str, Any]) -> Any:
-        config = botocore.config.Config(
+    def config(self, service: str, **s3: Any) -> Any:
+        """The configuration of a service's client: the session's own values, and ours for all others.
+
+        Args:
+            service: ``ec2``, ``ebs`` or ``s3``.
+            s3: our values of the member ``s3``.
+        """
+        ours = botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=PART_TIMEOUT if service == "s3" else READ_TIMEOUT,
-            retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=64,
             user_agent_extra="amistore",
             # Parts carry a checksum of our own, which S3 verifies; ranges are checked by the archive.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            s3=s3,
         )
+        # botocore merges this member as a whole, and lets a client's values go before a profile's.
+        of_profile = self.session._session.get_config_variable("s3")
+        given = {**s3, **(of_profile or {}), **(self._given.s3 or {})}
+        # Whatever the session says: retries around retries would make 25 attempts of 5.
+        retries = {"total_max_attempts": 1, "mode": "standard"}
+        return ours.merge(self._given).merge(botocore.config.Config(s3=given, retries=retries))
+
+    def _made(self, service: str, **s3: Any) -> Any:
         return self.session.client(
             service,
             region_name=self.region_name,
             endpoint_url=self.endpoint_urls.get(service),
-            config=config,
+            config=self.config(service, **s3),
         )
+
+
+def _pay(params: dict[str, Any], **_: Any) -> None:
+    """Confirm that the caller pays, in each request (S3 user guide, "Using Requester Pays buckets").
+
+    botocore has no parameter for it in HeadBucket.
+    """
+    params["headers"]["x-amz-request-payer"] = "requester"
+
+
+def _opened(session: Any, profile_name: str | None) -> tuple[Any, Any, str | None]:
+    """The session to use, its own Config for all clients, and its Region."""
+    if session is not None and not isinstance(session, boto3.Session):
+        raise _invalid("session", session, "a boto3.Session or None")
+    if profile_name is not None and not (isinstance(profile_name, str) and profile_name):
+        raise _invalid("profile_name", profile_name, "the name of a profile")
+    if profile_name is not None and session is not None:
+        raise InvalidRequestError("a session has its profile already: give session= or profile_name=")
+    try:
+        opened = session or boto3.Session(profile_name=profile_name)
+        given: Any = opened._session.get_default_client_config() or botocore.config.Config()
+        return opened, given, given.region_name or opened.region_name
+    except botocore.exceptions.BotoCoreError as error:  # no such profile, or a file that cannot be read
+        raise InvalidRequestError(
+            f"{str(error).rstrip('.')}: check ~/.aws/config, or the file that AWS_CONFIG_FILE names, and "
+            "the profile's name in profile_name=, AWS_PROFILE or your session"
+        ) from None
 
 
 def _invalid(name: str, value: object, rule: str) -> InvalidValueError:

@@ -71,7 +71,9 @@ class AWSBlockStore(BlockStore):
 
     connection: Connection
     settings: SnapshotSettings = attrs.field(factory=SnapshotSettings)
-    limits: TimeLimits = attrs.field(factory=TimeLimits, repr=False)
+    limits: TimeLimits = attrs.field(
+        repr=False, default=attrs.Factory(lambda self: TimeLimits.of(self.connection), takes_self=True)
+    )
     requests: int = attrs.field(default=64, kw_only=True)  # docs/decisions/0024
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)

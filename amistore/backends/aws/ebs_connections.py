@@ -1,6 +1,6 @@
 """Connections for `ebs_wire.py`: opened by urllib3's classes, and reused.
 
-They follow the environment as botocore does: proxies and certificate bundles, TLS that verifies the host.
+They follow session and environment as botocore does: proxies, certificates, TLS that verifies the host.
 urllib3's own pool is not used, since it costs more than a block's signature and transfer together
 (docs/decisions/0012).
 """
@@ -22,12 +22,13 @@ import urllib3.connection
 import urllib3.util
 
 from amistore import forks
-from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT
+from amistore.backends.aws.connection import CONNECT_TIMEOUT, READ_TIMEOUT, Connection
 from amistore.backends.connections import let_go, no_fork
 from amistore.errors import InvalidRequestError
 
 __all__ = ["Pool", "TimeLimits"]
 
+ATTEMPT_TIMEOUT = 60.0  # seconds
 _KEPT = 64  # connections at most
 
 
@@ -45,7 +46,15 @@ class TimeLimits:
 
     connect: float = CONNECT_TIMEOUT
     read: float = READ_TIMEOUT
-    attempt: float = 60.0
+    attempt: float = ATTEMPT_TIMEOUT
+
+    @classmethod
+    def of(cls, connection: Connection) -> TimeLimits:
+        """The limits of a connection, whose session may have others than ours."""
+        config = connection.config("ebs")
+        read = config.read_timeout or READ_TIMEOUT
+        connect = config.connect_timeout or CONNECT_TIMEOUT
+        return cls(connect=connect, read=read, attempt=max(ATTEMPT_TIMEOUT, read))
 
 
 class Pool:
@@ -57,6 +66,7 @@ class Pool:
     Args:
         url: the endpoint's URL.
         session: the boto3 session, which knows the configured certificate bundle.
+        config: the configuration of the session's client, which knows proxies and the client's certificate.
         limits: the time limits.
 
     Attributes:
@@ -71,25 +81,27 @@ class Pool:
         InvalidRequestError: the proxy or the certificate bundle is unusable.
     """
 
-    def __init__(self, url: str, session: Any, limits: TimeLimits) -> None:
+    def __init__(self, url: str, session: Any, config: Any, limits: TimeLimits) -> None:
         parts = urllib.parse.urlsplit(url)
         self.secure = secure = parts.scheme == "https"
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if secure else 80)
         self._limits = limits
         self._session = session
+        self._config = config
         self._idle: list[Any] = []
         weakref.finalize(self, _close, self._idle)
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self._process = os.getpid()
         forks.register(self, Pool._begin_anew)
-        proxies = botocore.httpsession.ProxyConfiguration(botocore.utils.get_environ_proxies(url))
+        given = botocore.utils.get_environ_proxies(url) if config.proxies is None else config.proxies
+        proxies = botocore.httpsession.ProxyConfiguration(given)
         proxy = proxies.proxy_url_for(url)
         self._proxy = urllib3.util.parse_url(proxy) if proxy else None
         self._proxy_headers: dict[str, str] = proxies.proxy_headers_for(proxy) if proxy else {}
         if self._proxy is not None and self._proxy.scheme not in ("http", "https"):
             raise InvalidRequestError(
-                f"the environment's proxy is {self._proxy.scheme}:, not http: or https:"
+                f"the proxy of the session, or the environment, is {self._proxy.scheme}:, not http: or https:"
             )
         self.passes_proxy = self._proxy is not None
         self._tunnels = self.passes_proxy and secure
@@ -98,6 +110,7 @@ class Pool:
         self.headers = self._proxy_headers if passing else {}
         self._encrypted = secure or (self._proxy is not None and self._proxy.scheme == "https")
         self._context: ssl.SSLContext | None = None
+        self._proxy_context: ssl.SSLContext | None = None
 
     def _begin_anew(self) -> None:
         """Begin anew in a forked child: without the parent's connections, those in use included."""
@@ -106,7 +119,7 @@ class Pool:
         self._idle.clear()
         self._open = weakref.WeakSet()
         # OpenSSL's own locks, such as that of the certificates, may be held by a thread of the parent.
-        self._context = None
+        self._context = self._proxy_context = None
         self._process = os.getpid()
 
     def take(self) -> Any:
@@ -150,8 +163,22 @@ class Pool:
             InvalidRequestError: the certificate bundle is unusable.
         """
         if self._context is None:
-            self._context = _tls(self._session)
+            self._context = _tls(self._bundle(), self._config.client_cert)
         return self._context
+
+    def _context_of_proxy(self) -> ssl.SSLContext:
+        """The TLS that is spoken with the proxy: the endpoint's, unless the session has another for it."""
+        settings = self._config.proxies_config or {}
+        bundle, certificate = settings.get("proxy_ca_bundle"), settings.get("proxy_client_cert")
+        if bundle is None and certificate is None:
+            return self.context()
+        if self._proxy_context is None:
+            self._proxy_context = _tls(bundle or self._bundle(), certificate)
+        return self._proxy_context
+
+    def _bundle(self) -> str:
+        variable = self._session._session.get_config_variable("ca_bundle")
+        return str(variable or botocore.httpsession.get_cert_path(True))
 
     def _new(self) -> Any:
         host, port, proxy = self.host, self.port, self._proxy
@@ -160,25 +187,28 @@ class Pool:
         options: dict[str, Any] = {"timeout": self._limits.connect}
         if not self._encrypted:
             return urllib3.connection.HTTPConnection(host, port, **options)
-        context = self.context()
-        options["ssl_context"] = context
         if not self._tunnels or proxy is None:
+            options["ssl_context"] = self.context() if proxy is None else self._context_of_proxy()
             return urllib3.connection.HTTPSConnection(host, port, **options)
+        options["ssl_context"] = self.context()
         options["proxy"] = proxy
-        options["proxy_config"] = urllib3.connection.ProxyConfig(context, False, None, None)
+        options["proxy_config"] = urllib3.connection.ProxyConfig(self._context_of_proxy(), False, None, None)
         connection = urllib3.connection.HTTPSConnection(host, port, **options)
         connection.set_tunnel(self.host, self.port, self._proxy_headers, proxy.scheme or "http")
         return connection
 
 
-def _tls(session: Any) -> ssl.SSLContext:
-    bundle = session._session.get_config_variable("ca_bundle") or botocore.httpsession.get_cert_path(True)
+def _tls(bundle: str, certificate: str | tuple[str, str] | None) -> ssl.SSLContext:
+    """TLS that trusts a bundle of certificates, and shows the client's certificate where there is one."""
+    named = f"the certificate bundle {bundle}" + ("" if certificate is None else f" or {certificate}")
     try:
         context = ssl.create_default_context(cafile=bundle)
+        if certificate is not None:
+            context.load_cert_chain(*([certificate] if isinstance(certificate, str) else certificate))
         context.set_alpn_protocols(["http/1.1"])  # as urllib3 does for each connection
         return context
     except OSError as error:  # ssl.SSLError is one
-        raise InvalidRequestError(f"the certificate bundle {bundle} cannot be read: {error}") from None
+        raise InvalidRequestError(f"{named} cannot be read: {error}") from None
 
 
 def _close(connections: list[Any]) -> None:

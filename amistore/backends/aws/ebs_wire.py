@@ -85,7 +85,7 @@ class Wire:
         self._session = connection.session
         self._loaded = False  # whether the session has found credentials, and gives them without looking
         self.limits = limits
-        self.pool = Pool(self._url, self._session, limits)
+        self.pool = Pool(self._url, self._session, client.meta.config, limits)
         # A proxy that compressed would cost both sides more than it saves.
         self._unsigned = {"User-Agent": "amistore", "Accept-Encoding": "identity", **self.pool.headers}
 

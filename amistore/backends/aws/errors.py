@@ -145,7 +145,8 @@ def _answered(error: Any, operation: str, **facts: Any) -> AmistoreError:
 def _credentials_error(error: Any, operation: str, **facts: Any) -> AccessDeniedError:
     """Our error for botocore's about missing or expired credentials."""
     if isinstance(error, _NO_CREDENTIALS):
-        told = f"no credentials: {error}; give a session=, set AWS_PROFILE, or log in (aws sso login)"
+        remedy = "give a session= or profile_name=, set AWS_PROFILE, or log in (aws sso login)"
+        told = f"no credentials: {error}; {remedy}"
         return AccessDeniedError(told, operation=operation, **facts)
     if isinstance(error, _SESSION_ENDED):
         return CredentialsExpiredError(f"{error}{_RENEW}", operation=operation, **facts)

@@ -149,6 +149,7 @@ _HEADERS: Mapping[str, str] = {
     "x-amz-checksum": _NO_CHECKSUM,
     "content-md5": _NO_CHECKSUM,
     "if-none-match": "give StoreTraits(conditional_completion=False)",
+    "x-amz-request-payer": "leave out AWSBackend.requester_pays",
 }
 
 
