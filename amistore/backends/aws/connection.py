@@ -28,6 +28,7 @@ __all__ = ["Connection"]
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 12.0  # seconds without a byte; hangs without it were coldsnap's (issues 374, 437)
 PART_TIMEOUT = 60.0  # the same of S3, whose answer to a part waits for all its bytes
+COMPLETION_TIMEOUT = 600.0  # API reference, CompleteMultipartUpload: "could take several minutes"
 
 _REGION = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -84,7 +85,7 @@ class Connection:
             if not isinstance(url, str):
                 raise _invalid("endpoint_urls", url, f"of {service} a URL")
             check_endpoint(url)
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
         forks.register(self, Connection._begin_anew)
@@ -109,35 +110,44 @@ class Connection:
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def client(self, service: str) -> Any:
-        """A service's client, with one attempt for each call and finite time limits."""
+    def client(self, service: str, *, completes: bool = False, **s3: Any) -> Any:
+        """A service's client, with one attempt for each call and finite time limits.
+
+        Args:
+            service: ``ec2``, ``ebs`` or ``s3``.
+            completes: whether it is for completions of uploads, whose answer takes longer.
+            s3: our values of the Config's member ``s3``.
+        """
         if self._process != os.getpid():  # another library's hook was called before ours
             self._begin_anew()
+        key = (service, completes, *sorted(s3.items()))
         with self._lock:
-            if service not in self._clients:
+            if key not in self._clients:
                 # A SHA-256 of each part is most of its cost, and TLS does the same: docs/decisions/0009.
-                client = self._made(service, payload_signing_enabled=False)
+                client = self._made(service, completes, {"payload_signing_enabled": False, **s3})
                 check_endpoint(client.meta.endpoint_url)  # it may come from the environment
                 if service == "s3" and not client.meta.endpoint_url.startswith("https:"):
-                    client = self._made(service)
+                    client = self._made(service, completes, s3)
                 Answers().watch(client)
                 if service == "s3" and self._requester_pays:
                     client.meta.events.register("before-call.s3", _pay)
                 if self.session.get_credentials() is None:
                     return client  # it would never have any: the next one may, of a machine that is starting
-                self._clients[service] = client
-            return self._clients[service]
+                self._clients[key] = client
+            return self._clients[key]
 
-    def config(self, service: str, **s3: Any) -> Any:
+    def config(self, service: str, s3: Mapping[str, Any] | None = None, *, completes: bool = False) -> Any:
         """The configuration of a service's client: the session's own values, and ours for all others.
 
         Args:
             service: ``ec2``, ``ebs`` or ``s3``.
             s3: our values of the member ``s3``.
+            completes: whether it is for completions of uploads.
         """
+        of_s3 = COMPLETION_TIMEOUT if completes else PART_TIMEOUT
         ours = botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=PART_TIMEOUT if service == "s3" else READ_TIMEOUT,
+            read_timeout=of_s3 if service == "s3" else READ_TIMEOUT,
             max_pool_connections=64,
             user_agent_extra="amistore",
             # Parts carry a checksum of our own, which S3 verifies; ranges are checked by the archive.
@@ -146,17 +156,17 @@ class Connection:
         )
         # botocore merges this member as a whole, and lets a client's values go before a profile's.
         of_profile = self.session._session.get_config_variable("s3")
-        given = {**s3, **(of_profile or {}), **(self._given.s3 or {})}
+        given = {**(s3 or {}), **(of_profile or {}), **(self._given.s3 or {})}
         # Whatever the session says: retries around retries would make 25 attempts of 5.
         retries = {"total_max_attempts": 1, "mode": "standard"}
         return ours.merge(self._given).merge(botocore.config.Config(s3=given, retries=retries))
 
-    def _made(self, service: str, **s3: Any) -> Any:
+    def _made(self, service: str, completes: bool, s3: Mapping[str, Any]) -> Any:
         return self.session.client(
             service,
             region_name=self.region_name,
             endpoint_url=self.endpoint_urls.get(service),
-            config=self.config(service, **s3),
+            config=self.config(service, s3, completes=completes),
         )
 
 

@@ -252,7 +252,7 @@ class AWSObjectStore(ObjectStore):
                 for part in parts
             ]
             try:
-                answer = self._client.complete_multipart_upload(
+                answer = self._client_of(completes=True).complete_multipart_upload(
                     **place,
                     MultipartUpload={"Parts": named},
                     **({"IfNoneMatch": "*"} if conditional else {}),
@@ -380,7 +380,11 @@ class AWSObjectStore(ObjectStore):
 
     @property
     def _client(self) -> Any:
-        return self._connection.client("s3")
+        return self._client_of(completes=False)
+
+    def _client_of(self, *, completes: bool) -> Any:
+        style = {"addressing_style": self.traits.addressing} if self.traits.addressing else {}
+        return self._connection.client("s3", completes=completes, **style)
 
     @contextlib.contextmanager
     def _calling(

@@ -16,7 +16,7 @@ from archive.servers import free_port, program, running
 from backends.aws import gateways
 from backends.aws.swift import ACCESS_KEY, SECRET_KEY, swift_server
 
-from amistore.backends import retrying
+from amistore.backends import StoreTraits, retrying
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.s3 import AWSObjectStore
@@ -69,11 +69,14 @@ def require(name: str, program: str | None) -> None:
         pytest.skip(f"needs {name}")
 
 
-def bucket_of(connection: Connection, settings: ObjectSettings | None = None) -> BucketCase:
+def bucket_of(
+    connection: Connection, settings: ObjectSettings | None = None, traits: StoreTraits | None = None
+) -> BucketCase:
     """A new bucket."""
     bucket = f"b{secrets.token_hex(8)}"
-    connection.client("s3").create_bucket(Bucket=bucket)
-    return BucketCase(store=AWSObjectStore(connection, settings), bucket=bucket)
+    store = AWSObjectStore(connection, settings, traits)
+    store._client.create_bucket(Bucket=bucket)
+    return BucketCase(store=store, bucket=bucket)
 
 
 @pytest.fixture(scope="session")
@@ -115,3 +118,14 @@ def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     require("juicefs", program("juicefs"))
     with gateways.juicefs_server(tmp_path_factory.mktemp("juicefs")) as url:
         yield connect(url, access_key=gateways.ACCESS_KEY, secret_key=gateways.SECRET_KEY)
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+    """An rclone that serves a folder, started once."""
+    program = f"{sysconfig.get_path('scripts')}/rclone"
+    port = free_port()
+    words = ["serve", "s3", "--config", "/dev/null", "--auth-key", "key,secretsecret"]
+    command = [program, *words, "--addr", f"127.0.0.1:{port}", tmp_path_factory.mktemp("rclone")]
+    with running(command, port):
+        yield connect(f"http://127.0.0.1:{port}", access_key="key", secret_key="secretsecret")

@@ -7,7 +7,6 @@ whether something is refused or ignored, it is refused here.
 from __future__ import annotations
 
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterable
 
@@ -64,26 +63,29 @@ class Uploads(Rules):
     ) -> None:
         self.equal, self.once, self.all_named, self.most = equal, once, all_named, most
         self._sizes: dict[str, dict[int, int]] = {}
-        self._lock = threading.Lock()
 
     def refusal(self, asked: Asked) -> Answer | None:
         sizes = self._sizes.setdefault(_query(asked, "uploadId"), {})
         if asked.operation == "upload_part":
-            with self._lock:
-                number = _number(asked)
-                if number > self.most:
-                    return error_answer(400, "InvalidArgument", f"Part number must be 1 to {self.most}")
-                if self.once and number in sizes:
-                    return error_answer(400, "InvalidPart", "the part was uploaded before")
-                sizes[number] = len(asked.body)
+            number = _number(asked)
+            if number > self.most:
+                return error_answer(400, "InvalidArgument", f"Part number must be 1 to {self.most}")
+            if self.once and number in sizes:
+                return error_answer(400, "InvalidPart", "the part was uploaded before")
         if asked.operation == "complete_multipart_upload":
             named = [int(number) for number in _PART_NUMBER.findall(asked.body)]
-            first, *_, last = (found := [sizes.get(number, 0) for number in named])
-            if self.equal and (len({*found[:-1]}) > 1 or last > first):
-                return error_answer(400, "InvalidPart", "All non-trailing parts must have the same length.")
+            found = [sizes.get(number, 0) for number in named]
+            if self.equal and (len({*found[:-1]}) > 1 or found[-1] > found[0]):
+                words = "All non-trailing parts must have the same length."
+                return error_answer(400, "InvalidPart", words)
             if self.all_named and sorted(sizes) != named:
                 return error_answer(400, "InvalidPart", "a part that was uploaded is not named")
         return None
+
+    def answered(self, asked: Asked, answer: Answer) -> Answer:
+        if asked.operation == "upload_part" and answer.status == 200:
+            self._sizes[_query(asked, "uploadId")][_number(asked)] = len(asked.body)
+        return answer
 
 
 @attrs.frozen

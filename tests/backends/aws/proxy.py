@@ -176,12 +176,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.path = self.proxy.rules.path_style(self.path, self.headers.get("Host", ""))
-        operation = self.proxy.operation(self.command, self.path)
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client died
+            self.close_connection = True
+            return
+        target = self.proxy.rules.path_style(self.path, self.headers.get("Host", ""))
+        operation = self.proxy.operation(self.command, target)
         fault = self.proxy.take(operation, self.headers)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        asked = Asked(operation=operation, method=self.command, target=self.path, headers=headers, body=body)
+        asked = Asked(operation=operation, method=self.command, target=target, headers=headers, body=body)
         if isinstance(fault, Answer):
             self._give(fault)
         elif refusal := self.proxy.rules.refusal(asked):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sysconfig
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from archive.servers import free_port, running
-from backends.aws.conftest import bucket_of, connect
+from backends.aws.conftest import bucket_of
 
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.s3 import AWSObjectStore
@@ -20,16 +17,6 @@ from amistore.testing import BucketCase, ObjectStoreContract
 KEYS = ["ami-0123456789abcdef0.bin", "a/b/c.bin", "trailing/", ".hidden", ".amistore", "with space", " "]
 KEYS += ["größe-日本", "line\nbreak", "100%", "%2E%2E", "*?[a]", "a@b"]
 REFUSED_KEYS = ["a//b", "/leading", "../../escape", "..", "."]
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
-    program = f"{sysconfig.get_path('scripts')}/rclone"
-    port = free_port()
-    words = ["serve", "s3", "--config", "/dev/null", "--auth-key", "key,secretsecret"]
-    command = [program, *words, "--addr", f"127.0.0.1:{port}", tmp_path_factory.mktemp("rclone")]
-    with running(command, port):
-        yield connect(f"http://127.0.0.1:{port}", access_key="key", secret_key="secretsecret")
 
 
 class TestRcloneObjectStore(ObjectStoreContract):
