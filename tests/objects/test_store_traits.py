@@ -341,6 +341,17 @@ def test_a_run_goes_on_with_the_size_of_parts_that_its_log_says() -> None:
     assert runs.stored(cloud.s3) == runs.expected()
 
 
+def test_tags_that_the_store_would_not_keep_are_refused_before_any_call() -> None:
+    cloud = runs.cloud()
+    cloud.s3.traits = StoreTraits(tags=False)
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="the store's objects have no tags"):
+        runs.store(runs.source(), cloud.s3, tags={"team": "images"})
+    assert calls.made == {}
+    runs.store(runs.source(), cloud.s3, tags={})
+    assert runs.stored(cloud.s3) == runs.expected()
+
+
 def test_a_tail_of_many_parts_is_gone_on_with_in_its_midst() -> None:
     """An index in parts of 640 bytes, as one of millions of segments in parts of 16 MiB."""
     cloud, log = runs.cloud(), Log()

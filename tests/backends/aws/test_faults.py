@@ -85,6 +85,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers are waited for a few seconds at most."""
     monkeypatch.setattr(connection_module, "READ_TIMEOUT", 2.0)
     monkeypatch.setattr(connection_module, "PART_TIMEOUT", 3.0)
+    monkeypatch.setattr(connection_module, "COMPLETION_TIMEOUT", 3.0)
 
 
 def on_memory(aws: FakeAWS) -> tuple[Backend, MemoryBackend]:

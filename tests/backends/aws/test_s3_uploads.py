@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
 import pytest
 from backends.aws.conftest import bucket_of, connect
-from backends.aws.proxy import Answer, FaultProxy, error_answer, fault_proxy, s3_operation
+from backends.aws.proxy import Answer, Fault, FaultProxy, error_answer, fault_proxy, s3_operation
 from objects import runs
 from objects.runs import Log
 
 import amistore
+from amistore.backends.aws import connection as connection_module
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.s3 import AWSObjectStore
+from amistore.backends.aws.settings import ObjectSettings
 
 ALWAYS = 10**6
 
@@ -132,3 +136,35 @@ def test_a_completion_that_tells_another_etag_than_the_object_has_is_judged_by_t
         assert told.etag == place.head().etag
         with pytest.raises(amistore.SourceChangedError, match="replaced as soon as it was made"):
             place.store.put_object(place.bucket, "no run's", [b"x"])
+
+
+def test_tags_of_the_settings_are_refused_where_objects_have_none(moto: Connection) -> None:
+    traits = amistore.backends.StoreTraits(tags=False)
+    case = bucket_of(moto, ObjectSettings(tags={"team": "images"}), traits)
+    with pytest.raises(amistore.InvalidRequestError, match="the store's objects have no tags"):
+        case.store.put_object(case.bucket, "key", b"x")
+    assert case.store.list_multipart_uploads(case.bucket) == []
+
+
+def test_a_completion_may_take_longer_than_any_other_answer(
+    moto: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "PART_TIMEOUT", 0.5)
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy, ThreadPoolExecutor(1) as pool:
+        arrived, free = threading.Event(), threading.Event()
+
+        def slow(operation: str, answer: Answer) -> Answer:
+            if operation == "complete_multipart_upload":
+                arrived.set()
+                free.wait(60)
+            return answer
+
+        proxy.change = slow
+        case = bucket_of(connect(proxy.url))
+        completed = pool.submit(case.store.put_object, case.bucket, "key", b"x")
+        assert arrived.wait(60)
+        proxy.fail("get_object", Fault.SILENT)
+        with pytest.raises(amistore.BackendError, match="ReadTimeoutError"):  # half a second later
+            case.store.get_object_range(case.bucket, "key", 0, 1)
+        free.set()
+        assert completed.result(60).size == 1
