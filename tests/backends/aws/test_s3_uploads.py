@@ -11,7 +11,16 @@ from typing import Any
 import attrs
 import pytest
 from backends.aws.conftest import bucket_of, connect
-from backends.aws.proxy import Answer, Fault, FaultProxy, error_answer, fault_proxy, s3_operation
+from backends.aws.proxy import (
+    Answer,
+    Asked,
+    Fault,
+    FaultProxy,
+    Rules,
+    error_answer,
+    fault_proxy,
+    s3_operation,
+)
 from objects import runs
 from objects.runs import Log
 
@@ -83,6 +92,17 @@ def test_a_run_goes_on_by_its_log_where_the_traits_say_that_parts_are_not_listed
         assert file.read() == runs.expected()
 
 
+@attrs.frozen
+class Bodies(Rules):
+    """Keeps what completions say."""
+
+    seen: list[bytes]
+
+    def refusal(self, asked: Asked) -> None:
+        if asked.operation == "complete_multipart_upload":
+            self.seen.append(asked.body)
+
+
 @pytest.mark.parametrize("run", ["whole", "gone on with"])
 def test_the_completion_names_the_checksum_that_each_part_was_stored_with(moto: Connection, run: str) -> None:
     told: list[str] = []
@@ -97,13 +117,10 @@ def test_the_completion_names_the_checksum_that_each_part_was_stored_with(moto: 
     log = Log()
     with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
         proxy.change = confirming
-        connection = connect(proxy.url)
-        place = place_of(connection)
+        place = place_of(connect(proxy.url))
         place.store.requests = 0  # one part after the other
         bodies: list[bytes] = []
-        connection.client("s3").meta.events.register(
-            "before-call.s3.CompleteMultipartUpload", lambda params, **_: bodies.append(params["body"])
-        )
+        proxy.rules = Bodies(bodies)
         if run != "whole":
             with pytest.raises(KeyboardInterrupt):
                 stored(place, log=log, workers=1, progress=_interrupt)
