@@ -69,6 +69,7 @@ STORES: Final[Mapping[str, StoreTraits]] = {
     "minio": StoreTraits(largest_object=5 * _TIB, addressing="path"),
     # Tried with the programs themselves: see docs/stores.md.
     "openstack-swift": StoreTraits(tags=False, addressing="path"),
+    "juicefs": StoreTraits(checksum="md5", conditional_completion=False, addressing="path"),
     "rclone": StoreTraits(
         replaceable_parts=False, checksum="md5", conditional_completion=False, tags=False, addressing="path"
     ),

@@ -9,6 +9,7 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ec2 import AWSImageRegistry
 from amistore.backends.aws.preflight import preflight
+from amistore.backends.aws.probing import ProbedStore
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings, SnapshotSettings
 from amistore.backends.base import Backend
@@ -100,6 +101,25 @@ class AWSBackend(RetryingBackend):
             InvalidRequestError: the object is not archived, and can be read as it is.
         """
         self._retrier.call("s3", self._services.s3.restore_object, bucket, key, days=days, tier=tier)
+
+    def probe(self, bucket: str) -> ProbedStore:
+        """Find out what a store of your own does, by trying it: give the traits to the next backend.
+
+        Some 10 MiB are sent. Objects and uploads are removed again, but their versions stay: give an empty
+        bucket that keeps none.
+
+        Args:
+            bucket: the bucket to try it in.
+
+        Returns:
+            The traits, and which of them were not tried.
+
+        Raises:
+            InvalidRequestError: the bucket has Object Lock, and might keep what is made.
+            NotFoundError: no such bucket.
+            AccessDeniedError: a permission to make, read or remove objects is missing.
+        """
+        return self._services.s3.probe(bucket)
 
     def encryption_by_default(self) -> str | None:
         """The KMS key of EBS encryption by default; None where that is off."""

@@ -20,6 +20,7 @@ from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
+from amistore.backends.aws.probing import ProbedStore, probe
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
 from amistore.backends.aws.s3_heads import head_object
 from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored, md5_of, range_of, size_of
@@ -373,6 +374,10 @@ class AWSObjectStore(ObjectStore):
         with self._calling("bucket_warnings", bucket) as place:
             check_region(self._client, place, self._connection.region_name)
             return bucket_warnings(self._client, place)
+
+    def probe(self, bucket: str) -> ProbedStore:
+        """Find out what the store does; see `AWSBackend.probe`."""
+        return probe(self._client, bucket, self.traits)
 
     def _head(self, bucket: str, key: str) -> Any:
         with self._calling("head_object", bucket, key) as place:

@@ -6,8 +6,11 @@ whether something is refused or ignored, it is refused here.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import urllib.parse
+import zlib
 from collections.abc import Iterable
 
 import attrs
@@ -106,6 +109,16 @@ class Refused(Rules):
         return None
 
 
+class Checksums(Rules):
+    """Compares the checksums of parts, which moto does not."""
+
+    def refusal(self, asked: Asked) -> Answer | None:
+        crc32 = base64.b64encode(zlib.crc32(asked.body).to_bytes(4, "big")).decode()
+        md5 = base64.b64encode(hashlib.md5(asked.body, usedforsecurity=False).digest()).decode()
+        same = asked.headers.get("x-amz-checksum-crc32", crc32), asked.headers.get("content-md5", md5)
+        return None if same == (crc32, md5) else error_answer(400, "BadDigest", "the checksum differs")
+
+
 class NoPartLists(Rules):
     """Lists no parts."""
 
@@ -172,12 +185,13 @@ def no_checksums() -> Rules:
 def rules_of(name: str) -> Rules:
     """New rules of a front end."""
     return {
-        "cloudflare-r2": lambda: Several(Uploads(equal=True), *no_tags()),
+        "cloudflare-r2": lambda: Several(Checksums(), Uploads(equal=True), *no_tags()),
         "google-cloud-storage": lambda: Several(
-            GoogleRequests(), no_checksums(), no_conditions(), *no_tags(400, "InvalidArgument")
+            Checksums(), GoogleRequests(), no_checksums(), no_conditions(), *no_tags(400, "InvalidArgument")
         ),
         "backblaze-b2": lambda: Several(no_checksums(), no_conditions(), *no_tags(400, "InvalidArgument")),
         "mega-s4": lambda: Several(
+            Checksums(),
             Uploads(equal=True, once=True, all_named=True),
             NoPartLists(),
             no_checksums(),
@@ -185,13 +199,13 @@ def rules_of(name: str) -> Rules:
             *no_tags(),
         ),
         "alibaba-oss": lambda: Several(VirtualHosts(), no_checksums(), no_conditions(), *no_tags()),
-        "few-parts": lambda: Uploads(most=5),
-        "no-list-of-parts": NoPartLists,
-        "no-checksums-in-lists": NoListedChecksums,
-        "no-conditions": no_conditions,
-        "no-tags": lambda: Several(*no_tags()),
-        "each-part-once": lambda: Uploads(once=True),
-        "virtual-hosts-only": VirtualHosts,
+        "few-parts": lambda: Several(Checksums(), Uploads(most=5)),
+        "no-list-of-parts": lambda: Several(Checksums(), NoPartLists()),
+        "no-checksums-in-lists": lambda: Several(Checksums(), NoListedChecksums()),
+        "no-conditions": lambda: Several(Checksums(), no_conditions()),
+        "no-tags": lambda: Several(Checksums(), *no_tags()),
+        "each-part-once": lambda: Several(Checksums(), Uploads(once=True)),
+        "virtual-hosts-only": lambda: Several(Checksums(), VirtualHosts()),
     }[name]()
 
 

@@ -25,10 +25,10 @@ from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.testing import BucketCase
 
 SERVERS = {
-    "moto": STORES["amazon-s3"],
+    "moto": StoreTraits(checksum=None),
     "swift_connection": STORES["openstack-swift"],
     "seaweedfs": STORES["seaweedfs"],
-    "juicefs": STORES["minio"],
+    "juicefs": STORES["juicefs"],
     "rclone": STORES["rclone"],
 }
 """The traits of servers, by their fixtures."""

@@ -33,6 +33,9 @@ import attrs
 
 from amistore.backends.connections import no_fork
 
+ALWAYS = 10**6
+"""Times that no test reaches."""
+
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
 
 

@@ -12,6 +12,7 @@ import attrs
 import pytest
 from backends.aws.conftest import bucket_of, connect
 from backends.aws.proxy import (
+    ALWAYS,
     Answer,
     Asked,
     Fault,
@@ -29,8 +30,6 @@ from amistore.backends.aws import connection as connection_module
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings
-
-ALWAYS = 10**6
 
 
 @pytest.fixture

@@ -1,0 +1,239 @@
+"""`probe`: finds out what a store can do, with small objects and with uploads that are aborted."""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import contextlib
+import hashlib
+import logging
+import secrets
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+import botocore.exceptions
+
+from amistore.backends.aws.errors import aws_errors
+from amistore.backends.traits import MOST_PARTS, Checksum, StoreTraits
+from amistore.errors import InvalidRequestError
+from amistore.units import MIB
+
+__all__ = ["ProbedStore", "probe"]
+
+_logger = logging.getLogger("amistore")
+
+_ASSUMED: Final = ("least_part", "largest_part", "largest_object", "addressing")
+# A store that does not do something says that it was asked wrongly (4xx), or that it cannot (501).
+_REFUSALS: Final = (400, 404, 405, 409, 411, 412, 422, 501)
+_LEAST: Final = 5 * MIB  # bytes of a part before the last
+
+
+@attrs.frozen(kw_only=True)
+class ProbedStore:
+    """What was found out about a store.
+
+    Attributes:
+        traits: the store's traits, for ``AWSBackend(traits=...)``.
+        assumed: the names of those that were not tried: they are what the backend had before.
+    """
+
+    traits: StoreTraits
+    assumed: tuple[str, ...]
+
+
+def probe(client: Any, bucket: str, known: StoreTraits) -> ProbedStore:
+    """Try what a store does. Some 10 MiB are sent; nothing is left in a bucket without versions.
+
+    Args:
+        client: the S3 client.
+        bucket: the bucket to try it in.
+        known: the traits for what is not tried.
+
+    Raises:
+        InvalidRequestError: the bucket has Object Lock.
+        NotFoundError: no such bucket.
+        AccessDeniedError: a permission to make, read, or remove objects is missing.
+    """
+    with aws_errors("probe", bucket=bucket):
+        client.head_bucket(Bucket=bucket)
+        _refuse_locked(client, bucket)
+        asked = _Probe(client, bucket)
+        found = attrs.evolve(
+            known,
+            equal_parts=asked.equal_parts(),
+            most_parts=asked.most_parts(),
+            part_listing=asked.part_listing(),
+            replaceable_parts=asked.replaceable_parts(),
+            checksum=asked.checksum(),
+            conditional_completion=asked.conditional_completion(),
+            tags=asked.tags(),
+        )
+    return ProbedStore(traits=found, assumed=_ASSUMED)
+
+
+def _refuse_locked(client: Any, bucket: str) -> None:
+    locked = False
+    with contextlib.suppress(botocore.exceptions.ClientError):  # most servers have no such call
+        answer = client.get_object_lock_configuration(Bucket=bucket)
+        locked = answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+    if locked:
+        raise InvalidRequestError(
+            "the bucket has Object Lock, and may keep what a probe makes: give a bucket without it"
+        )
+
+
+class _RefusedError(Exception):
+    """The store does not do what it was asked for."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@contextlib.contextmanager
+def _refusals(*more: int) -> Iterator[None]:
+    """Tell refusals from other errors, by their status; `more` are refusals too."""
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status not in {*_REFUSALS, *more}:
+            raise
+        raise _RefusedError(status) from None
+
+
+@attrs.define
+class _Upload:
+    """An upload whose calls are refused or not."""
+
+    client: Any
+    place: Mapping[str, str]
+    etags: dict[int, str] = attrs.field(factory=dict)
+
+    def takes(self, number: int, content: bytes, **checksum: str) -> bool:
+        """Whether it takes a part."""
+        with contextlib.suppress(_RefusedError), _refusals():
+            answer = self.client.upload_part(**self.place, PartNumber=number, Body=content, **checksum)
+            self.etags[number] = answer["ETag"]
+            return True
+        return False
+
+    def refusal_to_complete(self, **condition: str) -> int | None:
+        """The status with which it refuses to be completed."""
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self.etags.items())]
+        try:
+            with _refusals():
+                self.client.complete_multipart_upload(
+                    **self.place, MultipartUpload={"Parts": parts}, **condition
+                )
+        except _RefusedError as error:
+            return error.status
+        return None
+
+
+@attrs.frozen
+class _Probe:
+    client: Any
+    bucket: str
+
+    @contextlib.contextmanager
+    def _object(self) -> Iterator[Mapping[str, str]]:
+        """An object's place, which is removed at the end."""
+        place = {"Bucket": self.bucket, "Key": f"amistore-probe-{secrets.token_hex(8)}"}
+        try:
+            yield place
+        finally:
+            self._remove(self.client.delete_object, place)
+
+    @contextlib.contextmanager
+    def _upload(self, place: Mapping[str, str], **settings: str) -> Iterator[_Upload]:
+        """An upload, which is aborted at the end."""
+        with _refusals():
+            upload_id = self.client.create_multipart_upload(**place, **settings)["UploadId"]
+        whole = {**place, "UploadId": upload_id}
+        try:
+            yield _Upload(self.client, whole)
+        finally:
+            self._remove(self.client.abort_multipart_upload, whole)
+
+    def _remove(self, call: Callable[..., Any], place: Mapping[str, str]) -> None:
+        try:
+            with contextlib.suppress(_RefusedError), _refusals():  # what is not there any more
+                call(**place)
+        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+            _logger.error("a probe left %s behind: %s", place["Key"], error)
+
+    @contextlib.contextmanager
+    def _new(self, **settings: str) -> Iterator[_Upload]:
+        with self._object() as place, self._upload(place, **settings) as upload:
+            yield upload
+
+    def equal_parts(self) -> bool:
+        """Whether parts must have one size."""
+        with self._new() as upload:
+            sizes = (_LEAST + 1, _LEAST, 1)
+            taken = all(upload.takes(number, bytes(size)) for number, size in enumerate(sizes, 1))
+            return not taken or upload.refusal_to_complete() is not None
+
+    def most_parts(self) -> int:
+        def refuses(number: int) -> bool:
+            with self._new() as upload:
+                return not upload.takes(number, b"x")
+
+        if not refuses(MOST_PARTS):
+            return MOST_PARTS
+        return max(1, bisect.bisect_left(range(1, MOST_PARTS), True, key=refuses))
+
+    def part_listing(self) -> bool:
+        with contextlib.suppress(_RefusedError), self._new() as upload, _refusals():
+            upload.takes(1, b"x")
+            found = self.client.list_parts(**upload.place).get("Parts", ())
+            return [part.get("PartNumber") for part in found] == [1]
+        return False
+
+    def replaceable_parts(self) -> bool:
+        with self._new() as upload:
+            return not upload.takes(1, b"x") or upload.takes(1, b"y")
+
+    def checksum(self) -> Checksum | None:
+        """A checksum that it compares: it takes the right one and refuses a wrong one."""
+        kinds: tuple[tuple[Checksum, Callable[[bytes], dict[str, str]], dict[str, str]], ...] = (
+            ("crc32", _crc32, {"ChecksumAlgorithm": "CRC32"}),
+            ("md5", _md5, {}),
+        )
+        for kind, checksum, settings in kinds:
+            with contextlib.suppress(_RefusedError), self._new(**settings) as upload:
+                wrong = checksum(b"y")
+                if upload.takes(1, b"x", **checksum(b"x")) and not upload.takes(2, b"x", **wrong):
+                    return kind
+        return None
+
+    def conditional_completion(self) -> bool:
+        with self._object() as place:
+            with self._upload(place) as upload:
+                upload.takes(1, b"x")
+                upload.refusal_to_complete()
+            with self._upload(place) as upload:
+                upload.takes(1, b"y")
+                return upload.refusal_to_complete(IfNoneMatch="*") in (409, 412)
+
+    def tags(self) -> bool:
+        # rclone has no such call, and answers 500.
+        with contextlib.suppress(_RefusedError), self._object() as place, _refusals(500):
+            with self._upload(place, Tagging="amistore=probe") as upload:
+                upload.takes(1, b"x")
+                upload.refusal_to_complete()
+            found = self.client.get_object_tagging(**place).get("TagSet", ())
+            return {"Key": "amistore", "Value": "probe"} in found
+        return False
+
+
+def _crc32(content: bytes) -> dict[str, str]:
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
+
+
+def _md5(content: bytes) -> dict[str, str]:
+    digest = hashlib.md5(content, usedforsecurity=False).digest()
+    return {"ContentMD5": base64.b64encode(digest).decode()}
