@@ -24,6 +24,7 @@ from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
 from amistore.backends.aws.s3_heads import head_object
 from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored_md5, range_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
+from amistore.backends.aws.s3_names import check_bucket_name, is_access_point
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.aws.stores import traits_of
@@ -382,8 +383,8 @@ class AWSObjectStore(ObjectStore):
         """Check names, give the parameters that name bucket, key and upload, and turn errors into ours."""
         facts = {"bucket": bucket} if key is None else {"bucket": bucket, "key": key}
         place: dict[str, Any] = {"Bucket": bucket}
-        if not (isinstance(bucket, str) and bucket.startswith("arn:")):  # of an access point
-            checks.check_bucket(bucket)
+        if not is_access_point(bucket):
+            check_bucket_name(bucket)
         if key is not None:
             checks.check_key(key)
             place["Key"] = key

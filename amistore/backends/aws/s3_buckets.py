@@ -8,6 +8,7 @@ from typing import Any
 import botocore.exceptions
 
 from amistore.backends.aws.s3_heads import head_bucket
+from amistore.backends.aws.s3_names import is_access_point
 from amistore.errors import InvalidRequestError
 
 __all__ = ["bucket_warnings", "check_region"]
@@ -37,6 +38,11 @@ def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> Non
 
 def bucket_warnings(client: Any, place: Mapping[str, Any]) -> tuple[str, ...]:
     """As `AWSObjectStore.bucket_warnings`; raises botocore's errors."""
+    if is_access_point(place["Bucket"]):  # S3 user guide, "Access point compatibility"
+        return (
+            "an access point does not tell whether its bucket blocks public access and has default "
+            "encryption: ask with the bucket's name",
+        )
     warnings = [
         _warning(
             lambda: _blocks_public_access(client.get_public_access_block(**place)),
