@@ -62,7 +62,7 @@ def open_archive(
 
     Args:
         what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``, ``https:``,
-            ``s3:``, ``gs:``, ``az:``); a seekable binary file, which you close yourself; a location, such as
+            ``s3:``, also with ``?versionId=``, ``gs:``, ``az:``); a seekable binary file, which you close yourself; a location, such as
             ``cloud.s3.at("archive", "web.bin")``; or a result of `store`, `copy` or `find_archives`, whose
             location is opened.
         options: the headers for ``http(s):`` URLs, such as ``Authorization``; the options of

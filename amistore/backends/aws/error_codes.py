@@ -122,7 +122,8 @@ _ROWS: tuple[tuple[Meaning, str], ...] = (
         "ResourceNotFoundException InvalidAMIID.NotFound InvalidAMIID.Malformed InvalidAMIID.Unavailable "
         "InvalidSnapshot.NotFound InvalidSnapshotID.Malformed InvalidParameterValue.SnapshotID NotFound",
     ),
-    (Meaning(NotFoundError, remedy="check key and bucket"), "NoSuchKey NoSuchVersion"),
+    (Meaning(NotFoundError, remedy="check key and bucket"), "NoSuchKey"),
+    (Meaning(NotFoundError, remedy="check the version's id"), "NoSuchVersion"),
     (
         Meaning(NotFoundError, remedy="check its name, and the backend's Region and account"),
         "NoSuchBucket NoSuchAccessPoint NoSuchMultiRegionAccessPoint",
