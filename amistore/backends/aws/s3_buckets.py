@@ -7,6 +7,7 @@ from typing import Any
 
 import botocore.exceptions
 
+from amistore.backends.aws.error_codes import STORE_APART
 from amistore.backends.aws.s3_heads import head_bucket
 from amistore.backends.aws.s3_names import is_access_point
 from amistore.errors import InvalidRequestError
@@ -31,7 +32,8 @@ def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> Non
     found = head_bucket(client, place).get("BucketRegion") or region_name
     if found != region_name:
         raise InvalidRequestError(
-            f"the bucket {place['Bucket']} lies in {found}, and the AMI in {region_name}",
+            f"the bucket {place['Bucket']} lies in {found}, and this backend's Region is {region_name}: give "
+            f"region_name={found!r}; {STORE_APART}",
             code="InaccessibleStorageLocation",
         )
 
