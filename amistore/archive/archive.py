@@ -62,9 +62,9 @@ def open_archive(
 
     Args:
         what: a path; a URL (``file:``, and with the extra ``amistore[remote]`` ``http:``, ``https:``,
-            ``s3:``, ``gs:``, ``az:``); a seekable binary file, which you close yourself; a location, such as
-            ``cloud.s3.at("archive", "web.bin")``; or a result of `store`, `copy` or `find_archives`, whose
-            location is opened.
+            ``gs:``, ``az:``, and ``s3:``, also with ``?versionId=``); a seekable binary file, which you close
+            yourself; a location, such as ``cloud.s3.at("archive", "web.bin")``; or a result of `store`,
+            `copy` or `find_archives`, whose location is opened.
         options: the headers for ``http(s):`` URLs, such as ``Authorization``; the options of
             `obstore.store.from_url` for ``s3:``, ``gs:`` and ``az:``, such as ``region`` or
             ``client_options``.

@@ -17,7 +17,7 @@ from typing_extensions import Buffer
 from amistore.backends.blocks import BlockSink, BlockSource, BlockStore
 from amistore.backends.etags import is_same_etag
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import ObjectStore
+from amistore.backends.objects import ObjectLocation, ObjectStore
 from amistore.backends.traits import MOST_PARTS
 from amistore.backends.uploads import UploadedPart
 from amistore.errors import (
@@ -49,6 +49,7 @@ __all__ = [
     "check_root",
     "check_snapshot_id",
     "check_storable",
+    "check_target",
     "check_untaken",
     "check_volume_size",
     "is_image_id",
@@ -195,6 +196,15 @@ def check_bucket(bucket: str) -> None:
             f"{bucket!r} is no bucket name: 3 to 63 of a-z, 0-9, '.' and '-'",
             code="InaccessibleStorageLocation",
         )
+
+
+def check_target(to: ObjectLocation) -> ObjectLocation:
+    """Refuse a version as what is to be written."""
+    if isinstance(to, ObjectLocation) and to.version is not None:
+        raise InvalidRequestError(
+            f"{to} is a version, which can only be read: give a location without version= to write to"
+        )
+    return to
 
 
 def check_key(key: str) -> None:

@@ -18,7 +18,7 @@ from amistore.backends import checks
 from amistore.backends.base import Backend
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import ObjectInfo, ObjectStore
+from amistore.backends.objects import ObjectInfo, ObjectStore, refuse_version
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
@@ -203,12 +203,21 @@ class _MemoryS3(ObjectStore):
     def head_bucket(self, bucket: str) -> None:
         self._bucket(bucket)
 
-    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+    def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
+        refuse_version(version)
         return self._object(bucket, key).info
 
     def get_object_range(
-        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        if_match: str | None = None,
+        version: str | None = None,
     ) -> bytes:
+        refuse_version(version)
         checks.check_range(start, length)
         found = self._object(bucket, key)
         if if_match not in (None, found.info.etag):

@@ -14,7 +14,7 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO, TypedDict, TypeVar
+from typing import Any, BinaryIO, TypedDict, TypeVar
 
 import attrs
 from typing_extensions import Buffer
@@ -54,18 +54,29 @@ class ObjectStore(Interface):
         requests: how many ranges to read, and parts to upload, at once, where each takes its time; 0 for one
             in each worker.
         traits: where the store differs from Amazon's S3.
+        versions: whether the store keeps versions of objects, so that `at` takes one.
     """
 
     requests: int = 0
     traits: StoreTraits = AMAZON
+    versions: bool = False
 
     where: str = ""
     scheme: str = ""
 
     @composed
-    def at(self, bucket: str, key: str) -> ObjectLocation:
-        """The location of an object of this store, which may exist or not."""
-        return ObjectLocation(self, bucket, key)
+    def at(self, bucket: str, key: str, *, version: str | None = None) -> ObjectLocation:
+        """The location of an object of this store, which may exist or not.
+
+        Args:
+            bucket: the bucket that holds the object.
+            key: the object's key.
+            version: the id of one of the object's versions, to read it; None for the latest.
+
+        Raises:
+            InvalidRequestError: the store keeps no versions.
+        """
+        return ObjectLocation(self, bucket, key, version)
 
     def head_bucket(self, bucket: str) -> None:
         """Check whether a bucket can be used. Override it where that can be asked.
@@ -83,8 +94,8 @@ class ObjectStore(Interface):
         return ()
 
     @abc.abstractmethod
-    def head_object(self, bucket: str, key: str) -> ObjectInfo:
-        """Describe an object.
+    def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
+        """Describe an object, or one of its versions, which is asked for only where the store has `versions`.
 
         Raises:
             NotFoundError: no such bucket or object.
@@ -92,9 +103,18 @@ class ObjectStore(Interface):
 
     @abc.abstractmethod
     def get_object_range(
-        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        if_match: str | None = None,
+        version: str | None = None,
     ) -> bytes:
         """Read `length` bytes from `start`: fewer only at the object's end, none behind it.
+
+        As in `head_object`, a version is asked for only where the store has `versions`.
 
         Raises:
             NotFoundError: no such bucket or object.
@@ -112,6 +132,7 @@ class ObjectStore(Interface):
         intact: Callable[[Content], bool],
         *,
         if_match: str | None = None,
+        version: str | None = None,
     ) -> Content:
         """Read a range as `get_object_range` does, for a reader that can recognize damage.
 
@@ -119,7 +140,7 @@ class ObjectStore(Interface):
         makes another attempt. It returns the last attempt's bytes in any case; the reader refuses them. A
         store may give a view of memory that it received them in, without a copy.
         """
-        return self.get_object_range(bucket, key, start, length, if_match=if_match)
+        return self.get_object_range(bucket, key, start, length, if_match=if_match, **version_option(version))
 
     @abc.abstractmethod
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
@@ -342,6 +363,17 @@ class ObjectStore(Interface):
         return io.BufferedReader(RangeStream(ObjectRanges(self.at(bucket, key))), 1 * MIB)
 
 
+def refuse_version(version: object) -> None:
+    """Refuse any version, where a store keeps none."""
+    if version is not None:
+        raise InvalidRequestError("the store keeps no versions of objects: leave out version=")
+
+
+def version_option(version: str | None) -> Any:
+    """A version as an argument; none where none is wanted, for a store that knows no such argument."""
+    return {} if version is None else {"version": version}
+
+
 def _is_store(location: object, attribute: attrs.Attribute[ObjectStore], store: object) -> None:
     if not isinstance(store, ObjectStore):
         remedy = "give its .s3" if hasattr(store, "s3") else "subclass amistore.backends.ObjectStore"
@@ -351,6 +383,15 @@ def _is_store(location: object, attribute: attrs.Attribute[ObjectStore], store: 
 def _is_text(location: object, attribute: attrs.Attribute[str], text: object) -> None:
     if not isinstance(text, str) or not text:
         raise InvalidRequestError(f"an object's {attribute.name} must be a string, not {text!r:.80}")
+
+
+def _is_version(location: ObjectLocation, attribute: attrs.Attribute[Any], version: object) -> None:
+    if version is None:
+        return
+    if not isinstance(version, str) or not version:
+        raise InvalidRequestError(f"an object's version must be a string, not {version!r:.80}")
+    if not location.store.versions:
+        refuse_version(version)
 
 
 class ObjectFacts(TypedDict):
@@ -368,15 +409,18 @@ class ObjectLocation:
         store: the store that holds the bucket.
         bucket: the bucket's name.
         key: the object's key.
+        version: the id of one of the object's versions, which can only be read; None for the latest.
     """
 
     store: ObjectStore = attrs.field(validator=_is_store)
     bucket: str = attrs.field(validator=_is_text)
     key: str = attrs.field(validator=_is_text)
+    version: str | None = attrs.field(default=None, validator=_is_version)
 
     def __str__(self) -> str:
         scheme = f"{self.store.scheme}://" if self.store.scheme else ""
-        return printable(f"{scheme}{self.bucket}/{self.key}")
+        version = f"?versionId={self.version}" if self.version else ""
+        return printable(f"{scheme}{self.bucket}/{self.key}{version}")
 
     @property
     def facts(self) -> ObjectFacts:
@@ -385,7 +429,7 @@ class ObjectLocation:
 
     def head(self) -> ObjectInfo:
         """Describe the object, as `ObjectStore.head_object` does."""
-        return self.store.head_object(self.bucket, self.key)
+        return self.store.head_object(self.bucket, self.key, **version_option(self.version))
 
     def exists(self) -> bool:
         """Whether the object exists."""
@@ -434,4 +478,5 @@ class ObjectRanges(RangeReader):
         if length <= 0:  # S3 refuses a range that starts behind the end
             return b""
         at = self.location
-        return get(at.bucket, at.key, offset, length, *checks, if_match=self.etag)
+        version = version_option(at.version)
+        return get(at.bucket, at.key, offset, length, *checks, if_match=self.etag, **version)

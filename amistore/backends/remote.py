@@ -1,7 +1,7 @@
 """Remote bytes by URL: ``http(s):`` through urllib3, ``s3:``, ``gs:`` and ``az:`` through obstore.
 
-Both are extras (``amistore[remote]``), imported when a URL is opened. Shown names hold no query and no user,
-which may hold signatures and passwords.
+Both are extras (``amistore[remote]``), imported when a URL is opened. Shown names hold no user and, besides
+a version, no query, since these may hold signatures and passwords.
 """
 
 from __future__ import annotations
@@ -77,6 +77,14 @@ def open_url(url: str, options: Mapping[str, Any] | None) -> RangeReader:
 
 def _shown(parts: urllib.parse.SplitResult) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _version(parts: urllib.parse.SplitResult) -> str | None:
+    """The version that an ``s3:`` URL names, as S3's own URLs do; None where it names none, or more."""
+    query = urllib.parse.parse_qsl(parts.query)
+    if parts.scheme != "s3" or parts.fragment or [name for name, _ in query] != ["versionId"]:
+        return None
+    return query[0][1]
 
 
 def _missing(package: str) -> ImportError:
@@ -298,8 +306,11 @@ class _ObstoreRanges(_RemoteRanges):
         self._exceptions: Any = exceptions
         # A bucket or, of Azure, a container: its account is one of the options.
         root, key = parts.netloc, urllib.parse.unquote(parts.path.lstrip("/"))
-        if parts.query or parts.fragment:
-            raise InvalidRequestError(f"{self.name}: write ? as %3F and # as %23 in a key")
+        version = _version(parts)
+        if version is None and (parts.query or parts.fragment):
+            raise InvalidRequestError(
+                f"{self.name}: write ? as %3F and # as %23 in a key; a version of S3's is ?versionId=..."
+            )
         if not root or not key:
             raise InvalidRequestError(
                 f"{self.name} names no object; the form is {parts.scheme}://bucket/key (az://container/key)"
@@ -310,7 +321,14 @@ class _ObstoreRanges(_RemoteRanges):
             self._store = store.from_url(f"{parts.scheme}://{root}", **options)
         except Exception as error:
             raise self._typed(error) from None
-        found = self._retrier.call("remote", self._head)
+        if version is not None:
+            self.name += f"?versionId={version}"
+        found = self._retrier.call("remote", self._head, version)
+        if version is not None and (found["version"] or "null") != version:
+            raise BackendError(
+                f"{self.name}: the server gave another version: does the bucket keep versions?",
+                operation="read",
+            )
         self.size = found["size"]
         self._pin: Any = {}
         if found["e_tag"]:
@@ -329,9 +347,12 @@ class _ObstoreRanges(_RemoteRanges):
                 'processes by multiprocessing.get_context("spawn") or "forkserver"'
             )
 
-    def _head(self) -> Any:
+    def _head(self, version: str | None) -> Any:
         self._work_here()
         try:
+            if version is not None:
+                options: Any = {"head": True, "version": version}
+                return self._obstore.get(self._store, self._key, options=options).meta
             return self._obstore.head(self._store, self._key)
         except Exception as error:
             raise self._typed(error) from None

@@ -19,7 +19,7 @@ from amistore.backends.blocks import BlockStore, SnapshotBlock, beginner, check_
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
-from amistore.backends.objects import ObjectInfo, ObjectStore
+from amistore.backends.objects import ObjectInfo, ObjectStore, version_option
 from amistore.backends.receiving import Content
 from amistore.backends.retries import Attempts, Retrier, RetryPolicy
 from amistore.backends.uploads import UploadedPart
@@ -156,9 +156,10 @@ class _RetryingObjectStore(_Retrying[ObjectStore], ObjectStore):
         intact: Callable[[Content], bool],
         *,
         if_match: str | None = None,
+        version: str | None = None,
     ) -> Content:
         get = functools.partial(self.inner.get_intact_range, bucket, key, start, length, intact)
-        return self.retrier.call_until(intact, "s3", get, if_match=if_match)
+        return self.retrier.call_until(intact, "s3", get, if_match=if_match, **version_option(version))
 
     def complete_multipart_upload(
         self,

@@ -16,7 +16,7 @@ import attrs
 
 from amistore.archive.archive import Openable, open_ranges
 from amistore.archive.reader import ContainerFile
-from amistore.backends import ObjectInfo, ObjectLocation
+from amistore.backends import ObjectInfo, ObjectLocation, checks
 from amistore.backends.objects import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
@@ -77,7 +77,7 @@ def copy(
         InvalidRequestError: the log belongs to another job.
     """
     expected = parse_content_id(expected_content_id)
-    target = to if isinstance(to, ObjectLocation) else file_target(to, overwrite=False)
+    target = checks.check_target(to) if isinstance(to, ObjectLocation) else file_target(to, overwrite=False)
     if isinstance(target, Path) and log is not None:
         raise InvalidRequestError("log= goes with an object, not with a file")
     with (

@@ -47,7 +47,7 @@ class StoreJob:
 
     image: str | Image
     source: Backend | BlockSource
-    to: ObjectLocation
+    to: ObjectLocation = attrs.field(converter=checks.check_target)
     metadata: Mapping[str, str] = attrs.field(factory=dict)
     tags: Mapping[str, str] | None = None
     overwrite: bool = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -46,8 +47,8 @@ T = TypeVar("T")
 MOST_OBJECT_TAGS: Final = 10  # S3 user guide, "Categorizing your storage using tags"
 MOST_TAGS: Final = 50
 _LONGEST_KEY: Final = 1024  # S3 user guide, "Naming Amazon S3 objects"
-
-
+# S3 user guide, "Access point ARNs": the bucket of a request may be one, which has slashes of its own.
+_ACCESS_POINT: Final = re.compile("arn:[^/]+:(outpost/[^/]+/)?accesspoint/[^/]+")
 _MOST_IMAGE_IDS: Final = 20
 _MOST_RESULTS: Final = 200
 
@@ -88,8 +89,10 @@ def needed(given: object, role: str) -> str:
 
 def object_place(bucket: object, image_id: str) -> tuple[str, str]:
     """The bucket and key of an AMI's object: ``<image id>.bin``, after the prefix in ``bucket/prefix``."""
-    name, _, prefix = needed(bucket, "a bucket's name").partition("/")
-    prefix = prefix.strip("/")
+    given = needed(bucket, "a bucket's name")
+    point = _ACCESS_POINT.match(given)
+    name = point[0] if point else given.partition("/")[0]
+    prefix = given[len(name) :].strip("/")
     key = f"{prefix}/{image_id}.bin" if prefix else f"{image_id}.bin"
     if len(key.encode(errors="surrogatepass")) > _LONGEST_KEY:
         raise refused(f"an object's key has {_LONGEST_KEY} bytes at most: give a shorter prefix")

@@ -313,6 +313,10 @@ def test_file_urls_and_paths_are_the_same(tmp_path: Path) -> None:
         ("s3://bucket", {}, "names no object"),
         ("s3://bucket/key?part", {}, "write . as %3F"),
         ("s3://bucket/key#part", {}, "write . as %3F"),
+        ("s3://bucket/key?versionId=", {}, "write . as %3F"),
+        ("s3://bucket/key?versionId=a&x=y", {}, "write . as %3F"),
+        ("s3://bucket/key?versionId=a#part", {}, "write . as %3F"),
+        ("gs://bucket/key?versionId=a", {}, "write . as %3F"),
         ("az://container", {}, "names no object"),
         ("s3://bucket/key", {"options": {"nonsense": 1}}, "nonsense"),
         ("ami.bin", {"options": {}}, "for URLs"),
@@ -522,6 +526,31 @@ def test_a_versioned_object_is_read_in_the_version_that_was_opened(moto: int) ->
     with amistore.open("s3://versioned/ami.bin", options=s3_options(moto)) as archive:
         client.put_object(Bucket="versioned", Key="ami.bin", Body=OTHER)
         read(archive)
+
+
+@pytest.mark.xdist_group("servers")
+def test_a_url_names_a_version_of_an_object_of_s3(moto: int) -> None:
+    client = s3_client(moto)
+    client.create_bucket(Bucket="versions")
+    client.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    first = client.put_object(Bucket="versions", Key="ami.bin", Body=CONTAINER)["VersionId"]
+    client.put_object(Bucket="versions", Key="ami.bin", Body=OTHER)
+    client.delete_object(Bucket="versions", Key="ami.bin")
+    url, options = "s3://versions/ami.bin", s3_options(moto)
+    with amistore.open(f"{url}?versionId={first}", options=options) as archive:
+        read(archive)
+        assert f"{url}?versionId={first}" in repr(archive)
+    with pytest.raises(amistore.NotFoundError):
+        amistore.open(url, options=options)
+    with pytest.raises(amistore.NotFoundError):
+        amistore.open(f"{url}?versionId={first[::-1]}", options=options)
+
+
+def test_a_server_that_takes_no_notice_of_a_urls_version_is_refused() -> None:
+    with serving(Resource(CONTAINER, changed=CHANGED)) as url:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        with pytest.raises(amistore.BackendError, match="gave another version"):
+            amistore.open("s3://bucket/ami.bin?versionId=v1", options=s3_options(port))
 
 
 def test_a_text_file_is_refused(tmp_path: Path) -> None:

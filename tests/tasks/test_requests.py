@@ -7,6 +7,7 @@ from tasks.accounts import BUCKET, account, snapshots, stored
 
 import amistore
 from amistore import Tag, TagSpecification, TaskEngine
+from amistore.tasks.requests import object_place
 
 AMI = "ami-0123456789abcdef0"
 MANY = {f"key-{number}": "" for number in range(51)}
@@ -156,3 +157,14 @@ def test_an_engine_wants_a_backend() -> None:
     cloud, _ = account()
     with pytest.raises(amistore.InvalidRequestError, match="Backend"):
         TaskEngine(cloud.s3)
+
+
+POINT = "arn:aws:s3:us-east-2:123456789012:accesspoint/web"
+OUTPOST = "arn:aws:s3-outposts:us-east-2:123456789012:outpost/op-1/accesspoint/web"
+
+
+@pytest.mark.parametrize("bucket", ["archive", POINT, POINT.replace("/", ":"), OUTPOST])
+def test_a_prefix_follows_the_buckets_name_or_an_access_points_whole_arn(bucket: str) -> None:
+    assert object_place(bucket, AMI) == (bucket, f"{AMI}.bin")
+    assert object_place(f"{bucket}/", AMI) == (bucket, f"{AMI}.bin")
+    assert object_place(f"{bucket}/2026/web", AMI) == (bucket, f"2026/web/{AMI}.bin")

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import urllib3
 
+from amistore.backends.aws.error_codes import STORE_APART
 from amistore.errors import BackendError, InvalidRequestError
 from amistore.units import KIB, MIB
 
@@ -117,7 +118,8 @@ def _refuse_region(status: int, headers: Mapping[str, str], region_name: str) ->
     found = headers.get("x-amz-bucket-region", region_name)
     if found != region_name and 300 <= status <= 400:
         raise InvalidRequestError(
-            f"the bucket lies in {found[:40]!r}, not in {region_name}: use an AWSBackend of that Region",
+            f"the bucket lies in {found[:40]!r}, not in {region_name}: give region_name={found[:40]!r}; "
+            f"{STORE_APART}",
             code="InaccessibleStorageLocation",
         )
 

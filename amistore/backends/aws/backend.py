@@ -87,7 +87,15 @@ class AWSBackend(RetryingBackend):
     def __repr__(self) -> str:
         return f"AWSBackend(region_name={self.connection.region_name!r})"
 
-    def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
+    def restore_object(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        days: int | None,
+        tier: str = "Standard",
+        version: str | None = None,
+    ) -> None:
         """Restore an object from an archived storage class; it can be read hours later.
 
         Args:
@@ -96,11 +104,13 @@ class AWSBackend(RetryingBackend):
             days: the number of days that the object stays readable; None for Intelligent-Tiering, where it
                 stays.
             tier: the retrieval tier: ``Expedited``, ``Standard`` or ``Bulk``.
+            version: the id of one of the object's versions; None for the latest.
 
         Raises:
             InvalidRequestError: the object is not archived, and can be read as it is.
         """
-        self._retrier.call("s3", self._services.s3.restore_object, bucket, key, days=days, tier=tier)
+        call = self._services.s3.restore_object
+        self._retrier.call("s3", call, bucket, key, days=days, tier=tier, version=version)
 
     def probe(self, bucket: str) -> ProbedStore:
         """Find out what a store of your own does, by trying it: give the traits to the next backend.

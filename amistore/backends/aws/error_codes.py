@@ -26,7 +26,13 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["CODES", "DENIED", "LATE", "NOT_ALLOWED", "Meaning", "meaning_of_status"]
+__all__ = ["CODES", "DENIED", "LATE", "NOT_ALLOWED", "STORE_APART", "Meaning", "meaning_of_status"]
+
+STORE_APART: Final = (
+    "if the AMIs are in another Region, make an AWSBackend for the store alone: its .s3.at(bucket, key) goes "
+    "into every call, and amistore.Backend(ebs=cloud.ebs, s3=store.s3, ec2=cloud.ec2) into a TaskEngine"
+)
+"""How to use a store whose Region is not that of the AMIs."""
 
 
 @attrs.frozen
@@ -50,7 +56,8 @@ DENIED: Final = Meaning(AccessDeniedError)
 _REGION = Meaning(
     InvalidRequestError,
     code="InaccessibleStorageLocation",
-    remedy="give the bucket's Region as region_name=, or the address that serves it in endpoint_urls=",
+    remedy="give the bucket's Region as region_name=, or the address that serves it in endpoint_urls=; "
+    + STORE_APART,
 )
 _KEY = Meaning(AccessDeniedError, remedy="check the access key, its secret and the session token")
 _ACCOUNT = Meaning(AccessDeniedError, remedy="ask the account's owner, or the service's support")
@@ -122,7 +129,8 @@ _ROWS: tuple[tuple[Meaning, str], ...] = (
         "ResourceNotFoundException InvalidAMIID.NotFound InvalidAMIID.Malformed InvalidAMIID.Unavailable "
         "InvalidSnapshot.NotFound InvalidSnapshotID.Malformed InvalidParameterValue.SnapshotID NotFound",
     ),
-    (Meaning(NotFoundError, remedy="check key and bucket"), "NoSuchKey NoSuchVersion"),
+    (Meaning(NotFoundError, remedy="check key and bucket"), "NoSuchKey"),
+    (Meaning(NotFoundError, remedy="check the version's id"), "NoSuchVersion"),
     (
         Meaning(NotFoundError, remedy="check its name, and the backend's Region and account"),
         "NoSuchBucket NoSuchAccessPoint NoSuchMultiRegionAccessPoint",

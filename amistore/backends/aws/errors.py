@@ -84,7 +84,7 @@ _ABSENT = "does not exist"  # as awslabs/coldsnap issue 43 quotes it
 _UNREAD = "Failed to read block data"  # of Put: the body arrived damaged or not at all
 _OF_HEADERS = frozenset({"InvalidArgument", "InvalidRequest", "UnsupportedArgument", "NotImplemented"})
 _ABSENT_BUCKET = "no such bucket: check its name, and the backend's Region and account"
-_ABSENT_OBJECT = "no such object, or no such bucket: check key and bucket"
+_ABSENT_OBJECT = "no such object, version or bucket: check key, version and bucket"
 
 
 @contextlib.contextmanager

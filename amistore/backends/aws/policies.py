@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from amistore.backends import checks
 from amistore.backends.aws.actions import ACTIONS, KMS_READ, KMS_WRITE
+from amistore.backends.aws.s3_names import check_bucket_name
 from amistore.errors import InvalidRequestError
 
 __all__ = ["FLOWS", "actions", "policy"]
@@ -150,7 +150,7 @@ def policy(
     if not re.fullmatch(r"[^*?$\s]*", str(prefix)) or not isinstance(prefix, str):
         raise InvalidRequestError(f"{prefix!r} is no prefix of keys, or matches more than it says")
     if bucket is not None:
-        checks.check_bucket(bucket)
+        check_bucket_name(bucket)
     wanted = actions(flow, archived=archived)
     if bucket is None:
         if flow in ("store", "restore"):

@@ -22,10 +22,12 @@ from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.probing import ProbedStore, probe
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
-from amistore.backends.aws.s3_heads import head_object
+from amistore.backends.aws.s3_heads import get_object, head_object
 from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored, md5_of, range_of, size_of
 from amistore.backends.aws.s3_metadata import decode_metadata, encode_metadata
+from amistore.backends.aws.s3_names import check_bucket_name, is_access_point
 from amistore.backends.aws.s3_storage_classes import archived, readable_class
+from amistore.backends.aws.s3_versions import check_version, refuse_delete_marker
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.etags import bare_etag, is_same_etag
 from amistore.backends.objects import ObjectInfo, ObjectStore
@@ -59,6 +61,7 @@ class AWSObjectStore(ObjectStore):
 
     scheme = "s3"
     requests = 8  # of a few MiB each; more gain little (docs/decisions/0024)
+    versions = True
 
     def __init__(
         self,
@@ -79,9 +82,9 @@ class AWSObjectStore(ObjectStore):
         with self._calling("head_bucket", bucket) as place:
             check_region(self._client, place, self._connection.region_name)
 
-    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+    def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
         with self._calling("head_object", bucket, key):
-            answer = self._head(bucket, key)
+            answer = self._head(bucket, key, version)
             return ObjectInfo(
                 size=member_of(answer, "ContentLength"),
                 etag=bare_etag(member_of(answer, "ETag")),
@@ -89,14 +92,21 @@ class AWSObjectStore(ObjectStore):
             )
 
     def get_object_range(
-        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        if_match: str | None = None,
+        version: str | None = None,
     ) -> bytes:
         """Read a range, as the interface says.
 
         Raises:
             ArchivedObjectError: the object's storage class cannot be read as it is.
         """
-        return bytes(self._range(bucket, key, start, length, if_match))
+        return bytes(self._range(bucket, key, start, length, if_match, version))
 
     def get_intact_range(
         self,
@@ -107,45 +117,36 @@ class AWSObjectStore(ObjectStore):
         intact: Callable[[Content], bool],
         *,
         if_match: str | None = None,
+        version: str | None = None,
     ) -> Content:
-        return self._range(bucket, key, start, length, if_match)
+        return self._range(bucket, key, start, length, if_match, version)
 
-    def _range(self, bucket: str, key: str, start: int, length: int, if_match: str | None) -> Content:
+    def _range(
+        self, bucket: str, key: str, start: int, length: int, if_match: str | None, version: str | None
+    ) -> Content:
         checks.check_range(start, length)
-        with self._calling("get_object_range", bucket, key) as place:
+        with self._calling("get_object_range", bucket, key, version=version) as place:
             if not length:
-                check_etag(if_match, self._head(bucket, key)["ETag"])
+                check_etag(if_match, self._head(bucket, key, version)["ETag"])
                 return b""
             try:
-                answer = self._get({**place, "Range": f"bytes={start}-{start + length - 1}"}, if_match)
+                wanted = {**place, "Range": f"bytes={start}-{start + length - 1}"}
+                answer = get_object(self._client, wanted, if_match)
             except botocore.exceptions.ClientError as error:
                 if _code(error) == "InvalidObjectState":
-                    raise archived(self._head(bucket, key)) from None
+                    raise archived(self._head(bucket, key, version)) from None
                 if _code(error) != "InvalidRange":
                     raise
                 # Behind the end, or so it says: an archive must not look shorter than it is.
-                found = self._head(bucket, key)
+                found = self._head(bucket, key, version)
                 check_etag(if_match, found["ETag"])
                 if start < found["ContentLength"]:
                     raise BackendError("the server refuses a range that the object has") from None
                 return b""
             with contextlib.closing(answer["Body"]) as body:
                 check_etag(if_match, answer.get("ETag"))
+                check_version(version, answer)
                 return range_of(answer, body, start, length)
-
-    def _get(self, asked: dict[str, Any], if_match: str | None) -> Any:
-        """The answer to GET, of the version `if_match` where the server knows it by that name.
-
-        One that has another form of its ETag, or a weak one, refuses all. So whoever refuses is asked without
-        a condition: the ETag of the answer is compared in any case.
-        """
-        if if_match is not None:
-            try:
-                return self._client.get_object(**asked, IfMatch=f'"{if_match}"')
-            except botocore.exceptions.ClientError as error:
-                if _code(error) not in ("PreconditionFailed", "412"):
-                    raise
-        return self._client.get_object(**asked)
 
     def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         with self._calling("delete_object", bucket, key) as place:
@@ -336,7 +337,15 @@ class AWSObjectStore(ObjectStore):
         with self._calling("list_multipart_uploads", bucket) as place:
             return listed_uploads(functools.partial(self._client.list_multipart_uploads, **place), prefix)
 
-    def restore_object(self, bucket: str, key: str, *, days: int | None, tier: str = "Standard") -> None:
+    def restore_object(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        days: int | None,
+        tier: str = "Standard",
+        version: str | None = None,
+    ) -> None:
         """Ask for a readable copy of an archived object; a second request is no error.
 
         Args:
@@ -345,17 +354,19 @@ class AWSObjectStore(ObjectStore):
             days: the number of days that the copy stays; None for an object in Intelligent-Tiering, which
                 moves back.
             tier: the retrieval tier, which decides time and price: ``Standard``, ``Bulk`` or ``Expedited``.
+            version: the id of one of the object's versions; None for the latest.
 
         Raises:
             InvalidRequestError: the object is not archived.
         """
         request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
-        with self._calling("restore_object", bucket, key) as place:
+        with self._calling("restore_object", bucket, key, version=version) as place:
             try:
                 self._client.restore_object(**place, RestoreRequest=request)
             except botocore.exceptions.ClientError as error:
                 code = _code(error)
-                if code == "InvalidObjectState" and (readable := readable_class(self._head(bucket, key))):
+                lies = self._head(bucket, key, version) if code == "InvalidObjectState" else {}
+                if lies and (readable := readable_class(lies)):
                     raise InvalidRequestError(
                         f"the object lies in {readable} and can be read as it is: nothing is to be restored",
                         code=code,
@@ -379,9 +390,11 @@ class AWSObjectStore(ObjectStore):
         """Find out what the store does; see `AWSBackend.probe`."""
         return probe(self._client, bucket, self.traits)
 
-    def _head(self, bucket: str, key: str) -> Any:
-        with self._calling("head_object", bucket, key) as place:
-            return head_object(self._client, place)
+    def _head(self, bucket: str, key: str, version: str | None = None) -> Any:
+        with self._calling("head_object", bucket, key, version=version) as place:
+            answer = head_object(self._client, place)
+            check_version(version, answer)
+            return answer
 
     @property
     def _client(self) -> Any:
@@ -393,16 +406,23 @@ class AWSObjectStore(ObjectStore):
 
     @contextlib.contextmanager
     def _calling(
-        self, operation: str, bucket: str, key: str | None = None, upload_id: str | None = None
+        self,
+        operation: str,
+        bucket: str,
+        key: str | None = None,
+        upload_id: str | None = None,
+        version: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Check names, give the parameters that name bucket, key and upload, and turn errors into ours."""
+        """Check names, give the parameters that name what the call is of, and turn errors into ours."""
         facts = {"bucket": bucket} if key is None else {"bucket": bucket, "key": key}
         place: dict[str, Any] = {"Bucket": bucket}
-        if not (isinstance(bucket, str) and bucket.startswith("arn:")):  # of an access point
-            checks.check_bucket(bucket)
+        if not is_access_point(bucket):
+            check_bucket_name(bucket)
         if key is not None:
             checks.check_key(key)
             place["Key"] = key
+        if version is not None:
+            place["VersionId"] = version
         with aws_errors(operation, **facts):
             if upload_id is not None:
                 # With an empty one, a server may take the call for one on the object.
@@ -416,6 +436,7 @@ class AWSObjectStore(ObjectStore):
             except botocore.exceptions.ClientError as error:
                 if _code(error) == "NoSuchUpload":
                     raise _NoSuchUploadError("NoSuchUpload: no such upload") from None
+                refuse_delete_marker(error.response)
                 raise
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import botocore.exceptions
 
+from amistore.backends.aws.error_codes import STORE_APART
 from amistore.backends.aws.s3_heads import head_bucket
+from amistore.backends.aws.s3_names import is_access_point
 from amistore.errors import InvalidRequestError
 
 __all__ = ["bucket_warnings", "check_region"]
@@ -30,13 +32,19 @@ def check_region(client: Any, place: Mapping[str, Any], region_name: str) -> Non
     found = head_bucket(client, place).get("BucketRegion") or region_name
     if found != region_name:
         raise InvalidRequestError(
-            f"the bucket {place['Bucket']} lies in {found}, and the AMI in {region_name}",
+            f"the bucket {place['Bucket']} lies in {found}, and this backend's Region is {region_name}: give "
+            f"region_name={found!r}; {STORE_APART}",
             code="InaccessibleStorageLocation",
         )
 
 
 def bucket_warnings(client: Any, place: Mapping[str, Any]) -> tuple[str, ...]:
     """As `AWSObjectStore.bucket_warnings`; raises botocore's errors."""
+    if is_access_point(place["Bucket"]):  # S3 user guide, "Access point compatibility"
+        return (
+            "an access point does not tell whether its bucket blocks public access and has default "
+            "encryption: ask with the bucket's name",
+        )
     warnings = [
         _warning(
             lambda: _blocks_public_access(client.get_public_access_block(**place)),

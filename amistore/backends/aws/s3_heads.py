@@ -1,4 +1,4 @@
-"""HEAD, whose answer has no body: where it is refused, GET is asked once for the reason."""
+"""HEAD, whose answer has no body: where it is refused, GET is asked once for the reason. And GET's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import botocore.exceptions
 
 from amistore.errors import InvalidRequestError
 
-__all__ = ["head_bucket", "head_object"]
+__all__ = ["get_object", "head_bucket", "head_object"]
 
 # 404 tells itself; time-outs and throttling are answered by another attempt.
 _TOLD = frozenset({404, 408, 429})
@@ -32,6 +32,21 @@ def head_bucket(client: Any, place: Mapping[str, Any]) -> Any:
         lambda: client.head_bucket(**place),
         lambda: client.list_objects_v2(**place, MaxKeys=1),
     )
+
+
+def get_object(client: Any, place: Mapping[str, Any], if_match: str | None) -> Any:
+    """boto3's answer to GetObject, of the ETag `if_match` where the server knows it by that name.
+
+    One that has another form of its ETag, or a weak one, refuses all. So whoever refuses is asked without
+    a condition: the ETag of the answer is compared in any case.
+    """
+    if if_match is not None:
+        try:
+            return client.get_object(**place, IfMatch=f'"{if_match}"')
+        except botocore.exceptions.ClientError as error:
+            if str(error.response.get("Error", {}).get("Code", "")) not in ("PreconditionFailed", "412"):
+                raise
+    return client.get_object(**place)
 
 
 def _asked(head: Callable[[], Any], get: Callable[[], object]) -> Any:

@@ -26,7 +26,7 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.locking import FileLock
-from amistore.backends.objects import ObjectInfo, ObjectStore
+from amistore.backends.objects import ObjectInfo, ObjectStore, refuse_version
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
@@ -71,13 +71,22 @@ class DirectoryS3(ObjectStore):
     def head_bucket(self, bucket: str) -> None:
         self._bucket(bucket)
 
-    def head_object(self, bucket: str, key: str) -> ObjectInfo:
+    def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
+        refuse_version(version)
         with files.operation("head_object", bucket=bucket, key=key):
             return self._info(self.path(bucket, key))[0]
 
     def get_object_range(
-        self, bucket: str, key: str, start: int, length: int, *, if_match: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        if_match: str | None = None,
+        version: str | None = None,
     ) -> bytes:
+        refuse_version(version)
         checks.check_range(start, length)
         with (
             files.operation("get_object_range", bucket=bucket, key=key),

@@ -18,7 +18,7 @@ import botocore.config
 import pytest
 from backends.aws.cases import add_web
 from backends.aws.conftest import bucket_of, require
-from backends.aws.proxy import error_answer, fault_proxy
+from backends.aws.proxy import Answer, error_answer, fault_proxy
 from backends.aws.sockets import forward_proxy, read_head, scripted
 
 import amistore
@@ -32,6 +32,7 @@ from amistore.testing.aws.certificate import make_certificate
 
 SNAPSHOT = "snap-0123456789abcdef0"
 POINT = "arn:aws:s3:us-east-2:123456789012:accesspoint/web"
+FOUND = {"ETag": '"etag"', "Content-Range": "bytes 0-0/1"}
 ONCE = amistore.RetryPolicy(attempts=1)
 
 
@@ -349,3 +350,43 @@ def test_a_server_that_does_not_know_who_pays_names_the_argument() -> None:
         )
         with pytest.raises(amistore.BackendError, match=r"leave out AWSBackend\.requester_pays"):
             cloud.s3.list_parts("bucket", "key", "upload")
+
+
+@pytest.mark.parametrize("bucket", ["under_score", "UPPER.Case", "ab", "x" * 200])
+def test_whether_a_bucket_of_an_old_name_is_there_the_server_knows(bucket: str) -> None:
+    with fault_proxy(None) as server:
+        store = AWSBackend(session(), endpoint_urls={"s3": server.url}, retries=ONCE).s3
+        server.fail("get_object", Answer(status=206, headers=FOUND, body=b"x"))
+        server.fail("head_object", error_answer(404, ""))
+        assert store.get_object_range(bucket, "key", 0, 1) == b"x"
+        with pytest.raises(amistore.NotFoundError):
+            store.head_object(bucket, "key")
+
+
+@pytest.mark.parametrize("bucket", ["", ".", "..", "...", "a/b", "a b", "a\n", "ä", "x" * 256, None])
+def test_what_no_bucket_was_ever_named_is_asked_nowhere(bucket: Any) -> None:
+    with fault_proxy(None) as server:
+        store = AWSBackend(session(), endpoint_urls={"s3": server.url}, retries=ONCE).s3
+        with pytest.raises(amistore.InvalidRequestError, match="is no bucket's name") as caught:
+            store.delete_object(bucket, "key")
+        assert caught.value.code == "InaccessibleStorageLocation"
+        assert not server.requests
+
+
+def test_an_arn_of_anything_but_an_access_point_is_asked_nowhere() -> None:
+    with forward_proxy() as (url, heads):
+        cloud = AWSBackend(session(proxies={"https": url}), retries=ONCE)
+        with pytest.raises(amistore.InvalidRequestError, match="Invalid bucket name"):
+            cloud.s3.head_bucket("arn:aws:s3:::bucket")
+    assert heads == []
+
+
+def test_an_access_point_does_not_tell_how_its_bucket_is_protected() -> None:
+    with fault_proxy(None, operation=lambda method, target: f"{method} {target}") as proxy:
+        given = session(proxies={"http": proxy.url})
+        cloud = AWSBackend(given, endpoint_urls={"s3": "http://localhost:1"}, retries=ONCE)
+        asked = "HEAD http://web-123456789012.localhost:1/"
+        proxy.fail(asked, Answer())
+        (warning,) = cloud.s3.bucket_warnings(POINT)
+        assert warning.startswith("an access point does not tell")
+        assert dict(proxy.requests) == {asked: 1}

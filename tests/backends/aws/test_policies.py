@@ -259,6 +259,12 @@ def test_flows_with_archives_need_a_bucket(flow) -> None:
         policy(flow)
 
 
+def test_a_bucket_of_an_old_name_can_be_in_a_policy_and_an_access_point_cannot() -> None:
+    assert "arn:aws:s3:::Under_Score" in str(policy("store", bucket="Under_Score"))
+    with pytest.raises(amistore.InvalidRequestError, match="is no bucket's name"):
+        policy("store", bucket="arn:aws:s3:us-east-2:123456789012:accesspoint/web")
+
+
 def test_an_unknown_flow_is_refused() -> None:
     with pytest.raises(amistore.InvalidRequestError, match="'copy'"):
         policy("copy")
