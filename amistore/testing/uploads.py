@@ -57,14 +57,12 @@ class MultipartUploadContract:
     def test_a_completed_upload_is_gone(self, objects: BucketCase) -> None:
         upload, part = self._part(objects, 1, b"x")
         objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
+        self._is_gone(objects, upload, part)
 
     def test_an_aborted_upload_leaves_nothing(self, objects: BucketCase) -> None:
         upload, part = self._part(objects, 1, b"x")
         objects.store.abort_multipart_upload(objects.bucket, "key", upload)
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
+        self._is_gone(objects, upload, part)
         with pytest.raises(NotFoundError):
             objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
         with pytest.raises(NotFoundError):
@@ -105,17 +103,22 @@ class MultipartUploadContract:
         assert store.get_object_range(bucket, "from-file", 0, len(content) + 1) == content
 
     def test_lists_parts_ascending(self, objects: BucketCase) -> None:
+        if not objects.store.traits.part_listing:
+            pytest.skip("this store lists no parts")
+        most = objects.store.traits.most_parts
         upload = objects.store.create_multipart_upload(objects.bucket, "key")
         assert objects.store.list_parts(objects.bucket, "key", upload) == []
         parts = [
             objects.store.upload_part(objects.bucket, "key", upload, number, b"x" * number)
-            for number in (10_000, 2, 30)
+            for number in (most, 2, 3)
         ]
-        assert [part.size for part in parts] == [10_000, 2, 30]
+        assert [part.size for part in parts] == [most, 2, 3]
         ascending = sorted(parts, key=lambda part: part.part_number)
         assert objects.store.list_parts(objects.bucket, "key", upload) == ascending
 
     def test_a_part_uploaded_again_replaces_the_first(self, objects: BucketCase) -> None:
+        if not objects.store.traits.replaceable_parts:
+            pytest.skip("this store takes each part once")
         upload, _ = self._part(objects, 1, b"first")
         part = objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
         assert objects.store.list_parts(objects.bucket, "key", upload) == [part]
@@ -123,6 +126,8 @@ class MultipartUploadContract:
         assert read_object(objects, "key") == b"other"
 
     def test_a_part_that_was_replaced_since_is_refused(self, objects: BucketCase) -> None:
+        if not objects.store.traits.replaceable_parts:
+            pytest.skip("this store takes each part once")
         upload, stale = self._part(objects, 1, b"first")
         objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
         with pytest.raises(AmistoreError):
@@ -138,8 +143,9 @@ class MultipartUploadContract:
             )
 
     def test_part_numbers_may_have_gaps(self, objects: BucketCase) -> None:
-        upload, first = self._part(objects, 3, b"a" * objects.part_size)
-        last = objects.store.upload_part(objects.bucket, "key", upload, 9_999, b"b")
+        most = objects.store.traits.most_parts
+        upload, first = self._part(objects, 2, b"a" * objects.part_size)
+        last = objects.store.upload_part(objects.bucket, "key", upload, most, b"b")
         objects.store.complete_multipart_upload(objects.bucket, "key", upload, [first, last])
         assert read_object(objects, "key") == b"a" * objects.part_size + b"b"
 
@@ -171,7 +177,8 @@ class MultipartUploadContract:
         assert read_object(objects, "key") == b"first"
 
     def test_threads_upload_parts_at_once(self, objects: BucketCase) -> None:
-        contents = [bytes([number]) * objects.part_size for number in range(1, 17)]
+        numbers = range(1, 1 + min(16, objects.store.traits.most_parts))
+        contents = [bytes([number]) * objects.part_size for number in numbers]
         upload = objects.store.create_multipart_upload(objects.bucket, "key")
         with ThreadPoolExecutor(8) as pool:
             parts = list(
@@ -179,7 +186,7 @@ class MultipartUploadContract:
                     lambda number: objects.store.upload_part(
                         objects.bucket, "key", upload, number, contents[number - 1]
                     ),
-                    range(1, 17),
+                    numbers,
                 )
             )
         objects.store.complete_multipart_upload(objects.bucket, "key", upload, parts)
@@ -189,8 +196,9 @@ class MultipartUploadContract:
     def test_an_unknown_upload_is_not_found(self, objects: BucketCase, upload: str) -> None:
         with pytest.raises(NotFoundError):
             objects.store.upload_part(objects.bucket, "key", upload, 1, b"x")
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
+        if objects.store.traits.part_listing:
+            with pytest.raises(NotFoundError):
+                objects.store.list_parts(objects.bucket, "key", upload)
 
     def test_an_upload_belongs_to_its_key(self, objects: BucketCase) -> None:
         upload, part = self._part(objects, 1, b"x")
@@ -201,3 +209,11 @@ class MultipartUploadContract:
     def _part(objects: BucketCase, number: int, content: bytes) -> tuple[str, UploadedPart]:
         upload = objects.store.create_multipart_upload(objects.bucket, "key")
         return upload, objects.store.upload_part(objects.bucket, "key", upload, number, content)
+
+    @staticmethod
+    def _is_gone(objects: BucketCase, upload: str, part: UploadedPart) -> None:
+        with pytest.raises(NotFoundError):
+            if objects.store.traits.part_listing:
+                objects.store.list_parts(objects.bucket, "key", upload)
+            else:
+                objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])

@@ -207,7 +207,7 @@ def test_connections_are_used_again_after_answers_that_were_read(swift: str) -> 
             case.store.head_object(case.bucket, "key")
             assert case.store.list_multipart_uploads(case.bucket) == []
     assert sum(proxy.requests.values()) > 15
-    assert proxy.connections == 1
+    assert proxy.connections == 2  # one is for completions, whose answers may take longer
 
 
 @pytest.mark.parametrize("body", [b"", b"<html/>", b"<ListBucketResult/>"])
