@@ -114,7 +114,7 @@ def host_asked(call: Callable[[AWSBackend], object], **config: Any) -> str:
             "ebs-fips.us-east-2.api.aws",
         ),
     ],
-    ids=str,
+    ids=lambda given: getattr(given, "__name__", str(given)),
 )
 def test_the_sessions_config_decides_which_host_is_asked(
     call: Callable[[AWSBackend], object], config: dict[str, Any], host: str
