@@ -154,12 +154,13 @@ class Connection:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        # botocore merges this member as a whole, and lets a client's values go before a profile's.
-        of_profile = self.session._session.get_config_variable("s3")
-        given = {**(s3 or {}), **(of_profile or {}), **(self._given.s3 or {})}
         # Whatever the session says: retries around retries would make 25 attempts of 5.
-        retries = {"total_max_attempts": 1, "mode": "standard"}
-        return ours.merge(self._given).merge(botocore.config.Config(s3=given, retries=retries))
+        last: dict[str, Any] = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
+        if service == "s3":
+            # botocore merges this member as a whole, and lets a client's values go before a profile's.
+            of_profile = self.session._session.get_config_variable("s3")
+            last["s3"] = {**(s3 or {}), **(of_profile or {}), **(self._given.s3 or {})}
+        return ours.merge(self._given).merge(botocore.config.Config(**last))
 
     def _made(self, service: str, completes: bool, s3: Mapping[str, Any]) -> Any:
         return self.session.client(

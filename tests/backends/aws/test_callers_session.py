@@ -114,7 +114,7 @@ def host_asked(call: Callable[[AWSBackend], object], **config: Any) -> str:
             "ebs-fips.us-east-2.api.aws",
         ),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    ids=lambda given: getattr(given, "__name__", str(given)),
 )
 def test_the_sessions_config_decides_which_host_is_asked(
     call: Callable[[AWSBackend], object], config: dict[str, Any], host: str
@@ -390,3 +390,13 @@ def test_an_access_point_does_not_tell_how_its_bucket_is_protected() -> None:
         (warning,) = cloud.s3.bucket_warnings(POINT)
         assert warning.startswith("an access point does not tell")
         assert dict(proxy.requests) == {asked: 1}
+
+
+def test_a_profile_that_botocore_cannot_use_is_told_by_each_call(aws: FakeAWS, tmp_path: Path) -> None:
+    write_profile(tmp_path, aws)
+    with (tmp_path / "config").open("a") as file:
+        file.write("s3 =\n  addressing_style = sideways\n")
+    cloud = AWSBackend(profile_name="work", retries=ONCE)
+    for call in (head, images, get_block):
+        with pytest.raises(amistore.BackendError, match="style sideways is invalid"):
+            call(cloud)
