@@ -121,7 +121,8 @@ class MultipartUploadContract:
             pytest.skip("this store takes each part once")
         upload, _ = self._part(objects, 1, b"first")
         part = objects.store.upload_part(objects.bucket, "key", upload, 1, b"other")
-        assert objects.store.list_parts(objects.bucket, "key", upload) == [part]
+        if objects.store.traits.part_listing:
+            assert objects.store.list_parts(objects.bucket, "key", upload) == [part]
         objects.store.complete_multipart_upload(objects.bucket, "key", upload, [part])
         assert read_object(objects, "key") == b"other"
 

@@ -66,9 +66,13 @@ class Uploads(Rules):
     ) -> None:
         self.equal, self.once, self.all_named, self.most = equal, once, all_named, most
         self._sizes: dict[str, dict[int, int]] = {}
+        self._completed: set[str] = set()
 
     def refusal(self, asked: Asked) -> Answer | None:
-        sizes = self._sizes.setdefault(_query(asked, "uploadId"), {})
+        upload = _query(asked, "uploadId")
+        if upload in self._completed:
+            return error_answer(404, "NoSuchUpload", "it was completed")
+        sizes = self._sizes.setdefault(upload, {})
         if asked.operation == "upload_part":
             number = _number(asked)
             if number > self.most:
@@ -88,6 +92,8 @@ class Uploads(Rules):
     def answered(self, asked: Asked, answer: Answer) -> Answer:
         if asked.operation == "upload_part" and answer.status == 200:
             self._sizes[_query(asked, "uploadId")][_number(asked)] = len(asked.body)
+        if asked.operation == "complete_multipart_upload" and answer.status == 200:
+            self._completed.add(_query(asked, "uploadId"))
         return answer
 
 
@@ -200,7 +206,7 @@ def rules_of(name: str) -> Rules:
         ),
         "alibaba-oss": lambda: Several(VirtualHosts(), no_checksums(), no_conditions(), *no_tags()),
         "few-parts": lambda: Several(Checksums(), Uploads(most=5)),
-        "no-list-of-parts": lambda: Several(Checksums(), NoPartLists()),
+        "no-list-of-parts": lambda: Several(Checksums(), Uploads(), NoPartLists()),
         "no-checksums-in-lists": lambda: Several(Checksums(), NoListedChecksums()),
         "no-conditions": lambda: Several(Checksums(), no_conditions()),
         "no-tags": lambda: Several(Checksums(), *no_tags()),

@@ -30,5 +30,6 @@ class TestFrontEndObjectStore(test_s3_others.TestMotoObjectStore):
             assert not error.retryable
             assert not objects.store.at(objects.bucket, "key").exists()
 
-    test_tags_and_encryption_are_those_of_the_settings = None  # moto's own test
-    test_an_open_bucket_is_warned_of = None  # and this
+    test_a_key_with_a_line_break_is_not_found = None  # moto's own
+    test_tags_and_encryption_are_those_of_the_settings = None
+    test_an_open_bucket_is_warned_of = None

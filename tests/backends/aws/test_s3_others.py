@@ -120,6 +120,8 @@ class TestMotoObjectStore(ObjectStoreContract):
             objects.store.put_object(objects.bucket, key, [key.encode()])
         for key in keys:
             assert objects.store.get_object_range(objects.bucket, key, 0, 100) == key.encode()
+
+    def test_a_key_with_a_line_break_is_not_found(self, objects: BucketCase) -> None:
         with pytest.raises(NotFoundError):
             objects.store.put_object(objects.bucket, "line\nbreak", [b"x"])
 
@@ -127,8 +129,9 @@ class TestMotoObjectStore(ObjectStoreContract):
     def test_an_unknown_upload_is_not_found(self, objects: BucketCase, upload: str) -> None:
         with pytest.raises(BackendError):  # moto's own 500, or not found
             objects.store.upload_part(objects.bucket, "key", upload, 1, b"x")
-        with pytest.raises(NotFoundError):
-            objects.store.list_parts(objects.bucket, "key", upload)
+        if objects.store.traits.part_listing:
+            with pytest.raises(NotFoundError):
+                objects.store.list_parts(objects.bucket, "key", upload)
 
     def test_an_aborted_upload_leaves_nothing(self, objects: BucketCase) -> None:
         upload = objects.store.create_multipart_upload(objects.bucket, "key")
