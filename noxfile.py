@@ -74,6 +74,7 @@ def reliability(session: nox.Session) -> None:
         for name in (
             "bounded_memory",
             "encrypted_holes",
+            "every_store",
             "faults",
             "forked_clients",
             "kills",
@@ -85,6 +86,17 @@ def reliability(session: nox.Session) -> None:
         for name in ("engine_model", "killed_engines", "owners", "task_faults", "task_races")
     ]
     session.run(*PYTEST, "-rP", *places, *session.posargs)
+
+
+@nox.session
+def stores(session: nox.Session) -> None:
+    """What archives of 300 MiB do on each store, in a table; some minutes."""
+    session.install("-q", "-e", ".[testing,remote,aws]", "pytest<9.2", *BESIDE)
+    session.chdir("tests")
+    session.env["AMISTORE_LONG"] = "1"
+    names = ["every_store", "probing", "front_ends", "s3_others", "s3_swift", "s3_seaweedfs", "s3_juicefs"]
+    places = [f"backends/aws/test_{name}.py" for name in names]
+    session.run("python", "-m", "pytest", "-q", "-p", "backends.aws.store_table", *places, *session.posargs)
 
 
 @nox.session

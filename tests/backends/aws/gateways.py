@@ -55,6 +55,7 @@ def seaweedfs_server(folder: Path) -> Iterator[str]:
         "ip.bind": "127.0.0.1",
         "filer": "true",
         "s3": "true",
+        "s3.domainName": "localhost",  # so that buckets may stand in front of it
         "s3.config": folder / "identities.json",
         # It would look for other masters for two seconds, and its volumes for it after five more.
         "master.peers": "none",

@@ -6,17 +6,16 @@ import contextlib
 import functools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 import images
 import pytest
-from backends.aws import gateways
 from backends.aws.conftest import bucket_of, connect
 from backends.aws.front_ends import TRAITS, rules_of
 from backends.aws.proxy import FaultProxy, fault_proxy
-from backends.aws.swift import ACCESS_KEY, SECRET_KEY
 
 import amistore
 from amistore.backends import STORES, StoreTraits
@@ -45,6 +44,25 @@ ids = [
 ]
 
 
+@attrs.frozen
+class Noise(Mapping[int, bytes]):
+    """Blocks of noise, each made when it is read."""
+
+    indexes: range
+    seed: int
+
+    def __getitem__(self, index: int) -> bytes:
+        if index not in self.indexes:
+            raise KeyError(index)
+        return images.noise(self.seed + index)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indexes)
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+
 @attrs.frozen(kw_only=True)
 class Disks:
     """Two volumes of noise, and how they are packed.
@@ -60,11 +78,11 @@ class Disks:
     part_size: int
 
     @property
-    def volumes(self) -> list[tuple[int, dict[int, bytes]]]:
+    def volumes(self) -> list[tuple[int, Mapping[int, bytes]]]:
         first = self.blocks * 2 // 3
         return [
-            (1, {2 * i: images.noise(i) for i in range(first)} | {2000: images.block(0)}),
-            (2, {i: images.noise(5000 + i) for i in range(3000, 3000 + self.blocks - first)}),
+            (1, Noise(range(0, 2 * first, 2), 0)),
+            (2, Noise(range(3000, 3000 + self.blocks - first), 5000)),
         ]
 
     def source(self) -> images.Volumes:
@@ -77,16 +95,32 @@ class Disks:
         form = amistore.Layout(blocks_per_frame=self.segment, blocks_per_segment=self.segment)
         return amistore.PackOptions(layout=form, part_size=self.part_size)
 
-    @functools.cached_property
-    def expected(self) -> bytes:
-        return b"".join(amistore.pack(self.image(), self.source(), options=self.options()))
+    def pack(self, path: Path) -> int:
+        """Write the archive to a file, and give its size."""
+        with path.open("wb") as file:
+            file.writelines(amistore.pack(self.image(), self.source(), options=self.options()))
+        return path.stat().st_size
+
+    def are(self, ebs: amistore.backends.BlockSource, image: amistore.Image) -> bool:
+        """Whether the image's snapshots have these blocks."""
+        ids = [m.ebs.snapshot_id for m in image.block_device_mappings if m.ebs and m.ebs.snapshot_id]
+        for snapshot_id, (size, blocks) in zip(ids, self.volumes, strict=True):
+            indexes = []
+            for page in ebs.pages(snapshot_id):
+                assert page.volume_size == size
+                for each in page.blocks:
+                    indexes.append(each.block_index)
+                    got = ebs.get_snapshot_block(snapshot_id, each.block_index, each.block_token)
+                    assert got.content == blocks[each.block_index]
+            assert indexes == list(blocks)
+        return True
 
 
 @functools.cache
 def disks_of(part_size: int, most_parts: int) -> Disks:
     """Disks of a dozen parts or more, or as many as the store takes; in the long form of 300 MiB."""
     segment = 2 if part_size >= amistore.MIB else 1
-    blocks = 600 if LONG else 12 * part_size * 2 // amistore.MIB
+    blocks = 600 if LONG and part_size > amistore.MIB else 12 * part_size * 2 // amistore.MIB
     if most_parts < 100:
         part_size = -(-(blocks + 4) * amistore.BLOCK_SIZE // most_parts)
     return Disks(blocks=blocks, segment=segment, part_size=part_size)
@@ -135,19 +169,22 @@ def resolve_localhost() -> None:
 
 
 @contextlib.contextmanager
-def front_end(name: str, moto: Connection) -> Iterator[tuple[Place, FaultProxy]]:
-    """A front end before moto."""
-    with pytest.MonkeyPatch.context() as patch, fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+def front_end(name: str, server: Connection) -> Iterator[tuple[Place, FaultProxy]]:
+    """A front end before a server."""
+    with pytest.MonkeyPatch.context() as patch, fault_proxy(server.endpoint_urls["s3"]) as proxy:
         proxy.rules = rules_of(name)
         patch.setattr(socket, "getaddrinfo", socket.getaddrinfo)
         resolve_localhost()
-        url = (
-            proxy.url.replace("127.0.0.1", "localhost") if TRAITS[name].addressing == "virtual" else proxy.url
-        )
+        host = "localhost" if TRAITS[name].addressing == "virtual" else "127.0.0.1"
         yield (
-            Place(name=name, url=url, keys=(ACCESS_KEY, SECRET_KEY), traits=with_small_parts(TRAITS[name])),
+            _place(name, proxy.url.replace("127.0.0.1", host), server, with_small_parts(TRAITS[name])),
             proxy,
         )
+
+
+def _place(name: str, url: str, server: Connection, traits: StoreTraits) -> Place:
+    keys = server.session.get_credentials()
+    return Place(name=name, url=url, keys=(keys.access_key, keys.secret_key), traits=traits)
 
 
 def with_small_parts(traits: StoreTraits) -> StoreTraits:
@@ -160,11 +197,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Each store."""
     name = request.param
     if name in TRAITS:
-        with front_end(name, request.getfixturevalue("moto")) as (made, _):
+        # In moto each range takes as long as the whole object.
+        server = request.getfixturevalue("seaweedfs" if LONG else "moto")
+        with front_end(name, server) as (made, _):
             yield made
         return
-    connection = request.getfixturevalue(name)
+    server = request.getfixturevalue(name)
     traits = SERVERS[name] if name in LEAST_5_MIB else with_small_parts(SERVERS[name])
-    own = (gateways.ACCESS_KEY, gateways.SECRET_KEY)
-    keys = own if name in ("seaweedfs", "juicefs", "rclone") else (ACCESS_KEY, SECRET_KEY)
-    yield Place(name=name, url=connection.endpoint_urls["s3"], keys=keys, traits=traits)
+    yield _place(name, server.endpoint_urls["s3"], server, traits)
