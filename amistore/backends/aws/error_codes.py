@@ -77,7 +77,7 @@ _EXISTS = Meaning(AlreadyExistsError, remedy="choose another name")
 _KMS_KEY = Meaning(BackendError, remedy="check the KMS key: its state, kind, Region and account")
 _OTHERWISE = Meaning(
     BackendError,
-    remedy="the service does not take what amistore sends; for other servers that speak S3 see docs/aws.md",
+    remedy="the service does not take what amistore sends; for what stores do otherwise see docs/stores.md",
 )
 # Of what amistore never asks for.
 _FOREIGN = Meaning(

@@ -9,6 +9,7 @@ import os
 import signal
 from pathlib import Path
 
+import images
 import pytest
 from backends.aws import gateways
 from backends.aws.places import Place, front_end, place, resolve_localhost
@@ -149,3 +150,26 @@ def test_a_part_whose_answer_was_lost_is_sent_again_or_found_there(
         assert runs.is_there(stored)
         amistore.copy(to, tmp_path / "stored")
         assert filecmp.cmp(tmp_path / "stored", tmp_path / "expected", shallow=False)
+
+
+@pytest.mark.parametrize("name", ["google-cloud-storage", "cloudflare-r2", "mega-s4", "alibaba-oss"])
+def test_a_transfer_keeps_its_archive_and_tasks_work_on_public_stores(moto: Connection, name: str) -> None:
+    cloud = runs.cloud()
+    ids = [images.snapshot(cloud.ebs, size, blocks) for size, blocks in runs.VOLUMES]
+    image_id = cloud.ec2.register_image(images.image(ids), name="web")
+    with front_end(name, moto) as (place, _):
+        objects = place.bucket()
+        target = amistore.MemoryBackend()
+        keep = objects.store.at(objects.bucket, KEY)
+        moved = amistore.transfer(image_id, source=cloud, destination=target, keep=keep)
+        assert runs.disks(target.ebs, target.ec2.describe_image(moved.image_id)) == runs.VOLUMES
+        combined = amistore.Backend(ebs=cloud.ebs, s3=objects.store, ec2=cloud.ec2)
+        bucket = objects.bucket
+        with amistore.TaskEngine(combined, journal=":memory:") as engine:
+            stored = engine.wait(engine.create_store_image_task(image_id=image_id, bucket=bucket))
+            again = engine.wait(
+                engine.create_restore_image_task(bucket=bucket, object_key=stored.object_key, name="third")
+            )
+        assert runs.disks(cloud.ebs, cloud.ec2.describe_image(str(again.image_id))) == runs.VOLUMES
+        found = amistore.find_archives(objects.store, bucket)
+        assert {each.location.key for each in found} == {KEY, stored.object_key}
