@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import io
-import logging
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,19 +18,16 @@ from typing import Any, BinaryIO, TypedDict, TypeVar
 import attrs
 from typing_extensions import Buffer
 
-from amistore import forks
 from amistore.backends.interface import Interface, composed
 from amistore.backends.ranges import RangeReader, RangeStream
 from amistore.backends.receiving import Content
 from amistore.backends.traits import AMAZON, StoreTraits
-from amistore.backends.uploads import MultipartUpload, UploadedPart, cut, nbytes
+from amistore.backends.uploads import MultipartUpload, PiecesUpload, UploadedPart, nbytes
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.text import printable
 from amistore.units import MIB
 
 __all__ = ["ObjectInfo", "ObjectLocation", "ObjectRanges", "ObjectStore"]
-
-_logger = logging.getLogger("amistore")
 
 R = TypeVar("R")
 
@@ -328,34 +324,9 @@ class ObjectStore(Interface):
             )
         if type(part_size) is not int or part_size < 1:
             raise InvalidRequestError(f"part_size must be a whole number from 1 on, not {part_size!r}")
-        most = self.traits.most_parts
-        if size is not None:  # rounded up, so that equal parts suffice
-            part_size = min(max(part_size, -(-size // most)), self.traits.largest_part)
-        upload = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
-        process = os.getpid()
-
-        def abort(_: BaseException) -> None:
-            try:
-                self.abort_multipart_upload(bucket, key, upload)
-            except Exception as error:  # the first error is the one to tell
-                _logger.error(
-                    "upload %s of %s is left behind, abort it: %s", upload, self.at(bucket, key), error
-                )
-
-        with forks.undoing(abort):
-            parts: list[UploadedPart] = []
-            grow_after = most // 10 if size is None else 0
-            largest = self.traits.largest_part
-            for part in cut(pieces, part_size, grow_after=grow_after, largest=largest):
-                forks.check_owner(process, "this upload")
-                if len(parts) == most:
-                    raise InvalidRequestError(
-                        f"the object needs more than the {most} parts that the store takes: give a larger "
-                        "part_size=, or the content's size="
-                    )
-                parts.append(self.upload_part(bucket, key, upload, len(parts) + 1, part))
-            forks.check_owner(process, "this upload")
-            return self.complete_multipart_upload(bucket, key, upload, parts, if_none_match=if_none_match)
+        upload_id = self.create_multipart_upload(bucket, key, metadata=metadata, tags=tags)
+        upload = PiecesUpload(self, bucket, key, upload_id)
+        return upload.run(pieces, part_size, size, if_none_match=if_none_match)
 
     @composed
     def open_object(self, bucket: str, key: str) -> io.BufferedReader:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import attrs
 from typing_extensions import Buffer
 
-__all__ = ["MultipartUpload", "UploadedPart", "cut", "nbytes"]
+from amistore import forks
+from amistore.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from amistore.backends.objects import ObjectInfo, ObjectStore
+
+__all__ = ["MultipartUpload", "PiecesUpload", "UploadedPart", "cut", "nbytes"]
+
+_logger = logging.getLogger("amistore")
 
 
 @attrs.frozen(kw_only=True)
@@ -71,3 +82,49 @@ def cut(pieces: Iterable[Buffer], size: int, *, grow_after: int, largest: int) -
             part += taken
             rest = rest[len(taken) :]
     yield part
+
+
+@attrs.frozen
+class PiecesUpload:
+    """An upload of pieces, part by part, that is aborted on an error.
+
+    Attributes:
+        store: the store.
+        bucket: the bucket's name.
+        key: the object's key.
+        upload_id: the upload's id.
+    """
+
+    store: ObjectStore
+    bucket: str
+    key: str
+    upload_id: str
+
+    def run(
+        self, pieces: Iterable[Buffer], part_size: int, size: int | None, *, if_none_match: bool
+    ) -> ObjectInfo:
+        """Send all pieces and complete the upload; see `ObjectStore.put_object` for the arguments."""
+        traits, process = self.store.traits, os.getpid()
+        if size is not None:  # rounded up, so that equal parts suffice
+            part_size = min(max(part_size, -(-size // traits.most_parts)), traits.largest_part)
+        grow_after = traits.most_parts // 10 if size is None else 0
+        place = self.bucket, self.key, self.upload_id
+        with forks.undoing(lambda _: self._abort()):
+            parts: list[UploadedPart] = []
+            for part in cut(pieces, part_size, grow_after=grow_after, largest=traits.largest_part):
+                forks.check_owner(process, "this upload")
+                if len(parts) == traits.most_parts:
+                    raise InvalidRequestError(
+                        f"the object needs more than the {traits.most_parts} parts that the store takes: "
+                        "give a larger part_size=, or the content's size="
+                    )
+                parts.append(self.store.upload_part(*place, len(parts) + 1, part))
+            forks.check_owner(process, "this upload")
+            return self.store.complete_multipart_upload(*place, parts, if_none_match=if_none_match)
+
+    def _abort(self) -> None:
+        try:
+            self.store.abort_multipart_upload(self.bucket, self.key, self.upload_id)
+        except Exception as error:  # the first error is the one to tell
+            location = self.store.at(self.bucket, self.key)
+            _logger.error("upload %s of %s is left behind, abort it: %s", self.upload_id, location, error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import boto3
 import pytest
 
@@ -33,6 +35,27 @@ from amistore.errors import InvalidValueError
 )
 def test_the_endpoints_host_tells_the_traits(url: str | None, name: str) -> None:
     assert traits_of(url) == STORES[name]
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+def test_an_endpoint_of_the_environment_tells_them_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = boto3.Session("key", "secret", region_name="us-east-1")
+    assert amistore.AWSBackend(session).s3.where == "S3 us-east-1"
+    monkeypatch.setenv(name, "https://storage.googleapis.com")
+    google = amistore.AWSBackend(session).s3
+    assert google.traits == STORES["google-cloud-storage"]
+    assert google.where == "S3 https://storage.googleapis.com"  # a log of it belongs to no other store
+
+
+def test_an_endpoint_of_the_profile_tells_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(
+        "[profile r2]\nregion = auto\nservices = r2\n"
+        "aws_access_key_id = key\naws_secret_access_key = secret\n"
+        "[services r2]\ns3 =\n  endpoint_url = https://0123.r2.cloudflarestorage.com\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    backend = amistore.AWSBackend(profile_name="r2")
+    assert backend.s3.traits == STORES["cloudflare-r2"]
 
 
 def test_a_backend_has_the_given_traits_or_those_of_its_endpoint() -> None:

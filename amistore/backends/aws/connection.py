@@ -110,6 +110,17 @@ class Connection:
         self._lock = threading.Lock()
         self._process = os.getpid()
 
+    def own_endpoint(self, service: str) -> str | None:
+        """The URL of a service that is not AWS's: the given one, or the environment's or profile's."""
+        if service in self.endpoint_urls:
+            return self.endpoint_urls[service]
+        names = {"AWS_ENDPOINT_URL", f"AWS_ENDPOINT_URL_{service.upper()}"}
+        config = self.session._session.get_scoped_config()
+        if not (names & os.environ.keys() or {"endpoint_url", "services"} & config.keys()):
+            return None  # most have none, and a client costs some time
+        url = str(self.client(service).meta.endpoint_url)
+        return None if ".amazonaws.com" in url else url
+
     def client(self, service: str, *, completes: bool = False, **s3: Any) -> Any:
         """A service's client, with one attempt for each call and finite time limits.
 

@@ -71,7 +71,7 @@ class AWSObjectStore(ObjectStore):
     ) -> None:
         self._connection = connection
         self._settings = settings or ObjectSettings()
-        url = connection.endpoint_urls.get("s3")
+        url = connection.own_endpoint("s3")
         self.traits = traits or traits_of(url)
         self.where = f"S3 {url or connection.region_name}"
 
