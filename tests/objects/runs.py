@@ -81,6 +81,9 @@ def disks(ebs: amistore.backends.BlockSource, image: amistore.Image) -> list[tup
     return [images.contents(ebs, snapshot_id) for snapshot_id in ids]
 
 
+UPLOADS = ("upload_part", "upload_part_file")
+
+
 class Calls:
     """Watches verbs of a service in memory: counts calls, and lets one of them go wrong.
 
@@ -112,7 +115,7 @@ class Calls:
 
     def parts(self) -> list[int]:
         """Numbers of the parts that were sent."""
-        return [arguments[3] for verb, arguments in self.seen if verb == "upload_part"]
+        return [arguments[3] for verb, arguments in self.seen if verb in UPLOADS]
 
     def blocks(self) -> list[tuple[str, int]]:
         """Snapshots and indexes of the blocks that were put."""

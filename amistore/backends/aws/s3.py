@@ -210,19 +210,18 @@ class AWSObjectStore(ObjectStore):
             except botocore.exceptions.ClientError as error:
                 if self.traits.replaceable_parts or _code(error) != "InvalidPart":
                     raise
-                # It was sent before, and its answer was lost. The completion compares the ETag.
-                return UploadedPart(part_number=part_number, size=size, etag=md5_of(content).hex())
-            part = UploadedPart(
+                # It was sent before, and its answer was lost. The completion compares what it names.
+                answer = {"ETag": md5_of(content).hex(), **sent}
+            if not is_stored(answer, content, sent):
+                raise ChecksumMismatchError(
+                    f"part {part_number} was not stored as it was sent", retryable=True
+                )
+            return UploadedPart(
                 part_number=part_number,
                 size=size,
                 etag=bare_etag(answer["ETag"]),
                 checksum=answer.get("ChecksumCRC32"),
             )
-            if not is_stored(answer, content, sent):
-                raise ChecksumMismatchError(
-                    f"part {part_number} was not stored as it was sent", retryable=True
-                )
-            return part
 
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
         with self._calling("list_parts", bucket, key, upload_id) as place:

@@ -116,9 +116,24 @@ class Refused(Rules):
 
 
 class Checksums(Rules):
-    """Compares the checksums of parts, which moto does not."""
+    """Compares the checksums of parts, tells them, and wants them again at the completion; moto does not."""
+
+    def __init__(self) -> None:
+        self._uploads: set[str] = set()
+
+    def answered(self, asked: Asked, answer: Answer) -> Answer:
+        crc32 = asked.headers.get("x-amz-checksum-crc32")
+        if asked.operation != "upload_part" or crc32 is None:
+            return answer
+        self._uploads.add(_query(asked, "uploadId"))
+        return attrs.evolve(answer, headers={**answer.headers, "x-amz-checksum-crc32": crc32})
 
     def refusal(self, asked: Asked) -> Answer | None:
+        completed = asked.operation == "complete_multipart_upload"
+        if completed and _query(asked, "uploadId") in self._uploads:
+            named = asked.body.count(b"<ChecksumCRC32>")
+            if named != len(_PART_NUMBER.findall(asked.body)):
+                return error_answer(400, "InvalidRequest", "The upload was created using a crc32 checksum.")
         crc32 = base64.b64encode(zlib.crc32(asked.body).to_bytes(4, "big")).decode()
         md5 = base64.b64encode(hashlib.md5(asked.body, usedforsecurity=False).digest()).decode()
         same = asked.headers.get("x-amz-checksum-crc32", crc32), asked.headers.get("content-md5", md5)
