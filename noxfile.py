@@ -91,12 +91,13 @@ def reliability(session: nox.Session) -> None:
 @nox.session
 def stores(session: nox.Session) -> None:
     """What archives of 300 MiB do on each store, in a table; some minutes."""
-    session.install("-q", "-e", ".[testing,remote,aws]", "pytest<9.2", *BESIDE)
+    session.install("-q", "-e", ".[testing,remote,aws]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE)
     session.chdir("tests")
     session.env["AMISTORE_LONG"] = "1"
     names = ["every_store", "probing", "front_ends", "s3_others", "s3_swift", "s3_seaweedfs", "s3_juicefs"]
     places = [f"backends/aws/test_{name}.py" for name in names]
-    session.run("python", "-m", "pytest", "-q", "-p", "backends.aws.store_table", *places, *session.posargs)
+    options = ["-q", "-n", "2", "--dist", "loadgroup", "-p", "backends.aws.store_table"]
+    session.run("python", "-m", "pytest", *options, *places, *session.posargs)
 
 
 @nox.session
