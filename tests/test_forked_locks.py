@@ -147,7 +147,7 @@ def test_a_lock_that_a_thread_holds_while_the_process_forks_is_free_in_the_child
 
 def test_a_child_that_leaves_a_pool_of_threads_waits_for_none_of_its_locks() -> None:
     entered = worker_pool(1, None)
-    pool, _ = entered.__enter__()
+    pool = entered.__enter__().executor
     assert isinstance(pool, ThreadPoolExecutor)
     pool.submit(int).result()
     with pool._shutdown_lock:

@@ -17,7 +17,7 @@ from amistore.model import BlockRange, Image, Snapshot
 from amistore.model.fields import to_wire
 from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted
 
@@ -334,9 +334,9 @@ class _Live:
                 ]
             return list(zip(gets.indexes, digests, strict=True))
 
-        with worker_pool(workers, None) as (pool, limit):
-            gets = BlockGets(self.source, None, limit)
-            found = ordered_map(pool, digests, self._pieces(gets), limit, stop=gets.stop)
+        with worker_pool(workers, None) as pool:
+            gets = BlockGets(self.source, None, pool.most)
+            found = pool.map(digests, self._pieces(gets), stop=gets.stop)
             with closing(found), gets:
                 for piece in found:
                     yield from piece

@@ -37,7 +37,7 @@ from amistore.errors import (
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import Reads
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
 __all__ = ["LOST_BLOCK", "Extraction", "extract", "extract_all"]
@@ -271,15 +271,13 @@ class _Writing:
             return self._segment(descriptor, *task)
 
         with (
-            worker_pool(self.how.workers, None) as (pool, limit),
+            worker_pool(self.how.workers, None) as pool,
             closing(
-                ordered_map(
-                    pool,
+                pool.map(
                     write,
                     self._tasks(loads),
-                    loads.limit(limit),
                     lambda task: container.segment_size(task[0]),
-                    least=limit // 2,
+                    most=loads.most(pool.count),
                 )
             ) as segments,
             loads,

@@ -34,7 +34,7 @@ from amistore.errors import ArchiveError, InvalidRequestError, machine_limits
 from amistore.model import BlockRange, Image, Snapshot
 from amistore.pipeline.pack import pack
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
-from amistore.pipeline.workers import closing, ordered_map, worker_count, worker_pool
+from amistore.pipeline.workers import closing, worker_count, worker_pool
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted
 
@@ -221,8 +221,8 @@ class _Salvage(BlockSource):
             sum(each.runs.blocks for volume in self._volumes.values() for each in volume.segments),
         )
         with (
-            worker_pool(workers, None) as (pool, limit),
-            closing(ordered_map(pool, self._prove_segment, tasks, limit)) as proved,
+            worker_pool(workers, None) as pool,
+            closing(pool.map(self._prove_segment, tasks)) as proved,
         ):
             for (name, place), blocks in zip(tasks, proved, strict=True):
                 for index, frame in blocks:

@@ -43,7 +43,7 @@ from amistore.errors import (
 )
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import Reads
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, counted, sized
 
@@ -167,11 +167,11 @@ def verify(
     check = _SegmentCheck(container, quick)
     loads = container.loads()
     blocks = 0
-    with worker_pool(workers, None) as (pool, limit), loads:
+    with worker_pool(workers, None) as pool, loads:
         ahead = deque(map(loads.begin, range(min(_AHEAD, len(container.index.offsets)))))
         tasks = _tasks(container, verification.volumes(), loads, ahead)
-        most = loads.limit(limit)
-        with closing(ordered_map(pool, check, tasks, most, check.weigh, least=limit // 2)) as checked:
+        most = loads.most(pool.count)
+        with closing(pool.map(check, tasks, check.weigh, most=most)) as checked:
             for each in verification.segments(checked):
                 blocks += container.segment_blocks(each.sequence)
                 progress(

@@ -15,7 +15,7 @@ from amistore.container.runs import Runs
 from amistore.container.segments import DecodedFrame, StoredFrame, decode_frame
 from amistore.errors import CorruptArchiveError
 from amistore.model import BlockRange
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import BLOCK_SIZE
 
 __all__ = ["Hole", "VolumeReader", "VolumeSums"]
@@ -115,8 +115,8 @@ class VolumeReader:
             return self.container.segment(sequence).descriptor
 
         with (
-            worker_pool(workers, None, requests=self.container.requests) as (pool, limit),
-            closing(ordered_map(pool, read, self.segments, limit)) as descriptors,
+            worker_pool(workers, None, requests=self.container.requests) as pool,
+            closing(pool.map(read, self.segments)) as descriptors,
         ):
             for descriptor in descriptors:
                 sums.add(descriptor)

@@ -32,7 +32,7 @@ from amistore.objects.upload import check_end
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.requests import requests_of
 from amistore.pipeline.unpack import PieceReader
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import MIB
 
 __all__ = ["copy"]
@@ -183,10 +183,8 @@ class _Verified:
     def pieces(self, workers: int | None) -> Generator[bytes, None, None]:
         """All bytes, read in parallel."""
         with (
-            worker_pool(workers, None, requests=requests_of(self.ranges)) as (pool, limit),
-            closing(
-                ordered_map(pool, self._read, range(0, self.ranges.size, _RANGE), limit // 2 + 1)
-            ) as ranges,
+            worker_pool(workers, None, requests=requests_of(self.ranges)) as pool,
+            closing(pool.map(self._read, range(0, self.ranges.size, _RANGE), most=pool.count + 1)) as ranges,
         ):
             yield from self._checked(PieceReader(ranges))
 

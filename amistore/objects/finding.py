@@ -14,7 +14,7 @@ from amistore.backends.objects import ObjectRanges
 from amistore.container.members import PREAMBLE
 from amistore.errors import ArchivedObjectError, ArchiveError, NotFoundError, SourceChangedError
 from amistore.pipeline.requests import requests_of
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = ["FoundArchive", "find_archives"]
 
@@ -65,8 +65,8 @@ def find_archives(
     check_kind(store, ObjectStore, "store")
     locations = store.list_objects(bucket, prefix)
     with (
-        worker_pool(workers, None, requests=requests_of(store)) as (pool, limit),
-        closing(ordered_map(pool, _look, locations, limit)) as found,
+        worker_pool(workers, None, requests=requests_of(store)) as pool,
+        closing(pool.map(_look, locations)) as found,
     ):
         for archive in found:
             if archive is not None:

@@ -18,7 +18,7 @@ from amistore.container.plan import Plan
 from amistore.errors import BackendError, InvalidRequestError, StorageFullError
 from amistore.objects.multipart import LoggedUpload
 from amistore.pipeline.requests import requests_of
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import MIB, sized
 
 __all__ = ["ObjectBounds", "Part", "Piece", "cut_parts", "part_size_for", "send_parts"]
@@ -152,8 +152,8 @@ def send_parts(upload: LoggedUpload, pieces: Iterator[Piece], workers: int | Non
     try:
         parts = cut_parts(pieces, size, len(upload.parts) + 1, most, begun)
         with (
-            worker_pool(workers, None, requests=requests_of(to.store)) as (pool, limit),
-            closing(ordered_map(pool, send, parts, limit // 2, Part.in_memory)) as sent,
+            worker_pool(workers, None, requests=requests_of(to.store)) as pool,
+            closing(pool.map(send, parts, Part.in_memory, most=pool.count, least=1)) as sent,
         ):
             for part, records in sent:
                 begun.popleft()

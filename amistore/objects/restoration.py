@@ -44,7 +44,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.requests import Reads
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = [
     "RestoreLog",
@@ -227,14 +227,12 @@ class Restoring:
         container = self._container
         verification = Verification(container, _raise)
         volumes = cast("list[PlannedVolume]", verification.volumes())  # all of them: damage was raised
-        with worker_pool(workers, None) as (pool, limit):
+        with worker_pool(workers, None) as pool:
             puts = BlockPuts(self._sink, None)
             loads = container.loads()
             tasks = self._tasks(volumes, loads, puts)
-            most = loads.limit(limit)
-            segments = ordered_map(
-                pool, self._segment, tasks, most, self._weigh, least=limit // 2, stop=puts.stop
-            )
+            most = loads.most(pool.count)
+            segments = pool.map(self._segment, tasks, self._weigh, most=most, stop=puts.stop)
             with closing(segments) as checked, loads, puts:
                 blocks = 0
                 for segment in verification.segments(_landed(checked, puts)):
@@ -243,7 +241,7 @@ class Restoring:
                     self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
             verification.end()
             most = container.head.layout.blocks_per_segment
-            filling = self._restored.fill(pool, None, limit, most, self._log.filled)
+            filling = self._restored.fill(pool, None, most, self._log.filled)
             with closing(filling) as pieces:
                 for piece, blocks in pieces:
                     self._log.note_filled(piece.stored_id, piece.end)

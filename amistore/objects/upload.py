@@ -38,7 +38,7 @@ from amistore.objects.parts import Piece, part_size_for, send_parts
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = ["ArchiveUpload", "check_end"]
 
@@ -201,8 +201,8 @@ def _check_object(ranges: RangeReader, planned: Plan, count: int, workers: int |
     for offset, length, digest in ((0, index.front_end, index.front_digest), *volumes):
         container.read(offset, length, "front or VOLD", has_digest(digest), wrong)
     with (
-        worker_pool(workers, None, requests=container.requests) as (pool, limit),
-        closing(ordered_map(pool, container.segment, range(count), limit)) as found,
+        worker_pool(workers, None, requests=container.requests) as pool,
+        closing(pool.map(container.segment, range(count))) as found,
     ):
         for _ in found:
             pass

@@ -20,7 +20,7 @@ from amistore.container.runs import Runs
 from amistore.errors import BackendError, ChecksumMismatchError, InvalidRequestError, SourceChangedError
 from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import GIB
 
 __all__ = [
@@ -90,10 +90,10 @@ def packed_units(
     """
     writer = ContainerWriter(planned, encode.level)
     yield PackedUnit(writer.front(), writer.offset)
-    with worker_pool(workers, executor) as (pool, limit):
-        gets = BlockGets(source, executor, limit)
+    with worker_pool(workers, executor) as pool:
+        gets = BlockGets(source, executor, pool.most)
         items = _items(planned, source, gets, len(carried))
-        made = ordered_map(pool, encode, items, limit, stop=gets.stop)
+        made = pool.map(encode, items, stop=gets.stop)
         with closing(made), gets:
             done = 0
             for volume in planned.volumes:

@@ -26,7 +26,7 @@ from amistore.pipeline.packing import segment_gets
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, WrittenVolume
-from amistore.pipeline.workers import closing, ordered_map, worker_pool
+from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = ["relay_snapshots"]
 
@@ -101,15 +101,15 @@ class _Relay:
         """Hand on every block and fill holes; return what was put, in the plan's order of volumes."""
         planned, snapshots = self._planned, self.snapshots
         linear = [hashlib.sha256() for _ in planned.volumes]
-        with worker_pool(workers, None) as (pool, limit):
-            gets = BlockGets(self._source, None, limit)
+        with worker_pool(workers, None) as pool:
+            gets = BlockGets(self._source, None, pool.most)
             puts = BlockPuts(self._sink, None)
 
             def stop() -> None:
                 gets.stop()
                 puts.stop()
 
-            handed = ordered_map(pool, self._hand_on, self._tasks(gets, puts), limit, stop=stop)
+            handed = pool.map(self._hand_on, self._tasks(gets, puts), stop=stop)
             with closing(handed), gets, puts:
                 done = 0
                 for task, digests in handed:
@@ -119,7 +119,7 @@ class _Relay:
                     done += len(digests)
                     progress(Progress(phase=Phase.UNPACK, blocks=done, total_blocks=planned.blocks))
             most = planned.layout.blocks_per_segment
-            with closing(snapshots.fill(pool, None, limit, most)) as filling:
+            with closing(snapshots.fill(pool, None, most)) as filling:
                 for _, done in filling:
                     progress(Progress(phase=Phase.FILL, blocks=done, total_blocks=snapshots.hole_blocks))
         return [

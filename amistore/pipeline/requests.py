@@ -265,6 +265,6 @@ class Reads(Generic[T]):
             return functools.partial(self._read, *arguments)
         return self._threads.begin(self._read, *arguments).result
 
-    def limit(self, limit: int) -> int:
-        """The most items that are begun at once, for workers that would have `limit` of them."""
-        return max(limit, self._requests + limit // 2)
+    def most(self, workers: int) -> int:
+        """The most items that are begun at once, for so many workers."""
+        return workers + max(workers, self._requests)

@@ -28,7 +28,7 @@ from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.puts import BlockPuts, PutBatch
-from amistore.pipeline.workers import closing, ordered_map
+from amistore.pipeline.workers import Workers, closing
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
 __all__ = [
@@ -196,9 +196,8 @@ class RestoredSnapshots:
 
     def fill(
         self,
-        pool: Executor,
+        pool: Workers,
         executor: Executor | None,
-        limit: int,
         most: int,
         filled: Callable[[str], int] = lambda stored_id: 0,
     ) -> Generator[tuple[HolePiece, int], None, None]:
@@ -207,9 +206,8 @@ class RestoredSnapshots:
         Yields the pieces in order, each with the number of blocks filled so far.
 
         Args:
-            pool: the executor.
+            pool: the workers.
             executor: the caller's, if that is it.
-            limit: the number of pieces begun at once.
             most: the most blocks of a piece.
             filled: a function that returns the block index, by the archived id, before which all holes are
                 filled.
@@ -222,7 +220,7 @@ class RestoredSnapshots:
         done = sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
         puts = BlockPuts(self._sink, executor)
         items = ((piece, puts.batch()) for piece in pieces)
-        put = ordered_map(pool, HolePut(self._sink), items, limit, stop=puts.stop)
+        put = pool.map(HolePut(self._sink), items, stop=puts.stop)
         with closing(put), puts:
             for piece in put:
                 puts.landed()

@@ -24,7 +24,7 @@ from amistore.model import Image
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
-from amistore.pipeline.workers import check_picklable, closing, ordered_map, worker_pool
+from amistore.pipeline.workers import check_picklable, closing, worker_pool
 from amistore.units import MIB
 
 __all__ = [
@@ -111,20 +111,12 @@ class _Restore:
             stored = self._stored_bytes
             progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
 
-        with worker_pool(workers, executor) as (pool, limit):
+        with worker_pool(workers, executor) as pool:
             done = 0
             puts = BlockPuts(self._sink, executor)
             with (
                 closing(
-                    ordered_map(
-                        pool,
-                        SegmentPut(self._sink),
-                        self._items(puts),
-                        limit,
-                        _weigh,
-                        least=limit // 2,
-                        stop=puts.stop,
-                    )
+                    pool.map(SegmentPut(self._sink), self._items(puts), _weigh, stop=puts.stop)
                 ) as segments,
                 puts,
             ):
@@ -132,7 +124,7 @@ class _Restore:
                     puts.landed()
                     done += blocks
                     report(Phase.UNPACK, done, self._total)
-            with closing(self.snapshots.fill(pool, executor, limit, self._per_piece)) as pieces:
+            with closing(self.snapshots.fill(pool, executor, self._per_piece)) as pieces:
                 for _, done in pieces:
                     report(Phase.FILL, done, self.snapshots.hole_blocks)
         return cast(ContainerEnd, self._end)  # the reader ends with it, or raises

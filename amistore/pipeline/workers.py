@@ -20,11 +20,11 @@ from amistore.errors import InvalidRequestError, machine_limits
 from amistore.units import MIB
 
 __all__ = [
+    "Workers",
     "check_picklable",
     "closing",
     "confined",
     "end_threads",
-    "ordered_map",
     "threads_can_begin",
     "waiting",
     "worker_count",
@@ -94,14 +94,81 @@ def end_threads(kind: type[BaseException] | None, end: Callable[..., object], *a
         end(*arguments)
 
 
-@contextlib.contextmanager
-def worker_pool(
-    workers: int | None, executor: Executor | None, *, requests: int = 0
-) -> Iterator[tuple[Executor, int]]:
-    """The executor to use, and the number of items that it may hold at once.
+@attrs.frozen
+class Workers:
+    """Threads, or the workers of a caller's executor.
 
-    It holds two for each worker: results leave in order, so a fast worker needs its next item before a slow
-    one has finished. A caller's executor is left running.
+    Attributes:
+        executor: the executor.
+        count: the number of workers.
+    """
+
+    executor: Executor
+    count: int
+
+    @property
+    def most(self) -> int:
+        """The most items that are begun and not taken: two for each worker.
+
+        Results leave in order, so a fast worker needs its next item before a slow one has finished.
+        """
+        return 2 * self.count
+
+    def map(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        weigh: Callable[[T], int] = lambda item: 0,
+        *,
+        most: int | None = None,
+        least: int | None = None,
+        stop: Callable[[], object] = lambda: None,
+    ) -> Generator[R, None, None]:
+        """The results of `function` for each item, in order.
+
+        Items are taken in the caller's thread. On an error, or when closed, waiting items are cancelled and
+        running ones are waited for, so that nothing runs afterwards. A forked child can neither continue nor
+        end the map.
+
+        Args:
+            function: is called in a worker.
+            items: the items.
+            weigh: gives an item's bytes: no further one is begun while they are more than 48 MiB together.
+            most: the most items that are begun and not yet taken; None for two for each worker.
+            least: the number of them that are begun whatever they weigh; None for one for each worker, up to
+                eight.
+            stop: is called before running items are waited for, to let go of those that wait for something.
+
+        Raises:
+            InvalidRequestError: the caller is a forked child.
+        """
+        process = os.getpid()
+        most = self.most if most is None else most
+        least = min(self.count, _LEAST) if least is None else least
+        pending: deque[Future[R]] = deque()
+        weights: deque[int] = deque()
+        try:
+            for item in items:
+                forks.check_owner(process, "this iterator")
+                pending.append(self.executor.submit(confined, function, item))
+                weights.append(weigh(item))
+                del item  # may hold a whole segment
+                while len(pending) >= most or (len(pending) >= least and sum(weights) > _MOST):
+                    yield _first(pending)
+                    weights.popleft()
+                    forks.check_owner(process, "this iterator")
+            while pending:
+                yield _first(pending)
+                forks.check_owner(process, "this iterator")
+        except BaseException as error:
+            if os.getpid() == process:
+                end_threads(type(error), _end, stop, pending)
+            raise
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int | None, executor: Executor | None, *, requests: int = 0) -> Iterator[Workers]:
+    """The workers to use. A caller's executor is left running.
 
     Args:
         workers: the number of threads, or of a caller's executor's workers; None for the number of CPUs.
@@ -114,14 +181,14 @@ def worker_pool(
     count = max(worker_count(workers), requests)
     if executor is not None:
         with machine_limits():
-            yield executor, 2 * count
+            yield Workers(executor, count)
         return
     pool = ThreadPoolExecutor(count, thread_name_prefix="amistore")
     process = os.getpid()
     kind: type[BaseException] | None = None
     try:
         with machine_limits():
-            yield pool, 2 * count
+            yield Workers(pool, count)
     except BaseException as error:
         kind = type(error)
         raise
@@ -153,49 +220,6 @@ def threads_can_begin() -> bool:
         except RuntimeError:
             return False
     return True
-
-
-def ordered_map(
-    executor: Executor,
-    function: Callable[[T], R],
-    items: Iterable[T],
-    limit: int,
-    weigh: Callable[[T], int] = lambda item: 0,
-    *,
-    least: int = 1,
-    stop: Callable[[], object] = lambda: None,
-) -> Generator[R, None, None]:
-    """The results of `function` for each item, in order; at most `limit` are begun and not yet taken.
-
-    With `weigh`, which gives an item's bytes, no further one is begun while they are more than 48 MiB
-    together; but `least` of them are in any case, one for each worker, up to eight. Items are taken in the
-    caller's thread. On an error, or when closed, waiting items are cancelled and running ones are waited for,
-    so that nothing runs afterwards; `stop` is called before, to let go of those that wait for something. A
-    forked child can neither continue nor end the map.
-
-    Raises:
-        InvalidRequestError: the caller is a forked child.
-    """
-    process = os.getpid()
-    pending: deque[Future[R]] = deque()
-    weights: deque[int] = deque()
-    try:
-        for item in items:
-            forks.check_owner(process, "this iterator")
-            pending.append(executor.submit(confined, function, item))
-            weights.append(weigh(item))
-            del item  # may hold a whole segment
-            while len(pending) >= limit or (len(pending) >= min(least, _LEAST) and sum(weights) > _MOST):
-                yield _first(pending)
-                weights.popleft()
-                forks.check_owner(process, "this iterator")
-        while pending:
-            yield _first(pending)
-            forks.check_owner(process, "this iterator")
-    except BaseException as error:
-        if os.getpid() == process:
-            end_threads(type(error), _end, stop, pending)
-        raise
 
 
 def _end(stop: Callable[[], object], pending: deque[Future[R]]) -> None:

@@ -17,6 +17,7 @@ import pytest
 import amistore
 from amistore.backends import SnapshotBlock
 from amistore.container.layout import Layout
+from amistore.pipeline import workers
 
 BLOCKS = {i: images.block(i % 7 + 1) for i in range(96)}
 OPTIONS = amistore.PackOptions(layout=Layout(blocks_per_frame=2, blocks_per_segment=8))
@@ -53,28 +54,44 @@ class Begun(Held):
     get_snapshot_block = Held.get_snapshot_block
 
 
-def unknown() -> int:
-    """The number of threads that run and that `threading` does not know, or not yet."""
-    return _thread._count() - (len(threading.enumerate()) - 1)
+class Endings:
+    """The threads that begin to end others, of which `threading` does not know at first."""
+
+    def __init__(self) -> None:
+        self._ran: list[threading.Event] = []
+
+    def start_new_thread(self, function: Callable[[], None], arguments: tuple[()]) -> int:
+        ran = threading.Event()
+        self._ran.append(ran)
+
+        def run() -> None:
+            function()
+            ran.set()
+
+        return _thread.start_new_thread(run, arguments)
+
+    def over(self, before: set[threading.Thread]) -> bool:
+        """Whether all threads end that began since; one may begin another."""
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            begun = list(self._ran)
+            known = all(ran.is_set() for ran in begun)
+            left = set(threading.enumerate()) - before
+            if known and not left and begun == self._ran:
+                return True
+            for ran in begun:
+                ran.wait(SECONDS)
+            for thread in left:
+                with contextlib.suppress(RuntimeError):  # it is just beginning
+                    thread.join(SECONDS)
+        return False
 
 
-OTHERS = unknown()
-
-
-def ended(before: set[threading.Thread]) -> bool:
-    """Whether all threads end that began since; one may begin another."""
-
-    def left() -> set[threading.Thread]:
-        return set(threading.enumerate()) - before
-
-    until = time.monotonic() + SECONDS
-    while left() or unknown() > OTHERS or left():  # the last: one that was made known between the first two
-        if time.monotonic() > until:
-            return False
-        for thread in left():
-            with contextlib.suppress(RuntimeError):  # it is just beginning
-                thread.join(SECONDS)
-    return True
+@pytest.fixture
+def endings(monkeypatch: pytest.MonkeyPatch) -> Endings:
+    made = Endings()
+    monkeypatch.setattr(workers, "_thread", made)
+    return made
 
 
 def cyclic(source: Held) -> list[Any]:
@@ -86,7 +103,7 @@ def cyclic(source: Held) -> list[Any]:
 
 @pytest.mark.parametrize("made", [lambda: Held(0), lambda: Held(16), lambda: Begun(16)])
 def test_a_dropped_iterator_in_a_cycle_lets_the_collector_go_on_and_ends_its_threads(
-    made: Callable[[], Held],
+    made: Callable[[], Held], endings: Endings
 ) -> None:
     before = set(threading.enumerate())
     source = made()
@@ -108,11 +125,11 @@ def test_a_dropped_iterator_in_a_cycle_lets_the_collector_go_on_and_ends_its_thr
         rescue.cancel()
         if pool is not None:
             pool.shutdown()
-    assert ended(before)
+    assert endings.over(before)
 
 
 @pytest.mark.parametrize("requests", [0, 16])
-def test_a_worker_may_drop_the_last_reference_to_its_own_iterator(requests: int) -> None:
+def test_a_worker_may_drop_the_last_reference_to_its_own_iterator(requests: int, endings: Endings) -> None:
     before = set(threading.enumerate())
     kept: list[Any] = []
     dropped = threading.Event()
@@ -131,7 +148,7 @@ def test_a_worker_may_drop_the_last_reference_to_its_own_iterator(requests: int)
         next(kept[0])
     source.waits.set()  # nobody takes from it any more
     assert dropped.wait(SECONDS)
-    assert ended(before)
+    assert endings.over(before)
 
 
 def test_who_closes_it_waits_for_its_threads_also_where_another_iterator_is_dropped() -> None:
@@ -157,7 +174,7 @@ def test_no_collection_calls_python_code_of_ours_in_which_a_signal_would_be_lost
     assert [each for each in gc.callbacks if getattr(each, "__module__", "").startswith("amistore")] == []
 
 
-def test_collections_at_any_line_end_dropped_iterators() -> None:
+def test_collections_at_any_line_end_dropped_iterators(endings: Endings) -> None:
     before = set(threading.enumerate())
     thresholds = gc.get_threshold()
     gc.set_threshold(100, 5, 5)
@@ -173,4 +190,4 @@ def test_collections_at_any_line_end_dropped_iterators() -> None:
         gc.set_threshold(*thresholds)
     del cycle
     gc.collect()
-    assert ended(before)
+    assert endings.over(before)

@@ -15,9 +15,11 @@ from typing import Any
 
 import images
 import pytest
-from pipeline.test_collected import ended
+from pipeline.test_collected import Endings, endings
 
 import amistore
+
+__all__ = ["endings"]
 
 BLOCKS = {i: images.block(i + 1) for i in range(40)}
 
@@ -150,7 +152,7 @@ def test_an_empty_snapshot_that_is_not_empty_any_more_is_refused() -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
 @pytest.mark.parametrize("end", ["close", "drop"])
-def test_an_iterator_closed_or_dropped_leaves_no_thread(taken: int, end: str) -> None:
+def test_an_iterator_closed_or_dropped_leaves_no_thread(taken: int, end: str, endings: Endings) -> None:
     before = set(threading.enumerate())
     source = images.Volumes([(1, BLOCKS)])
     container = amistore.pack(
@@ -161,7 +163,7 @@ def test_an_iterator_closed_or_dropped_leaves_no_thread(taken: int, end: str) ->
     if end == "close":
         container.close()
     del container
-    assert end == "close" or ended(before)  # who drops it does not wait; the fixture looks for threads
+    assert end == "close" or endings.over(before)  # who drops it does not wait; the fixture looks for threads
 
 
 def test_closing_waits_for_what_runs_in_the_callers_executor_and_cancels_the_rest() -> None:

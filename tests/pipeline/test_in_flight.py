@@ -25,7 +25,7 @@ from amistore.backends.retries import Attempts, Retrier
 from amistore.container.layout import Layout
 from amistore.pipeline import requests as pipeline_requests
 from amistore.pipeline.gets import BlockGets
-from amistore.pipeline.workers import ordered_map, worker_pool
+from amistore.pipeline.workers import worker_pool
 
 COUNT = 96
 BLOCKS = {i: images.block(i % 7 + 1) for i in range(COUNT)}
@@ -525,9 +525,9 @@ def test_items_that_weigh_more_than_the_budget_are_begun_for_each_worker_all_the
             taken.append(number)
             yield number
 
-    with worker_pool(2, None) as (pool, _):
+    with worker_pool(2, None) as pool:
         weigh = 17 << 20  # bytes of an item; the budget is 48 MiB
-        found = ordered_map(pool, int, items(), 8, lambda _: weigh, least=least)
+        found = pool.map(int, items(), lambda _: weigh, most=8, least=least)
         assert next(found) == 0
         assert len(taken) == begun
         assert list(found) == list(range(1, 20))
