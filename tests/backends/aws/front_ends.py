@@ -20,6 +20,7 @@ from amistore.backends import STORES, StoreTraits
 
 _PART_NUMBER = re.compile(rb"<PartNumber>(\d+)</PartNumber>")
 _CHECKSUM = re.compile(rb"<Checksum\w+>[^<]*</Checksum\w+>")
+_CRC32 = "x-amz-checksum-crc32"
 _CHECKSUM_HEADERS = ("x-amz-checksum-", "x-amz-sdk-checksum-algorithm")
 
 
@@ -122,11 +123,12 @@ class Checksums(Rules):
         self._uploads: set[str] = set()
 
     def answered(self, asked: Asked, answer: Answer) -> Answer:
-        crc32 = asked.headers.get("x-amz-checksum-crc32")
+        crc32 = asked.headers.get(_CRC32)
         if asked.operation != "upload_part" or crc32 is None:
             return answer
         self._uploads.add(_query(asked, "uploadId"))
-        return attrs.evolve(answer, headers={**answer.headers, "x-amz-checksum-crc32": crc32})
+        others = {name: value for name, value in answer.headers.items() if name.lower() != _CRC32}
+        return attrs.evolve(answer, headers={**others, _CRC32: crc32})
 
     def refusal(self, asked: Asked) -> Answer | None:
         completed = asked.operation == "complete_multipart_upload"
@@ -136,7 +138,7 @@ class Checksums(Rules):
                 return error_answer(400, "InvalidRequest", "The upload was created using a crc32 checksum.")
         crc32 = base64.b64encode(zlib.crc32(asked.body).to_bytes(4, "big")).decode()
         md5 = base64.b64encode(hashlib.md5(asked.body, usedforsecurity=False).digest()).decode()
-        same = asked.headers.get("x-amz-checksum-crc32", crc32), asked.headers.get("content-md5", md5)
+        same = asked.headers.get(_CRC32, crc32), asked.headers.get("content-md5", md5)
         return None if same == (crc32, md5) else error_answer(400, "BadDigest", "the checksum differs")
 
 

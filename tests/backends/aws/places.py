@@ -127,6 +127,19 @@ def disks_of(part_size: int, most_parts: int) -> Disks:
     return attrs.evolve(disks, part_size=max(part_size, needed))
 
 
+_made: list[BucketCase] = []
+
+
+@contextlib.contextmanager
+def emptied() -> Iterator[None]:
+    """Delete the objects that are made here: archives of all tests would fill a disk."""
+    yield
+    while _made:
+        case = _made.pop()
+        for key in case.store.list_keys(case.bucket):
+            case.store.delete_object(case.bucket, key)
+
+
 @attrs.frozen(kw_only=True)
 class Place:
     """A store that another process can connect to.
@@ -150,7 +163,8 @@ class Place:
         return AWSObjectStore(self.connect(), traits=self.traits)
 
     def bucket(self) -> BucketCase:
-        return bucket_of(self.connect(), traits=self.traits)
+        _made.append(bucket_of(self.connect(), traits=self.traits))
+        return _made[-1]
 
     @property
     def disks(self) -> Disks:
@@ -177,10 +191,9 @@ def front_end(name: str, server: Connection) -> Iterator[tuple[Place, FaultProxy
         patch.setattr(socket, "getaddrinfo", socket.getaddrinfo)
         resolve_localhost()
         host = "localhost" if TRAITS[name].addressing == "virtual" else "127.0.0.1"
-        yield (
-            _place(name, proxy.url.replace("127.0.0.1", host), server, with_small_parts(TRAITS[name])),
-            proxy,
-        )
+        url = proxy.url.replace("127.0.0.1", host)
+        with emptied():
+            yield _place(name, url, server, with_small_parts(TRAITS[name])), proxy
 
 
 def _place(name: str, url: str, server: Connection, traits: StoreTraits) -> Place:
@@ -209,4 +222,5 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         traits = attrs.evolve(traits, least_part=1)
     elif name not in LEAST_5_MIB:
         traits = with_small_parts(traits)
-    yield _place(name, server.endpoint_urls["s3"], server, traits)
+    with emptied():
+        yield _place(name, server.endpoint_urls["s3"], server, traits)
