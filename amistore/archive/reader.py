@@ -23,7 +23,7 @@ from amistore.backends.ranges import RangeReader
 from amistore.backends.receiving import Content
 from amistore.backends.remote import TAIL
 from amistore.container.index import Index
-from amistore.container.layout import FOOT_SIZE, MAX_DESCRIPTOR, descriptor_limit
+from amistore.container.layout import FOOT, FOOT_SIZE, MAX_DESCRIPTOR, descriptor_limit
 from amistore.container.members import PREAMBLE
 from amistore.container.records import Foot, Head, SegmentDescriptor, refuse_newer
 from amistore.container.segments import LocatedSegment, StoredSegment, check_place
@@ -38,6 +38,10 @@ _logger = logging.getLogger("amistore")
 
 _KEPT_DESCRIPTORS = 128
 """Parsed SEGD records that are kept, of some 7 KiB each."""
+
+
+def _has_foot(tail: Content) -> bool:
+    return FOOT in bytes(tail[-FOOT_SIZE:])
 
 
 class ContainerFile:
@@ -69,7 +73,7 @@ class ContainerFile:
         self.index: Index
         self.head: Head
         self.image: Image
-        tail = self._read(max(0, self.size - TAIL), min(self.size, TAIL), "FOOT", self._tail_is_intact)
+        tail = self._read_tail()
         self.foot = self._open_foot(tail[-FOOT_SIZE:])
         start = self.foot.index_offset - (self.size - len(tail))
         if start >= 0:
@@ -85,6 +89,14 @@ class ContainerFile:
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()
+
+    def _read_tail(self) -> bytes:
+        """The last bytes; what is no archive is not read again, as damaged bytes of one are."""
+        place = max(0, self.size - TAIL), min(self.size, TAIL), "FOOT"
+        tail = self._read(*place, lambda tail: not _has_foot(tail) or self._tail_is_intact(tail))
+        if _has_foot(tail) or self._ranges.read(0, len(PREAMBLE)) != PREAMBLE:
+            return tail
+        return self._read(*place, self._tail_is_intact)
 
     def _open_foot(self, record: bytes) -> Foot:
         offset = self.size - len(record)

@@ -80,6 +80,7 @@ STORES: Final[Mapping[str, StoreTraits]] = {
 _HOSTS: Final[Mapping[str, str]] = {
     "r2.cloudflarestorage.com": "cloudflare-r2",
     "storage.googleapis.com": "google-cloud-storage",
+    "rep.googleapis.com": "google-cloud-storage",
     "backblazeb2.com": "backblaze-b2",
     "scw.cloud": "scaleway",
     "s4.mega.io": "mega-s4",

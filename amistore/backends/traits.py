@@ -107,7 +107,9 @@ class StoreTraits:
             InvalidRequestError: there are tags, and the store's objects have none.
         """
         if tags and not self.tags:
-            raise InvalidRequestError("the store's objects have no tags: leave out tags")
+            raise InvalidRequestError(
+                "the store's objects have no tags (StoreTraits.tags is False): leave out tags"
+            )
 
 
 AMAZON: Final = StoreTraits()

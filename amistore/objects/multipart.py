@@ -245,9 +245,8 @@ class LoggedUpload:
         return info
 
     def _refuse_believed(self, error: BackendError) -> None:
-        """Where parts were believed that the store does not have, let the next run begin anew."""
-        traits = self.to.store.traits
-        believed = not traits.part_listing and (self.carried or not traits.replaceable_parts)
+        """Where parts are not listed, and the store does not have those that it was told, begin anew."""
+        believed = not self.to.store.traits.part_listing
         refused = not error.retryable and type(error) in (BackendError, NotFoundError)
         if believed and refused and self._abort():
             self.log.clear()

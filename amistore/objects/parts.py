@@ -148,9 +148,12 @@ def send_parts(upload: LoggedUpload, pieces: Iterator[Piece], workers: int | Non
         sent = part.send(to, upload.upload_id)
         return sent, None if part.last else b"".join(part.records)
 
+    advice = f"it cannot hold the archive ({to})"
+    if upload.given is not None:
+        advice += "; or its log has a smaller size of parts, and amistore.abandon ends its run"
     begun: deque[Part] = deque()
     try:
-        parts = cut_parts(pieces, size, len(upload.parts) + 1, most, begun)
+        parts = cut_parts(pieces, size, len(upload.parts) + 1, most, begun, advice)
         with (
             worker_pool(workers, None, requests=requests_of(to.store)) as pool,
             closing(pool.map(send, parts, Part.in_memory, most=pool.count, least=1)) as sent,
@@ -164,7 +167,7 @@ def send_parts(upload: LoggedUpload, pieces: Iterator[Piece], workers: int | Non
 
 
 def cut_parts(
-    pieces: Iterator[Piece], size: int, number: int, most: int, begun: deque[Part]
+    pieces: Iterator[Piece], size: int, number: int, most: int, begun: deque[Part], advice: str = ""
 ) -> Iterator[Part]:
     """Cut pieces into parts; the last one comes once there are no more pieces.
 
@@ -174,10 +177,13 @@ def cut_parts(
         number: the first part's number.
         most: the most parts of the upload.
         begun: a list that gets each part before its first byte, so that all can be closed on an error.
+        advice: what to do where there are more.
 
     Raises:
         InvalidRequestError: there are more parts than an object may have.
     """
+    if number > most:
+        raise _too_many(most, size, advice)
     part = Part(number, size)
     begun.append(part)
     for content, record in pieces:
@@ -185,11 +191,7 @@ def cut_parts(
         while rest:
             if part.size == size:
                 if part.number == most:
-                    raise InvalidRequestError(
-                        f"the archive needs more than the {most} parts of {sized(size)} that the store "
-                        "takes: it cannot hold the archive; or, where a log has a smaller size of parts, "
-                        "amistore.abandon ends its run, and another one begins"
-                    )
+                    raise _too_many(most, size, advice)
                 yield part
                 part = Part(part.number + 1, size)
                 begun.append(part)
@@ -201,6 +203,12 @@ def cut_parts(
             rest = rest[len(taken) :]
     part.last = True
     yield part
+
+
+def _too_many(most: int, size: int, advice: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the archive needs more than the {most} parts of {sized(size)} that the store takes: {advice}"
+    )
 
 
 @attrs.frozen(kw_only=True)

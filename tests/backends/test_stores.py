@@ -9,6 +9,7 @@ import pytest
 
 import amistore
 from amistore.backends import STORES, StoreTraits
+from amistore.backends.aws.probing import ProbedStore
 from amistore.backends.stores import traits_of
 from amistore.backends.traits import AMAZON
 from amistore.errors import InvalidValueError
@@ -67,3 +68,8 @@ def test_a_backend_has_the_given_traits_or_those_of_its_endpoint() -> None:
     assert amistore.AWSBackend(session).s3.traits == AMAZON
     with pytest.raises(InvalidValueError, match=r"AWSBackend\.traits takes StoreTraits"):
         amistore.AWSBackend(session, traits="r2")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match=r"give amistore\.backends\.STORES\['garage'\]"):
+        amistore.AWSBackend(session, traits="garage")  # type: ignore[arg-type]
+    probed = ProbedStore(traits=few, assumed=())
+    with pytest.raises(InvalidValueError, match=r"give its \.traits"):
+        amistore.AWSBackend(session, traits=probed)  # type: ignore[arg-type]

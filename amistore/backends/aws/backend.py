@@ -16,6 +16,7 @@ from amistore.backends.base import Backend
 from amistore.backends.quotas import Quotas
 from amistore.backends.retries import Retrier, RetryPolicy
 from amistore.backends.retrying import RetryingBackend
+from amistore.backends.stores import STORES
 from amistore.backends.traits import StoreTraits
 from amistore.errors import InvalidValueError
 from amistore.model import Image, Tag
@@ -129,7 +130,7 @@ class AWSBackend(RetryingBackend):
             NotFoundError: no such bucket.
             AccessDeniedError: a permission to make, read or remove objects is missing.
         """
-        return self._services.s3.probe(bucket)
+        return self._retrier.call("s3", self._services.s3.probe, bucket)
 
     def encryption_by_default(self) -> str | None:
         """The KMS key of EBS encryption by default; None where that is off."""
@@ -148,7 +149,10 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
 def _invalid(name: str, value: object) -> InvalidValueError:
     field = f"AWSBackend.{name}"
     kinds = " or ".join(kind.__name__ for kind in _KINDS[name])
-    return InvalidValueError(f"{field} takes {kinds}, not {value!r}", field=field, value=value)
+    remedy = ": give its .traits" if isinstance(value, ProbedStore) else ""
+    if name == "traits" and value in STORES:
+        remedy = f": give amistore.backends.STORES[{value!r}]"
+    return InvalidValueError(f"{field} takes {kinds}, not {value!r:.80}{remedy}", field=field, value=value)
 
 
 class _Services(Backend[AWSBlockStore, AWSObjectStore, AWSImageRegistry]):

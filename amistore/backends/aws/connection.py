@@ -30,6 +30,7 @@ READ_TIMEOUT = 12.0  # seconds without a byte; hangs without it were coldsnap's 
 PART_TIMEOUT = 60.0  # the same of S3, whose answer to a part waits for all its bytes
 COMPLETION_TIMEOUT = 600.0  # API reference, CompleteMultipartUpload: "could take several minutes"
 
+_AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")  # the ends of its hosts
 _REGION = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -119,7 +120,8 @@ class Connection:
         if not (names & os.environ.keys() or {"endpoint_url", "services"} & config.keys()):
             return None  # most have none, and a client costs some time
         url = str(self.client(service).meta.endpoint_url)
-        return None if ".amazonaws.com" in url else url
+        host = urllib.parse.urlsplit(url).hostname or ""
+        return None if host.endswith(_AMAZON) else url
 
     def client(self, service: str, *, completes: bool = False, **s3: Any) -> Any:
         """A service's client, with one attempt for each call and finite time limits.
@@ -225,8 +227,8 @@ def check_endpoint(url: str) -> None:
             raise ValueError("it has no host, or too much")
     except ValueError:  # whose text may hold a password
         raise InvalidRequestError(
-            "an endpoint is a URL such as https://vpce-1.ebs.us-east-1.vpce.amazonaws.com, "
-            "without a user or a query"
+            "an endpoint is a URL such as https://objects.example.org or "
+            "https://vpce-1.ebs.us-east-1.vpce.amazonaws.com, without a user or a query"
         ) from None
     if parts.scheme == "https":
         return
@@ -236,5 +238,7 @@ def check_endpoint(url: str) -> None:
         loopback = host == "localhost"
     if parts.scheme != "http" or not loopback:
         raise InvalidRequestError(
-            f"the endpoint {parts.scheme}://{host} is not https; plain http is for loopback only"
+            f"the endpoint {parts.scheme}://{parts.netloc} is not https; plain http is for loopback only: "
+            "put TLS in front of the server (AWS_CA_BUNDLE names an authority of your own), or a tunnel to "
+            "loopback"
         )

@@ -26,7 +26,16 @@ from amistore.errors import (
     ThrottledError,
 )
 
-__all__ = ["CODES", "DENIED", "LATE", "NOT_ALLOWED", "STORE_APART", "Meaning", "meaning_of_status"]
+__all__ = [
+    "CODES",
+    "DENIED",
+    "LATE",
+    "NOT_ALLOWED",
+    "SENT_BEFORE",
+    "STORE_APART",
+    "Meaning",
+    "meaning_of_status",
+]
 
 STORE_APART: Final = (
     "if the AMIs are in another Region, make an AWSBackend for the store alone: its .s3.at(bucket, key) goes "
@@ -206,6 +215,9 @@ LATE: Final = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 
 NOT_ALLOWED: Final = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
 """Where a permission is missing, and not a credential wrong; 403 is botocore's for an answer without code."""
+
+SENT_BEFORE: Final = frozenset({"InvalidPart", "PartAlreadyExist", "NotImplemented"})
+"""Of a part that the store has and does not take again: Mega S4's, Alibaba OSS's and rclone's."""
 
 _STATUSES: Mapping[int, Meaning] = {
     401: DENIED,

@@ -185,6 +185,8 @@ def _certificate_trouble(error: BaseException) -> str:
         cause = next(iter(error.kwargs["error"].args), None)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f": {cause.verify_message}; AWS_CA_BUNDLE names the PEM file of another authority to trust"
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return ": the server does not speak TLS at this address"
     if isinstance(cause, CertificateError):  # urllib3's, of another host
         return f": {cause}"
     if isinstance(cause, FileNotFoundError):

@@ -15,9 +15,19 @@ from typing import Any, Final
 import attrs
 import botocore.exceptions
 
-from amistore.backends.aws.errors import aws_errors
+from amistore.backends.aws.error_codes import SENT_BEFORE
+from amistore.backends.aws.errors import aws_errors, member_of
+from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.traits import MOST_PARTS, Checksum, StoreTraits
-from amistore.errors import InvalidRequestError
+from amistore.errors import (
+    AccessDeniedError,
+    AmistoreError,
+    BackendError,
+    ChecksumMismatchError,
+    InvalidRequestError,
+    NotFoundError,
+    StorageFullError,
+)
 from amistore.units import MIB
 
 __all__ = ["ProbedStore", "probe"]
@@ -25,8 +35,6 @@ __all__ = ["ProbedStore", "probe"]
 _logger = logging.getLogger("amistore")
 
 _ASSUMED: Final = ("least_part", "largest_part", "largest_object", "addressing")
-# A store that does not do something says that it was asked wrongly (4xx), or that it cannot (501).
-_REFUSALS: Final = (400, 404, 405, 409, 411, 412, 422, 501)
 _LEAST: Final = 5 * MIB  # bytes of a part before the last
 
 
@@ -43,23 +51,24 @@ class ProbedStore:
     assumed: tuple[str, ...]
 
 
-def probe(client: Any, bucket: str, known: StoreTraits) -> ProbedStore:
+def probe(client: Any, place: Mapping[str, str], settings: ObjectSettings, known: StoreTraits) -> ProbedStore:
     """Try what a store does. Some 10 MiB are sent; nothing is left in a bucket without versions.
 
     Args:
         client: the S3 client.
-        bucket: the bucket to try it in.
+        place: the parameters that name the bucket and, where known, its owner.
+        settings: the settings for written objects.
         known: the traits for what is not tried.
 
     Raises:
         InvalidRequestError: the bucket has Object Lock.
-        NotFoundError: no such bucket.
         AccessDeniedError: a permission to make, read, or remove objects is missing.
+        BackendError: the store takes no uploads, or a call failed.
     """
-    with aws_errors("probe", bucket=bucket):
-        client.head_bucket(Bucket=bucket)
-        _refuse_locked(client, bucket)
-        asked = _Probe(client, bucket)
+    _refuse_locked(client, place)
+    encryption = attrs.evolve(settings, tags={}, storage_class=None).of_upload({})
+    asked = _Probe(client, place, encryption)
+    try:
         found = attrs.evolve(
             known,
             equal_parts=asked.equal_parts(),
@@ -70,13 +79,15 @@ def probe(client: Any, bucket: str, known: StoreTraits) -> ProbedStore:
             conditional_completion=asked.conditional_completion(),
             tags=asked.tags(),
         )
+    except _RefusedError as refused:
+        raise refused.error from None
     return ProbedStore(traits=found, assumed=_ASSUMED)
 
 
-def _refuse_locked(client: Any, bucket: str) -> None:
+def _refuse_locked(client: Any, place: Mapping[str, str]) -> None:
     locked = False
     with contextlib.suppress(botocore.exceptions.ClientError):  # most servers have no such call
-        answer = client.get_object_lock_configuration(Bucket=bucket)
+        answer = client.get_object_lock_configuration(**place)
         locked = answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
     if locked:
         raise InvalidRequestError(
@@ -87,21 +98,30 @@ def _refuse_locked(client: Any, bucket: str) -> None:
 class _RefusedError(Exception):
     """The store does not do what it was asked for."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    def __init__(self, error: AmistoreError, code: str) -> None:
+        super().__init__(code)
+        self.error = error
+        self.code = code
 
 
 @contextlib.contextmanager
-def _refusals(*more: int) -> Iterator[None]:
-    """Tell refusals from other errors, by their status; `more` are refusals too."""
+def _refusals() -> Iterator[None]:
+    """Tell refusals from errors that say nothing of the store: of credentials, permissions, the moment."""
+    code = ""
     try:
-        yield
-    except botocore.exceptions.ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if status not in {*_REFUSALS, *more}:
+        with aws_errors("probe"):
+            try:
+                yield
+            except botocore.exceptions.ClientError as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                raise
+    except AmistoreError as error:
+        passes = isinstance(error, BackendError) and error.retryable
+        if isinstance(error, ChecksumMismatchError):
+            passes = False  # the probe sent a wrong one
+        if not code or passes or isinstance(error, (AccessDeniedError, StorageFullError)):
             raise
-        raise _RefusedError(status) from None
+        raise _RefusedError(error, code) from None
 
 
 @attrs.define
@@ -116,32 +136,33 @@ class _Upload:
         """Whether it takes a part."""
         with contextlib.suppress(_RefusedError), _refusals():
             answer = self.client.upload_part(**self.place, PartNumber=number, Body=content, **checksum)
-            self.etags[number] = answer["ETag"]
+            self.etags[number] = member_of(answer, "ETag")
             return True
         return False
 
-    def refusal_to_complete(self, **condition: str) -> int | None:
-        """The status with which it refuses to be completed."""
+    def complete(self, **condition: str) -> None:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self.etags.items())]
-        try:
-            with _refusals():
-                self.client.complete_multipart_upload(
-                    **self.place, MultipartUpload={"Parts": parts}, **condition
-                )
-        except _RefusedError as error:
-            return error.status
-        return None
+        with _refusals():
+            self.client.complete_multipart_upload(**self.place, MultipartUpload={"Parts": parts}, **condition)
+
+    def completes(self) -> bool:
+        """Whether it can be completed."""
+        with contextlib.suppress(_RefusedError):
+            self.complete()
+            return True
+        return False
 
 
 @attrs.frozen
 class _Probe:
     client: Any
-    bucket: str
+    bucket: Mapping[str, str]
+    encryption: Mapping[str, Any]
 
     @contextlib.contextmanager
     def _object(self) -> Iterator[Mapping[str, str]]:
         """An object's place, which is removed at the end."""
-        place = {"Bucket": self.bucket, "Key": f"amistore-probe-{secrets.token_hex(8)}"}
+        place = {**self.bucket, "Key": f"amistore-probe-{secrets.token_hex(8)}"}
         try:
             yield place
         finally:
@@ -151,7 +172,8 @@ class _Probe:
     def _upload(self, place: Mapping[str, str], **settings: str) -> Iterator[_Upload]:
         """An upload, which is aborted at the end."""
         with _refusals():
-            upload_id = self.client.create_multipart_upload(**place, **settings)["UploadId"]
+            answer = self.client.create_multipart_upload(**place, **self.encryption, **settings)
+            upload_id = member_of(answer, "UploadId")
         whole = {**place, "UploadId": upload_id}
         try:
             yield _Upload(self.client, whole)
@@ -160,9 +182,12 @@ class _Probe:
 
     def _remove(self, call: Callable[..., Any], place: Mapping[str, str]) -> None:
         try:
-            with contextlib.suppress(_RefusedError), _refusals():  # what is not there any more
+            with _refusals():
                 call(**place)
-        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        except _RefusedError as refused:
+            if not isinstance(refused.error, NotFoundError):  # what is not there any more
+                _logger.error("a probe left %s behind: %s", place["Key"], refused.error)
+        except AmistoreError as error:
             _logger.error("a probe left %s behind: %s", place["Key"], error)
 
     @contextlib.contextmanager
@@ -175,7 +200,7 @@ class _Probe:
         with self._new() as upload:
             sizes = (_LEAST + 1, _LEAST, 1)
             taken = all(upload.takes(number, bytes(size)) for number, size in enumerate(sizes, 1))
-            return not taken or upload.refusal_to_complete() is not None
+            return not (taken and upload.completes())
 
     def most_parts(self) -> int:
         def refuses(number: int) -> bool:
@@ -195,7 +220,16 @@ class _Probe:
 
     def replaceable_parts(self) -> bool:
         with self._new() as upload:
-            return not upload.takes(1, b"x") or upload.takes(1, b"y")
+            if not upload.takes(1, b"x"):
+                return True
+            try:
+                with _refusals():
+                    self.client.upload_part(**upload.place, PartNumber=1, Body=b"y")
+            except _RefusedError as refused:
+                if refused.code not in SENT_BEFORE:
+                    raise
+                return False
+            return True
 
     def checksum(self) -> Checksum | None:
         """A checksum that it compares: it takes the right one and refuses a wrong one."""
@@ -214,19 +248,28 @@ class _Probe:
         with self._object() as place:
             with self._upload(place) as upload:
                 upload.takes(1, b"x")
-                upload.refusal_to_complete()
+                upload.completes()
             with self._upload(place) as upload:
                 upload.takes(1, b"y")
-                return upload.refusal_to_complete(IfNoneMatch="*") in (409, 412)
+                try:
+                    upload.complete(IfNoneMatch="*")
+                except _RefusedError as refused:
+                    return refused.code in ("PreconditionFailed", "412")
+                return False
 
     def tags(self) -> bool:
-        # rclone has no such call, and answers 500.
-        with contextlib.suppress(_RefusedError), self._object() as place, _refusals(500):
+        with contextlib.suppress(_RefusedError), self._object() as place:
             with self._upload(place, Tagging="amistore=probe") as upload:
                 upload.takes(1, b"x")
-                upload.refusal_to_complete()
-            found = self.client.get_object_tagging(**place).get("TagSet", ())
-            return {"Key": "amistore", "Value": "probe"} in found
+                upload.completes()
+            try:
+                with _refusals():
+                    found = self.client.get_object_tagging(**place)
+            except BackendError as error:
+                if error.retryable:  # of a server without this call, too: rclone answers 500
+                    return False
+                raise
+            return {"Key": "amistore", "Value": "probe"} in found.get("TagSet", ())
         return False
 
 

@@ -10,14 +10,17 @@ import contextlib
 import functools
 import io
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import attrs
 import botocore.exceptions
 from typing_extensions import Buffer
 
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
+from amistore.backends.aws.error_codes import SENT_BEFORE
 from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
 from amistore.backends.aws.probing import ProbedStore, probe
@@ -71,16 +74,21 @@ class AWSObjectStore(ObjectStore):
     ) -> None:
         self._connection = connection
         self._settings = settings or ObjectSettings()
-        url = connection.own_endpoint("s3")
-        self.traits = traits or traits_of(url)
-        self.where = f"S3 {url or connection.region_name}"
+        self._url = connection.own_endpoint("s3")
+        self.traits = traits or traits_of(self._url)
+        self.where = f"S3 {self._url or connection.region_name}"
 
     def __repr__(self) -> str:
         return f"AWSObjectStore(connection={self._connection!r}, settings={self._settings!r})"
 
     def head_bucket(self, bucket: str) -> None:
-        with self._calling("head_bucket", bucket) as place:
-            check_region(self._client, place, self._connection.region_name)
+        try:
+            with self._calling("head_bucket", bucket) as place:
+                check_region(self._client, place, self._connection.region_name)
+        except NotFoundError as error:
+            if urllib.parse.urlsplit(self._url or "").path.strip("/"):  # consoles show it with the bucket
+                error.message += f"; is the bucket's name in the endpoint {self._url}? Leave it out there"
+            raise
 
     def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
         with self._calling("head_object", bucket, key):
@@ -175,11 +183,11 @@ class AWSObjectStore(ObjectStore):
         with self._calling("create_multipart_upload", bucket, key) as place:
             self.traits.check_tags({**self._settings.tags, **(tags or {})})
             algorithm = {"ChecksumAlgorithm": "CRC32"} if self.traits.checksum == "crc32" else {}
+            wanted = self._settings.server_side_encryption
             answer = self._client.create_multipart_upload(
                 **place, **self._settings.of_upload(tags or {}), **algorithm, Metadata=encoded
             )
             upload_id = str(answer["UploadId"])
-            wanted = self._settings.server_side_encryption
             if wanted and answer.get("ServerSideEncryption") != wanted:
                 self.abort_multipart_upload(bucket, key, upload_id)
                 raise BackendError(f"the server does not encrypt with {wanted}")
@@ -208,13 +216,16 @@ class AWSObjectStore(ObjectStore):
             try:
                 answer = self._client.upload_part(**place, PartNumber=part_number, Body=body, **sent)
             except botocore.exceptions.ClientError as error:
-                if self.traits.replaceable_parts or _code(error) != "InvalidPart":
+                if self.traits.replaceable_parts or _code(error) not in SENT_BEFORE:
                     raise
-                # It was sent before, and its answer was lost. The completion compares what it names.
-                answer = {"ETag": md5_of(content).hex(), **sent}
+                checksum, etag = sent.get("ChecksumCRC32"), md5_of(content).hex()
+                part = UploadedPart(part_number=part_number, size=size, etag=etag, checksum=checksum)
+                return self._sent_before(bucket, key, upload_id, part)
             if not is_stored(answer, content, sent):
+                # A part that is taken once stays as it is.
                 raise ChecksumMismatchError(
-                    f"part {part_number} was not stored as it was sent", retryable=True
+                    f"part {part_number} was not stored as it was sent",
+                    retryable=self.traits.replaceable_parts,
                 )
             return UploadedPart(
                 part_number=part_number,
@@ -223,9 +234,26 @@ class AWSObjectStore(ObjectStore):
                 checksum=answer.get("ChecksumCRC32"),
             )
 
+    def _sent_before(self, bucket: str, key: str, upload_id: str, part: UploadedPart) -> UploadedPart:
+        """A part whose answer was lost; the completion compares what it names."""
+        if not self.traits.part_listing:
+            return part
+        for listed in self.list_parts(bucket, key, upload_id):
+            if part.is_like(listed):
+                return attrs.evolve(part, etag=listed.etag)
+        raise BackendError(
+            f"part {part.part_number} is there with other bytes, or with an ETag that is no MD5, and the "
+            "store takes no part twice: amistore.abandon ends a log's run, and another one begins"
+        )
+
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
-        with self._calling("list_parts", bucket, key, upload_id) as place:
-            return listed_parts(functools.partial(self._client.list_parts, **place))
+        try:
+            with self._calling("list_parts", bucket, key, upload_id) as place:
+                return listed_parts(functools.partial(self._client.list_parts, **place))
+        except BackendError as error:
+            if type(error) is BackendError and not error.retryable and self.traits.part_listing:
+                error.message += "; of a store that lists no parts say StoreTraits(part_listing=False)"
+            raise
 
     def complete_multipart_upload(
         self,
@@ -387,7 +415,9 @@ class AWSObjectStore(ObjectStore):
 
     def probe(self, bucket: str) -> ProbedStore:
         """Find out what the store does; see `AWSBackend.probe`."""
-        return probe(self._client, bucket, self.traits)
+        self.head_bucket(bucket)
+        with self._calling("probe", bucket) as place:
+            return probe(self._client, place, self._settings, self.traits)
 
     def _head(self, bucket: str, key: str, version: str | None = None) -> Any:
         with self._calling("head_object", bucket, key, version=version) as place:

@@ -11,6 +11,7 @@ from backends.aws.proxy import ALWAYS, Fault, error_answer, fault_proxy
 import amistore
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.s3 import AWSObjectStore
+from amistore.backends.aws.settings import ObjectSettings
 
 __all__ = ["place"]
 
@@ -52,6 +53,51 @@ def test_a_bucket_that_is_missing_or_forbidden_is_told(moto: Connection) -> None
         assert case.store.list_multipart_uploads(case.bucket) == []
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("ExpiredToken", amistore.CredentialsExpiredError),
+        ("RequestTimeout", amistore.BackendError),
+        ("OperationAborted", amistore.BackendError),
+    ],
+)
+@pytest.mark.parametrize("operation", ["upload_part", "complete_multipart_upload", "list_parts"])
+def test_what_says_nothing_of_the_store_is_no_trait(
+    moto: Connection, operation: str, code: str, kind: type[amistore.AmistoreError]
+) -> None:
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        case = bucket_of(connect(proxy.url))
+        assert isinstance(case.store, AWSObjectStore)
+        proxy.fail(operation, error_answer(400, code), nth=2 if operation == "upload_part" else 1)
+        with pytest.raises(kind, match=code):
+            case.store.probe(case.bucket)
+
+
+def test_a_probe_sends_the_settings_and_says_what_it_leaves_behind(
+    moto: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        settings = ObjectSettings(expected_bucket_owner="111122223333", server_side_encryption="AES256")
+        case = bucket_of(connect(proxy.url), settings)
+        assert isinstance(case.store, AWSObjectStore)
+        proxy.fail("abort_multipart_upload", error_answer(405, "MethodNotAllowed"))
+        case.store.probe(case.bucket)
+        assert proxy.headers["create_multipart_upload"]["x-amz-server-side-encryption"] == "AES256"
+        for operation in ("create_multipart_upload", "upload_part", "delete_object", "list_parts"):
+            assert proxy.headers[operation]["x-amz-expected-bucket-owner"] == "111122223333"
+    assert "a probe left amistore-probe-" in caplog.text
+
+
+def test_a_store_that_takes_no_uploads_is_told_with_its_own_words(moto: Connection) -> None:
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        case = bucket_of(connect(proxy.url))
+        assert isinstance(case.store, AWSObjectStore)
+        proxy.fail("create_multipart_upload", error_answer(501, "NotImplemented", "no uploads"))
+        with pytest.raises(amistore.BackendError, match="NotImplemented: no uploads") as raised:
+            case.store.probe(case.bucket)
+        assert not raised.value.retryable
+
+
 @pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.INTERNAL_ERROR, Fault.RESET_AFTER])
 @pytest.mark.parametrize("operation", ["upload_part", "complete_multipart_upload", "list_parts"])
 def test_a_fault_is_no_trait(moto: Connection, operation: str, fault: Fault) -> None:
@@ -63,3 +109,11 @@ def test_a_fault_is_no_trait(moto: Connection, operation: str, fault: Fault) -> 
             case.store.probe(case.bucket)
         assert raised.value.retryable
         assert case.store.list_multipart_uploads(case.bucket) == []
+
+
+@pytest.mark.xdist_group("seaweedfs")
+def test_a_wrong_key_is_told_as_such(seaweedfs: Connection) -> None:
+    bucket = bucket_of(seaweedfs).bucket
+    wrong = connect(seaweedfs.endpoint_urls["s3"], access_key="wrong", secret_key="wrongwrong")
+    with pytest.raises(amistore.AccessDeniedError, match="InvalidAccessKeyId"):
+        AWSObjectStore(wrong).probe(bucket)
