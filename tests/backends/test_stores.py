@@ -21,6 +21,7 @@ from amistore.errors import InvalidValueError
         ("https://0123456789abcdef.r2.cloudflarestorage.com", "cloudflare-r2"),
         ("https://0123456789abcdef.EU.R2.cloudflarestorage.com./", "cloudflare-r2"),
         ("https://storage.googleapis.com", "google-cloud-storage"),
+        ("https://storage.europe-west3.rep.googleapis.com", "google-cloud-storage"),
         ("https://s3.us-east-005.backblazeb2.com", "backblaze-b2"),
         ("https://s3.fr-par.scw.cloud", "scaleway"),
         ("https://s3.eu-central-1.s4.mega.io", "mega-s4"),
@@ -46,6 +47,17 @@ def test_an_endpoint_of_the_environment_tells_them_too(name: str, monkeypatch: p
     google = amistore.AWSBackend(session).s3
     assert google.traits == STORES["google-cloud-storage"]
     assert google.where == "S3 https://storage.googleapis.com"  # a log of it belongs to no other store
+
+
+@pytest.mark.parametrize(
+    "url", ["https://s3.us-east-1.amazonaws.com.example.org", "https://example.org/s3.amazonaws.com"]
+)
+def test_an_endpoint_that_has_amazons_name_in_it_is_another_store(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+    session = boto3.Session("key", "secret", region_name="us-east-1")
+    assert amistore.AWSBackend(session).s3.where == f"S3 {url}"
 
 
 def test_an_endpoint_of_the_profile_tells_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ def archived(cloud: amistore.Backend, *keys: str) -> bytes:
 def test_archives_are_told_by_key_and_what_is_none_is_passed_by(caplog: pytest.LogCaptureFixture) -> None:
     cloud = runs.cloud()
     container = archived(cloud, "b/web.bin", "a.bin", "c.bin")
-    for key, content in (("a.txt", b"text"), ("empty", b""), ("short", container[:5])):
+    noise = images.noise(1, 100_000)
+    for key, content in (("a.txt", b"text"), ("empty", b""), ("short", container[:5]), ("noise", noise)):
         cloud.s3.put_object(BUCKET, key, [content])
     found = list(amistore.find_archives(cloud.s3, BUCKET))
     assert [each.location for each in found] == [

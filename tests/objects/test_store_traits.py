@@ -352,6 +352,32 @@ def test_tags_that_the_store_would_not_keep_are_refused_before_any_call() -> Non
     assert runs.stored(cloud.s3) == runs.expected()
 
 
+@pytest.mark.parametrize("limits", [{"most_parts": 1}, {"largest_object": runs.PART}])
+def test_a_run_that_goes_on_keeps_to_the_limits_of_its_store_too(limits: dict[str, int]) -> None:
+    cloud, log = runs.cloud(), Log()
+    begun(cloud, cloud.s3, log, 3)
+    cloud.s3.traits = StoreTraits(**limits)  # type: ignore[arg-type]
+    calls = Calls(cloud.s3)
+    with pytest.raises(amistore.InvalidRequestError, match="more than the 1 parts .* amistore.abandon ends"):
+        runs.store(runs.source(), cloud.s3, log=log, options=amistore.PackOptions(layout=runs.LAYOUT))
+    assert calls.parts() == []
+
+
+def test_a_part_that_was_lost_before_its_completion_makes_the_next_run_begin_anew() -> None:
+    cloud, log = runs.cloud(), Log()
+    place = NoList.around(cloud.s3)
+    calls = Calls(cloud.s3)
+    lost = amistore.BackendError("InvalidPart: one of them is not there")
+    calls.fail("complete_multipart_upload", 1, lost)
+    with pytest.raises(amistore.BackendError, match="InvalidPart") as raised:
+        runs.store(runs.source(), place, log=log)
+    assert raised.value.retryable
+    assert log.entries() == cloud.s3.list_multipart_uploads(BUCKET) == []
+    calls.fail("none", 1, RuntimeError())
+    runs.store(runs.source(), place, log=log)
+    assert sorted(calls.parts()) == list(range(1, runs.PARTS + 1))
+
+
 def test_a_tail_of_many_parts_is_gone_on_with_in_its_midst() -> None:
     """An index in parts of 640 bytes, as one of millions of segments in parts of 16 MiB."""
     cloud, log = runs.cloud(), Log()

@@ -184,3 +184,52 @@ def test_a_completion_may_take_longer_than_any_other_answer(
             case.store.get_object_range(case.bucket, "key", 0, 1)
         free.set()
         assert completed.result(60).size == 1
+
+
+ONCE = amistore.backends.StoreTraits(replaceable_parts=False, checksum=None)
+
+
+def test_a_part_that_is_taken_once_and_stored_wrongly_ends_its_run(moto: Connection) -> None:
+    """A second attempt would be refused as sent before, and the part be taken for right."""
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        case, log = bucket_of(connect(proxy.url)), Log()
+        cloud = amistore.AWSBackend(moto.session, endpoint_urls={"s3": proxy.url}, traits=ONCE)
+        proxy.fail("upload_part", Fault.FLIPPED_REQUEST, nth=2)
+        to = cloud.s3.at(case.bucket, "ami.bin")
+        with pytest.raises(amistore.ChecksumMismatchError, match="was not stored as it was sent"):
+            stored(to, log=log)
+        assert log.entries() == cloud.s3.list_multipart_uploads(case.bucket) == []
+        stored(to, log=log)
+        with to.store.open_object(case.bucket, to.key) as file:
+            assert file.read() == runs.expected()
+
+
+def test_a_part_that_is_taken_once_is_looked_for_in_the_list(moto: Connection) -> None:
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        case = bucket_of(connect(proxy.url), traits=ONCE)
+        upload = case.store.create_multipart_upload(case.bucket, "key")
+        part = case.store.upload_part(case.bucket, "key", upload, 1, b"first")
+        for content in (b"first", b"other"):
+            proxy.fail("upload_part", error_answer(400, "InvalidPart"))
+            if content == b"first":
+                assert case.store.upload_part(case.bucket, "key", upload, 1, content) == part
+                continue
+            with pytest.raises(amistore.BackendError, match=r"takes no part twice: amistore\.abandon"):
+                case.store.upload_part(case.bucket, "key", upload, 1, content)
+
+
+def test_a_refused_list_of_parts_says_which_trait_does_without_it(moto: Connection) -> None:
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        case = bucket_of(connect(proxy.url))
+        upload = case.store.create_multipart_upload(case.bucket, "key")
+        proxy.fail("list_parts", error_answer(501, "NotImplemented"))
+        with pytest.raises(amistore.BackendError, match=r"say StoreTraits\(part_listing=False\)"):
+            case.store.list_parts(case.bucket, "key", upload)
+
+
+def test_an_endpoint_with_the_buckets_name_in_it_is_told(moto: Connection) -> None:
+    """Consoles show it so."""
+    case = bucket_of(moto)
+    wrong = connect(f"{moto.endpoint_urls['s3']}/{case.bucket}")
+    with pytest.raises(amistore.NotFoundError, match=f"is the bucket's name in the endpoint .*{case.bucket}"):
+        AWSObjectStore(wrong).head_bucket("missing-bucket")
