@@ -40,6 +40,16 @@ def test_archives_are_told_by_key_and_what_is_none_is_passed_by(caplog: pytest.L
     assert not caplog.messages
 
 
+def test_what_is_no_archive_is_read_twice_and_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Damage on the way is what makes a reader try again; here is none."""
+    cloud = runs.cloud()
+    cloud.s3.put_object(BUCKET, "noise", images.noise(1, 100_000))
+    calls = Calls(cloud.s3)
+    assert list(amistore.find_archives(amistore.RetryingBackend(cloud).s3, BUCKET)) == []
+    assert calls.made["get_object_range"] + calls.made["get_intact_range"] <= 4
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped index"])
 def test_a_damaged_archive_is_named_in_the_log_and_hides_no_other(
     damage: str, caplog: pytest.LogCaptureFixture
