@@ -7,7 +7,7 @@ import logging
 import images
 import pytest
 from objects import runs
-from objects.runs import BUCKET, IMAGE
+from objects.runs import BUCKET, IMAGE, Calls
 
 import amistore
 from amistore.backends import ObjectInfo, ObjectStore

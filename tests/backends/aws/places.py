@@ -184,8 +184,8 @@ def resolve_localhost() -> None:
 
 
 @contextlib.contextmanager
-def front_end(name: str, server: Connection) -> Iterator[tuple[Place, FaultProxy]]:
-    """A front end before a server."""
+def front_end(name: str, server: Connection, *, small: bool = True) -> Iterator[tuple[Place, FaultProxy]]:
+    """A front end before a server; `small`: which takes parts of any size, and gets small ones."""
     with pytest.MonkeyPatch.context() as patch, fault_proxy(server.endpoint_urls["s3"]) as proxy:
         proxy.rules = rules_of(name)
         patch.setattr(socket, "getaddrinfo", socket.getaddrinfo)
@@ -193,7 +193,7 @@ def front_end(name: str, server: Connection) -> Iterator[tuple[Place, FaultProxy
         host = "localhost" if TRAITS[name].addressing == "virtual" else "127.0.0.1"
         url = proxy.url.replace("127.0.0.1", host)
         with emptied():
-            yield _place(name, url, server, with_small_parts(TRAITS[name])), proxy
+            yield _place(name, url, server, attrs.evolve(TRAITS[name], **_least(small=small))), proxy
 
 
 def _place(name: str, url: str, server: Connection, traits: StoreTraits) -> Place:
@@ -201,9 +201,8 @@ def _place(name: str, url: str, server: Connection, traits: StoreTraits) -> Plac
     return Place(name=name, url=url, keys=(keys.access_key, keys.secret_key), traits=traits)
 
 
-def with_small_parts(traits: StoreTraits) -> StoreTraits:
-    """Of a server that takes parts of any size: small ones, but for the long form."""
-    return traits if LONG else attrs.evolve(traits, least_part=1)
+def _least(*, small: bool) -> dict[str, int]:
+    return {"least_part": 1} if small else {}
 
 
 @pytest.fixture(params=ids)
@@ -213,14 +212,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     if name in TRAITS:
         # moto reads the whole object for each range.
         server = request.getfixturevalue("seaweedfs" if LONG else "moto")
-        with front_end(name, server) as (made, _):
+        with front_end(name, server, small=not LONG) as (made, _):
             yield made
         return
     server = request.getfixturevalue(name)
-    traits = SERVERS[name]
-    if name == "moto":
-        traits = attrs.evolve(traits, least_part=1)
-    elif name not in LEAST_5_MIB:
-        traits = with_small_parts(traits)
+    small = name == "moto" or not (LONG or name in LEAST_5_MIB)
+    traits = attrs.evolve(SERVERS[name], **_least(small=small))
     with emptied():
         yield _place(name, server.endpoint_urls["s3"], server, traits)
