@@ -358,7 +358,9 @@ def test_a_run_that_goes_on_keeps_to_the_limits_of_its_store_too(limits: dict[st
     begun(cloud, cloud.s3, log, 3)
     cloud.s3.traits = StoreTraits(**limits)  # type: ignore[arg-type]
     calls = Calls(cloud.s3)
-    with pytest.raises(amistore.InvalidRequestError, match="more than the 1 parts .* amistore.abandon ends"):
+    with pytest.raises(
+        amistore.InvalidRequestError, match=r"more than the 1 parts .* amistore\.abandon ends"
+    ):
         runs.store(runs.source(), cloud.s3, log=log, options=amistore.PackOptions(layout=runs.LAYOUT))
     assert calls.parts() == []
 
