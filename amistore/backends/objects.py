@@ -50,12 +50,12 @@ class ObjectStore(Interface):
         requests: how many ranges to read, and parts to upload, at once, where each takes its time; 0 for one
             in each worker.
         traits: where the store differs from Amazon's S3.
-        versions: whether the store keeps versions of objects, so that `at` takes one.
+        takes_versions: whether `at`, and the calls that read, take a version of an object.
     """
 
     requests: int = 0
     traits: StoreTraits = AMAZON
-    versions: bool = False
+    takes_versions: bool = False
 
     where: str = ""
     scheme: str = ""
@@ -361,7 +361,7 @@ def _is_version(location: ObjectLocation, attribute: attrs.Attribute[Any], versi
         return
     if not isinstance(version, str) or not version:
         raise InvalidRequestError(f"an object's version must be a string, not {version!r:.80}")
-    if not location.store.versions:
+    if not location.store.takes_versions:
         refuse_version(version)
 
 

@@ -69,7 +69,7 @@ class StoreTraits:
             after it: of two runs that end at one time, the later one may replace the object of the other.
         tags: whether objects have tags.
         replaceable_parts: whether it takes a part again that it has. Where it does not, a part that it
-            refuses as sent before is named at the completion by its MD5.
+            refuses as sent before is looked for in the list of parts, or named at the completion by its MD5.
         addressing: where it wants the bucket's name: ``"path"``, behind the host, or ``"virtual"``, in front
             of it; None for what the client chooses.
 

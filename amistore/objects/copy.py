@@ -33,7 +33,7 @@ from amistore.pipeline.progress import Phase, Progress, ProgressCallback, Progre
 from amistore.pipeline.requests import requests_of
 from amistore.pipeline.unpack import PieceReader
 from amistore.pipeline.workers import closing, worker_pool
-from amistore.units import MIB
+from amistore.units import MIB, sized
 
 __all__ = ["copy"]
 
@@ -115,7 +115,8 @@ class _Sending:
         most = to.store.traits.most_bytes
         if ranges.size > most:
             raise InvalidRequestError(
-                f"the archive has {ranges.size} bytes, and the store's have {most} at most"
+                f"the archive has {sized(ranges.size)}, and the objects of {to.store.where or 'the store'} "
+                f"{sized(most)} at most: copy it to another store"
             )
         part_size = part_size_for(ranges.size, to.store.traits)
         self._upload = LoggedUpload(to, log, "copy", part_size, identity, {"from_etag": replaced})

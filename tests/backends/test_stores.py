@@ -9,7 +9,6 @@ import pytest
 
 import amistore
 from amistore.backends import STORES, StoreTraits
-from amistore.backends.aws.probing import ProbedStore
 from amistore.backends.stores import traits_of
 from amistore.backends.traits import AMAZON
 from amistore.errors import InvalidValueError
@@ -82,6 +81,6 @@ def test_a_backend_has_the_given_traits_or_those_of_its_endpoint() -> None:
         amistore.AWSBackend(session, traits="r2")  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError, match=r"give amistore\.backends\.STORES\['garage'\]"):
         amistore.AWSBackend(session, traits="garage")  # type: ignore[arg-type]
-    probed = ProbedStore(traits=few, assumed=())
-    with pytest.raises(InvalidValueError, match=r"give its \.traits"):
-        amistore.AWSBackend(session, traits=probed)  # type: ignore[arg-type]
+    for wrong in ({}, [], 7):
+        with pytest.raises(InvalidValueError, match=r"AWSBackend\.traits takes StoreTraits"):
+            amistore.AWSBackend(session, traits=wrong)  # type: ignore[arg-type]

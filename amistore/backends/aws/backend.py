@@ -9,7 +9,6 @@ from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.ebs import AWSBlockStore
 from amistore.backends.aws.ec2 import AWSImageRegistry
 from amistore.backends.aws.preflight import preflight
-from amistore.backends.aws.probing import ProbedStore
 from amistore.backends.aws.s3 import AWSObjectStore
 from amistore.backends.aws.settings import ObjectSettings, SnapshotSettings
 from amistore.backends.base import Backend
@@ -113,22 +112,24 @@ class AWSBackend(RetryingBackend):
         call = self._services.s3.restore_object
         self._retrier.call("s3", call, bucket, key, days=days, tier=tier, version=version)
 
-    def probe(self, bucket: str) -> ProbedStore:
+    def probe(self, bucket: str) -> StoreTraits:
         """Find out what a store of your own does, by trying it: give the traits to the next backend.
 
         Some 10 MiB are sent. Objects and uploads are removed again, but their versions stay: give an empty
-        bucket that keeps none.
+        bucket that keeps none. What cannot be removed is logged.
 
         Args:
             bucket: the bucket to try it in.
 
         Returns:
-            The traits, and which of them were not tried.
+            The traits; `least_part`, `largest_part`, `largest_object` and `addressing` are not tried: they
+            are this backend's.
 
         Raises:
             InvalidRequestError: the bucket has Object Lock, and might keep what is made.
             NotFoundError: no such bucket.
-            AccessDeniedError: a permission to make, read or remove objects is missing.
+            AccessDeniedError: a permission to make or read objects, or for Object Lock's configuration, is
+                missing.
         """
         return self._retrier.call("s3", self._services.s3.probe, bucket)
 
@@ -149,9 +150,8 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
 def _invalid(name: str, value: object) -> InvalidValueError:
     field = f"AWSBackend.{name}"
     kinds = " or ".join(kind.__name__ for kind in _KINDS[name])
-    remedy = ": give its .traits" if isinstance(value, ProbedStore) else ""
-    if name == "traits" and value in STORES:
-        remedy = f": give amistore.backends.STORES[{value!r}]"
+    named = name == "traits" and isinstance(value, str) and value in STORES
+    remedy = f": give amistore.backends.STORES[{value!r}]" if named else ""
     return InvalidValueError(f"{field} takes {kinds}, not {value!r:.80}{remedy}", field=field, value=value)
 
 

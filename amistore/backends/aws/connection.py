@@ -20,6 +20,7 @@ import botocore.exceptions
 from amistore import forks
 from amistore.backends.aws import sessions
 from amistore.backends.aws.answers import Answers
+from amistore.backends.aws.errors import aws_errors
 from amistore.backends.aws.redaction import redact_logs
 from amistore.errors import InvalidRequestError, InvalidValueError
 
@@ -119,7 +120,9 @@ class Connection:
         config = self.session._session.get_scoped_config()
         if not (names & os.environ.keys() or {"endpoint_url", "services"} & config.keys()):
             return None  # most have none, and a client costs some time
-        url = str(self.client(service).meta.endpoint_url)
+        with aws_errors("endpoint"):
+            url = str(self._made(service, False, {}).meta.endpoint_url)
+        check_endpoint(url)
         host = urllib.parse.urlsplit(url).hostname or ""
         return None if host.endswith(_AMAZON) else url
 

@@ -217,7 +217,8 @@ NOT_ALLOWED: Final = frozenset({"AccessDenied", "AccessDeniedException", "Unauth
 """Where a permission is missing, and not a credential wrong; 403 is botocore's for an answer without code."""
 
 SENT_BEFORE: Final = frozenset({"InvalidPart", "PartAlreadyExist", "NotImplemented"})
-"""Of a part that the store has and does not take again: Mega S4's, Alibaba OSS's and rclone's."""
+"""Of a part that the store has and does not take again: Mega S4's, rclone's, and one that users of Alibaba's
+OSS saw (wiserain/rclone 46)."""
 
 _STATUSES: Mapping[int, Meaning] = {
     401: DENIED,

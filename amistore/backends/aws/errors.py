@@ -45,6 +45,7 @@ from amistore.wire.errors import ServiceError
 __all__ = [
     "InvalidTokenError",
     "aws_errors",
+    "code_of",
     "connection_error",
     "member_of",
     "service_error",
@@ -198,6 +199,11 @@ def _origin(url: str) -> str:
     """Scheme, host and port of a URL, without its query, which may hold a signature."""
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def code_of(error: botocore.exceptions.ClientError) -> str:
+    """The service's code; botocore's, the status, where the answer has none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def member_of(answer: Mapping[str, Any], name: str) -> Any:

@@ -16,7 +16,7 @@ import attrs
 import botocore.exceptions
 
 from amistore.backends.aws.error_codes import SENT_BEFORE
-from amistore.backends.aws.errors import aws_errors, member_of
+from amistore.backends.aws.errors import aws_errors, code_of, member_of
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.traits import MOST_PARTS, Checksum, StoreTraits
 from amistore.errors import (
@@ -30,29 +30,18 @@ from amistore.errors import (
 )
 from amistore.units import MIB
 
-__all__ = ["ProbedStore", "probe"]
+__all__ = ["probe"]
 
 _logger = logging.getLogger("amistore")
 
-_ASSUMED: Final = ("least_part", "largest_part", "largest_object", "addressing")
+_REMOVALS: Final = 3  # attempts
 _LEAST: Final = 5 * MIB  # bytes of a part before the last
 
 
-@attrs.frozen(kw_only=True)
-class ProbedStore:
-    """What was found out about a store.
+def probe(client: Any, place: Mapping[str, str], settings: ObjectSettings, known: StoreTraits) -> StoreTraits:
+    """Try what a store does. Some 10 MiB are sent; what cannot be removed again is logged.
 
-    Attributes:
-        traits: the store's traits, for ``AWSBackend(traits=...)``.
-        assumed: the names of those that were not tried: they are what the backend had before.
-    """
-
-    traits: StoreTraits
-    assumed: tuple[str, ...]
-
-
-def probe(client: Any, place: Mapping[str, str], settings: ObjectSettings, known: StoreTraits) -> ProbedStore:
-    """Try what a store does. Some 10 MiB are sent; nothing is left in a bucket without versions.
+    The least and the largest part, the largest object and the addressing are not tried.
 
     Args:
         client: the S3 client.
@@ -62,14 +51,15 @@ def probe(client: Any, place: Mapping[str, str], settings: ObjectSettings, known
 
     Raises:
         InvalidRequestError: the bucket has Object Lock.
-        AccessDeniedError: a permission to make, read, or remove objects is missing.
+        AccessDeniedError: a permission to make or read objects, or for Object Lock's configuration, is
+            missing.
         BackendError: the store takes no uploads, or a call failed.
     """
     _refuse_locked(client, place)
     encryption = attrs.evolve(settings, tags={}, storage_class=None).of_upload({})
     asked = _Probe(client, place, encryption)
     try:
-        found = attrs.evolve(
+        return attrs.evolve(
             known,
             equal_parts=asked.equal_parts(),
             most_parts=asked.most_parts(),
@@ -81,12 +71,11 @@ def probe(client: Any, place: Mapping[str, str], settings: ObjectSettings, known
         )
     except _RefusedError as refused:
         raise refused.error from None
-    return ProbedStore(traits=found, assumed=_ASSUMED)
 
 
 def _refuse_locked(client: Any, place: Mapping[str, str]) -> None:
     locked = False
-    with contextlib.suppress(botocore.exceptions.ClientError):  # most servers have no such call
+    with contextlib.suppress(_RefusedError), _refusals():  # most servers have no such call
         answer = client.get_object_lock_configuration(**place)
         locked = answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
     if locked:
@@ -113,7 +102,7 @@ def _refusals() -> Iterator[None]:
             try:
                 yield
             except botocore.exceptions.ClientError as error:
-                code = str(error.response.get("Error", {}).get("Code", ""))
+                code = code_of(error)
                 raise
     except AmistoreError as error:
         passes = isinstance(error, BackendError) and error.retryable
@@ -181,14 +170,19 @@ class _Probe:
             self._remove(self.client.abort_multipart_upload, whole)
 
     def _remove(self, call: Callable[..., Any], place: Mapping[str, str]) -> None:
-        try:
-            with _refusals():
-                call(**place)
-        except _RefusedError as refused:
-            if not isinstance(refused.error, NotFoundError):  # what is not there any more
-                _logger.error("a probe left %s behind: %s", place["Key"], refused.error)
-        except AmistoreError as error:
-            _logger.error("a probe left %s behind: %s", place["Key"], error)
+        for _ in range(_REMOVALS):
+            try:
+                with _refusals():
+                    call(**place)
+            except _RefusedError as refused:
+                if isinstance(refused.error, NotFoundError):  # what is not there any more
+                    return
+                left: AmistoreError = refused.error
+            except AmistoreError as error:
+                left = error
+            else:
+                return
+        _logger.error("a probe left %s behind: %s", place["Key"], left)
 
     @contextlib.contextmanager
     def _new(self, **settings: str) -> Iterator[_Upload]:
@@ -262,13 +256,13 @@ class _Probe:
             with self._upload(place, Tagging="amistore=probe") as upload:
                 upload.takes(1, b"x")
                 upload.completes()
-            try:
-                with _refusals():
+            with _refusals():
+                try:
                     found = self.client.get_object_tagging(**place)
-            except BackendError as error:
-                if error.retryable:  # of a server without this call, too: rclone answers 500
-                    return False
-                raise
+                except botocore.exceptions.ClientError as error:
+                    if code_of(error) in ("InternalError", "500"):  # rclone's, which has no such call
+                        return False
+                    raise
             return {"Key": "amistore", "Value": "probe"} in found.get("TagSet", ())
         return False
 

@@ -21,9 +21,9 @@ from typing_extensions import Buffer
 from amistore.backends import checks
 from amistore.backends.aws.connection import Connection
 from amistore.backends.aws.error_codes import SENT_BEFORE
-from amistore.backends.aws.errors import aws_errors, member_of
+from amistore.backends.aws.errors import aws_errors, code_of, member_of
 from amistore.backends.aws.listing import listed_keys, listed_parts, listed_uploads
-from amistore.backends.aws.probing import ProbedStore, probe
+from amistore.backends.aws.probing import probe
 from amistore.backends.aws.s3_buckets import bucket_warnings, check_region
 from amistore.backends.aws.s3_heads import get_object, head_object
 from amistore.backends.aws.s3_integrity import check_etag, checksum_of, is_stored, md5_of, range_of, size_of
@@ -64,7 +64,7 @@ class AWSObjectStore(ObjectStore):
 
     scheme = "s3"
     requests = 8  # of a few MiB each; more gain little (docs/decisions/0024)
-    versions = True
+    takes_versions = True
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class AWSObjectStore(ObjectStore):
         self._settings = settings or ObjectSettings()
         self._url = connection.own_endpoint("s3")
         self.traits = traits or traits_of(self._url)
+        self.traits.check_tags(self._settings.tags)
         self.where = f"S3 {self._url or connection.region_name}"
 
     def __repr__(self) -> str:
@@ -141,9 +142,9 @@ class AWSObjectStore(ObjectStore):
                 wanted = {**place, "Range": f"bytes={start}-{start + length - 1}"}
                 answer = get_object(self._client, wanted, if_match)
             except botocore.exceptions.ClientError as error:
-                if _code(error) == "InvalidObjectState":
+                if code_of(error) == "InvalidObjectState":
                     raise archived(self._head(bucket, key, version)) from None
-                if _code(error) != "InvalidRange":
+                if code_of(error) != "InvalidRange":
                     raise
                 # Behind the end, or so it says: an archive must not look shorter than it is.
                 found = self._head(bucket, key, version)
@@ -168,7 +169,7 @@ class AWSObjectStore(ObjectStore):
             try:
                 self._client.delete_object(**place, **condition)
             except botocore.exceptions.ClientError as error:
-                if _code(error) != "NoSuchKey":  # of servers only; S3 answers 204
+                if code_of(error) != "NoSuchKey":  # of servers only; S3 answers 204
                     raise
 
     def create_multipart_upload(
@@ -181,7 +182,7 @@ class AWSObjectStore(ObjectStore):
     ) -> str:
         encoded = encode_metadata(metadata or {})
         with self._calling("create_multipart_upload", bucket, key) as place:
-            self.traits.check_tags({**self._settings.tags, **(tags or {})})
+            self.traits.check_tags(tags)
             algorithm = {"ChecksumAlgorithm": "CRC32"} if self.traits.checksum == "crc32" else {}
             wanted = self._settings.server_side_encryption
             answer = self._client.create_multipart_upload(
@@ -216,11 +217,11 @@ class AWSObjectStore(ObjectStore):
             try:
                 answer = self._client.upload_part(**place, PartNumber=part_number, Body=body, **sent)
             except botocore.exceptions.ClientError as error:
-                if self.traits.replaceable_parts or _code(error) not in SENT_BEFORE:
+                if self.traits.replaceable_parts or not self._may_be_there(error):
                     raise
                 checksum, etag = sent.get("ChecksumCRC32"), md5_of(content).hex()
                 part = UploadedPart(part_number=part_number, size=size, etag=etag, checksum=checksum)
-                return self._sent_before(bucket, key, upload_id, part)
+                return self._sent_before(bucket, key, upload_id, part, error)
             if not is_stored(answer, content, sent):
                 # A part that is taken once stays as it is.
                 raise ChecksumMismatchError(
@@ -234,11 +235,22 @@ class AWSObjectStore(ObjectStore):
                 checksum=answer.get("ChecksumCRC32"),
             )
 
-    def _sent_before(self, bucket: str, key: str, upload_id: str, part: UploadedPart) -> UploadedPart:
-        """A part whose answer was lost; the completion compares what it names."""
+    def _may_be_there(self, refusal: botocore.exceptions.ClientError) -> bool:
+        """Whether a part may be refused because it was sent before; rclone's code has other meanings, too."""
+        code = code_of(refusal)
+        return code in SENT_BEFORE and (self.traits.part_listing or code != "NotImplemented")
+
+    def _sent_before(
+        self, bucket: str, key: str, upload_id: str, part: UploadedPart, refusal: Exception
+    ) -> UploadedPart:
+        """A part whose answer was lost, from the list; without one the completion compares what it names."""
         if not self.traits.part_listing:
             return part
-        for listed in self.list_parts(bucket, key, upload_id):
+        found = self.list_parts(bucket, key, upload_id)
+        there = [listed for listed in found if listed.part_number == part.part_number]
+        if not there:
+            raise refusal
+        for listed in there:
             if part.is_like(listed):
                 return attrs.evolve(part, etag=listed.etag)
         raise BackendError(
@@ -287,7 +299,7 @@ class AWSObjectStore(ObjectStore):
                     **({"IfNoneMatch": "*"} if conditional else {}),
                 )
             except botocore.exceptions.ClientError as error:
-                if conditional and _code(error) in ("PreconditionFailed", "412"):
+                if conditional and code_of(error) in ("PreconditionFailed", "412"):
                     raise AlreadyExistsError("the object exists") from None
                 raise
             info = self._completed(bucket, key)
@@ -325,7 +337,7 @@ class AWSObjectStore(ObjectStore):
                     try:
                         self._client.abort_multipart_upload(**place)
                     except botocore.exceptions.ClientError as error:
-                        if _code(error) == "NoSuchKey":  # Swift's answer where it was completed
+                        if code_of(error) == "NoSuchKey":  # Swift's answer where it was completed
                             return
                         raise
                     if not self.traits.part_listing or not self._has_parts(place):
@@ -391,7 +403,7 @@ class AWSObjectStore(ObjectStore):
             try:
                 self._client.restore_object(**place, RestoreRequest=request)
             except botocore.exceptions.ClientError as error:
-                code = _code(error)
+                code = code_of(error)
                 lies = self._head(bucket, key, version) if code == "InvalidObjectState" else {}
                 if lies and (readable := readable_class(lies)):
                     raise InvalidRequestError(
@@ -413,7 +425,7 @@ class AWSObjectStore(ObjectStore):
             check_region(self._client, place, self._connection.region_name)
             return bucket_warnings(self._client, place)
 
-    def probe(self, bucket: str) -> ProbedStore:
+    def probe(self, bucket: str) -> StoreTraits:
         """Find out what the store does; see `AWSBackend.probe`."""
         self.head_bucket(bucket)
         with self._calling("probe", bucket) as place:
@@ -463,7 +475,7 @@ class AWSObjectStore(ObjectStore):
             try:
                 yield place
             except botocore.exceptions.ClientError as error:
-                if _code(error) == "NoSuchUpload":
+                if code_of(error) == "NoSuchUpload":
                     raise _NoSuchUploadError("NoSuchUpload: no such upload") from None
                 refuse_delete_marker(error.response)
                 raise
@@ -471,7 +483,3 @@ class AWSObjectStore(ObjectStore):
 
 class _NoSuchUploadError(NotFoundError):
     """The upload does not exist, though the bucket does."""
-
-
-def _code(error: botocore.exceptions.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))

@@ -8,6 +8,7 @@ from typing import Any
 import botocore.exceptions
 
 from amistore.backends.aws.error_codes import STORE_APART
+from amistore.backends.aws.errors import code_of
 from amistore.backends.aws.s3_heads import head_bucket
 from amistore.backends.aws.s3_names import is_access_point
 from amistore.errors import InvalidRequestError
@@ -64,7 +65,7 @@ def _warning(is_set: Callable[[], bool | None], absent: str, warning: str) -> st
     try:
         return warning if is_set() is False else None
     except botocore.exceptions.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = code_of(error)
         if code == absent:
             return warning
         if code in _DENIED:

@@ -7,6 +7,7 @@ from typing import Any
 
 import botocore.exceptions
 
+from amistore.backends.aws.errors import code_of
 from amistore.errors import InvalidRequestError
 
 __all__ = ["get_object", "head_bucket", "head_object"]
@@ -44,7 +45,7 @@ def get_object(client: Any, place: Mapping[str, Any], if_match: str | None) -> A
         try:
             return client.get_object(**place, IfMatch=f'"{if_match}"')
         except botocore.exceptions.ClientError as error:
-            if str(error.response.get("Error", {}).get("Code", "")) not in ("PreconditionFailed", "412"):
+            if code_of(error) not in ("PreconditionFailed", "412"):
                 raise
     return client.get_object(**place)
 
@@ -63,7 +64,7 @@ def _reason(get: Callable[[], object]) -> Exception | None:
     try:
         get()
     except botocore.exceptions.ClientError as error:
-        status, code = _status(error), str(error.response.get("Error", {}).get("Code", ""))
+        status, code = _status(error), code_of(error)
         # botocore's code is the status where the answer has none.
         is_told = 400 <= status < 500 and status not in _OF_GET and code and not code.isdigit()
         return error if is_told else None

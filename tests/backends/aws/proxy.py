@@ -113,7 +113,7 @@ def s3_operation(method: str, target: str) -> str:
         return "create_multipart_upload" if method == "POST" else "list_multipart_uploads"
     if "list-type" in query:
         return "list_objects"
-    for name in ("restore", "publicAccessBlock", "encryption"):
+    for name in ("restore", "publicAccessBlock", "encryption", "tagging"):
         if name in query:
             return f"{method.lower()}_{name}"
     return f"{method.lower()}_{'object' if parts.path.strip('/').count('/') else 'bucket'}"

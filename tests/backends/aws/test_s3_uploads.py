@@ -156,9 +156,11 @@ def test_a_completion_that_tells_another_etag_than_the_object_has_is_judged_by_t
 
 def test_tags_of_the_settings_are_refused_where_objects_have_none(moto: Connection) -> None:
     traits = amistore.backends.StoreTraits(tags=False)
-    case = bucket_of(moto, ObjectSettings(tags={"team": "images"}), traits)
     with pytest.raises(amistore.InvalidRequestError, match="the store's objects have no tags"):
-        case.store.put_object(case.bucket, "key", b"x")
+        AWSObjectStore(moto, ObjectSettings(tags={"team": "images"}), traits)
+    case = bucket_of(moto, None, traits)
+    with pytest.raises(amistore.InvalidRequestError, match="the store's objects have no tags"):
+        case.store.put_object(case.bucket, "key", b"x", tags={"team": "images"})
     assert case.store.list_multipart_uploads(case.bucket) == []
 
 
@@ -216,6 +218,18 @@ def test_a_part_that_is_taken_once_is_looked_for_in_the_list(moto: Connection) -
                 continue
             with pytest.raises(amistore.BackendError, match=r"takes no part twice: amistore\.abandon"):
                 case.store.upload_part(case.bucket, "key", upload, 1, content)
+
+
+@pytest.mark.parametrize("name", ["mega-s4", "rclone"])
+def test_a_part_that_is_refused_and_was_never_there_is_not_taken_for_sent(
+    moto: Connection, name: str
+) -> None:
+    with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
+        case = bucket_of(connect(proxy.url), traits=amistore.backends.STORES[name])
+        upload = case.store.create_multipart_upload(case.bucket, "key")
+        proxy.fail("upload_part", error_answer(501, "NotImplemented", "x-amz-expected-bucket-owner"))
+        with pytest.raises(amistore.BackendError, match=r"leave out ObjectSettings\.expected_bucket_owner"):
+            case.store.upload_part(case.bucket, "key", upload, 1, b"x")
 
 
 def test_a_refused_list_of_parts_says_which_trait_does_without_it(moto: Connection) -> None:

@@ -214,7 +214,7 @@ def test_a_store_that_knows_no_versions_works_as_it_did() -> None:
 class Keeping(OfLast):
     """A user's store that keeps versions."""
 
-    versions = True
+    takes_versions = True
     kept: dict[str, bytes]
 
     def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
