@@ -19,7 +19,7 @@ from amistore.archive.verification import VerifyReport, verify
 from amistore.archive.volume import Volume
 from amistore.backends import Backend, BlockSource, ObjectLocation, ObjectStore, files
 from amistore.backends.checks import check_flags, check_kind, check_path
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
 from amistore.backends.remote import is_url, open_url
 from amistore.container.identity import check_content_id, parse_content_id

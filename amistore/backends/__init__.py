@@ -8,8 +8,9 @@ from amistore.backends.blocks import Block, BlockPage, BlockSink, BlockSource, B
 from amistore.backends.directory.backend import DirectoryBackend
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
+from amistore.backends.locations import ObjectInfo, ObjectLocation
 from amistore.backends.memory import MemoryBackend
-from amistore.backends.objects import ObjectInfo, ObjectLocation, ObjectStore
+from amistore.backends.objects import ObjectStore
 from amistore.backends.quotas import Quotas
 from amistore.backends.retries import RetryPolicy
 from amistore.backends.retrying import RetryingBackend

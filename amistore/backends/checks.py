@@ -17,7 +17,8 @@ from typing_extensions import Buffer
 from amistore.backends.blocks import BlockSink, BlockSource, BlockStore
 from amistore.backends.etags import is_same_etag
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import ObjectLocation, ObjectStore
+from amistore.backends.locations import ObjectLocation
+from amistore.backends.objects import ObjectStore
 from amistore.backends.traits import MOST_PARTS
 from amistore.backends.uploads import UploadedPart
 from amistore.errors import (

@@ -18,7 +18,8 @@ from amistore.backends import checks
 from amistore.backends.base import Backend
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.images import ImageRegistry
-from amistore.backends.objects import ObjectInfo, ObjectStore, refuse_version
+from amistore.backends.locations import ObjectInfo, refuse_version
+from amistore.backends.objects import ObjectStore
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,

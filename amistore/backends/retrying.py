@@ -19,7 +19,8 @@ from amistore.backends.blocks import BlockStore, SnapshotBlock, beginner, check_
 from amistore.backends.forwarding import Forwarding
 from amistore.backends.images import ImageRegistry
 from amistore.backends.interface import Interface
-from amistore.backends.objects import ObjectInfo, ObjectStore, version_option
+from amistore.backends.locations import ObjectInfo, version_option
+from amistore.backends.objects import ObjectStore
 from amistore.backends.receiving import Content
 from amistore.backends.retries import Attempts, Retrier, RetryPolicy
 from amistore.backends.uploads import UploadedPart

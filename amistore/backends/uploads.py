@@ -14,7 +14,8 @@ from amistore import forks
 from amistore.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from amistore.backends.objects import ObjectInfo, ObjectStore
+    from amistore.backends.locations import ObjectInfo
+    from amistore.backends.objects import ObjectStore
 
 __all__ = ["MultipartUpload", "PiecesUpload", "UploadedPart", "cut", "nbytes"]
 

@@ -17,7 +17,7 @@ import attrs
 from amistore.archive.archive import Openable, open_ranges
 from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectInfo, ObjectLocation, checks
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
 from amistore.container.decoder import ContainerEnd, ContainerStart, container_events

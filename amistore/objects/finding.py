@@ -10,7 +10,7 @@ import attrs
 from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectLocation, ObjectStore
 from amistore.backends.checks import check_kind
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.container.members import PREAMBLE
 from amistore.errors import ArchivedObjectError, ArchiveError, NotFoundError, SourceChangedError
 from amistore.pipeline.requests import requests_of

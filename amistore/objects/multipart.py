@@ -18,7 +18,7 @@ import attrs
 
 from amistore import forks
 from amistore.backends import ObjectInfo, ObjectLocation, UploadedPart
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.errors import (
     AlreadyExistsError,
     ArchiveError,

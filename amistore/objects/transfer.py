@@ -16,7 +16,7 @@ import attrs
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, BlockSource, ObjectInfo, ObjectLocation
 from amistore.backends.base import check_backend
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.layout import Layout
 from amistore.errors import AlreadyExistsError, InvalidRequestError

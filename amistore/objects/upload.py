@@ -19,7 +19,7 @@ import zstandard
 
 from amistore.archive.reader import ContainerFile, has_digest, is_exactly
 from amistore.backends import BlockSource, ObjectLocation
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.backends.ranges import RangeReader
 from amistore.container import layout
 from amistore.container.encoder import EncodedSegment

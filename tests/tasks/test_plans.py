@@ -26,7 +26,7 @@ from amistore import (
 )
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, StoreTraits
-from amistore.backends.objects import ObjectRanges
+from amistore.backends.locations import ObjectRanges
 from amistore.model import Fate
 from amistore.model.fidelity import leaves
 from amistore.objects import parts

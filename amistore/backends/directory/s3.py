@@ -25,8 +25,9 @@ from typing_extensions import Buffer
 
 from amistore import forks
 from amistore.backends import checks, files
+from amistore.backends.locations import ObjectInfo, refuse_version
 from amistore.backends.locking import FileLock
-from amistore.backends.objects import ObjectInfo, ObjectStore, refuse_version
+from amistore.backends.objects import ObjectStore
 from amistore.backends.uploads import MultipartUpload, UploadedPart
 from amistore.errors import (
     AlreadyExistsError,
