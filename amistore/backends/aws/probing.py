@@ -170,17 +170,17 @@ class _Probe:
             self._remove(self.client.abort_multipart_upload, whole)
 
     def _remove(self, call: Callable[..., Any], place: Mapping[str, str]) -> None:
+        left: AmistoreError | None = None
         for _ in range(_REMOVALS):
             try:
                 with _refusals():
                     call(**place)
+                return
             except _RefusedError as refused:
-                if isinstance(refused.error, NotFoundError):  # what is not there any more
-                    return
-                left: AmistoreError = refused.error
+                left = refused.error
             except AmistoreError as error:
                 left = error
-            else:
+            if isinstance(left, NotFoundError):  # it is not there any more
                 return
         _logger.error("a probe left %s behind: %s", place["Key"], left)
 

@@ -152,11 +152,11 @@ def proxy() -> Iterator[FaultProxy]:
         yield proxy
 
 
-def told(proxy: FaultProxy, answer: Answer, operation: str = "get_object") -> AmistoreError:
+def told(proxy: FaultProxy, answer: Answer, operation: str = "get_tagging") -> AmistoreError:
     proxy.fail(operation, answer)
     store = AWSObjectStore(connect(proxy.url))
     with pytest.raises(AmistoreError) as raised:
-        if operation == "get_object":
+        if operation == "get_tagging":
             store.get_object_tagging("archive", "web.bin")
         else:
             store.create_multipart_upload("archive", "web.bin", tags={"team": "a"})
