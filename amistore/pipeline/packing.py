@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from itertools import chain
 
 import attrs
 from typing_extensions import Buffer
@@ -30,6 +31,7 @@ __all__ = [
     "list_runs",
     "list_tokens",
     "packed_units",
+    "range_units",
     "segment_gets",
 ]
 
@@ -57,12 +59,14 @@ class PackedUnit:
         pieces: the bytes; take them out to free them.
         end: the file offset behind the last byte.
         segment: the SEGD record of a segment (with its PAD); else None.
+        blocks: the number of the segment's blocks.
         written: the facts about the whole archive, with its last bytes; else None.
     """
 
     pieces: list[bytes]
     end: int
     segment: bytes | None = None
+    blocks: int = 0
     written: WrittenArchive | None = None
 
 
@@ -89,28 +93,60 @@ def packed_units(
         progress: a function called with a `Progress` after each segment.
     """
     writer = ContainerWriter(planned, encode.level)
-    yield PackedUnit(writer.front(), writer.offset)
     with worker_pool(workers, executor) as pool:
         gets = BlockGets(source, executor, pool.most)
         items = _items(planned, source, gets, len(carried))
         made = pool.map(encode, items, stop=gets.stop)
         with closing(made), gets:
             done = 0
-            for volume in planned.volumes:
-                yield PackedUnit(writer.volume(volume), writer.offset)
-                for sequence in _segments(planned, volume):
-                    encoded = carried[sequence] if sequence < len(carried) else next(made)
-                    done += encoded.descriptor.runs.blocks
-                    unit = PackedUnit(writer.segment(encoded), writer.offset, encoded.record)
-                    del encoded  # so that its frames are freed as they are taken
-                    yield unit
-                    del unit
+            for unit in range_units(planned, writer, range(planned.segments), chain(carried, made)):
+                done += unit.blocks
+                is_segment = unit.segment is not None
+                yield unit
+                del unit  # so that its frames are freed as they are taken
+                if is_segment:
                     _report(progress, planned, done, writer.offset)
             next(made, None)  # the second listing's end is checked after the last segment
     start = writer.offset
     tail = writer.tail()
     end = start + sum(map(len, tail))
     yield PackedUnit(tail, end, written=WrittenArchive(end, writer.content_id, tail[-1]))
+
+
+def range_units(
+    planned: Plan, writer: ContainerWriter, segments: range, made: Iterator[EncodedSegment]
+) -> Iterator[PackedUnit]:
+    """The bytes of consecutive segments, in order, with each volume's prelude and the container's front.
+
+    A range that begins where a shard does needs nothing of what stands before it: it can be made anywhere,
+    and uploaded under part numbers of its own.
+
+    Args:
+        planned: the plan of the container.
+        writer: a writer of the plan, new.
+        segments: the sequence numbers of the segments; all of them in a serial run.
+        made: gives each of them, in order.
+    """
+    if segments.start:
+        writer.begin_shard(segments.start)
+    else:
+        yield PackedUnit(writer.front(), writer.offset)
+    is_last = segments.stop == planned.segments
+    for volume in planned.volumes:
+        own = _segments(planned, volume)
+        inside = range(max(own.start, segments.start), min(own.stop, segments.stop))
+        if own.start in segments or (is_last and own.start == segments.stop):  # one may have no segments
+            yield PackedUnit(writer.volume(volume), writer.offset)
+        elif inside:  # its prelude belongs to another range
+            writer.volume(volume)
+            writer.begin_shard(segments.start)
+        for _ in inside:
+            encoded = next(made)
+            blocks = encoded.descriptor.runs.blocks
+            unit = PackedUnit(writer.segment(encoded), writer.offset, encoded.record, blocks)
+            del encoded
+            yield unit
+            del unit
 
 
 def _segments(planned: Plan, volume: PlannedVolume) -> range:
