@@ -33,6 +33,8 @@ SERVERS = {
 """The traits of servers, by their fixtures."""
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
+# Each rule once.
+STRICTEST = ("cloudflare-r2", "google-cloud-storage", "mega-s4", "alibaba-oss", "few-parts", "each-part-once")
 LEAST_5_MIB = ("swift_connection", "seaweedfs", "juicefs")
 
 ids = [
@@ -40,7 +42,7 @@ ids = [
         pytest.param(name, marks=pytest.mark.xdist_group(name.removesuffix("_connection")))
         for name in SERVERS
     ),
-    *TRAITS,
+    *(TRAITS if LONG else STRICTEST),
 ]
 
 

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 import pytest
 from backends.aws import test_s3_others
 from backends.aws.front_ends import TRAITS
-from backends.aws.places import LONG, front_end
+from backends.aws.places import LONG, STRICTEST, front_end
 
 import amistore
 from amistore.backends.aws.connection import Connection
 from amistore.testing import BucketCase
 
-STRICTEST = ("cloudflare-r2", "google-cloud-storage", "mega-s4")
-
 
 class TestFrontEndObjectStore(test_s3_others.TestMotoObjectStore):
-    @pytest.fixture(params=TRAITS if LONG else STRICTEST)
+    @pytest.fixture(params=TRAITS if LONG else STRICTEST[:3])
     def objects(self, request: pytest.FixtureRequest, moto: Connection) -> Iterator[BucketCase]:
         with front_end(request.param, moto) as (place, _):
             yield place.bucket()

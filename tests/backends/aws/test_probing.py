@@ -53,15 +53,13 @@ def test_a_bucket_that_is_missing_or_forbidden_is_told(moto: Connection) -> None
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"),
+    ("operation", "code", "kind"),
     [
-        ("ExpiredToken", amistore.CredentialsExpiredError),
-        ("RequestTimeout", amistore.BackendError),
-        ("OperationAborted", amistore.BackendError),
+        ("upload_part", "ExpiredToken", amistore.CredentialsExpiredError),
+        ("complete_multipart_upload", "OperationAborted", amistore.BackendError),
+        ("list_parts", "RequestTimeout", amistore.BackendError),
+        ("get_tagging", "ExpiredToken", amistore.CredentialsExpiredError),
     ],
-)
-@pytest.mark.parametrize(
-    "operation", ["upload_part", "complete_multipart_upload", "list_parts", "get_tagging"]
 )
 def test_what_says_nothing_of_the_store_is_no_trait(
     moto: Connection, operation: str, code: str, kind: type[amistore.AmistoreError]
@@ -99,8 +97,15 @@ def test_a_store_that_takes_no_uploads_is_told_with_its_own_words(moto: Connecti
         assert not raised.value.retryable
 
 
-@pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.INTERNAL_ERROR, Fault.RESET_AFTER])
-@pytest.mark.parametrize("operation", ["upload_part", "complete_multipart_upload", "list_parts"])
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        ("upload_part", Fault.SLOW_DOWN),
+        ("complete_multipart_upload", Fault.RESET_AFTER),
+        ("list_parts", Fault.INTERNAL_ERROR),
+        ("get_tagging", Fault.SLOW_DOWN),
+    ],
+)
 def test_a_fault_is_no_trait(moto: Connection, operation: str, fault: Fault) -> None:
     with fault_proxy(moto.endpoint_urls["s3"]) as proxy:
         case = bucket_of(connect(proxy.url))
