@@ -123,7 +123,7 @@ class _Sending:
         self._end = b""  # the archive's last bytes
         # Of what earlier runs have sent: nothing of a log is believed.
         self._there = 0
-        self._digest = hashlib.sha256()
+        self._digests: list[Any] = []
 
     def run(self, workers: int | None) -> ObjectInfo:
         """Read and verify the whole archive, and send the missing parts.
@@ -146,22 +146,29 @@ class _Sending:
 
     def _missing(self, pieces: Iterator[bytes]) -> Iterator[Piece]:
         """The bytes that are not there; what is there is hashed."""
-        offset = 0
+        offset, size = 0, self._upload.part_size
         for piece in pieces:
-            hashed = max(0, self._there - offset)
-            self._digest.update(piece[:hashed])
-            offset += len(piece)
             self._end = piece[-layout.FOOT_SIZE :]  # the last piece is FOOT
-            if behind := piece[hashed:]:
-                yield behind, None
+            while piece and offset < self._there:
+                if offset % size == 0:
+                    self._digests.append(hashlib.sha256())
+                hashed = piece[: min(size - offset % size, self._there - offset)]
+                self._digests[-1].update(hashed)
+                offset += len(hashed)
+                piece = piece[len(hashed) :]
+            if piece:
+                yield piece, None
 
     def _check(self, copied: ObjectRanges, new: bool) -> None:
         """Refuse a copy that lacks the archive's end, or whose parts of earlier runs differ."""
-        found = hashlib.sha256()
-        for offset in range(0, self._there, _RANGE):
-            found.update(copied.read(offset, min(_RANGE, self._there - offset)))
-        if found.digest() != self._digest.digest():
-            raise CorruptArchiveError("the parts of earlier runs are not the archive's")
+        for number, digest in enumerate(self._digests):
+            found = hashlib.sha256()
+            start = number * self._upload.part_size
+            end = min(start + self._upload.part_size, self._there)
+            for offset in range(start, end, _RANGE):
+                found.update(copied.read(offset, min(_RANGE, end - offset)))
+            if found.digest() != digest.digest():
+                raise CorruptArchiveError("a part of an earlier run is not the archive's", offset=start)
         check_end(copied, self._verified.ranges.size, self._end)
 
 

@@ -144,7 +144,7 @@ def test_parts_that_are_forged_in_the_log_make_no_copy(cloud: amistore.MemoryBac
     entries = log.entries()
     number = next(at for at, entry in enumerate(entries) if b'{"part":2' in entry)
     entries[number] = b'{"part":2,"size":%d,"etag":"%s"}\nverified' % (forged.size, forged.etag.encode())
-    with pytest.raises(amistore.CorruptArchiveError):
+    with pytest.raises(amistore.CorruptArchiveError, match=f"a part of an earlier run .*offset {PART}"):
         copied(cloud, Log(entries))
     assert runs.stored(cloud.s3, "to") is None
 
