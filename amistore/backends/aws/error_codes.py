@@ -31,6 +31,7 @@ __all__ = [
     "DENIED",
     "LATE",
     "NOT_ALLOWED",
+    "REFUSED_CONDITION",
     "SENT_BEFORE",
     "STORE_APART",
     "Meaning",
@@ -215,6 +216,9 @@ LATE: Final = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 
 NOT_ALLOWED: Final = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
 """Where a permission is missing, and not a credential wrong; 403 is botocore's for an answer without code."""
+
+REFUSED_CONDITION: Final = ("PreconditionFailed", "412")
+"""Of If-Match and If-None-Match; 412 is botocore's for an answer without code."""
 
 SENT_BEFORE: Final = frozenset({"InvalidPart", "PartAlreadyExist", "NotImplemented"})
 """Of a part that the store has and does not take again: Mega S4's, rclone's, and one that users of Alibaba's

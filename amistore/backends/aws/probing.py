@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 import botocore.exceptions
 
-from amistore.backends.aws.error_codes import SENT_BEFORE
+from amistore.backends.aws.error_codes import REFUSED_CONDITION, SENT_BEFORE
 from amistore.backends.aws.errors import aws_errors, code_of, member_of
 from amistore.backends.aws.settings import ObjectSettings
 from amistore.backends.traits import MOST_PARTS, Checksum, StoreTraits
@@ -248,7 +248,7 @@ class _Probe:
                 try:
                     upload.complete(IfNoneMatch="*")
                 except _RefusedError as refused:
-                    return refused.code in ("PreconditionFailed", "412")
+                    return refused.code in REFUSED_CONDITION
                 return False
 
     def tags(self) -> bool:

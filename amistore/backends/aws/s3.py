@@ -130,18 +130,9 @@ class AWSObjectStore(S3Uploads):
         tier: str = "Standard",
         version: str | None = None,
     ) -> None:
-        """Ask for a readable copy of an archived object; a second request is no error.
+        """Ask for a readable copy of an archived object; see `AWSBackend.restore_object`.
 
-        Args:
-            bucket: the bucket that holds the object.
-            key: the object's key.
-            days: the number of days that the copy stays; None for an object in Intelligent-Tiering, which
-                moves back.
-            tier: the retrieval tier, which decides time and price: ``Standard``, ``Bulk`` or ``Expedited``.
-            version: the id of one of the object's versions; None for the latest.
-
-        Raises:
-            InvalidRequestError: the object is not archived.
+        A second request is no error.
         """
         request = {"GlacierJobParameters": {"Tier": tier}} | ({} if days is None else {"Days": days})
         with self._calling("restore_object", bucket, key, version=version) as place:

@@ -7,6 +7,7 @@ from typing import Any
 
 import botocore.exceptions
 
+from amistore.backends.aws.error_codes import REFUSED_CONDITION
 from amistore.backends.aws.errors import code_of
 from amistore.errors import InvalidRequestError
 
@@ -45,7 +46,7 @@ def get_object(client: Any, place: Mapping[str, Any], if_match: str | None) -> A
         try:
             return client.get_object(**place, IfMatch=f'"{if_match}"')
         except botocore.exceptions.ClientError as error:
-            if code_of(error) not in ("PreconditionFailed", "412"):
+            if code_of(error) not in REFUSED_CONDITION:
                 raise
     return client.get_object(**place)
 

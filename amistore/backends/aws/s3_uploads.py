@@ -14,7 +14,7 @@ import botocore.exceptions
 from typing_extensions import Buffer
 
 from amistore.backends import checks
-from amistore.backends.aws.error_codes import SENT_BEFORE
+from amistore.backends.aws.error_codes import REFUSED_CONDITION, SENT_BEFORE
 from amistore.backends.aws.errors import code_of
 from amistore.backends.aws.listing import listed_parts, listed_uploads
 from amistore.backends.aws.s3_calls import NoSuchUploadError, S3Calls
@@ -167,7 +167,7 @@ class S3Uploads(S3Calls):
                     **({"IfNoneMatch": "*"} if conditional else {}),
                 )
             except botocore.exceptions.ClientError as error:
-                if conditional and code_of(error) in ("PreconditionFailed", "412"):
+                if conditional and code_of(error) in REFUSED_CONDITION:
                     raise AlreadyExistsError("the object exists") from None
                 raise
             info = self._completed(bucket, key)
