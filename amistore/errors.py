@@ -245,6 +245,13 @@ class SourceChangedError(BackendError):
     """The source is not what it was when it was listed or opened."""
 
 
+class InvalidTokenError(BackendError):
+    """A block's or a page's token was refused: it is too old, or its snapshot was listed again.
+
+    Another attempt gets another token, but someone else may list the snapshot again and again.
+    """
+
+
 class ArchivedObjectError(BackendError):
     """The object's storage class cannot be read until the object is restored from it."""
 

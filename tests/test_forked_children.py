@@ -220,7 +220,8 @@ def test_pools_of_processes_pack_what_their_parent_has_packed(tmp_path: Path, me
                     amistore.pack(
                         parent.images[number],
                         parent.cloud.ebs,
-                        options=amistore.PackOptions(layout=LAYOUT, executor=executor),
+                        executor=executor,
+                        options=amistore.PackOptions(layout=LAYOUT),
                     )
                 )
                 assert packed == (tmp_path / f"{number}.bin").read_bytes()

@@ -81,7 +81,7 @@ class ContainerWriter:
     """Puts the pieces of a plan in order and remembers what the tail needs.
 
     Call `front`, then per volume `volume` and `segment` for each of its segments, then `tail`, which needs
-    the segments' records alone. A range that begins with a later shard needs `begin_shard` before it.
+    the segments' records alone.
 
     Attributes:
         content_id: the archive's content id, once `tail` was called.
@@ -139,11 +139,6 @@ class ContainerWriter:
         pieces = [descriptor.encode(), *frames]
         self._ledger.add_volume(descriptor, sum(map(len, pieces)), hashlib.sha256(b"".join(pieces)).digest())
         return pieces
-
-    def begin_shard(self, segment: int) -> None:
-        """Begin with a segment, the first of a shard."""
-        self._segments = segment
-        self._shards.begin(self.offset)
 
     def segment(self, encoded: EncodedSegment) -> list[bytes]:
         """The next segment, and PAD where its shard ends too small to be a part."""

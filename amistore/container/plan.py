@@ -228,10 +228,6 @@ class Shards:
         self._segments = segments
         self._start = 0
 
-    def begin(self, offset: int) -> None:
-        """Begin a shard that is the first one of a range."""
-        self._start = offset
-
     def pad(self, count: int, end: int) -> bytes:
         """The PAD behind a segment; empty for none.
 

@@ -29,10 +29,10 @@ from amistore.errors import (
     SourceChangedError,
     is_final,
 )
+from amistore.objects.partlog import InOrder, PartEntries, part_entry, part_size_of, upload_id_of
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
-    read_entry,
     read_task,
     write_entry,
 )
@@ -92,6 +92,7 @@ class LoggedUpload:
         task: the id of the run that began the log.
         parts: the parts that were uploaded, this run's included.
         carried: the log's entries for the parts of earlier runs.
+        form: how the log's entries of parts are read.
     """
 
     to: ObjectLocation
@@ -105,6 +106,7 @@ class LoggedUpload:
     task: str = ""
     parts: list[UploadedPart] = attrs.field(factory=list)
     carried: list[bytes] = attrs.field(factory=list)
+    form: PartEntries = InOrder()
 
     def __attrs_post_init__(self) -> None:
         self.log = MemoryResumeLog() if self.given is None else self.given
@@ -144,14 +146,14 @@ class LoggedUpload:
         identity = {"store": self.to.store.where, **self.to.facts, **self.identity}
         if entries:
             self.task = read_task(entries[0], self.kind, identity, self.changed)
-            self.part_size = _part_size_of(entries, self.to.store.traits.largest_part)
-            upload_id = _upload_id_of(entries)
+            self.part_size = part_size_of(entries, self.to.store.traits.largest_part)
+            upload_id = upload_id_of(entries)
             if upload_id is not None:
                 self.upload_id = upload_id
                 info = self._made()
                 if info is not None:
                     self._abort()
-                    self._carry(entries[2:], None)
+                    self._carry(entries[2:], None, made=True)
                     return info
                 if self._resume(entries[2:]):
                     _logger.info("resuming %s: %s uploaded", self.to, counted(len(self.parts), "part"))
@@ -186,20 +188,38 @@ class LoggedUpload:
             found.setdefault(part.part_number, []).append(part)
         return found
 
-    def _carry(self, entries: list[bytes], there: Mapping[int, list[UploadedPart]] | None) -> None:
+    def _carry(
+        self, entries: list[bytes], there: Mapping[int, list[UploadedPart]] | None, *, made: bool = False
+    ) -> None:
         """Take over the log's parts, up to the first that the upload lacks.
 
         All are taken over where no list is given: of a completed object, and of a store without lists.
         """
-        for entry in _part_entries(entries):
-            part = _part_of(read_entry(entry))
+        for entry in self.form.latest(entries):
+            found = self.form.parts(entry)
             if there is not None:
-                like = [each for each in there.get(part.part_number, ()) if part.is_like(each)]
-                if not like:
-                    break
-                part = attrs.evolve(part, etag=like[0].etag)
-            self.parts.append(part)
-            self.carried.append(entry)
+                found = _confirmed(found, there)
+            if found:
+                self.parts += found
+            elif not self.form.gaps:
+                break
+            if found or made:
+                self.carried.append(entry)
+
+    def confirm(self) -> None:
+        """Take over the ETags of the upload's own list: a part may have been sent once more meanwhile.
+
+        Raises:
+            BackendError: the upload has another part.
+        """
+        if not self.to.store.traits.part_listing:
+            return
+        found = _confirmed(self.parts, self._listed())
+        if len(found) < len(self.parts):
+            raise BackendError(
+                "the upload does not have the parts that were sent", operation="list_parts", **self.to.facts
+            )
+        self.parts = found
 
     def bytes_there(self) -> int:
         """The bytes that earlier runs have sent.
@@ -223,9 +243,7 @@ class LoggedUpload:
         """Log an uploaded part, with the job's records, for the next run to take over; None for the last."""
         self.parts.append(part)
         if records is not None:
-            checksum = {} if part.checksum is None else {"checksum": part.checksum}
-            entry = write_entry(part=part.part_number, size=part.size, etag=part.etag, **checksum)
-            self.log.append(entry + b"\n" + records)
+            self.log.append(part_entry(part, records))
 
     def _complete(self, overwrite: bool) -> ObjectInfo:
         """Make the object visible."""
@@ -328,51 +346,12 @@ class LoggedUpload:
         return True
 
 
-def _part_entries(entries: list[bytes]) -> list[bytes]:
-    """The latest log entry of each part, in order.
-
-    A part that the store lost is sent and logged again, and so are those behind it: its new entry counts,
-    and none that stood behind the old one.
-    """
-    found: list[bytes] = []
-    for entry in entries:
-        number = read_entry(entry).get("part")
-        if type(number) is not int or not 1 <= number <= len(found) + 1:
-            raise InvalidRequestError(
-                "the resume log is damaged, or belongs to another run: a part is missing"
-            )
-        del found[number - 1 :]
-        found.append(entry)
+def _confirmed(parts: list[UploadedPart], there: Mapping[int, list[UploadedPart]]) -> list[UploadedPart]:
+    """The parts with the ETags that a list has of them; none where one of them is missing there."""
+    found = []
+    for part in parts:
+        like = [each for each in there.get(part.part_number, ()) if part.is_like(each)]
+        if not like:
+            return []
+        found.append(attrs.evolve(part, etag=like[0].etag))
     return found
-
-
-def _part_of(said: Mapping[str, Any]) -> UploadedPart:
-    """The part that a log entry describes."""
-    try:
-        number, size, etag, checksum = said["part"], said["size"], said["etag"], said.get("checksum")
-        if type(size) is not int or not isinstance(etag, str) or not isinstance(checksum, (str, type(None))):
-            raise KeyError("part of these types")
-    except KeyError as error:
-        raise InvalidRequestError(
-            f"the resume log is damaged, or belongs to another run: no {error}"
-        ) from None
-    return UploadedPart(part_number=number, size=size, etag=etag, checksum=checksum)
-
-
-def _part_size_of(entries: list[bytes], most: int) -> int:
-    """The size of the parts of the log's run."""
-    size = read_entry(entries[0]).get("part_size")
-    if type(size) is not int or not 1 <= size <= most:
-        raise InvalidRequestError(
-            "the resume log says no part size: it is damaged, or an older amistore's; amistore.abandon ends "
-            "its run"
-        )
-    return size
-
-
-def _upload_id_of(entries: list[bytes]) -> str | None:
-    """The upload's id; None where the run never learned it."""
-    if len(entries) < 2:
-        return None
-    upload_id = read_entry(entries[1]).get("upload")
-    return upload_id if isinstance(upload_id, str) else None

@@ -21,7 +21,7 @@ from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import MIB, sized
 
-__all__ = ["ObjectBounds", "Part", "Piece", "cut_parts", "part_size_for", "send_parts"]
+__all__ = ["ObjectBounds", "Part", "Piece", "cut_parts", "part_size_for", "send_parts", "sent_parts"]
 
 Piece = tuple[bytes, "bytes | None"]
 """Bytes of an object, and what the log is to keep of them with the part in which they begin."""
@@ -101,6 +101,15 @@ class Part:
         if self._file is not None:
             self._file.close()
 
+    def content(self) -> bytes:
+        """The part's bytes, which are freed."""
+        if self._file is None:
+            content = bytes(self._content[: self.size])
+        else:
+            content = files.read_at(self._file.fileno(), self.size, 0)
+        self.close()
+        return content
+
     def in_memory(self) -> int:
         """The bytes that it holds in memory until it is sent, not in a temporary file."""
         return self.size if self._file is None else 0
@@ -143,27 +152,43 @@ def send_parts(upload: LoggedUpload, pieces: Iterator[Piece], workers: int | Non
     to, size = upload.to, upload.part_size
     traits = to.store.traits
     most = min(traits.most_parts, -(-traits.largest_object // size))
-
-    def send(part: Part) -> tuple[UploadedPart, bytes | None]:
-        sent = part.send(to, upload.upload_id)
-        return sent, None if part.last else b"".join(part.records)
-
     advice = f"it cannot hold the archive ({to})"
     if upload.given is not None:
         advice += "; or its log has a smaller size of parts, and amistore.abandon ends its run"
     begun: deque[Part] = deque()
+    parts = cut_parts(pieces, size, len(upload.parts) + 1, most, begun, advice)
+    for part, uploaded in sent_parts(to, upload.upload_id, parts, begun, workers):
+        upload.note(uploaded, None if part.last else b"".join(part.records))
+
+
+def sent_parts(
+    to: ObjectLocation, upload_id: str, parts: Iterator[Part], begun: deque[Part], workers: int | None
+) -> Iterator[tuple[Part, UploadedPart]]:
+    """Send parts, several at once; yields each in order.
+
+    Args:
+        to: the object's location.
+        upload_id: the upload's id.
+        parts: the parts.
+        begun: the parts that are begun and not sent; those that are left on an error are closed.
+        workers: the number of parts sent at once; None for the number of CPUs.
+    """
+
+    def send(part: Part) -> tuple[Part, UploadedPart]:
+        return part, part.send(to, upload_id)
+
     try:
-        parts = cut_parts(pieces, size, len(upload.parts) + 1, most, begun, advice)
         with (
             worker_pool(workers, None, requests=requests_of(to.store)) as pool,
             closing(pool.map(send, parts, Part.in_memory, most=pool.count, least=1)) as sent,
         ):
-            for part, records in sent:
+            for part, uploaded in sent:
                 begun.popleft()
-                upload.note(part, records)
-    finally:
+                yield part, uploaded
+    except BaseException:
         for left in begun:
             left.close()
+        raise
 
 
 def cut_parts(

@@ -6,6 +6,7 @@ import datetime
 import os
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,10 @@ from amistore.backends.remote import is_url
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.model import Image
 from amistore.objects.multipart import RUN_KEY, StoredArchive, refuse_existing
+from amistore.objects.ordered_upload import OrderedUpload
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.objects.upload import ArchiveUpload
+from amistore.pipeline.orders import Cluster, check_cluster
 from amistore.pipeline.pack import DEFAULTS, PackOptions, check_packing, pack, plan_pack
 from amistore.pipeline.packing import SegmentEncode
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
@@ -81,6 +84,7 @@ class StoreJob:
         progress: ProgressCallback,
         now: datetime.datetime | None = None,
         found: tuple[Image, BlockSource] | None = None,
+        cluster: Cluster | None = None,
     ) -> StoredArchive:
         """Do the job, or what earlier runs with this log left to do; errors are those of `store`.
 
@@ -92,20 +96,29 @@ class StoreJob:
             progress: a function called with a `Progress`.
             now: the object's time stamp; None for the time of the call.
             found: what `admit` gave this run already; None to ask now.
+            cluster: who does the job by orders; None for threads of this process.
         """
         image, blocks = found or find_image(self.image, self.source)
         region = self.source.ec2.region_name if isinstance(self.source, Backend) else None
         options = self.options
-        check_packing(image, blocks, self.level, workers, options.executor)
+        executor = None if cluster is None else cluster.executor
+        check_packing(image, blocks, self.level, workers, executor)
         planned = plan_pack(image, blocks, snapshots=self.snapshots, progress=progress, layout=options.layout)
         encode = SegmentEncode(self.level, options.check_frames)
-        return ArchiveUpload(planned, blocks, encode, self.to, log, options.part_size).run(
-            {**object_metadata(image, now, region), **self.metadata},
-            self.tags or None,
-            overwrite=self.overwrite,
-            workers=workers,
-            executor=options.executor,
-            progress=progress,
+        given = (planned, blocks, encode, self.to, log, options.part_size)
+        metadata = {**object_metadata(image, now, region), **self.metadata}
+        tags = self.tags or None
+        if cluster is None or self.to.store.traits.equal_parts:  # which one uploader alone can make
+            return ArchiveUpload(*given).run(
+                metadata,
+                tags,
+                overwrite=self.overwrite,
+                workers=workers,
+                executor=executor,
+                progress=progress,
+            )
+        return OrderedUpload(*given, cluster).run(
+            metadata, tags, overwrite=self.overwrite, workers=workers, progress=progress
         )
 
     def is_done(self, log: ResumeLog) -> bool:
@@ -149,6 +162,7 @@ def store(
     level: int = 3,
     snapshots: Iterable[str] | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: ProgressOption = None,
     options: PackOptions = DEFAULTS,
 ) -> StoredArchive:
@@ -169,7 +183,12 @@ def store(
         overwrite: whether to replace an object or file that exists.
         level: the zstd level, 1 to 22, or negative for its fast modes.
         snapshots: the ids of the snapshots to include; None for all that the mappings name.
-        workers: the number of segments worked on, and parts sent, at once; None for the number of CPUs.
+        workers: the number of segments worked on, and parts sent, at once; None for the number of CPUs. With
+            an executor, the number of orders that are out at once.
+        executor: an executor, such as Dask's ``client.get_executor()``, whose workers read the blocks and
+            upload the parts by themselves: `docs/scale.md`. Source and store must be picklable, unless it has
+            threads. The bytes are the same. A file, and an object of equal parts, are written here, of
+            segments that the workers make.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
         options: the options that are rarely needed.
 
@@ -197,6 +216,7 @@ def store(
             level=level,
             snapshots=snapshots,
             workers=workers,
+            executor=executor,
             progress=progress,
             options=options,
         ) as pieces:
@@ -213,9 +233,10 @@ def store(
         snapshots=snapshots,
         options=options,
     )
+    cluster = None if executor is None else check_cluster(executor, workers, source=source, store=to.store)
     with reporting(progress) as report, using_log(log) as opened:
         admitted = job.admit() if opened is None or not opened.entries() else None
-        return job.run(opened, workers=workers, progress=report, found=admitted)
+        return job.run(opened, workers=workers, progress=report, found=admitted, cluster=cluster)
 
 
 def file_target(to: object, *, overwrite: bool) -> Path:

@@ -35,12 +35,12 @@ from amistore.errors import (
 )
 from amistore.objects.multipart import LoggedUpload, StoredArchive
 from amistore.objects.parts import Piece, part_size_for, send_parts
-from amistore.objects.resumelog import ResumeLog, read_entry
+from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline.packing import PackedUnit, SegmentEncode, WrittenArchive, packed_units
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.workers import closing, worker_pool
 
-__all__ = ["ArchiveUpload", "check_end"]
+__all__ = ["ArchiveUpload", "check_end", "check_object", "logged_segments", "upload_identity"]
 
 _OTHER_SIZE: Final = "the resume log's parts have another size than their segments"
 
@@ -61,22 +61,9 @@ class ArchiveUpload:
 
         Without a log, what was made is removed on an error.
         """
-        changed = SourceChangedError(
-            "the image, its snapshots or the layout changed since the run of this log began: "
-            "amistore.abandon ends that run",
-            image_id=planned.image.image_id,
-        )
-        # The same plan, level and libzstd give the same bytes, so the log must have these.
-        identity: dict[str, Any] = {
-            "image": planned.image.image_id,
-            "file": planned.file_id.hex(),
-            "level": encode.level,
-            "libzstd": list(zstandard.ZSTD_VERSION),
-        }
+        identity, changed = upload_identity(planned, encode, part_size)
         size = part_size_for(planned.most_bytes, to.store.traits, part_size)
-        if part_size is not None:
-            identity["part_size"] = part_size
-        self._upload = LoggedUpload(to, log, "pack", size, identity, {"file": changed})
+        self._upload = LoggedUpload(to, log, "pack", size, identity, changed)
         self._planned = planned
         self._source = source
         self._encode = encode
@@ -98,8 +85,8 @@ class ArchiveUpload:
         planned = self._planned
 
         def make(missing: bool) -> None:
-            for number, entry in enumerate(self._upload.carried, 1):
-                self._logged += _logged_segments(number, entry, planned, len(self._logged))
+            for entry in self._upload.carried:
+                self._logged += logged_segments(entry, planned, len(self._logged))
             units = packed_units(
                 planned,
                 self._source,
@@ -119,7 +106,7 @@ class ArchiveUpload:
         def check(ranges: ObjectRanges, new: bool) -> None:
             if self._upload.carried or not new:  # what this run has sent needs no more
                 count = self._begun if new else planned.segments
-                _check_object(ranges, planned, count, workers)
+                check_object(ranges, planned, count, workers)
             check_end(ranges, self._written.size, self._written.foot)
 
         info = self._upload.run(metadata, tags, make, check, overwrite=overwrite)
@@ -167,6 +154,28 @@ class ArchiveUpload:
         self._begun += 1
 
 
+def upload_identity(
+    planned: Plan, encode: SegmentEncode, part_size: int | None
+) -> tuple[dict[str, Any], dict[str, SourceChangedError]]:
+    """What the runs of a log share, and the errors for what has changed."""
+    changed = SourceChangedError(
+        "the image, its snapshots or the layout changed since the run of this log began: "
+        "amistore.abandon ends that run",
+        image_id=planned.image.image_id,
+    )
+    # The same plan, level and libzstd give the same bytes, so the log must have these.
+    identity: dict[str, Any] = {
+        "image": planned.image.image_id,
+        "file": planned.file_id.hex(),
+        "level": encode.level,
+        "libzstd": list(zstandard.ZSTD_VERSION),
+        "orders": None,
+    }
+    if part_size is not None:
+        identity["part_size"] = part_size
+    return identity, {"file": changed}
+
+
 def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
     """Refuse an object whose end is not the FOOT that was sent, which binds the index and so all digests.
 
@@ -186,7 +195,7 @@ def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:
         )
 
 
-def _check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:
+def check_object(ranges: RangeReader, planned: Plan, count: int, workers: int | None) -> None:
     """Refuse an object of another plan, or whose front, preludes or first segments are not its index's.
 
     Only the index was made whole by the run that completed the object; the first `count` segments came from a
@@ -208,13 +217,20 @@ def _check_object(ranges: RangeReader, planned: Plan, count: int, workers: int |
             pass
 
 
-def _logged_segments(number: int, entry: bytes, planned: Plan, sequence: int) -> list[EncodedSegment]:
-    """The segments that begin in a part, from `sequence` on, as the log has them; the plan must agree."""
-    described, records = read_entry(entry), entry.partition(b"\n")[2]
+def logged_segments(
+    entry: bytes, planned: Plan, sequence: int, count: int | None = None
+) -> list[EncodedSegment]:
+    """The segments of a log's entry, as many as are there or as many as there must be; the plan must agree.
+
+    Args:
+        entry: the entry.
+        planned: the plan.
+        sequence: the number of the first segment.
+        count: the number of segments; None for any.
+    """
+    records = entry.partition(b"\n")[2]
     segments: list[EncodedSegment] = []
     try:
-        if described["part"] != number:
-            raise KeyError("part")
         at = 0
         while at < len(records):
             size = open_envelope(records[at : at + layout.ENVELOPE.size]).size
@@ -226,6 +242,8 @@ def _logged_segments(number: int, entry: bytes, planned: Plan, sequence: int) ->
             segments.append(EncodedSegment(descriptor, record, []))
             sequence += 1
             at += size
+        if count not in (None, len(segments)):
+            raise KeyError(f"{count} segments")
     except (ArchiveError, KeyError) as error:
         raise InvalidRequestError(f"the resume log is damaged, or belongs to another run: {error}") from None
     return segments

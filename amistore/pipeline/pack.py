@@ -45,15 +45,12 @@ class PackOptions:
     Attributes:
         layout: the sizes of segments, frames and parts; None for what fits the container's size.
         check_frames: whether to decode each frame, and compare it with the blocks, before it is handed out.
-        executor: the executor that packs segments; None for threads. For processes the source must be
-            picklable.
         part_size: the bytes of a part where the archive becomes an object; None for 16 MiB, or more where the
             object would have too many parts. The archive's bytes do not depend on it.
     """
 
     layout: Layout | None = None
     check_frames: bool = True
-    executor: Executor | None = None
     part_size: int | None = None
 
 
@@ -142,6 +139,7 @@ def pack(
     level: int = 3,
     snapshots: Iterable[str] | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: ProgressOption = None,
     options: PackOptions = DEFAULTS,
 ) -> ArchiveBytes:
@@ -157,6 +155,8 @@ def pack(
         level: the zstd level, 1 to 22, or negative for its fast modes.
         snapshots: the ids of the snapshots to include; None for all that the mappings name.
         workers: the number of segments worked on at once; None for the number of CPUs.
+        executor: the executor that packs segments; None for threads. For processes the source must be
+            picklable.
         progress: True for a bar (extra ``progress``), or a function that is called with a `Progress` after
             each listed page and each segment.
         options: the options that are rarely needed.
@@ -174,14 +174,12 @@ def pack(
     """
     if not isinstance(options, PackOptions):
         raise InvalidRequestError(f"options must be an amistore.PackOptions, not {type(options).__name__}")
-    check_packing(image, source, level, workers, options.executor)  # refused here, not at the first piece
+    check_packing(image, source, level, workers, executor)  # refused here, not at the first piece
     encode = SegmentEncode(level, options.check_frames)
     with contextlib.ExitStack() as reports:
         report = reports.enter_context(reporting(progress))
         planned = plan_pack(image, source, snapshots=snapshots, progress=report, layout=options.layout)
-        units = packed_units(
-            planned, source, encode, workers=workers, executor=options.executor, progress=report
-        )
+        units = packed_units(planned, source, encode, workers=workers, executor=executor, progress=report)
         return ArchiveBytes(units, reports.pop_all(), planned.most_bytes)
 
 

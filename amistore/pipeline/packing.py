@@ -28,11 +28,12 @@ __all__ = [
     "PackedUnit",
     "SegmentEncode",
     "WrittenArchive",
+    "check_size",
     "list_runs",
     "list_tokens",
     "packed_units",
-    "range_units",
     "segment_gets",
+    "segment_numbers",
 ]
 
 
@@ -99,7 +100,7 @@ def packed_units(
         made = pool.map(encode, items, stop=gets.stop)
         with closing(made), gets:
             done = 0
-            for unit in range_units(planned, writer, range(planned.segments), chain(carried, made)):
+            for unit in _units(planned, writer, chain(carried, made)):
                 done += unit.blocks
                 is_segment = unit.segment is not None
                 yield unit
@@ -113,34 +114,12 @@ def packed_units(
     yield PackedUnit(tail, end, written=WrittenArchive(end, writer.content_id, tail[-1]))
 
 
-def range_units(
-    planned: Plan, writer: ContainerWriter, segments: range, made: Iterator[EncodedSegment]
-) -> Iterator[PackedUnit]:
-    """The bytes of consecutive segments, in order, with each volume's prelude and the container's front.
-
-    A range that begins where a shard does needs nothing of what stands before it: it can be made anywhere,
-    and uploaded under part numbers of its own.
-
-    Args:
-        planned: the plan of the container.
-        writer: a writer of the plan, new.
-        segments: the sequence numbers of the segments; all of them in a serial run.
-        made: gives each of them, in order.
-    """
-    if segments.start:
-        writer.begin_shard(segments.start)
-    else:
-        yield PackedUnit(writer.front(), writer.offset)
-    is_last = segments.stop == planned.segments
+def _units(planned: Plan, writer: ContainerWriter, made: Iterator[EncodedSegment]) -> Iterator[PackedUnit]:
+    """The bytes of all segments, in order, with each volume's prelude and the container's front."""
+    yield PackedUnit(writer.front(), writer.offset)
     for volume in planned.volumes:
-        own = _segments(planned, volume)
-        inside = range(max(own.start, segments.start), min(own.stop, segments.stop))
-        if own.start in segments or (is_last and own.start == segments.stop):  # one may have no segments
-            yield PackedUnit(writer.volume(volume), writer.offset)
-        elif inside:  # its prelude belongs to another range
-            writer.volume(volume)
-            writer.begin_shard(segments.start)
-        for _ in inside:
+        yield PackedUnit(writer.volume(volume), writer.offset)
+        for _ in segment_numbers(planned, volume):
             encoded = next(made)
             blocks = encoded.descriptor.runs.blocks
             unit = PackedUnit(writer.segment(encoded), writer.offset, encoded.record, blocks)
@@ -149,7 +128,8 @@ def range_units(
             del unit
 
 
-def _segments(planned: Plan, volume: PlannedVolume) -> range:
+def segment_numbers(planned: Plan, volume: PlannedVolume) -> range:
+    """The sequence numbers of a volume's segments."""
     count = planned.layout.segments(volume.runs.blocks)
     return range(volume.first_segment, volume.first_segment + count)
 
@@ -198,7 +178,7 @@ def _contents(gets: SegmentGets, checksums: list[bytes | None]) -> Iterator[tupl
 def _items(planned: Plan, source: BlockSource, gets: BlockGets, first: int) -> Iterator[_Item]:
     """Each segment from the `first` on with its blocks."""
     for volume in planned.volumes:
-        sequences = _segments(planned, volume)
+        sequences = segment_numbers(planned, volume)
         if sequences.stop > first or not sequences:
             yield from segment_gets(planned, volume, source, gets, first)
 
@@ -207,18 +187,23 @@ def segment_gets(
     planned: Plan, volume: PlannedVolume, source: BlockSource, gets: BlockGets, first: int = 0
 ) -> Iterator[tuple[PlannedSegment, SegmentGets]]:
     """A volume's segments from the `first` of the container on, with their blocks by a second listing."""
-    segments = (planned.segment(sequence) for sequence in _segments(planned, volume))
+    segments = (planned.segment(sequence) for sequence in segment_numbers(planned, volume))
     for segment, tokens in list_tokens(source, volume, segments):
         if segment.sequence >= first:
             yield segment, gets.segment(volume.snapshot_id, segment.runs.indexes(), tokens)
 
 
 def _report(progress: ProgressCallback, planned: Plan, blocks: int, stored: int) -> None:
+    check_size(stored)
+    progress(Progress(phase=Phase.PACK, blocks=blocks, total_blocks=planned.blocks, stored_bytes=stored))
+
+
+def check_size(stored: int) -> None:
+    """Refuse a container of more bytes than an object can have."""
     if stored > MAX_OBJECT:
         raise InvalidRequestError(
             f"the container grew beyond {MAX_OBJECT} bytes, the most that an S3 object holds"
         )
-    progress(Progress(phase=Phase.PACK, blocks=blocks, total_blocks=planned.blocks, stored_bytes=stored))
 
 
 def list_runs(source: BlockSource, snapshot_id: str, progress: Callable[[int], None]) -> tuple[int, Runs]:

@@ -56,7 +56,8 @@ def test_bytes_are_the_same_for_any_number_of_threads_or_processes(
             image,
             cloud.ebs,
             workers=workers,
-            options=amistore.PackOptions(layout=images.SMALL, executor=executor),
+            executor=executor,
+            options=amistore.PackOptions(layout=images.SMALL),
         )
         assert b"".join(container) == expected
 
@@ -98,7 +99,7 @@ def test_bytes_do_not_depend_on_the_order_in_which_workers_finish(
         # A width that divides the number of segments (16), so that none waits for ever.
         executor = Shuffling(seed, 4)
         container = amistore.pack(
-            image, cloud.ebs, workers=2, options=amistore.PackOptions(layout=images.SMALL, executor=executor)
+            image, cloud.ebs, workers=2, executor=executor, options=amistore.PackOptions(layout=images.SMALL)
         )
         assert b"".join(container) == expected
         assert executor.completed != sorted(executor.completed)
@@ -110,7 +111,7 @@ def test_a_source_that_cannot_leave_its_process_is_refused_for_a_process_pool() 
     backend = amistore.MemoryBackend()
     image = images.image([images.snapshot(backend.ebs, 1, {0: images.block(1)})])
     with ProcessPoolExecutor(1) as executor, pytest.raises(amistore.InvalidRequestError, match="threads"):
-        amistore.pack(image, backend.ebs, options=amistore.PackOptions(executor=executor))
+        amistore.pack(image, backend.ebs, executor=executor)
 
 
 @pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])

@@ -182,7 +182,8 @@ def test_closing_waits_for_what_runs_in_the_callers_executor_and_cancels_the_res
             images.image(source.volumes),
             source,
             workers=20,
-            options=amistore.PackOptions(layout=images.SMALL, executor=executor),
+            executor=executor,
+            options=amistore.PackOptions(layout=images.SMALL),
         )
         while not calls:
             next(container)
@@ -214,7 +215,7 @@ def test_no_more_than_twice_the_workers_segments_are_begun_and_not_taken() -> No
     taken = 0
     image = images.image(source.volumes)
     for piece in amistore.pack(
-        image, source, workers=2, options=amistore.PackOptions(layout=images.SMALL, executor=Immediate())
+        image, source, workers=2, executor=Immediate(), options=amistore.PackOptions(layout=images.SMALL)
     ):
         taken += piece[8:16] == b"AMISSEGD"
         assert len(begun) <= (taken + 4) * 4

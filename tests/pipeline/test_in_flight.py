@@ -69,7 +69,7 @@ class Together(images.Volumes):
 
 def packing(source: amistore.backends.BlockSource, **options: Any) -> amistore.ArchiveBytes:
     volumes = getattr(source, "volumes", ["snap-00000000000000000"])
-    return amistore.pack(images.image(volumes), source, options=options.pop("form", OPTIONS), **options)
+    return amistore.pack(images.image(volumes), source, options=OPTIONS, **options)
 
 
 @pytest.mark.parametrize("together", [1, 8, 32])
@@ -83,8 +83,7 @@ def test_a_source_is_asked_for_as_many_blocks_at_once_as_it_states_and_for_each_
 def test_an_executor_of_the_caller_gets_its_blocks_in_flight_too(workers: int) -> None:
     source = Together(32)
     with ThreadPoolExecutor(1) as pool:
-        form = amistore.PackOptions(layout=FORM, executor=pool)
-        assert b"".join(packing(source, workers=workers, form=form)) == EXPECTED
+        assert b"".join(packing(source, workers=workers, executor=pool)) == EXPECTED
 
 
 def test_workers_that_are_other_processes_ask_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -92,8 +91,7 @@ def test_workers_that_are_other_processes_ask_one_by_one(caplog: pytest.LogCaptu
     source.requests = 64
     caplog.set_level(logging.INFO, "amistore")
     with ProcessPoolExecutor(2) as pool:
-        form = amistore.PackOptions(layout=FORM, executor=pool)
-        assert b"".join(packing(source, form=form)) == EXPECTED
+        assert b"".join(packing(source, executor=pool)) == EXPECTED
     assert "one by one: threads would have 64 at once" in caplog.text
 
 

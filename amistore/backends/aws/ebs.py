@@ -31,13 +31,14 @@ from amistore.backends.aws.ebs_requests import Requests
 from amistore.backends.aws.ebs_tokens import Tokens, numbered
 from amistore.backends.aws.ebs_wire import Wire
 from amistore.backends.aws.ec2_images import snapshot_from, without_reserved
-from amistore.backends.aws.errors import InvalidTokenError, aws_errors, member_of
+from amistore.backends.aws.errors import aws_errors, member_of
 from amistore.backends.aws.settings import SnapshotSettings
 from amistore.backends.blocks import BlockPage, BlockStore, SnapshotBlock
 from amistore.backends.retries import Attempts
 from amistore.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
+    InvalidTokenError,
     NotFoundError,
 )
 from amistore.model import Snapshot, Tag
@@ -141,6 +142,11 @@ class AWSBlockStore(BlockStore):
     ) -> SnapshotBlock:
         """Get a block whose token was refused: that of its listing, or the newer one that was given."""
         tokens = self._tokens_of(snapshot_id)
+        if not tokens.listing:  # another process listed it: two that do end each other's tokens for ever
+            raise InvalidTokenError(
+                "the block's token has ended, and this process has not listed the snapshot: list it again "
+                "where it was listed"
+            )
         # Alone, so that no listing of ours ends the new token before it is used.
         with tokens.lock:
             again = tokens.newer(block_index, number)

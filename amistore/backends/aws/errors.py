@@ -36,6 +36,7 @@ from amistore.errors import (
     ChecksumMismatchError,
     CredentialsExpiredError,
     InvalidRequestError,
+    InvalidTokenError,
     NotFoundError,
     ThrottledError,
 )
@@ -43,20 +44,12 @@ from amistore.units import counted
 from amistore.wire.errors import ServiceError
 
 __all__ = [
-    "InvalidTokenError",
     "aws_errors",
     "code_of",
     "connection_error",
     "member_of",
     "service_error",
 ]
-
-
-class InvalidTokenError(BackendError):
-    """A block's or a page's token was refused: it is too old, or its snapshot was listed again.
-
-    Another attempt gets another token, but someone else may list the snapshot again and again.
-    """
 
 
 _RENEW = "; renew the credentials and call again: a log or a task is resumed"

@@ -1,0 +1,326 @@
+"""`OrderedUpload`: a container becomes an object by orders, whose workers upload their own parts.
+
+No byte of a part passes here, but what is too small for one: orders of fewer bytes than the store takes as a
+part are joined, or made once more with the next order. The index comes of the records that workers answer, in
+order; the log has them as they come. A resumed run gives the orders that the log, the plan and the upload's
+own list do not confirm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import attrs
+
+from amistore.backends import BlockSource, ObjectLocation, UploadedPart
+from amistore.backends.locations import ObjectRanges
+from amistore.container.encoder import ContainerWriter, EncodedSegment
+from amistore.container.plan import Plan
+from amistore.container.records import SegmentDescriptor
+from amistore.container.segments import check_segment
+from amistore.errors import InvalidRequestError, InvalidTokenError, SourceChangedError
+from amistore.objects.multipart import LoggedUpload, StoredArchive
+from amistore.objects.partlog import InOrders, order_entry
+from amistore.objects.resumelog import ResumeLog, read_entry
+from amistore.objects.store_orders import OrderPlan, Stored, StoreOrder
+from amistore.objects.upload import check_end, check_object, logged_segments, upload_identity
+from amistore.pipeline.orders import Cluster, Order, Orders, Shared
+from amistore.pipeline.packing import SegmentEncode, WrittenArchive, check_size
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.tokens import OrderCut, OrderTokens
+
+__all__ = ["OrderedUpload"]
+
+
+class OrderedUpload:
+    """One run of packing into an object by orders, or one that resumes another."""
+
+    def __init__(
+        self,
+        planned: Plan,
+        source: BlockSource,
+        encode: SegmentEncode,
+        to: ObjectLocation,
+        log: ResumeLog | None,
+        part_size: int | None,
+        cluster: Cluster,
+    ) -> None:
+        self._plan = OrderPlan.of(planned, to.store.traits, part_size)
+        identity, changed = upload_identity(planned, encode, part_size)
+        identity["orders"] = self._plan.identity
+        size = self._plan.part_size
+        self._upload = LoggedUpload(to, log, "pack", size, identity, changed, form=InOrders())
+        self._planned = planned
+        self._source = source
+        self._encode = encode
+        self._cluster = cluster
+        self._written: WrittenArchive
+
+    def run(
+        self,
+        metadata: Mapping[str, str],
+        tags: Mapping[str, str] | None,
+        *,
+        overwrite: bool,
+        workers: int | None,
+        progress: ProgressCallback,
+    ) -> StoredArchive:
+        """Pack into the object; see `store` for the arguments and errors."""
+
+        def make(missing: bool) -> None:
+            run = _Run(self._planned, self._plan, self._upload, self._source, self._encode, progress)
+            with Orders(self._cluster, run.refused) as orders:
+                self._written = run.make(orders, missing=missing)
+
+        def check(ranges: ObjectRanges, new: bool) -> None:
+            if self._upload.carried:
+                check_object(ranges, self._planned, self._planned.segments, workers)
+            check_end(ranges, self._written.size, self._written.foot)
+
+        info = self._upload.run(metadata, tags, make, check, overwrite=overwrite)
+        content_id = self._written.content_id.hex()
+        return StoredArchive(location=self._upload.to, size=info.size, etag=info.etag, content_id=content_id)
+
+
+@attrs.frozen
+class _Made:
+    """What an order made.
+
+    Attributes:
+        records: the SEGD records of its segments.
+        parts: its parts; none where its bytes are too small, or in the parts of other orders.
+        rest: its bytes where they are too small.
+        joined: whether they are in the parts of other orders.
+    """
+
+    records: list[bytes]
+    parts: list[UploadedPart]
+    rest: bytes = b""
+    joined: bool = False
+
+
+@attrs.define
+class _Small:
+    """Consecutive orders that are together too small for a part: the first one, bytes and records."""
+
+    first: int = 0
+    content: bytearray = attrs.field(factory=bytearray)
+    records: list[bytes] = attrs.field(factory=list)
+
+    def add(self, number: int, made: _Made, pad: bytes) -> None:
+        """Add an order that follows."""
+        if not self.records:
+            self.first = number
+        self.content += made.rest
+        self.content += pad
+        self.records += made.records
+
+
+class _Run:
+    """The orders of one run."""
+
+    def __init__(
+        self,
+        planned: Plan,
+        plan: OrderPlan,
+        upload: LoggedUpload,
+        source: BlockSource,
+        encode: SegmentEncode,
+        progress: ProgressCallback,
+    ) -> None:
+        self._planned = planned
+        self._plan = plan
+        self._upload = upload
+        self._sources = Shared(source)
+        self._to = Shared(upload.to)
+        self._encode = encode
+        self._progress = progress
+        self._tokens = OrderTokens(planned, source)
+        self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
+        self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
+        self._made = self._carried()
+        self._given: dict[int, StoreOrder] = {}  # which are not in the index yet
+        self._later: list[StoreOrder] = []  # to be given again
+        self._following = 0  # the first order that was not given
+        self._small = _Small()
+        self._blocks = self._bytes = 0
+
+    def _carried(self) -> dict[int, _Made]:
+        """The orders that the log has."""
+        made: dict[int, _Made] = {}
+        for entry in self._upload.carried:
+            first, last = read_entry(entry)["orders"]
+            cuts = self._plan.cuts[first : last + 1]
+            if last >= len(self._plan.cuts):
+                raise InvalidRequestError("the resume log is damaged: it has orders beyond the plan")
+            start, count = cuts[0].segments.start, sum(len(cut.segments) for cut in cuts)
+            records = [each.record for each in logged_segments(entry, self._planned, start, count)]
+            parts = self._upload.form.parts(entry)
+            for cut in cuts:
+                own, records = records[: len(cut.segments)], records[len(cut.segments) :]
+                is_last = cut.number == last
+                made[cut.number] = _Made(own, parts if is_last else [], joined=not is_last or not parts)
+        return made
+
+    def make(self, orders: Orders[Stored], *, missing: bool) -> WrittenArchive:
+        """Have all orders done, and send the tail.
+
+        Args:
+            orders: the orders that are out; none so far.
+            missing: whether the upload still exists.
+        """
+        upload, plan = self._upload, self._plan
+        absent = [cut.number for cut in plan.cuts if cut.number not in self._made]
+        if absent and not missing:
+            raise InvalidRequestError(
+                "the resume log is damaged: it lacks orders of the object that was made"
+            )
+        parts: list[UploadedPart] = []
+        for cut in plan.cuts:
+            made = self._await(cut.number, orders)
+            if made.parts and self._small.content:
+                made = self._join(cut, made, orders)
+            pad = self._index(cut, made.records)
+            parts += made.parts
+            if not made.parts and not made.joined:
+                self._small.add(cut.number, made, pad)
+            if len(self._small.content) >= plan.least:
+                parts.append(self._send_small(cut.number))
+            self._given.pop(cut.number, None)
+        start = self._writer.offset
+        trailing = self._trailing()
+        tail = self._writer.tail()
+        if missing:
+            if self._small.content:
+                upload.log.append(order_entry(self._small.first, len(plan.cuts) - 1, [], self._small.records))
+            parts.append(self._send(plan.last_part, b"".join((self._small.content, *trailing, *tail))))
+            upload.parts = parts
+            upload.confirm()
+        end = start + sum(map(len, (*trailing, *tail)))
+        return WrittenArchive(end, self._writer.content_id, tail[-1])
+
+    def _await(self, number: int, orders: Orders[Stored]) -> _Made:
+        """What an order made; further ones are given meanwhile."""
+        self._give(number, orders)
+        while number not in self._made:
+            done = orders.ended()
+            if done is not None:
+                self._take(*done)
+            self._give(number, orders)
+        return self._made.pop(number)
+
+    def _give(self, first: int, orders: Orders[Stored]) -> None:
+        """Give orders while there are workers: those that were refused, then up to two for each worker."""
+        last = min(first + 2 * orders.workers, len(self._plan.cuts))
+        while not (self._tokens.alone and len(orders)):
+            if self._later:
+                self._later.sort(key=lambda order: order.number)
+                order = self._later.pop(0)
+                if order.listing < 0:
+                    order = self._with_tokens(order)
+            elif self._following < last:
+                self._following += 1
+                if self._following - 1 in self._made:
+                    continue
+                order = self._order(self._plan.cuts[self._following - 1])
+            else:
+                return
+            self._given[order.number] = order
+            if not orders.give(order):
+                self._later.append(order)
+                return
+
+    def _order(self, cut: OrderCut) -> StoreOrder:
+        front = self._ahead.front() if cut.number == 0 else []
+        preludes = [piece for volume in cut.preludes for piece in self._ahead.volume(volume)]
+        return self._with_tokens(
+            StoreOrder(
+                number=cut.number,
+                source=self._sources,
+                to=self._to,
+                first=cut.number,
+                upload_id=self._upload.upload_id,
+                first_part=self._plan.first_part(cut),
+                part_size=self._plan.part_size,
+                least=self._plan.least,
+                before=b"".join((*front, *preludes)),
+                snapshot_id=cut.volume.snapshot_id,
+                segments=tuple(map(self._planned.segment, cut.segments)),
+                tokens=None,
+                listing=0,
+                encode=self._encode,
+            )
+        )
+
+    def _with_tokens(self, order: StoreOrder) -> StoreOrder:
+        tokens, listing = self._tokens.of(self._plan.cuts[order.number])
+        return attrs.evolve(order, tokens=tokens, listing=listing)
+
+    def refused(self, order: Order[Stored], error: InvalidTokenError) -> None:
+        """An order's tokens were refused: it is given with newer ones, in its turn."""
+        refused = cast(StoreOrder, order)
+        self._tokens.refused(self._plan.cuts[order.number], refused.listing, error)
+        self._later.append(attrs.evolve(refused, tokens=None, listing=-1))
+
+    def _take(self, order: Order[Stored], stored: Stored) -> None:
+        """Log what an order made, and tell of it."""
+        first = cast(StoreOrder, order).first
+        self._made[order.number] = _Made(stored.records, stored.parts, stored.rest)
+        if stored.parts:
+            before = self._small.records if first < order.number else []
+            self._upload.log.append(
+                order_entry(first, order.number, stored.parts, [*before, *stored.records])
+            )
+        if first == order.number:
+            self._blocks += sum(segment.runs.blocks for segment in cast(StoreOrder, order).segments)
+            self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
+        total = self._planned.blocks
+        self._progress(
+            Progress(phase=Phase.PACK, blocks=self._blocks, total_blocks=total, stored_bytes=self._bytes)
+        )
+
+    def _join(self, cut: OrderCut, made: _Made, orders: Orders[Stored]) -> _Made:
+        """Have an order done once more, with the bytes before it that are too small for a part."""
+        order = self._given.get(cut.number) or self._order(cut)
+        before = bytes(self._small.content) + order.before
+        self._later.append(
+            attrs.evolve(order, first=self._small.first, before=before, attempt=order.attempt + 1)
+        )
+        joined = self._await(cut.number, orders)
+        if joined.records != made.records:
+            raise SourceChangedError(
+                "the source gives other blocks each time", snapshot_id=cut.volume.snapshot_id
+            )
+        self._small = _Small()
+        return joined
+
+    def _send_small(self, last: int) -> UploadedPart:
+        """Send orders that are together large enough for a part."""
+        small, self._small = self._small, _Small()
+        sent = self._send(self._plan.first_part(self._plan.cuts[small.first]), bytes(small.content))
+        self._upload.log.append(order_entry(small.first, last, [sent], small.records))
+        return sent
+
+    def _send(self, number: int, content: bytes) -> UploadedPart:
+        to = self._upload.to
+        return to.store.upload_part(to.bucket, to.key, self._upload.upload_id, number, content)
+
+    def _index(self, cut: OrderCut, records: list[bytes]) -> bytes:
+        """Take an order's segments into the index; return the PAD behind them, where its shard is small."""
+        if cut.number == 0:
+            self._writer.front()
+        for volume in cut.preludes:
+            self._writer.volume(volume)
+        pieces: list[bytes] = []
+        for sequence, record in zip(cut.segments, records, strict=True):
+            descriptor = SegmentDescriptor.parse(record)
+            check_segment(descriptor, self._planned.segment(sequence))
+            pieces = self._writer.segment(EncodedSegment(descriptor, record, []))
+        check_size(self._writer.offset)
+        return b"".join(pieces[1:])
+
+    def _trailing(self) -> list[bytes]:
+        """What stands behind the segments, before the tail: of a container without any all of it."""
+        front = [] if self._plan.cuts else self._writer.front()
+        return [*front, *(piece for volume in self._plan.trailing for piece in self._writer.volume(volume))]

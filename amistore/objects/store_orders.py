@@ -1,0 +1,238 @@
+"""Orders of storing: a worker gets its blocks, makes its segments, and uploads them as parts of its own.
+
+Each order is a run of segments of one volume, with part numbers of its own (S3 allows gaps). What an order
+makes may be less than a store takes as a part; then it answers with these bytes, and `ordered_upload.py`
+joins them with what follows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+
+import attrs
+
+from amistore.backends import BlockSource, ObjectLocation, UploadedPart
+from amistore.backends.traits import StoreTraits
+from amistore.container.layout import MIN_PART
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, worst_segment
+from amistore.errors import InvalidRequestError
+from amistore.objects.parts import Part, sent_parts
+from amistore.pipeline.gets import BlockGets
+from amistore.pipeline.orders import Order, Shared
+from amistore.pipeline.packing import SegmentEncode, segment_numbers
+from amistore.pipeline.tokens import OrderCut, Tokens, own_tokens
+from amistore.pipeline.workers import closing, worker_pool
+from amistore.units import BLOCK_SIZE, MIB
+
+__all__ = ["OrderPlan", "StoreOrder", "Stored"]
+
+_ORDER = 512 * MIB  # of blocks: what a lost worker costs
+_LEAST_PARTS = 4  # of an order; one that is larger than memory is not held back as one part
+_USUAL = 16 * MIB  # bytes of a part, as in parts.py
+
+
+@attrs.frozen
+class OrderPlan:
+    """How a container is cut into orders, and these into parts.
+
+    Attributes:
+        cuts: the orders.
+        trailing: the volumes whose preludes stand behind all segments.
+        parts: the part numbers of each order.
+        part_size: the bytes from which on an order's part is sent.
+        least: the least bytes of a part: what the store takes, and what a shard has at least.
+    """
+
+    cuts: tuple[OrderCut, ...]
+    trailing: tuple[PlannedVolume, ...]
+    parts: int
+    part_size: int
+    least: int
+
+    @property
+    def identity(self) -> list[int]:
+        """What two runs that go on with each other must share."""
+        return [len(self.cuts), self.parts]
+
+    def first_part(self, cut: OrderCut) -> int:
+        """The number of an order's first part."""
+        return cut.number * self.parts + 1
+
+    @property
+    def last_part(self) -> int:
+        """The number of the part behind all orders."""
+        return len(self.cuts) * self.parts + 1
+
+    @classmethod
+    def of(cls, planned: Plan, traits: StoreTraits, part_size: int | None) -> OrderPlan:
+        """Cut a container.
+
+        Args:
+            planned: the container.
+            traits: what the store can do.
+            part_size: the caller's size of parts; None for what fits.
+
+        Raises:
+            InvalidRequestError: the store takes too few parts.
+        """
+        length = max(1, _ORDER // BLOCK_SIZE // planned.layout.blocks_per_segment)
+        most = traits.most_parts - 1  # and one for the tail
+        cuts, trailing = _cuts(planned, length)
+        while len(cuts) * _LEAST_PARTS > most and length < planned.segments:
+            length *= 2
+            cuts, trailing = _cuts(planned, length)
+        parts = most // max(1, len(cuts))
+        if not parts:
+            raise InvalidRequestError(
+                f"the container has {len(cuts)} volumes and shards, and the store takes {most + 1} parts: "
+                "leave out executor=, or give larger shards"
+            )
+        least = max(traits.least_part, MIN_PART)
+        bytes_each = length * worst_segment(planned.layout) + planned.overhead + least
+        size = max(-(-bytes_each // parts), least, _USUAL if part_size is None else part_size)
+        # A part may get the beginning of the next one, which is too small for one.
+        size = min(size, traits.largest_part - least)
+        return cls(tuple(cuts), trailing, parts, size, least)
+
+
+def _cuts(planned: Plan, length: int) -> tuple[list[OrderCut], tuple[PlannedVolume, ...]]:
+    """The orders, and the volumes behind the last one.
+
+    An order ends with its shard, too: PAD stands there, which depends on the bytes of several orders.
+    """
+    cuts: list[OrderCut] = []
+    preludes: list[PlannedVolume] = []
+    per_shard = planned.layout.segments_per_shard
+    for volume in planned.volumes:
+        preludes.append(volume)
+        numbers = segment_numbers(planned, volume)
+        start = numbers.start
+        while start < numbers.stop:
+            end = min(start + length, numbers.stop, (start // per_shard + 1) * per_shard)
+            preceding, preludes = tuple(preludes), []
+            cuts.append(
+                OrderCut(number=len(cuts), volume=volume, segments=range(start, end), preludes=preceding)
+            )
+            start = end
+    return cuts, tuple(preludes)
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """What a worker answers.
+
+    Attributes:
+        records: the SEGD records of the order's segments.
+        parts: the uploaded parts; none where all is too small for one.
+        rest: all bytes of the order, where they are too small for a part.
+    """
+
+    records: list[bytes]
+    parts: list[UploadedPart]
+    rest: bytes
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StoreOrder(Order[Stored]):
+    """Make and upload some segments.
+
+    Attributes:
+        source: the source of the blocks.
+        to: the object's location.
+        first: the number of the first order whose bytes are in it.
+        upload_id: the upload's id.
+        first_part: the number of the first part.
+        part_size: the bytes from which on a part is sent.
+        least: the least bytes of a part.
+        before: the bytes before the first segment: the front and preludes, and orders that were too small.
+        snapshot_id: the snapshot of the blocks.
+        segments: the segments.
+        tokens: the tokens of each segment's blocks; None where the worker is to list them.
+        listing: the number of the listing that the tokens are of; 0 without them.
+        encode: makes a segment.
+    """
+
+    source: Shared[BlockSource]
+    to: Shared[ObjectLocation]
+    first: int
+    upload_id: str
+    first_part: int
+    part_size: int
+    least: int
+    before: bytes = attrs.field(repr=False)
+    snapshot_id: str
+    segments: tuple[PlannedSegment, ...] = attrs.field(repr=False)
+    tokens: Tokens | None = attrs.field(repr=False)
+    listing: int
+    encode: SegmentEncode
+
+    def work(self) -> Stored:
+        """Make the segments one after the other, and upload them meanwhile."""
+        records: list[bytes] = []
+        to = self.to.value
+        begun: deque[Part] = deque()
+        with closing(self._pieces(records)) as pieces:
+            parts = order_parts(pieces, self.part_size, self.least, self.first_part, begun)
+            sent = [uploaded for _, uploaded in sent_parts(to, self.upload_id, parts, begun, None)]
+        rest = b"".join(part.content() for part in begun)  # one at most, that is too small
+        return Stored(records=records, parts=sent, rest=rest)
+
+    def _pieces(self, records: list[bytes]) -> Generator[bytes, None, None]:
+        """All bytes of the order; the records are told aside."""
+        source = self.source.value
+        tokens = self.tokens or own_tokens(source, self.snapshot_id, self.segments)
+        yield self.before
+        with worker_pool(1, None) as pool:
+            gets = BlockGets(source, None, pool.most)
+            items = (
+                (segment, gets.segment(self.snapshot_id, segment.runs.indexes(), own))
+                for segment, own in zip(self.segments, tokens, strict=True)
+            )
+            made = pool.map(self.encode, items, stop=gets.stop)
+            with closing(made), gets:
+                for encoded in made:
+                    records.append(encoded.record)
+                    yield encoded.record
+                    yield from encoded.frames
+
+
+def order_parts(
+    pieces: Iterable[bytes], size: int, least: int, number: int, begun: deque[Part]
+) -> Iterator[Part]:
+    """Cut an order's bytes into parts of `size` bytes, or of up to `least` more where less would be left.
+
+    Where all bytes are fewer than `least`, there is no part, and `begun` keeps them.
+
+    Args:
+        pieces: the bytes.
+        size: the bytes of a part.
+        least: the least bytes of a part.
+        number: the number of the first part.
+        begun: gets each part before its first byte.
+    """
+    part = Part(number, size + least)
+    begun.append(part)
+    held: list[memoryview] = []  # behind a part of `size` bytes: fewer than `least`
+    for piece in pieces:
+        rest = memoryview(piece)
+        if part.size < size:
+            taken = rest[: size - part.size]
+            part.add(taken)
+            rest = rest[len(taken) :]
+        if rest:
+            held.append(rest)
+        while sum(map(len, held)) >= least:
+            yield part
+            part = Part(part.number + 1, size + least)
+            begun.append(part)
+            behind, held = held, []
+            for rest in behind:
+                taken = rest[: size - part.size]
+                part.add(taken)
+                if len(taken) < len(rest):
+                    held.append(rest[len(taken) :])
+    for rest in held:
+        part.add(rest)
+    if part.size >= least:
+        yield part

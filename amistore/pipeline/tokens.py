@@ -1,0 +1,161 @@
+"""The block tokens of orders: one lister of each snapshot, whose workers never list."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import attrs
+
+from amistore.backends import BlockPage, BlockSource
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume
+from amistore.errors import InvalidTokenError, SourceChangedError
+from amistore.pipeline.packing import list_tokens, segment_numbers
+
+__all__ = ["OrderCut", "OrderTokens", "own_tokens"]
+
+_logger = logging.getLogger("amistore")
+
+_REFUSED: Final = 2  # times that an order's newest tokens are refused, before it goes out alone
+
+
+@attrs.frozen(kw_only=True)
+class OrderCut:
+    """Which segments an order takes: some of one volume.
+
+    Attributes:
+        number: the order's number.
+        volume: the volume of its segments.
+        segments: their sequence numbers.
+        preludes: the volumes whose preludes stand before them in the container.
+    """
+
+    number: int
+    volume: PlannedVolume
+    segments: range
+    preludes: tuple[PlannedVolume, ...] = ()
+
+
+Tokens = tuple[tuple[str, ...], ...]
+"""Of an order's segments, the tokens of each one's blocks."""
+
+
+class OrderTokens:
+    """The tokens of all orders of a run, which nobody else lists.
+
+    A snapshot that is listed again gets new tokens, and the older ones end. So there is one lister, and
+    tokens belong to a listing. Where they end while orders wait, there is another listing; where they do not
+    even last until an order has ended, orders go out alone, and the worker lists by itself.
+
+    Args:
+        planned: the plan.
+        source: the source of the blocks.
+
+    Attributes:
+        alone: whether orders go out alone.
+    """
+
+    def __init__(self, planned: Plan, source: BlockSource) -> None:
+        self._planned = planned
+        self._source = source
+        self._listings: dict[int, _Listing] = {}
+        self._refused: Counter[int] = Counter()
+        self.alone = False
+
+    def of(self, cut: OrderCut) -> tuple[Tokens | None, int]:
+        """An order's tokens, and the number of their listing; None where its worker is to list."""
+        if self.alone:
+            return None, 0
+        listing = self._listing(cut)
+        return listing.of(cut.segments), listing.number
+
+    def refused(self, cut: OrderCut, number: int, error: InvalidTokenError) -> None:
+        """An order's tokens, of the listing of this number, were refused.
+
+        Raises:
+            InvalidTokenError: those that its worker listed were, too.
+        """
+        if number == 0:
+            raise error
+        listing = self._listing(cut)
+        if number == listing.number:
+            listing.begin()
+            self._refused[cut.number] += 1
+            if self._refused[cut.number] > _REFUSED and not self.alone:
+                _logger.warning(
+                    "the block tokens of %s end before its orders do: one order at a time goes on",
+                    cut.volume.snapshot_id,
+                )
+                self.alone = True
+
+    def _listing(self, cut: OrderCut) -> _Listing:
+        volume = cut.volume
+        if volume.number not in self._listings:
+            self._listings[volume.number] = _Listing(self._planned, volume, self._source)
+        return self._listings[volume.number]
+
+
+class _Listing:
+    """A volume's listing, as far as it is needed, and those that followed it."""
+
+    def __init__(self, planned: Plan, volume: PlannedVolume, source: BlockSource) -> None:
+        self._planned = planned
+        self._volume = volume
+        self._source = source
+        self._numbers = segment_numbers(planned, volume)
+        self.number = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin another listing: all tokens have ended."""
+        self.number += 1
+        segments = map(self._planned.segment, self._numbers)
+        self._at = self._numbers.start
+        self._rest = list_tokens(self._source, self._volume, segments)
+
+    def of(self, segments: range) -> Tokens:
+        """The tokens of consecutive segments; one that was passed by is listed again."""
+        if segments.start < self._at:
+            self.begin()
+        given = []
+        while self._at < segments.stop:
+            tokens = next(self._rest)[1]
+            if self._at in segments:
+                given.append(tokens)
+            self._at += 1
+        if segments.stop == self._numbers.stop:
+            next(self._rest, None)  # refuses a listing that goes on
+        return tuple(given)
+
+
+def own_tokens(
+    source: BlockSource, snapshot_id: str, segments: Sequence[PlannedSegment]
+) -> tuple[tuple[str, ...], ...]:
+    """The tokens of consecutive segments, by a listing of one's own; the page with the last one is the last.
+
+    Raises:
+        SourceChangedError: a block is not listed any more.
+    """
+    blocks = _tokens(source.pages(snapshot_id))
+    given = []
+    for segment in segments:
+        tokens = []
+        for index in segment.runs.indexes():
+            token = next((token for at, token in blocks if at == index), None)
+            if token is None:
+                raise SourceChangedError(
+                    "the block was listed before and is no longer listed",
+                    snapshot_id=snapshot_id,
+                    block_index=index,
+                )
+            tokens.append(token)
+        given.append(tuple(tokens))
+    return tuple(given)
+
+
+def _tokens(pages: Iterator[BlockPage]) -> Iterator[tuple[int, str]]:
+    for page in pages:
+        for block in page.blocks:
+            yield block.block_index, block.block_token
