@@ -7,7 +7,7 @@ is one thing to do with them. Imports `pipeline`, `container` and `backends`.
 from amistore.archive.archive import Archive, Located, open_archive
 from amistore.archive.comparison import AttributeChange, Difference, VolumeDifference
 from amistore.archive.recovery import RecoveryReport, VolumeRecovery, recover
-from amistore.archive.verification import VerifyReport
+from amistore.archive.report import VerifyReport
 from amistore.archive.volume import Volume
 
 __all__ = [

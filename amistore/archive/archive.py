@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Union, cast
 
@@ -15,7 +16,8 @@ from amistore.archive.comparison import Difference, compare_live, compare_stored
 from amistore.archive.extraction import Extraction, extract_all
 from amistore.archive.framecache import CACHE_SIZE, FrameCache
 from amistore.archive.reader import ContainerFile
-from amistore.archive.verification import VerifyReport, verify
+from amistore.archive.report import VerifyReport
+from amistore.archive.verify import verify
 from amistore.archive.volume import Volume
 from amistore.backends import Backend, BlockSource, ObjectLocation, ObjectStore, files
 from amistore.backends.checks import check_flags, check_kind, check_path
@@ -30,6 +32,7 @@ from amistore.errors import (
     machine_limits,
 )
 from amistore.model import Image, encode_manifest
+from amistore.pipeline.orders import given_cluster
 from amistore.pipeline.progress import ProgressOption, reporting
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
@@ -246,6 +249,7 @@ class Archive:
         quick: bool = False,
         expected_content_id: str | None = None,
         workers: int | None = None,
+        executor: Executor | None = None,
         progress: ProgressOption = None,
     ) -> VerifyReport:
         """Read the whole archive and check every byte; `report.check()` raises the first finding.
@@ -255,7 +259,10 @@ class Archive:
                 and to decompress and hash no block. It excludes `expected_content_id`.
             expected_content_id: the content id that you kept elsewhere, 64 hexadecimal digits. Only this
                 proves an archive that an attacker may have written.
-            workers: the number of threads; None for the number of CPUs.
+            workers: the number of threads; None for the number of CPUs. With an executor, the number of
+                orders that are out at once.
+            executor: an executor whose workers open the archive and read its segments by themselves, as in
+                `store`; None for threads of this process.
             progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
                 after each segment.
 
@@ -267,12 +274,14 @@ class Archive:
             BackendError: the archive could not be read.
         """
         check_flags(quick=quick)
+        cluster = given_cluster(executor, workers, archive=self._container)
         with reporting(progress) as report:
             return verify(
                 self._container,
                 quick=quick,
                 expected_content_id=expected_content_id,
                 workers=workers,
+                cluster=cluster,
                 progress=report,
             )
 

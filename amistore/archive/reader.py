@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from itertools import accumulate
+from typing import Any
 
 from amistore import forks
 from amistore.archive.framecache import CACHE_SIZE, FrameCache
@@ -86,6 +87,9 @@ class ContainerFile:
             self._open_index(record)
         counts = [volume.segments for volume in self.index.volumes]
         self._first_segments: list[int] = list(accumulate(counts, initial=0))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ContainerFile, (self._ranges,)  # another process reads the index by itself
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()

@@ -7,12 +7,9 @@ between. Both views must say the same.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
@@ -21,208 +18,20 @@ from amistore.archive.volumereader import VolumeSums
 from amistore.backends.receiving import Content
 from amistore.container import layout
 from amistore.container.frames import cut_frames
-from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.members import PREAMBLE, PreludeReader
 from amistore.container.plan import PlannedVolume, Shards, cut_segment
 from amistore.container.records import check_others, open_envelope
 from amistore.container.segments import (
     LocatedSegment,
-    StoredSegment,
     check_segment,
-    check_stored_frame,
-    decode_frame,
 )
 from amistore.errors import (
-    REMEDY,
     ArchiveError,
     CorruptArchiveError,
-    InvalidRequestError,
-    advising,
-    is_unadvised,
     locating,
 )
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.requests import Reads
-from amistore.pipeline.workers import closing, worker_pool
-from amistore.text import html_table, printable
-from amistore.units import BLOCK_SIZE, counted, sized
 
-__all__ = ["Checked", "Verification", "VerifyReport", "check_mapped", "verify"]
-
-_AHEAD: Final = 2  # segments that are begun before the front is read
-
-
-@attrs.frozen(kw_only=True)
-class VerifyReport:
-    """The result of a verification.
-
-    Attributes:
-        name: the archive's name.
-        quick: whether the verification was quick, and decompressed and hashed no block.
-        content_id: the archive's content id, in hexadecimal.
-        size: the number of bytes read and checked.
-        volumes: the number of volumes.
-        segments: the number of segments.
-        blocks: the number of listed blocks, of 524,288 bytes each.
-        seconds: the duration in seconds.
-        findings: the faults, each an error that says where; empty for an intact archive.
-        lost_blocks: the number of blocks that were lost before the archive was recovered; restoring it needs
-            `allow_lost`.
-        another: whether the content id is not the expected one. That is the first finding then, and no
-            damage.
-    """
-
-    name: str
-    quick: bool
-    content_id: str
-    size: int
-    volumes: int
-    segments: int
-    blocks: int
-    seconds: float
-    findings: tuple[ArchiveError, ...]
-    lost_blocks: int = 0
-    another: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether the archive is intact, and the expected one."""
-        return not self.findings
-
-    @property
-    def throughput(self) -> float:
-        """The number of the archive's bytes checked in a second."""
-        return self.size / self.seconds if self.seconds else 0.0
-
-    def check(self) -> VerifyReport:
-        """Return this report if it has no findings.
-
-        Raises:
-            ArchiveError: the first finding.
-        """
-        if self.findings:
-            with advising():
-                raise copy.copy(self.findings[0])
-        return self
-
-    def __str__(self) -> str:
-        lines = [f"{printable(self.name)}: {self._verdict()}"]
-        lines += [f"  {name:<10}  {text}" for name, text in self._facts()]
-        lines += [f"  - {finding}" for finding in self.findings]
-        return "\n".join([*lines, *(f"  {remedy}" for remedy in self._remedy())])
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the same, with a line for each finding."""
-        facts = [("archive", self.name), ("verdict", self._verdict()), *self._facts()]
-        found = [("finding", str(finding)) for finding in self.findings]
-        return html_table([*facts, *found, *(("remedy", remedy) for remedy in self._remedy())])
-
-    def _verdict(self) -> str:
-        faults = len(self.findings) - self.another
-        state = f"DAMAGED, {counted(faults, 'finding')}" if faults else "intact"
-        return f"another archive than the expected one, {state}" if self.another else state
-
-    def _facts(self) -> Iterator[tuple[str, str]]:
-        yield "content id", self.content_id
-        yield "checked", "quickly: records, index, CRCs" if self.quick else "fully: every block"
-        blocks = f"{counted(self.blocks, 'block')} ({sized(self.blocks * BLOCK_SIZE)})"
-        yield "holds", f"{counted(self.volumes, 'volume')}, {counted(self.segments, 'segment')}, {blocks}"
-        seconds = f"{self.seconds:.{1 if self.seconds >= 0.1 else 4}f}"
-        yield "read", f"{sized(self.size)} in {seconds} s, {sized(self.throughput)}/s"
-        if self.lost_blocks:
-            lost = f"{counted(self.lost_blocks, 'block')} ({sized(self.lost_blocks * BLOCK_SIZE)})"
-            yield "LOST", f"{lost}, when it was recovered; restoring needs allow_lost=True"
-
-    def _remedy(self) -> list[str]:
-        return [REMEDY] if any(map(is_unadvised, self.findings)) else []
-
-
-def verify(
-    container: ContainerFile,
-    *,
-    quick: bool,
-    expected_content_id: str | None,
-    workers: int | None,
-    progress: ProgressCallback,
-) -> VerifyReport:
-    """As `Archive.verify`."""
-    start = time.perf_counter()
-    expected = parse_content_id(expected_content_id)
-    if quick and expected is not None:
-        raise InvalidRequestError(
-            "a quick check reads no block, so it cannot prove a content id: leave out quick=True, or compare "
-            "what the archive claims with open(…, expected_content_id=…)"
-        )
-    findings: list[ArchiveError] = []
-
-    def note(finding: ArchiveError) -> None:
-        findings.append(_without_frames(finding))
-
-    try:
-        check_content_id(container.index.content_id, expected)
-    except CorruptArchiveError as error:
-        note(error)
-    another = bool(findings)
-    verification = Verification(container, note)
-    check = _SegmentCheck(container, quick)
-    loads = container.loads()
-    blocks = 0
-    with worker_pool(workers, None) as pool, loads:
-        ahead = deque(map(loads.begin, range(min(_AHEAD, len(container.index.offsets)))))
-        tasks = _tasks(container, verification.volumes(), loads, ahead)
-        most = loads.most(pool.count)
-        with closing(pool.map(check, tasks, check.weigh, most=most)) as checked:
-            for each in verification.segments(checked):
-                blocks += container.segment_blocks(each.sequence)
-                progress(
-                    Progress(
-                        phase=Phase.VERIFY,
-                        blocks=blocks,
-                        total_blocks=container.head.blocks,
-                        stored_bytes=each.end,
-                    )
-                )
-    verification.end()
-    return VerifyReport(
-        name=container.name,
-        quick=quick,
-        content_id=container.index.content_id.hex(),
-        size=container.size,
-        volumes=len(container.index.volumes),
-        segments=len(container.index.offsets),
-        blocks=container.head.blocks,
-        seconds=time.perf_counter() - start,
-        findings=tuple(findings),
-        lost_blocks=sum(
-            lost.block_count for snapshot in container.image.snapshots for lost in snapshot.lost_blocks
-        ),
-        another=another,
-    )
-
-
-def _without_frames(finding: ArchiveError) -> ArchiveError:
-    """Without tracebacks: each holds its segment, and a report would hold all that are damaged."""
-    error: BaseException | None = finding
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-    return finding
-
-
-# What is known of the volume, the segment's sequence number, and what loads it.
-_Task = tuple[PlannedVolume | None, int, Callable[[], StoredSegment]]
-
-
-def _tasks(
-    container: ContainerFile,
-    volumes: list[PlannedVolume | None],
-    loads: Reads[StoredSegment],
-    ahead: deque[Callable[[], StoredSegment]],
-) -> Iterator[_Task]:
-    """Each segment; the loads of the first ones were begun `ahead`, while the front was read."""
-    for number, volume in enumerate(volumes):
-        for sequence in container.segments_of(number):
-            yield volume, sequence, ahead.popleft() if ahead else loads.begin(sequence)
+__all__ = ["Checked", "Verification", "check_mapped"]
 
 
 @attrs.frozen
@@ -251,45 +60,6 @@ def check_mapped(container: ContainerFile, volume: PlannedVolume, located: Locat
     descriptor, head = located.descriptor, container.head
     with container.locating(descriptor.sequence):
         check_segment(descriptor, cut_segment(head.file_id, volume, descriptor.ordinal, head.layout))
-
-
-@attrs.frozen
-class _SegmentCheck:
-    """The worker's job for one segment: read it, and check it and each of its frames independently."""
-
-    container: ContainerFile
-    quick: bool
-
-    def weigh(self, task: _Task) -> int:
-        """The bytes that a task loads."""
-        return self.container.segment_size(task[1])
-
-    def __call__(self, task: _Task) -> Checked:
-        volume, sequence, load = task
-        located: LocatedSegment | None = None
-        findings: list[ArchiveError] = []
-        try:
-            with self.container.locating(sequence):
-                stored = load()
-            located = stored.located
-            if volume is not None:
-                check_mapped(self.container, volume, located)
-            findings += self._frames(stored)
-        except ArchiveError as error:
-            findings.append(error)
-        end = self.container.segment_end(sequence) if located is None else located.end
-        return Checked(sequence, end, located, tuple(findings))
-
-    def _frames(self, stored: StoredSegment) -> Iterator[ArchiveError]:
-        for number, frame in enumerate(stored.frames):
-            try:
-                if self.quick:
-                    check_stored_frame(stored.located, number, frame)
-                else:
-                    for _ in decode_frame(stored.located, number, frame).blocks():
-                        pass
-            except ArchiveError as error:
-                yield error
 
 
 class Verification:

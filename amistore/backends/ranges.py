@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from typing_extensions import Buffer
 
@@ -103,6 +103,9 @@ class FileRanges(RangeReader):
             except BaseException:
                 os.close(descriptor)
                 raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileRanges, (str(Path(self.name).absolute()),)  # another process opens the file by itself
 
     def read(self, offset: int, length: int) -> bytes:
         return self.read_intact(offset, length, lambda content: False)

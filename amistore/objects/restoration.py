@@ -10,12 +10,11 @@ import hashlib
 import logging
 import operator
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, cast
 
-import attrs
-
 from amistore import forks
+from amistore.archive.orders import ORDER_BLOCKS, order_ranges
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import Checked, Verification, check_mapped
 from amistore.backends import BlockSink
@@ -33,6 +32,7 @@ from amistore.errors import (
     is_final,
 )
 from amistore.model import Image, Snapshot
+from amistore.objects.restore_orders import FillOrder, RestoreOrder, SegmentRestore, SegmentTask
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
@@ -40,10 +40,12 @@ from amistore.objects.resumelog import (
     read_task,
     write_entry,
 )
+from amistore.pipeline.holes import HolePiece
+from amistore.pipeline.orders import Cluster, Orders, Shared
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.puts import BlockPuts, PutBatch
+from amistore.pipeline.puts import BlockPuts
 from amistore.pipeline.requests import Reads
-from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
+from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy
 from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = [
@@ -61,6 +63,7 @@ def restore_snapshots(
     *,
     log: ResumeLog | None,
     workers: int | None,
+    cluster: Cluster | None,
     progress: ProgressCallback,
 ) -> Image:
     """`unpack` for an opened archive, read from the bytes that it is pinned to."""
@@ -91,7 +94,7 @@ def restore_snapshots(
 
     with forks.undoing(undo):
         with advising():
-            Restoring(container, sink, restored, journal, progress).run(workers)
+            Restoring(container, sink, restored, journal, progress).run(workers, cluster)
         image = restored.image()
         restored.complete(container.index.volumes)
     journal.log.end()
@@ -185,25 +188,6 @@ class RestoreLog:
         self.log.append(write_entry(volume=stored_id, filled=end))
 
 
-@attrs.frozen
-class _Task:
-    """A segment to work on.
-
-    Attributes:
-        volume: the segment's volume.
-        sequence: the segment's number.
-        target: the new snapshot's id; None to prove the segment only.
-        load: loads the segment; None where an earlier run put it, so that only its descriptor is checked.
-        batch: the batch of its puts, where they are in flight.
-    """
-
-    volume: PlannedVolume
-    sequence: int
-    target: str | None
-    load: Callable[[], StoredSegment] | None
-    batch: PutBatch | None
-
-
 class Restoring:
     """A verification of an object that puts each proved block, and then fills the holes."""
 
@@ -220,56 +204,103 @@ class Restoring:
         self._restored = restored
         self._log = log
         self._progress = progress
-        self._put = SegmentPut(sink)
 
-    def run(self, workers: int | None) -> None:
+    def run(self, workers: int | None, cluster: Cluster | None) -> None:
         """Put every block, and fill holes once the whole container has verified."""
         container = self._container
         verification = Verification(container, _raise)
         volumes = cast("list[PlannedVolume]", verification.volumes())  # all of them: damage was raised
+        found = self._by_threads(volumes, workers) if cluster is None else self._by_orders(volumes, cluster)
+        with closing(found) as checked:
+            blocks = 0
+            for segment in verification.segments(checked):
+                self._note_put(segment)
+                blocks += container.segment_blocks(segment.sequence)
+                self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
+        verification.end()
+        with closing(self._filled(workers, cluster)) as pieces:
+            for piece, blocks in pieces:
+                self._log.note_filled(piece.stored_id, piece.end)
+                self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
+
+    def _by_threads(
+        self, volumes: list[PlannedVolume], workers: int | None
+    ) -> Generator[Checked, None, None]:
+        """Each segment, once its blocks are put."""
+        container = self._container
+        restore = SegmentRestore(container, self._sink)
         with worker_pool(workers, None) as pool:
             puts = BlockPuts(self._sink, None)
             loads = container.loads()
             tasks = self._tasks(volumes, loads, puts)
             most = loads.most(pool.count)
-            segments = pool.map(self._segment, tasks, self._weigh, most=most, stop=puts.stop)
+            segments = pool.map(restore, tasks, restore.weigh, most=most, stop=puts.stop)
             with closing(segments) as checked, loads, puts:
-                blocks = 0
-                for segment in verification.segments(_landed(checked, puts)):
-                    self._note_put(segment)
-                    blocks += container.segment_blocks(segment.sequence)
-                    self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
-            verification.end()
-            most = container.head.layout.blocks_per_segment
-            filling = self._restored.fill(pool, None, most, self._log.filled)
-            with closing(filling) as pieces:
-                for piece, blocks in pieces:
-                    self._log.note_filled(piece.stored_id, piece.end)
-                    self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
+                for each in checked:
+                    puts.landed()
+                    yield each
 
     def _tasks(
         self, volumes: list[PlannedVolume], loads: Reads[StoredSegment], puts: BlockPuts
-    ) -> Iterator[_Task]:
+    ) -> Iterator[SegmentTask]:
         """Each segment; its volume's snapshot is begun first."""
         for volume in volumes:
             first = self._begin(volume)
             target = self._restored.get(volume.snapshot_id)
             for sequence in self._container.segments_of(volume.number):
                 load = None if sequence < first else loads.begin(sequence)
-                yield _Task(volume, sequence, target, load, puts.batch())
+                yield SegmentTask(volume, sequence, target, load, puts.batch())
 
-    def _segment(self, task: _Task) -> Checked:
-        """Runs in a worker."""
-        container, sequence = self._container, task.sequence
-        with container.locating(sequence):
-            stored = task.load() if task.load else StoredSegment(container.segment(sequence), ())
-        located = stored.located
-        check_mapped(container, task.volume, located)
-        self._put((stored, task.target, task.batch))
-        return Checked(sequence, located.end, located)
+    def _by_orders(self, volumes: list[PlannedVolume], cluster: Cluster) -> Generator[Checked, None, None]:
+        """Each segment, once a worker has put its blocks; the maps, which workers lack, are compared here."""
+        with Orders[list[Checked]](cluster) as out, closing(out.map(self._orders(volumes))) as ended:
+            for _, checked in ended:
+                for each in checked:
+                    located = cast(LocatedSegment, each.located)
+                    check_mapped(self._container, volumes[self._container.volume_of(each.sequence)], located)
+                    yield each
 
-    def _weigh(self, task: _Task) -> int:
-        return self._container.segment_size(task.sequence) if task.load else 0
+    def _orders(self, volumes: list[PlannedVolume]) -> Iterator[RestoreOrder]:
+        """Each order; its volume's snapshot is begun first."""
+        container, sink = Shared(self._container), Shared(self._sink)
+        begun = -1
+        first = 0
+        for number, sequences in enumerate(order_ranges(self._container)):
+            at = self._container.volume_of(sequences.start)
+            while begun < at:  # also those without segments
+                begun += 1
+                first = self._begin(volumes[begun])
+            yield RestoreOrder(
+                number=number,
+                container=container,
+                content_id=self._container.index.content_id,
+                sequences=sequences,
+                sink=sink,
+                target=self._restored.get(volumes[at].snapshot_id),
+                first=first,
+            )
+        for volume in volumes[begun + 1 :]:
+            self._begin(volume)
+
+    def _filled(
+        self, workers: int | None, cluster: Cluster | None
+    ) -> Generator[tuple[HolePiece, int], None, None]:
+        """Each piece of holes that was filled, and the number of blocks so far."""
+        if cluster is None:
+            most = self._container.head.layout.blocks_per_segment
+            with worker_pool(workers, None) as pool:
+                yield from self._restored.fill(pool, None, most, self._log.filled)
+            return
+        sink = Shared(self._sink)
+        orders = (
+            FillOrder(number=number, sink=sink, piece=piece)
+            for number, piece in enumerate(self._restored.pieces(ORDER_BLOCKS, self._log.filled))
+        )
+        done = self._restored.filled_before(self._log.filled)
+        with Orders[HolePiece](cluster) as out, closing(out.map(orders)) as ended:
+            for _, piece in ended:
+                done += piece.blocks
+                yield piece, done
 
     def _note_put(self, segment: Checked) -> None:
         located = cast(LocatedSegment, segment.located)
@@ -314,13 +345,6 @@ class Restoring:
 
     def _report(self, phase: Phase, done: int, total: int, stored: int) -> None:
         self._progress(Progress(phase=phase, blocks=done, total_blocks=total, stored_bytes=stored))
-
-
-def _landed(checked: Iterator[Checked], puts: BlockPuts) -> Iterator[Checked]:
-    """The segments once all their blocks are put."""
-    for each in checked:
-        puts.landed()
-        yield each
 
 
 def _raise(error: ArchiveError) -> None:

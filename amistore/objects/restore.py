@@ -28,6 +28,7 @@ from amistore.objects.multipart import StoredArchive
 from amistore.objects.restoration import restore_snapshots
 from amistore.objects.resumelog import LogPhase, ResumeLog, read_entry, using_log
 from amistore.objects.store import REGION_KEY
+from amistore.pipeline.orders import Cluster, given_cluster
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.snapshots import RestorePolicy
 from amistore.pipeline.unpack import restore_stream
@@ -103,7 +104,13 @@ class RestoreJob:
             raise AlreadyExistsError(f"an image named {name!r} exists: give another name")
 
     def run(
-        self, stored: ContainerFile, log: ResumeLog | None, *, workers: int | None, progress: ProgressCallback
+        self,
+        stored: ContainerFile,
+        log: ResumeLog | None,
+        *,
+        workers: int | None,
+        progress: ProgressCallback,
+        cluster: Cluster | None = None,
     ) -> RestoredImage:
         """Do the job, or what earlier runs with this log left to do; errors are those of `restore`.
 
@@ -114,6 +121,7 @@ class RestoreJob:
             log: the log of earlier runs; None to remove on an error what this run made.
             workers: the number of segments worked on at once; None for the number of CPUs.
             progress: a function called with a `Progress`.
+            cluster: who does the job by orders; None for threads of this process.
         """
         wanted = checks.check_registrable(restorable_image(stored), self.name)
         if not self.is_done(wanted, log):
@@ -124,6 +132,7 @@ class RestoreJob:
             self.policy,
             log=None if log is None else LogPhase(log, "unpack"),
             workers=workers,
+            cluster=cluster,
             progress=progress,
         )
         region = self.region or stored.metadata.get(REGION_KEY)
@@ -239,6 +248,7 @@ def restore(
     fill_holes: bool = False,
     allow_lost: bool = False,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: ProgressOption = None,
     options: Mapping[str, Any] | None = None,
 ) -> RestoredImage:
@@ -260,7 +270,10 @@ def restore(
         fill_holes: whether to put a block of zeros for each block that a snapshot does not list, as in
             `unpack`. A resumed run must have the same.
         allow_lost: whether to restore snapshots with lost blocks, too, as in `unpack`.
-        workers: the number of segments worked on at once; None for the number of CPUs.
+        workers: the number of segments worked on at once; None for the number of CPUs. With an executor, the
+            number of orders that are out at once.
+        executor: an executor whose workers read the archive and put the blocks by themselves, as in `store`;
+            None for threads of this process. Archive and backend must be picklable, unless it has threads.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
         options: the options for a URL, as in `open`.
 
@@ -297,7 +310,8 @@ def restore(
         if opened is None or not opened.entries():
             job.admit(restorable_image(stored))
         warn_of_dropped(backend, stored.image, name)
-        return job.run(stored, opened, workers=workers, progress=report)
+        cluster = given_cluster(executor, workers, archive=stored, sink=backend.ebs)
+        return job.run(stored, opened, workers=workers, progress=report, cluster=cluster)
 
 
 def unpack(
@@ -340,9 +354,11 @@ def unpack(
             same.
         allow_lost: whether to restore snapshots with lost blocks, from an archive that `recover` wrote. Lost
             blocks are neither put nor filled; `Snapshot.lost_blocks` of the returned image lists them.
-        workers: the number of segments worked on at once; None for the number of CPUs.
-        executor: the executor for a stream's segments; None for threads. For processes `sink` must be
-            picklable.
+        workers: the number of segments worked on at once; None for the number of CPUs. With an executor, the
+            number of orders that are out at once.
+        executor: an executor whose workers read the archive and put the blocks by themselves, as in
+            `store`; of a stream they get the segments from here. None for threads of this process. Archive
+            and sink must be picklable, unless it has threads.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress` after each
             segment.
         options: the options for a URL, as in `open`.
@@ -377,11 +393,12 @@ def unpack(
         stream = cast(BinaryIO, archive)
         with reporting(progress) as report:
             return restore_stream(stream, sink, policy, workers=workers, executor=executor, progress=report)
-    if executor is not None:
-        raise InvalidRequestError("executor= goes with an open file or stream only")
     with (
         reporting(progress) as report,
         using_log(log) as opened,
         contextlib.closing(open_container(archive, options)) as stored,
     ):
-        return restore_snapshots(stored, sink, policy, log=opened, workers=workers, progress=report)
+        cluster = given_cluster(executor, workers, archive=stored, sink=sink)
+        return restore_snapshots(
+            stored, sink, policy, log=opened, workers=workers, cluster=cluster, progress=report
+        )

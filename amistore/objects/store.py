@@ -20,7 +20,7 @@ from amistore.objects.multipart import RUN_KEY, StoredArchive, refuse_existing
 from amistore.objects.ordered_upload import OrderedUpload
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.objects.upload import ArchiveUpload
-from amistore.pipeline.orders import Cluster, check_cluster
+from amistore.pipeline.orders import Cluster, given_cluster
 from amistore.pipeline.pack import DEFAULTS, PackOptions, check_packing, pack, plan_pack
 from amistore.pipeline.packing import SegmentEncode
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
@@ -233,7 +233,7 @@ def store(
         snapshots=snapshots,
         options=options,
     )
-    cluster = None if executor is None else check_cluster(executor, workers, source=source, store=to.store)
+    cluster = given_cluster(executor, workers, source=source, store=to.store)
     with reporting(progress) as report, using_log(log) as opened:
         admitted = job.admit() if opened is None or not opened.entries() else None
         return job.run(opened, workers=workers, progress=report, found=admitted, cluster=cluster)

@@ -15,7 +15,7 @@ import pickle
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Generic, TypeVar
 
@@ -36,7 +36,7 @@ from amistore.errors import (
 )
 from amistore.pipeline.workers import worker_count
 
-__all__ = ["Cluster", "Order", "Orders", "Shared", "check_cluster"]
+__all__ = ["Cluster", "Order", "Orders", "Shared", "given_cluster"]
 
 _logger = logging.getLogger("amistore")
 
@@ -163,8 +163,8 @@ class Cluster:
         self.slots = threading.Semaphore(workers)
 
 
-def check_cluster(executor: object, workers: int | None, **backends: object) -> Cluster:
-    """The cluster of an executor.
+def given_cluster(executor: object, workers: int | None, **backends: object) -> Cluster | None:
+    """The cluster of a caller's executor; None where none is given.
 
     Args:
         executor: the executor.
@@ -174,6 +174,8 @@ def check_cluster(executor: object, workers: int | None, **backends: object) -> 
     Raises:
         InvalidRequestError: this is no executor, `workers` is missing, or a backend cannot be sent.
     """
+    if executor is None:
+        return None
     if not isinstance(executor, Executor):
         raise InvalidRequestError(
             f"executor must be a concurrent.futures.Executor, not {type(executor).__name__}: give Dask's "
@@ -273,7 +275,7 @@ class Orders(Generic[R]):
                 self._refused(attrs.evolve(order, attempt=order.attempt + 1), error)
             return None
 
-    def map(self, orders: Iterable[Order[R]]) -> Iterator[tuple[Order[R], R]]:
+    def map(self, orders: Iterable[Order[R]]) -> Generator[tuple[Order[R], R], None, None]:
         """Each order with its result, in order; two for each worker are begun and not taken at most."""
         waiting: dict[int, tuple[Order[R], R]] = {}
         numbers: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
@@ -212,20 +212,25 @@ class RestoredSnapshots:
             filled: a function that returns the block index, by the archived id, before which all holes are
                 filled.
         """
-        pieces = (
-            HolePiece(stored_id, self._started[stored_id], ranges)
-            for stored_id, holes in self.holes.items()
-            for ranges in holes.pieces(filled(stored_id), most)
-        )
-        done = sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
+        done = self.filled_before(filled)
         puts = BlockPuts(self._sink, executor)
-        items = ((piece, puts.batch()) for piece in pieces)
+        items = ((piece, puts.batch()) for piece in self.pieces(most, filled))
         put = pool.map(HolePut(self._sink), items, stop=puts.stop)
         with closing(put), puts:
             for piece in put:
                 puts.landed()
                 done += piece.blocks
                 yield piece, done
+
+    def pieces(self, most: int, filled: Callable[[str], int]) -> Iterator[HolePiece]:
+        """The holes that are not filled, in pieces of so many blocks; `filled` as in `fill`."""
+        for stored_id, holes in self.holes.items():
+            for ranges in holes.pieces(filled(stored_id), most):
+                yield HolePiece(stored_id, self._started[stored_id], ranges)
+
+    def filled_before(self, filled: Callable[[str], int]) -> int:
+        """The number of blocks of holes that are filled already; `filled` as in `fill`."""
+        return sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
 
     def complete(self, volumes: Iterable[IndexedVolume | WrittenVolume]) -> None:
         """Complete the started snapshots once the whole container has verified, and wait for them."""

@@ -1,0 +1,52 @@
+"""Orders of reading an archive: a worker opens it once, and reads its segments by itself."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import Final
+
+import attrs
+
+from amistore.archive.reader import ContainerFile
+from amistore.errors import SourceChangedError
+from amistore.pipeline.orders import Order, R, Shared
+from amistore.units import BLOCK_SIZE, MIB
+
+__all__ = ["ORDER_BLOCKS", "ArchiveOrder", "order_ranges"]
+
+ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE  # of an order: what a lost worker costs
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ArchiveOrder(Order[R]):
+    """Read some segments of an archive.
+
+    Attributes:
+        container: the archive.
+        content_id: its content id: what a worker opens by a path may be another file.
+        sequences: the numbers of the segments, of one volume.
+    """
+
+    container: Shared[ContainerFile]
+    content_id: bytes
+    sequences: range
+
+    def work(self) -> R:
+        container = self.container.value
+        if container.index.content_id != self.content_id:
+            raise SourceChangedError(f"{container.name} is another archive where the worker reads it")
+        return self.read(container)
+
+    @abc.abstractmethod
+    def read(self, container: ContainerFile) -> R:
+        """Read the segments."""
+
+
+def order_ranges(container: ContainerFile) -> Iterator[range]:
+    """The numbers of all segments, order by order; an order ends with its volume."""
+    length = max(1, ORDER_BLOCKS // container.head.layout.blocks_per_segment)
+    for volume in range(len(container.index.volumes)):
+        sequences = container.segments_of(volume)
+        for start in sequences[::length]:
+            yield range(start, min(start + length, sequences.stop))
