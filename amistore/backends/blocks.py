@@ -88,9 +88,12 @@ class BlockSource(Interface):
         requests: how many blocks to ask for at once, where an answer takes its time. Each is asked for in a
             thread of its own, and has a buffer of its own. With 0 each worker asks for one after the other,
             and the source may use a buffer again.
+        rate: the most gets a second that the workers of all orders make together; None for any number. Each
+            order gets a share, which a `RetryingBackend` keeps.
     """
 
     requests: int = 0
+    rate: float | None = None
 
     @abc.abstractmethod
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
@@ -234,10 +237,13 @@ class BlockSink(Interface):
         where: the sink's name, so that a resume log is not used with another sink; may be empty.
         requests: how many blocks to put at once, where a put takes its time, each in a thread of its own.
             With 0 each worker puts one after the other.
+        rate: the most puts a second that the workers of all orders make together; None for any number, as in
+            `BlockSource`.
     """
 
     where: str = ""
     requests: int = 0
+    rate: float | None = None
 
     @abc.abstractmethod
     def start_snapshot(

@@ -25,10 +25,14 @@ class Pace:
 
     Attributes:
         rate: the calls a second; None where nothing slows them down.
+        ceiling: the most calls a second here, of those that a service allows; None for any number.
     """
 
     def __init__(self) -> None:
         self.rate: float | None = None
+        self.ceiling: float | None = None
+        self._shares: list[float] = []
+        self._slot = 0.0  # of the last call under the ceiling
         self._growth = 0.0  # calls a second, each second
         self._cut = 0.0  # when the rate was cut
         self._next = 0.0
@@ -40,9 +44,26 @@ class Pace:
         self._counted = 0
         self._before = 0  # the answers in the interval before
 
+    def take_share(self, now: float, rate: float) -> None:
+        """Make no more calls than this share of a service's rate; several add up.
+
+        Also the first call keeps its distance: who had the share before may have called just now.
+        """
+        self._shares.append(rate)
+        self.ceiling = sum(self._shares)
+        self._slot = max(self._slot, now)
+
+    def give_share(self, rate: float) -> None:
+        """Give a share up."""
+        self._shares.remove(rate)
+        self.ceiling = sum(self._shares) if self._shares else None
+
     def reserve(self, now: float) -> float:
         """Take the next slot; return the seconds until it comes."""
         wait = max(self._next - now, 0.0)
+        if self.ceiling is not None:
+            self._slot = max(self._slot + 1 / self.ceiling, now + wait)
+            wait = self._slot - now
         if now + wait - self._called > INTERVAL:
             self._busy = now + wait
         self._called = now + wait

@@ -11,12 +11,13 @@ Sources: EBS user guide, "Error retries and exponential backoff"; AWS SDKs refer
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import attrs
@@ -136,6 +137,25 @@ class Retrier:
             else:
                 attempts.succeeded()
                 return result
+
+    @contextlib.contextmanager
+    def sharing(self, pace: str, rate: float | None) -> Iterator[None]:
+        """Make no more calls than this share of a service's rate, while it lasts; several add up.
+
+        Args:
+            pace: the pace that calls share.
+            rate: the calls a second; None for any number.
+        """
+        if rate is None:
+            yield
+            return
+        with self._lock:
+            self._paces.setdefault(pace, Pace()).take_share(self._clock(), rate)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._paces[pace].give_share(rate)
 
     def attempts(self, pace: str) -> Attempts:
         """The attempts of one call, for who waits between them in a way of its own."""

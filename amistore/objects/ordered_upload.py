@@ -69,7 +69,9 @@ class OrderedUpload:
         """Pack into the object; see `store` for the arguments and errors."""
 
         def make(missing: bool) -> None:
-            run = _Run(self._planned, self._plan, self._upload, self._source, self._encode, progress)
+            rate = self._cluster.share(self._source.rate)
+            given = (self._planned, self._plan, self._upload, self._source, self._encode)
+            run = _Run(*given, rate, progress)
             with Orders(self._cluster, run.refused) as orders:
                 self._written = run.make(orders, missing=missing)
 
@@ -127,6 +129,7 @@ class _Run:
         upload: LoggedUpload,
         source: BlockSource,
         encode: SegmentEncode,
+        rate: float | None,
         progress: ProgressCallback,
     ) -> None:
         self._planned = planned
@@ -135,6 +138,7 @@ class _Run:
         self._sources = Shared(source)
         self._to = Shared(upload.to)
         self._encode = encode
+        self._rate = rate
         self._progress = progress
         self._tokens = OrderTokens(planned, source)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
@@ -249,6 +253,7 @@ class _Run:
                 segments=tuple(map(self._planned.segment, cut.segments)),
                 tokens=None,
                 listing=0,
+                rate=self._rate,
                 encode=self._encode,
             )
         )

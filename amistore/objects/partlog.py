@@ -7,9 +7,18 @@ from typing import Any, Protocol
 
 from amistore.backends import UploadedPart
 from amistore.errors import InvalidRequestError
-from amistore.objects.resumelog import read_entry, write_entry
+from amistore.objects.resumelog import ResumeLog, read_entry, write_entry
 
-__all__ = ["InOrder", "InOrders", "PartEntries", "order_entry", "part_entry", "part_size_of", "upload_id_of"]
+__all__ = [
+    "InOrder",
+    "InOrders",
+    "PartEntries",
+    "is_by_orders",
+    "order_entry",
+    "part_entry",
+    "part_size_of",
+    "upload_id_of",
+]
 
 _DAMAGED = "the resume log is damaged, or belongs to another run"
 
@@ -114,6 +123,12 @@ def _part(number: object, said: Mapping[str, Any]) -> UploadedPart:
     except KeyError as error:
         raise InvalidRequestError(f"{_DAMAGED}: no {error}") from None
     return UploadedPart(part_number=number, size=size, etag=etag, checksum=checksum)
+
+
+def is_by_orders(log: ResumeLog | None) -> bool | None:
+    """Whether the runs of a log make orders; None where there are none yet."""
+    entries = [] if log is None else log.entries()
+    return read_entry(entries[0]).get("orders") is not None if entries else None
 
 
 def part_size_of(entries: list[bytes], most: int) -> int:

@@ -253,14 +253,17 @@ class Restoring:
 
     def _by_orders(self, volumes: list[PlannedVolume], cluster: Cluster) -> Generator[Checked, None, None]:
         """Each segment, once a worker has put its blocks; the maps, which workers lack, are compared here."""
-        with Orders[list[Checked]](cluster) as out, closing(out.map(self._orders(volumes))) as ended:
+        with (
+            Orders[list[Checked]](cluster) as out,
+            closing(out.map(self._orders(volumes, cluster.share(self._sink.rate)))) as ended,
+        ):
             for _, checked in ended:
                 for each in checked:
                     located = cast(LocatedSegment, each.located)
                     check_mapped(self._container, volumes[self._container.volume_of(each.sequence)], located)
                     yield each
 
-    def _orders(self, volumes: list[PlannedVolume]) -> Iterator[RestoreOrder]:
+    def _orders(self, volumes: list[PlannedVolume], rate: float | None) -> Iterator[RestoreOrder]:
         """Each order; its volume's snapshot is begun first."""
         container, sink = Shared(self._container), Shared(self._sink)
         begun = -1
@@ -278,6 +281,7 @@ class Restoring:
                 sink=sink,
                 target=self._restored.get(volumes[at].snapshot_id),
                 first=first,
+                rate=rate,
             )
         for volume in volumes[begun + 1 :]:
             self._begin(volume)
@@ -291,9 +295,9 @@ class Restoring:
             with worker_pool(workers, None) as pool:
                 yield from self._restored.fill(pool, None, most, self._log.filled)
             return
-        sink = Shared(self._sink)
+        sink, rate = Shared(self._sink), cluster.share(self._sink.rate)
         orders = (
-            FillOrder(number=number, sink=sink, piece=piece)
+            FillOrder(number=number, sink=sink, piece=piece, rate=rate)
             for number, piece in enumerate(self._restored.pieces(ORDER_BLOCKS, self._log.filled))
         )
         done = self._restored.filled_before(self._log.filled)

@@ -13,7 +13,7 @@ from amistore.backends import BlockSink
 from amistore.container.plan import PlannedVolume
 from amistore.container.segments import StoredSegment
 from amistore.pipeline.holes import HolePiece
-from amistore.pipeline.orders import Order, Shared
+from amistore.pipeline.orders import Order, Shared, sharing
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.requests import Reads
 from amistore.pipeline.snapshots import HolePut, SegmentPut
@@ -71,16 +71,18 @@ class RestoreOrder(ArchiveOrder["list[Checked]"]):
         sink: the sink that gets the blocks.
         target: the new snapshot's id; None to prove the segments only.
         first: the number of the first segment that no earlier run put.
+        rate: the most puts a second.
     """
 
     sink: Shared[BlockSink]
     target: str | None
     first: int
+    rate: float | None
 
     def read(self, container: ContainerFile) -> list[Checked]:
         restore = SegmentRestore(container, self.sink.value)
         checked: list[Checked] = []
-        with worker_pool(1, None) as pool:
+        with sharing(restore.sink, self.target or "", self.rate), worker_pool(1, None) as pool:
             puts = BlockPuts(restore.sink, None)
             loads = container.loads()
             tasks = self._tasks(loads, puts)
@@ -105,14 +107,16 @@ class FillOrder(Order[HolePiece]):
     Attributes:
         sink: the sink that has the snapshot.
         piece: the holes.
+        rate: the most puts a second.
     """
 
     sink: Shared[BlockSink]
     piece: HolePiece
+    rate: float | None
 
     def work(self) -> HolePiece:
         puts = BlockPuts(self.sink.value, None)
-        with puts:
+        with sharing(self.sink.value, self.piece.snapshot_id, self.rate), puts:
             HolePut(self.sink.value)((self.piece, puts.batch()))
             puts.landed()
         return self.piece

@@ -18,9 +18,10 @@ from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.model import Image
 from amistore.objects.multipart import RUN_KEY, StoredArchive, refuse_existing
 from amistore.objects.ordered_upload import OrderedUpload
+from amistore.objects.partlog import is_by_orders
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.objects.upload import ArchiveUpload
-from amistore.pipeline.orders import Cluster, given_cluster
+from amistore.pipeline.orders import Cluster, given_cluster, using_cluster
 from amistore.pipeline.pack import DEFAULTS, PackOptions, check_packing, pack, plan_pack
 from amistore.pipeline.packing import SegmentEncode
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
@@ -108,17 +109,22 @@ class StoreJob:
         given = (planned, blocks, encode, self.to, log, options.part_size)
         metadata = {**object_metadata(image, now, region), **self.metadata}
         tags = self.tags or None
-        if cluster is None or self.to.store.traits.equal_parts:  # which one uploader alone can make
-            return ArchiveUpload(*given).run(
-                metadata,
-                tags,
-                overwrite=self.overwrite,
-                workers=workers,
-                executor=executor,
-                progress=progress,
-            )
-        return OrderedUpload(*given, cluster).run(
-            metadata, tags, overwrite=self.overwrite, workers=workers, progress=progress
+        # A log's runs go on as they began, with and without an executor.
+        by_orders = is_by_orders(log)
+        if by_orders is None:
+            by_orders = cluster is not None and not self.to.store.traits.equal_parts
+        if by_orders:
+            with using_cluster(cluster, workers) as using:
+                return OrderedUpload(*given, using).run(
+                    metadata, tags, overwrite=self.overwrite, workers=workers, progress=progress
+                )
+        return ArchiveUpload(*given).run(
+            metadata,
+            tags,
+            overwrite=self.overwrite,
+            workers=workers,
+            executor=executor,
+            progress=progress,
         )
 
     def is_done(self, log: ResumeLog) -> bool:

@@ -19,7 +19,7 @@ from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, worst_s
 from amistore.errors import InvalidRequestError
 from amistore.objects.parts import Part, sent_parts
 from amistore.pipeline.gets import BlockGets
-from amistore.pipeline.orders import Order, Shared
+from amistore.pipeline.orders import Order, Shared, sharing
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
 from amistore.pipeline.tokens import OrderCut, Tokens, own_tokens
 from amistore.pipeline.workers import closing, worker_pool
@@ -150,6 +150,7 @@ class StoreOrder(Order[Stored]):
         segments: the segments.
         tokens: the tokens of each segment's blocks; None where the worker is to list them.
         listing: the number of the listing that the tokens are of; 0 without them.
+        rate: the most gets a second.
         encode: makes a segment.
     """
 
@@ -165,6 +166,7 @@ class StoreOrder(Order[Stored]):
     segments: tuple[PlannedSegment, ...] = attrs.field(repr=False)
     tokens: Tokens | None = attrs.field(repr=False)
     listing: int
+    rate: float | None
     encode: SegmentEncode
 
     def work(self) -> Stored:
@@ -172,7 +174,10 @@ class StoreOrder(Order[Stored]):
         records: list[bytes] = []
         to = self.to.value
         begun: deque[Part] = deque()
-        with closing(self._pieces(records)) as pieces:
+        with (
+            sharing(self.source.value, self.snapshot_id, self.rate),
+            closing(self._pieces(records)) as pieces,
+        ):
             parts = order_parts(pieces, self.part_size, self.least, self.first_part, begun)
             sent = [uploaded for _, uploaded in sent_parts(to, self.upload_id, parts, begun, None)]
         rest = b"".join(part.content() for part in begun)  # one at most, that is too small

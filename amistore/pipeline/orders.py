@@ -9,14 +9,16 @@ then the run is undone.
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 import logging
 import pickle
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -25,6 +27,7 @@ from typing_extensions import Self
 
 from amistore import forks
 from amistore.backends.redaction import hide_secrets
+from amistore.backends.retries import Retrier
 from amistore.errors import (
     AmistoreError,
     BackendError,
@@ -34,9 +37,9 @@ from amistore.errors import (
     foreign_errors,
     machine_limits,
 )
-from amistore.pipeline.workers import worker_count
+from amistore.pipeline.workers import worker_count, worker_pool
 
-__all__ = ["Cluster", "Order", "Orders", "Shared", "given_cluster"]
+__all__ = ["Cluster", "Order", "Orders", "Shared", "given_cluster", "sharing", "using_cluster"]
 
 _logger = logging.getLogger("amistore")
 
@@ -149,6 +152,12 @@ def _work(order: Order[R]) -> R | Refusal:
             return Refusal(error)
 
 
+def sharing(service: object, snapshot_id: str, rate: float | None) -> AbstractContextManager[None]:
+    """Have a worker's calls for a snapshot's blocks keep to its share, where the service makes retries."""
+    retrier = getattr(service, "retrier", None)
+    return retrier.sharing(snapshot_id, rate) if isinstance(retrier, Retrier) else contextlib.nullcontext()
+
+
 class Cluster:
     """An executor whose workers do orders: those of one run, or of all tasks of an engine.
 
@@ -161,6 +170,16 @@ class Cluster:
         self.executor = executor
         self.workers = workers
         self.slots = threading.Semaphore(workers)
+
+    def share(self, rate: float | None) -> float | None:
+        """An order's share of the calls a second that all orders may make; None for any number.
+
+        A call less, where that is few: as orders come and go, each worker may round up once a second.
+        """
+        if rate is None:
+            return None
+        each = rate / self.workers
+        return max(each - 1, each / 2)
 
 
 def given_cluster(executor: object, workers: int | None, **backends: object) -> Cluster | None:
@@ -194,6 +213,16 @@ def given_cluster(executor: object, workers: int | None, **backends: object) -> 
                     "threads, or a backend that can be pickled"
                 ) from error
     return Cluster(executor, workers)
+
+
+@contextlib.contextmanager
+def using_cluster(cluster: Cluster | None, workers: int | None) -> Iterator[Cluster]:
+    """The cluster, or threads of this process."""
+    if cluster is not None:
+        yield cluster
+        return
+    with worker_pool(workers, None) as pool:
+        yield Cluster(pool.executor, pool.count)
 
 
 class Orders(Generic[R]):

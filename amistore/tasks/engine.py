@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from typing import Literal, TypeVar, overload
 
 import attrs
@@ -17,6 +18,7 @@ from amistore.backends.quotas import Quotas
 from amistore.errors import AlreadyExistsError, InvalidRequestError, JournalError, TaskFailedError
 from amistore.model import Tag
 from amistore.objects.restore import warn_of_dropped
+from amistore.pipeline.orders import given_cluster
 from amistore.pipeline.workers import worker_count
 from amistore.tasks.database import Ownership, journal_path
 from amistore.tasks.journal import Journal
@@ -67,7 +69,10 @@ class TaskEngine(TaskPlans):
             with the engine.
         quotas: the quotas; None for the backend's: `Quotas.aws()` for an `AWSBackend`, else the EC2 user
             guide's. `Quotas.unlimited()` sets none.
-        workers: the number of segments of a task worked on at once; None for the number of CPUs.
+        workers: the number of segments of a task worked on at once; None for the number of CPUs. With an
+            executor, the number of all tasks' orders that are out at once.
+        executor: an executor whose workers do the tasks' orders, as in `store`; None for threads of this
+            process.
         concurrency: the number of tasks run at once; the others wait, first in, first out.
         clock: a function that returns the seconds since 1970; another one is for tests.
 
@@ -83,6 +88,7 @@ class TaskEngine(TaskPlans):
         journal: str | os.PathLike[str] | None = None,
         quotas: Quotas | None = None,
         workers: int | None = None,
+        executor: Executor | None = None,
         concurrency: int = 2,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -92,6 +98,7 @@ class TaskEngine(TaskPlans):
         if type(concurrency) is not int or concurrency < 1:
             raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
+        cluster = given_cluster(executor, workers, backend=backend)
         self.quotas = quotas or backend.quotas
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
@@ -100,7 +107,9 @@ class TaskEngine(TaskPlans):
         super().__init__(backend, Journal(path), place, clock)
         with forks.undoing(lambda _: self._journal.close()):
             self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
-        self._runner = TaskRunner(backend, self._journal, self._ownership, workers, concurrency, clock)
+        self._runner = TaskRunner(
+            backend, self._journal, self._ownership, workers, cluster, concurrency, clock
+        )
 
     def __repr__(self) -> str:
         return f"TaskEngine({self.backend!r}, journal={self._journal.name!r})"

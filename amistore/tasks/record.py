@@ -22,6 +22,7 @@ from amistore.errors import AlreadyExistsError, InvalidValueError
 from amistore.model.fields import identifier, integer, rule, text
 from amistore.objects.resumelog import ResumeLog
 from amistore.pipeline import Phase, Progress
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.task import Task, TaskState
 
@@ -202,7 +203,13 @@ class TaskRecord(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
+        self,
+        backend: Backend,
+        log: ResumeLog,
+        workers: int | None,
+        cluster: Cluster | None,
+        progress: ProgressCallback,
+        now: datetime,
     ) -> tuple[str, str]:
         """Do the task's job, from where its log ends.
 
@@ -210,6 +217,7 @@ class TaskRecord(abc.ABC):
             backend: the task's backend.
             log: the task's log.
             workers: the number of segments worked on at once; None for the number of CPUs.
+            cluster: who does the job by orders; None for threads of this process.
             progress: a function called with a `Progress`, often; an exception of it ends the run.
             now: the object's time stamp.
 

@@ -25,6 +25,7 @@ from amistore.model.fields import from_wire, identifier, text, to_wire
 from amistore.objects.restore import RestoreJob, restorable_image
 from amistore.objects.resumelog import ResumeLog
 from amistore.objects.store import REGION_KEY
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.progress import ProgressCallback
 from amistore.pipeline.snapshots import RestorePolicy
 from amistore.tasks.record import Kind, TaskRecord, VolumeRecord, check_tags
@@ -101,11 +102,19 @@ class RestoreRecord(TaskRecord):
         )
 
     def run(
-        self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
+        self,
+        backend: Backend,
+        log: ResumeLog,
+        workers: int | None,
+        cluster: Cluster | None,
+        progress: ProgressCallback,
+        now: datetime,
     ) -> tuple[str, str]:
         location = backend.s3.at(self.bucket, self.object_key)
         with contextlib.closing(open_container(location)) as stored:
-            restored = self._job(backend).run(stored, log, workers=workers, progress=progress)
+            restored = self._job(backend).run(
+                stored, log, workers=workers, cluster=cluster, progress=progress
+            )
         return restored.image_id, restored.content_id
 
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:

@@ -28,6 +28,7 @@ from amistore.errors import (
 from amistore.objects import abandon
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.pipeline import Progress
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.journal import Journal, LeaseLostError
 from amistore.tasks.record import Lease, TaskRecord
@@ -61,6 +62,7 @@ class TaskRun:
         backend: the task's backend.
         journal: the journal with the task.
         workers: the number of segments worked on at once; None for the number of CPUs.
+        cluster: who does all tasks' jobs by orders; None for threads of this process.
         clock: a function that returns the seconds since 1970.
         check: a function that raises `StoppedError`, `LeaseLostError` or `CancelledError` to stop the run.
         pause: a function that waits for so many seconds, or until the engine is closing.
@@ -70,6 +72,7 @@ class TaskRun:
     backend: Backend
     journal: Journal
     workers: int | None
+    cluster: Cluster | None
     clock: Callable[[], float]
     check: Callable[[], None]
     pause: Callable[[float], None]
@@ -137,7 +140,7 @@ class TaskRun:
                 reported = time.monotonic(), percent
 
         now = datetime.fromtimestamp(self.clock(), timezone.utc)
-        image_id, content_id = record.run(self.backend, self._log, self.workers, progress, now)
+        image_id, content_id = record.run(self.backend, self._log, self.workers, self.cluster, progress, now)
         self.journal.complete(record.lease, image_id=image_id, content_id=content_id)
         tell(record, "completed", f"{image_id}, content id {content_id}")
 

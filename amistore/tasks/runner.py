@@ -26,6 +26,7 @@ from amistore.errors import (
     ResourcesExhaustedError,
     machine_limits,
 )
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.workers import threads_can_begin
 from amistore.tasks.database import Ownership
 from amistore.tasks.journal import Journal, LeaseLostError
@@ -55,6 +56,7 @@ class TaskRunner:
         journal: the journal with the tasks.
         ownership: the engine's sign of life.
         workers: the number of segments of a task worked on at once; None for the number of CPUs.
+        cluster: who does all tasks' jobs by orders; None for threads of this process.
         concurrency: the number of tasks run at once.
         clock: a function that returns the seconds since 1970.
 
@@ -68,6 +70,7 @@ class TaskRunner:
     _journal: Journal
     _ownership: Ownership
     _workers: int | None
+    _cluster: Cluster | None
     _concurrency: int
     _clock: Callable[[], float]
     mine: list[str] = attrs.field(factory=list, init=False)
@@ -315,7 +318,14 @@ class TaskRunner:
     def _work_on(self, record: TaskRecord) -> None:
         check = functools.partial(self._check, record)
         run = TaskRun(
-            record, self._backend, self._journal, self._workers, self._clock, check=check, pause=self._pause
+            record,
+            self._backend,
+            self._journal,
+            self._workers,
+            self._cluster,
+            self._clock,
+            check=check,
+            pause=self._pause,
         )
         try:
             with forks.confined():

@@ -19,6 +19,7 @@ from amistore.model import Image, Tag
 from amistore.model.fields import identifier
 from amistore.objects import RUN_KEY, ResumeLog
 from amistore.objects.store import StoreJob
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.progress import ProgressCallback
 from amistore.tasks.record import Kind, TaskRecord, VolumeRecord, check_tags
 from amistore.tasks.requests import check_image_id, object_place, object_tags
@@ -66,9 +67,15 @@ class StoreRecord(TaskRecord):
         )
 
     def run(
-        self, backend: Backend, log: ResumeLog, workers: int | None, progress: ProgressCallback, now: datetime
+        self,
+        backend: Backend,
+        log: ResumeLog,
+        workers: int | None,
+        cluster: Cluster | None,
+        progress: ProgressCallback,
+        now: datetime,
     ) -> tuple[str, str]:
-        stored = self._job(backend).run(log, workers=workers, progress=progress, now=now)
+        stored = self._job(backend).run(log, workers=workers, cluster=cluster, progress=progress, now=now)
         return self.image_id, stored.content_id
 
     def is_done(self, backend: Backend, log: ResumeLog) -> bool:

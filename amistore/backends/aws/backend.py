@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from amistore.backends.aws.connection import Connection
-from amistore.backends.aws.ebs import AWSBlockStore
+from amistore.backends.aws.ebs import RATE, AWSBlockStore
 from amistore.backends.aws.ec2 import AWSImageRegistry
 from amistore.backends.aws.preflight import preflight
 from amistore.backends.aws.s3 import AWSObjectStore
@@ -41,6 +41,8 @@ class AWSBackend(RetryingBackend):
         retries: the limits of retries; None for what AWS advises.
         traits: where the store of objects differs from Amazon's S3, such as in the size of parts; None for
             what is known of the endpoint's host.
+        block_rate: the most blocks a second that the workers of all orders get, and put, together: what EBS
+            allows for a snapshot and for an account, where that quota was not raised; None for any number.
 
     Raises:
         InvalidRequestError: no Region is known, there is no such profile, or an endpoint is not https.
@@ -63,6 +65,7 @@ class AWSBackend(RetryingBackend):
         image_tags: Iterable[Tag] = (),
         retries: RetryPolicy | Retrier | None = None,
         traits: StoreTraits | None = None,
+        block_rate: float | None = RATE,
     ) -> None:
         given = {"objects": objects, "snapshots": snapshots, "retries": retries, "traits": traits}
         for name, value in given.items():
@@ -77,7 +80,7 @@ class AWSBackend(RetryingBackend):
                 raise _invalid("image_tags", tag)
         self.connection = Connection(session, region_name, endpoint_urls, profile_name, requester_pays)
         services = _Services(
-            ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings()),
+            ebs=AWSBlockStore(self.connection, snapshots or SnapshotSettings(), rate=block_rate),
             s3=AWSObjectStore(self.connection, objects, traits),
             ec2=AWSImageRegistry(self.connection, image_tags=tags),
         )

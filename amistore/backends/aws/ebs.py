@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -43,10 +44,13 @@ from amistore.errors import (
 )
 from amistore.model import Snapshot, Tag
 
-__all__ = ["AWSBlockStore"]
+__all__ = ["RATE", "AWSBlockStore"]
 
 _logger = logging.getLogger("amistore")
 
+# Amazon EBS endpoints and quotas, "GetSnapshotBlock requests per snapshot" and "per account", and the same of
+# PutSnapshotBlock; that of an account can be raised.
+RATE = 1000.0
 TIMEOUT = 4320  # minutes; StartSnapshot, Timeout: 10 to 4320. EBS cancels a pending snapshot after it
 
 
@@ -66,6 +70,7 @@ class AWSBlockStore(BlockStore):
         settings: the settings for restored snapshots.
         limits: the time limits for each block.
         requests: how many blocks to get or put at once.
+        rate: the most gets, and the most puts, a second of all orders together.
         sleep: a function that waits for so many seconds.
         clock: a monotonic clock, in seconds.
     """
@@ -76,6 +81,7 @@ class AWSBlockStore(BlockStore):
         repr=False, default=attrs.Factory(lambda self: TimeLimits.of(self.connection), takes_self=True)
     )
     requests: int = attrs.field(default=64, kw_only=True)  # docs/decisions/0024
+    rate: float | None = attrs.field(default=RATE, kw_only=True)
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)
     where: str = attrs.field(
@@ -103,7 +109,8 @@ class AWSBlockStore(BlockStore):
             tokens.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AWSBlockStore, (self.connection, self.settings, self.limits)
+        made = functools.partial(AWSBlockStore, requests=self.requests, rate=self.rate)
+        return made, (self.connection, self.settings, self.limits)
 
     # Reading.
 
