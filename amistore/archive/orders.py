@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator
-from typing import Final
 
 import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.errors import SourceChangedError
-from amistore.pipeline.orders import Order, R, Shared
-from amistore.units import BLOCK_SIZE, MIB
+from amistore.pipeline.orders import ORDER_BLOCKS, Order, R, Shared
 
-__all__ = ["ORDER_BLOCKS", "ArchiveOrder", "order_ranges"]
-
-ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE  # of an order: what a lost worker costs
+__all__ = ["ArchiveOrder", "order_ranges"]
 
 
 @attrs.frozen(kw_only=True, eq=False)

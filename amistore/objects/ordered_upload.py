@@ -19,16 +19,17 @@ from amistore.container.encoder import ContainerWriter, EncodedSegment
 from amistore.container.plan import Plan
 from amistore.container.records import SegmentDescriptor
 from amistore.container.segments import check_segment
-from amistore.errors import InvalidRequestError, InvalidTokenError, SourceChangedError
+from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.objects.multipart import LoggedUpload, StoredArchive
 from amistore.objects.partlog import InOrders, order_entry
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.objects.store_orders import OrderPlan, Stored, StoreOrder
 from amistore.objects.upload import check_end, check_object, logged_segments, upload_identity
-from amistore.pipeline.orders import Cluster, Order, Orders, Shared
+from amistore.pipeline.block_orders import BlockOrder, BlockOrders
+from amistore.pipeline.orders import Cluster, Shared
 from amistore.pipeline.packing import SegmentEncode, WrittenArchive, check_size
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.tokens import OrderCut, OrderTokens
+from amistore.pipeline.tokens import OrderCut
 
 __all__ = ["OrderedUpload"]
 
@@ -69,11 +70,10 @@ class OrderedUpload:
         """Pack into the object; see `store` for the arguments and errors."""
 
         def make(missing: bool) -> None:
-            rate = self._cluster.share(self._source.rate)
             given = (self._planned, self._plan, self._upload, self._source, self._encode)
-            run = _Run(*given, rate, progress)
-            with Orders(self._cluster, run.refused) as orders:
-                self._written = run.make(orders, missing=missing)
+            run = _Run(*given, self._cluster, progress)
+            with run.orders:
+                self._written = run.make(missing=missing)
 
         def check(ranges: ObjectRanges, new: bool) -> None:
             if self._upload.carried:
@@ -129,7 +129,7 @@ class _Run:
         upload: LoggedUpload,
         source: BlockSource,
         encode: SegmentEncode,
-        rate: float | None,
+        cluster: Cluster,
         progress: ProgressCallback,
     ) -> None:
         self._planned = planned
@@ -138,15 +138,12 @@ class _Run:
         self._sources = Shared(source)
         self._to = Shared(upload.to)
         self._encode = encode
-        self._rate = rate
+        self._rate = cluster.share(source.rate)
         self._progress = progress
-        self._tokens = OrderTokens(planned, source)
+        self.orders = BlockOrders(cluster, planned, source, plan.cuts, self._order)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
         self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
         self._made = self._carried()
-        self._given: dict[int, StoreOrder] = {}  # which are not in the index yet
-        self._later: list[StoreOrder] = []  # to be given again
-        self._following = 0  # the first order that was not given
         self._small = _Small()
         self._blocks = self._bytes = 0
 
@@ -167,13 +164,8 @@ class _Run:
                 made[cut.number] = _Made(own, parts if is_last else [], joined=not is_last or not parts)
         return made
 
-    def make(self, orders: Orders[Stored], *, missing: bool) -> WrittenArchive:
-        """Have all orders done, and send the tail.
-
-        Args:
-            orders: the orders that are out; none so far.
-            missing: whether the upload still exists.
-        """
+    def make(self, *, missing: bool) -> WrittenArchive:
+        """Have all orders done, and send the tail, unless the upload is completed already."""
         upload, plan = self._upload, self._plan
         absent = [cut.number for cut in plan.cuts if cut.number not in self._made]
         if absent and not missing:
@@ -182,16 +174,16 @@ class _Run:
             )
         parts: list[UploadedPart] = []
         for cut in plan.cuts:
-            made = self._await(cut.number, orders)
+            made = self._await(cut.number)
             if made.parts and self._small.content:
-                made = self._join(cut, made, orders)
+                made = self._join(cut, made)
             pad = self._index(cut, made.records)
             parts += made.parts
             if not made.parts and not made.joined:
                 self._small.add(cut.number, made, pad)
             if len(self._small.content) >= plan.least:
                 parts.append(self._send_small(cut.number))
-            self._given.pop(cut.number, None)
+            self.orders.forget(cut.number)
         start = self._writer.offset
         trailing = self._trailing()
         tail = self._writer.tail()
@@ -204,71 +196,32 @@ class _Run:
         end = start + sum(map(len, (*trailing, *tail)))
         return WrittenArchive(end, self._writer.content_id, tail[-1])
 
-    def _await(self, number: int, orders: Orders[Stored]) -> _Made:
-        """What an order made; further ones are given meanwhile."""
-        self._give(number, orders)
+    def _await(self, number: int) -> _Made:
+        """What an order made."""
         while number not in self._made:
-            done = orders.ended()
-            if done is not None:
-                self._take(*done)
-            self._give(number, orders)
+            self._take(*self.orders.ended(number, self._made))
         return self._made.pop(number)
-
-    def _give(self, first: int, orders: Orders[Stored]) -> None:
-        """Give orders while there are workers: those that were refused, then up to two for each worker."""
-        last = min(first + 2 * orders.workers, len(self._plan.cuts))
-        while not (self._tokens.alone and len(orders)):
-            if self._later:
-                self._later.sort(key=lambda order: order.number)
-                order = self._later.pop(0)
-                if order.listing < 0:
-                    order = self._with_tokens(order)
-            elif self._following < last:
-                self._following += 1
-                if self._following - 1 in self._made:
-                    continue
-                order = self._order(self._plan.cuts[self._following - 1])
-            else:
-                return
-            self._given[order.number] = order
-            if not orders.give(order):
-                self._later.append(order)
-                return
 
     def _order(self, cut: OrderCut) -> StoreOrder:
         front = self._ahead.front() if cut.number == 0 else []
         preludes = [piece for volume in cut.preludes for piece in self._ahead.volume(volume)]
-        return self._with_tokens(
-            StoreOrder(
-                number=cut.number,
-                source=self._sources,
-                to=self._to,
-                first=cut.number,
-                upload_id=self._upload.upload_id,
-                first_part=self._plan.first_part(cut),
-                part_size=self._plan.part_size,
-                least=self._plan.least,
-                before=b"".join((*front, *preludes)),
-                snapshot_id=cut.volume.snapshot_id,
-                segments=tuple(map(self._planned.segment, cut.segments)),
-                tokens=None,
-                listing=0,
-                rate=self._rate,
-                encode=self._encode,
-            )
+        return StoreOrder(
+            number=cut.number,
+            source=self._sources,
+            snapshot_id=cut.volume.snapshot_id,
+            segments=tuple(map(self._planned.segment, cut.segments)),
+            rate=self._rate,
+            to=self._to,
+            first=cut.number,
+            upload_id=self._upload.upload_id,
+            first_part=self._plan.first_part(cut),
+            part_size=self._plan.part_size,
+            least=self._plan.least,
+            before=b"".join((*front, *preludes)),
+            encode=self._encode,
         )
 
-    def _with_tokens(self, order: StoreOrder) -> StoreOrder:
-        tokens, listing = self._tokens.of(self._plan.cuts[order.number])
-        return attrs.evolve(order, tokens=tokens, listing=listing)
-
-    def refused(self, order: Order[Stored], error: InvalidTokenError) -> None:
-        """An order's tokens were refused: it is given with newer ones, in its turn."""
-        refused = cast(StoreOrder, order)
-        self._tokens.refused(self._plan.cuts[order.number], refused.listing, error)
-        self._later.append(attrs.evolve(refused, tokens=None, listing=-1))
-
-    def _take(self, order: Order[Stored], stored: Stored) -> None:
+    def _take(self, order: BlockOrder[Stored], stored: Stored) -> None:
         """Log what an order made, and tell of it."""
         first = cast(StoreOrder, order).first
         self._made[order.number] = _Made(stored.records, stored.parts, stored.rest)
@@ -278,21 +231,23 @@ class _Run:
                 order_entry(first, order.number, stored.parts, [*before, *stored.records])
             )
         if first == order.number:
-            self._blocks += sum(segment.runs.blocks for segment in cast(StoreOrder, order).segments)
+            self._blocks += sum(segment.runs.blocks for segment in order.segments)
             self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
         total = self._planned.blocks
         self._progress(
             Progress(phase=Phase.PACK, blocks=self._blocks, total_blocks=total, stored_bytes=self._bytes)
         )
 
-    def _join(self, cut: OrderCut, made: _Made, orders: Orders[Stored]) -> _Made:
+    def _join(self, cut: OrderCut, made: _Made) -> _Made:
         """Have an order done once more, with the bytes before it that are too small for a part."""
-        order = self._given.get(cut.number) or self._order(cut)
-        before = bytes(self._small.content) + order.before
-        self._later.append(
-            attrs.evolve(order, first=self._small.first, before=before, attempt=order.attempt + 1)
-        )
-        joined = self._await(cut.number, orders)
+        first, content = self._small.first, bytes(self._small.content)
+
+        def join(order: BlockOrder[Stored]) -> StoreOrder:
+            alone = cast(StoreOrder, order)
+            return attrs.evolve(alone, first=first, before=content + alone.before)
+
+        self.orders.again(cut, join)
+        joined = self._await(cut.number)
         if joined.records != made.records:
             raise SourceChangedError(
                 "the source gives other blocks each time", snapshot_id=cut.volume.snapshot_id

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, cast
 
 from amistore import forks
-from amistore.archive.orders import ORDER_BLOCKS, order_ranges
+from amistore.archive.orders import order_ranges
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import Checked, Verification, check_mapped
 from amistore.backends import BlockSink
@@ -32,7 +32,7 @@ from amistore.errors import (
     is_final,
 )
 from amistore.model import Image, Snapshot
-from amistore.objects.restore_orders import FillOrder, RestoreOrder, SegmentRestore, SegmentTask
+from amistore.objects.restore_orders import RestoreOrder, SegmentRestore, SegmentTask
 from amistore.objects.resumelog import (
     MemoryResumeLog,
     ResumeLog,
@@ -40,7 +40,6 @@ from amistore.objects.resumelog import (
     read_task,
     write_entry,
 )
-from amistore.pipeline.holes import HolePiece
 from amistore.pipeline.orders import Cluster, Orders, Shared
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts
@@ -218,7 +217,9 @@ class Restoring:
                 blocks += container.segment_blocks(segment.sequence)
                 self._report(Phase.UNPACK, blocks, container.head.blocks, segment.end)
         verification.end()
-        with closing(self._filled(workers, cluster)) as pieces:
+        most = container.head.layout.blocks_per_segment
+        filling = self._restored.filling(workers, cluster, most, self._log.filled)
+        with closing(filling) as pieces:
             for piece, blocks in pieces:
                 self._log.note_filled(piece.stored_id, piece.end)
                 self._report(Phase.FILL, blocks, self._restored.hole_blocks, container.size)
@@ -285,26 +286,6 @@ class Restoring:
             )
         for volume in volumes[begun + 1 :]:
             self._begin(volume)
-
-    def _filled(
-        self, workers: int | None, cluster: Cluster | None
-    ) -> Generator[tuple[HolePiece, int], None, None]:
-        """Each piece of holes that was filled, and the number of blocks so far."""
-        if cluster is None:
-            most = self._container.head.layout.blocks_per_segment
-            with worker_pool(workers, None) as pool:
-                yield from self._restored.fill(pool, None, most, self._log.filled)
-            return
-        sink, rate = Shared(self._sink), cluster.share(self._sink.rate)
-        orders = (
-            FillOrder(number=number, sink=sink, piece=piece, rate=rate)
-            for number, piece in enumerate(self._restored.pieces(ORDER_BLOCKS, self._log.filled))
-        )
-        done = self._restored.filled_before(self._log.filled)
-        with Orders[HolePiece](cluster) as out, closing(out.map(orders)) as ended:
-            for _, piece in ended:
-                done += piece.blocks
-                yield piece, done
 
     def _note_put(self, segment: Checked) -> None:
         located = cast(LocatedSegment, segment.located)

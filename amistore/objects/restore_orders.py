@@ -12,14 +12,13 @@ from amistore.archive.verification import Checked, check_mapped
 from amistore.backends import BlockSink
 from amistore.container.plan import PlannedVolume
 from amistore.container.segments import StoredSegment
-from amistore.pipeline.holes import HolePiece
-from amistore.pipeline.orders import Order, Shared, sharing
+from amistore.pipeline.orders import Shared, sharing
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.requests import Reads
-from amistore.pipeline.snapshots import HolePut, SegmentPut
+from amistore.pipeline.snapshots import SegmentPut
 from amistore.pipeline.workers import closing, worker_pool
 
-__all__ = ["FillOrder", "RestoreOrder", "SegmentRestore", "SegmentTask"]
+__all__ = ["RestoreOrder", "SegmentRestore", "SegmentTask"]
 
 
 @attrs.frozen
@@ -98,25 +97,3 @@ class RestoreOrder(ArchiveOrder["list[Checked]"]):
         for sequence in self.sequences:
             load = None if sequence < self.first else loads.begin(sequence)
             yield SegmentTask(None, sequence, self.target, load, puts.batch())
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class FillOrder(Order[HolePiece]):
-    """Fill some holes with zeros.
-
-    Attributes:
-        sink: the sink that has the snapshot.
-        piece: the holes.
-        rate: the most puts a second.
-    """
-
-    sink: Shared[BlockSink]
-    piece: HolePiece
-    rate: float | None
-
-    def work(self) -> HolePiece:
-        puts = BlockPuts(self.sink.value, None)
-        with sharing(self.sink.value, self.piece.snapshot_id, self.rate), puts:
-            HolePut(self.sink.value)((self.piece, puts.batch()))
-            puts.landed()
-        return self.piece

@@ -12,22 +12,22 @@ from collections.abc import Generator, Iterable, Iterator
 
 import attrs
 
-from amistore.backends import BlockSource, ObjectLocation, UploadedPart
+from amistore.backends import ObjectLocation, UploadedPart
 from amistore.backends.traits import StoreTraits
 from amistore.container.layout import MIN_PART
-from amistore.container.plan import Plan, PlannedSegment, PlannedVolume, worst_segment
+from amistore.container.plan import Plan, PlannedVolume, worst_segment
 from amistore.errors import InvalidRequestError
 from amistore.objects.parts import Part, sent_parts
+from amistore.pipeline.block_orders import BlockOrder
 from amistore.pipeline.gets import BlockGets
-from amistore.pipeline.orders import Order, Shared, sharing
+from amistore.pipeline.orders import ORDER_BLOCKS, Shared, sharing
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
-from amistore.pipeline.tokens import OrderCut, Tokens, own_tokens
+from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool
-from amistore.units import BLOCK_SIZE, MIB
+from amistore.units import MIB
 
 __all__ = ["OrderPlan", "StoreOrder", "Stored"]
 
-_ORDER = 512 * MIB  # of blocks: what a lost worker costs
 _LEAST_PARTS = 4  # of an order; one that is larger than memory is not held back as one part
 _USUAL = 16 * MIB  # bytes of a part, as in parts.py
 
@@ -76,7 +76,7 @@ class OrderPlan:
         Raises:
             InvalidRequestError: the store takes too few parts.
         """
-        length = max(1, _ORDER // BLOCK_SIZE // planned.layout.blocks_per_segment)
+        length = max(1, ORDER_BLOCKS // planned.layout.blocks_per_segment)
         most = traits.most_parts - 1  # and one for the tail
         cuts, trailing = _cuts(planned, length)
         while len(cuts) * _LEAST_PARTS > most and length < planned.segments:
@@ -134,11 +134,10 @@ class Stored:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class StoreOrder(Order[Stored]):
+class StoreOrder(BlockOrder[Stored]):
     """Make and upload some segments.
 
     Attributes:
-        source: the source of the blocks.
         to: the object's location.
         first: the number of the first order whose bytes are in it.
         upload_id: the upload's id.
@@ -146,15 +145,9 @@ class StoreOrder(Order[Stored]):
         part_size: the bytes from which on a part is sent.
         least: the least bytes of a part.
         before: the bytes before the first segment: the front and preludes, and orders that were too small.
-        snapshot_id: the snapshot of the blocks.
-        segments: the segments.
-        tokens: the tokens of each segment's blocks; None where the worker is to list them.
-        listing: the number of the listing that the tokens are of; 0 without them.
-        rate: the most gets a second.
         encode: makes a segment.
     """
 
-    source: Shared[BlockSource]
     to: Shared[ObjectLocation]
     first: int
     upload_id: str
@@ -162,11 +155,6 @@ class StoreOrder(Order[Stored]):
     part_size: int
     least: int
     before: bytes = attrs.field(repr=False)
-    snapshot_id: str
-    segments: tuple[PlannedSegment, ...] = attrs.field(repr=False)
-    tokens: Tokens | None = attrs.field(repr=False)
-    listing: int
-    rate: float | None
     encode: SegmentEncode
 
     def work(self) -> Stored:
@@ -185,16 +173,10 @@ class StoreOrder(Order[Stored]):
 
     def _pieces(self, records: list[bytes]) -> Generator[bytes, None, None]:
         """All bytes of the order; the records are told aside."""
-        source = self.source.value
-        tokens = self.tokens or own_tokens(source, self.snapshot_id, self.segments)
         yield self.before
         with worker_pool(1, None) as pool:
-            gets = BlockGets(source, None, pool.most)
-            items = (
-                (segment, gets.segment(self.snapshot_id, segment.runs.indexes(), own))
-                for segment, own in zip(self.segments, tokens, strict=True)
-            )
-            made = pool.map(self.encode, items, stop=gets.stop)
+            gets = BlockGets(self.source.value, None, pool.most)
+            made = pool.map(self.encode, self.gets(gets), stop=gets.stop)
             with closing(made), gets:
                 for encoded in made:
                     records.append(encoded.record)

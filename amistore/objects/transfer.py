@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import Executor
 
 import attrs
 
@@ -24,6 +25,7 @@ from amistore.model import Image
 from amistore.objects.restore import RestoredImage, RestoreJob, warn_of_dropped
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
+from amistore.pipeline.orders import Cluster, given_cluster
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.relay import relay_snapshots
@@ -50,6 +52,7 @@ def transfer(
     expected_content_id: str | None = None,
     fill_holes: bool = False,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: ProgressOption = None,
 ) -> RestoredImage:
     """Copy an AMI from one backend to another: between Regions, accounts or partitions.
@@ -70,7 +73,10 @@ def transfer(
             image that has changed since is refused before a snapshot is completed.
         fill_holes: whether to put a block of zeros for each block that a snapshot does not list, as in
             `unpack`.
-        workers: the number of segments worked on at once, on each side; None for the number of CPUs.
+        workers: the number of segments worked on at once, on each side; None for the number of CPUs. With an
+            executor, the number of orders that are out at once.
+        executor: an executor whose workers read and put the blocks by themselves, as in `store`; None for
+            threads of this process. The backends must be picklable, unless it has threads.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
 
     Returns:
@@ -94,6 +100,9 @@ def transfer(
         raise InvalidRequestError("log= goes with keep=: only a kept archive can be resumed")
     check_backend(source, "source")
     check_backend(destination, "destination")
+    cluster = given_cluster(
+        executor, workers, source=source, destination=destination, **({"store": keep.store} if keep else {})
+    )
     with reporting(progress) as report, using_log(log) as opened:
         phases = _Phases(opened)
         storing = None if keep is None else StoreJob(image=image_id, source=source, to=keep)
@@ -110,8 +119,8 @@ def transfer(
         told = not fill_holes and (phases.begun or _warn_of_holes(image, source, destination))
         job = attrs.evolve(job, policy=attrs.evolve(policy, holes_told=told))
         if storing is None:
-            return _relay(image, source, job, workers, report)
-        restored = _keep(storing, (image, blocks), job, phases, workers, report)
+            return _relay(image, source, job, workers, cluster, report)
+        restored = _keep(storing, (image, blocks), job, phases, workers, cluster, report)
         if opened is not None:
             opened.end()
         return restored
@@ -170,14 +179,25 @@ class _Phases:
 
 
 def _relay(
-    image: Image, source: Backend, job: RestoreJob, workers: int | None, progress: ProgressCallback
+    image: Image,
+    source: Backend,
+    job: RestoreJob,
+    workers: int | None,
+    cluster: Cluster | None,
+    progress: ProgressCallback,
 ) -> RestoredImage:
     """`transfer` without an archive to keep."""
     sizes = [image.snapshot(each).volume_size for each in image.snapshot_ids]
     huge = None in sizes or sum(size for size in sizes if size) > _HUGE
     planned = plan_pack(image, source.ebs, progress=progress, layout=None if huge else _SMALL)
     restored, content_id = relay_snapshots(
-        planned, source.ebs, job.backend.ebs, job.policy, workers=workers, progress=progress
+        planned,
+        source.ebs,
+        job.backend.ebs,
+        job.policy,
+        workers=workers,
+        cluster=cluster,
+        progress=progress,
     )
     return job.register(restored, image.image_id, job.region, content_id.hex(), None)
 
@@ -188,16 +208,17 @@ def _keep(
     restoring: RestoreJob,
     phases: _Phases,
     workers: int | None,
+    cluster: Cluster | None,
     progress: ProgressCallback,
 ) -> RestoredImage:
     """`transfer` with a kept archive: the restore is bound to the packed content, not to a name."""
     with _telling_of_restore():
-        kept = storing.run(phases.pack, workers=workers, progress=progress, found=found)
+        kept = storing.run(phases.pack, workers=workers, progress=progress, found=found, cluster=cluster)
     computed = bytes.fromhex(kept.content_id)
     check_content_id(computed, restoring.policy.expected)
     # What was made is opened, not what has its name by now.
     ranges = ObjectRanges(storing.to, ObjectInfo(size=kept.size, etag=str(kept.etag)))
     stored = ContainerFile(ranges)
     job = attrs.evolve(restoring, policy=attrs.evolve(restoring.policy, expected=computed))
-    restored = job.run(stored, phases.unpack, workers=workers, progress=progress)
+    restored = job.run(stored, phases.unpack, workers=workers, progress=progress, cluster=cluster)
     return attrs.evolve(restored, kept=kept)

@@ -38,13 +38,26 @@ from amistore.errors import (
     machine_limits,
 )
 from amistore.pipeline.workers import worker_count, worker_pool
+from amistore.units import BLOCK_SIZE, MIB
 
-__all__ = ["Cluster", "Order", "Orders", "Shared", "given_cluster", "sharing", "using_cluster"]
+__all__ = [
+    "ORDER_BLOCKS",
+    "Cluster",
+    "Order",
+    "Orders",
+    "Shared",
+    "given_cluster",
+    "sharing",
+    "using_cluster",
+]
 
 _logger = logging.getLogger("amistore")
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE
+"""Blocks of an order: what a lost worker costs."""
 
 _ATTEMPTS: Final = 4  # of an order whose worker is lost, or whose error may pass
 _KEPT: Final = 8  # backends and archives that a worker's process keeps

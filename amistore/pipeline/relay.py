@@ -1,13 +1,13 @@
 """`relay_snapshots`: an image's snapshots, from a source to a sink block by block, without a container.
 
 The caller's thread lists, starts snapshots and keeps the order; each worker proves one segment's blocks and
-hands them on. The content id is that of the archive that `pack` would make.
+hands them on, in threads or by orders. The content id is that of the archive that `pack` would make.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import cast
 
 import attrs
@@ -17,15 +17,17 @@ from amistore import forks
 from amistore.backends import BlockSink, BlockSource, SnapshotBlock
 from amistore.backends.blocks import check_digest
 from amistore.container.identity import archive_content_id, check_content_id, volume_content_id
-from amistore.container.plan import Plan, PlannedVolume
-from amistore.container.runs import Runs
+from amistore.container.plan import Plan, PlannedSegment, PlannedVolume
 from amistore.errors import BackendError
 from amistore.model import Image
+from amistore.pipeline.block_orders import BlockOrder, BlockOrders
 from amistore.pipeline.gets import BlockGets, SegmentGets
-from amistore.pipeline.packing import segment_gets
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Shared, sharing
+from amistore.pipeline.packing import segment_gets, segment_numbers
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, WrittenVolume
+from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = ["relay_snapshots"]
@@ -38,6 +40,7 @@ def relay_snapshots(
     policy: RestorePolicy,
     *,
     workers: int | None,
+    cluster: Cluster | None = None,
     progress: ProgressCallback,
 ) -> tuple[Image, bytes]:
     """Make an image's snapshots anew in a sink.
@@ -48,7 +51,8 @@ def relay_snapshots(
         sink: the sink that gets the new snapshots.
         policy: what is made of them.
         workers: the number of segments worked on at once; None for the number of CPUs.
-        progress: a function called with a `Progress` after each segment.
+        cluster: who hands the blocks on by orders; None for threads of this process.
+        progress: a function called with a `Progress` after each segment or order.
 
     Returns:
         The image on its new snapshots, and its content id.
@@ -61,7 +65,7 @@ def relay_snapshots(
     """
     relay = _Relay(planned, source, sink, policy)
     with forks.undoing(lambda _: relay.snapshots.undo()):
-        volumes = relay.run(workers, progress)
+        volumes = relay.run(workers, cluster, progress)
         content_id = _content_id(planned, volumes)
         check_content_id(content_id, policy.expected)
         image = relay.snapshots.image()
@@ -81,11 +85,75 @@ def _content_id(planned: Plan, volumes: Sequence[WrittenVolume]) -> bytes:
 class _Task:
     """A segment to hand on: its blocks, the new snapshot's id, and the batch of puts in flight."""
 
-    volume: PlannedVolume
-    runs: Runs
+    segment: PlannedSegment
     gets: SegmentGets
     target: str
     batch: PutBatch | None
+
+
+@attrs.frozen
+class _HandOn:
+    """The worker's job for one segment: prove each block and put it; gives their digests."""
+
+    sink: BlockSink
+
+    def __call__(self, task: _Task) -> tuple[PlannedSegment, list[bytes]]:
+        digests: list[bytes] = []
+        put = self.sink.put_snapshot_block if task.batch is None else task.batch.put
+        try:
+            with task.gets as blocks:
+                for index, block in zip(task.gets.indexes, blocks, strict=True):
+                    digests.append(_proved(block, task.gets.snapshot_id, index))
+                    put(task.target, index, self._kept(block, task), digests[-1])
+        except BackendError:
+            if task.batch is not None:
+                task.batch.wait()  # the error of a block before this one comes first
+            raise
+        return task.segment, digests
+
+    def _kept(self, block: SnapshotBlock, task: _Task) -> Buffer:
+        """The content until it is put: a source that is asked one by one may reuse its buffer."""
+        return block.content if task.batch is None or task.gets.gets is not None else bytes(block.content)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _RelayOrder(BlockOrder["list[bytes]"]):
+    """Hand some segments on; gives the digests of their blocks.
+
+    Attributes:
+        sink: the sink that gets the blocks.
+        target: the new snapshot's id.
+        put_rate: the most puts a second.
+    """
+
+    sink: Shared[BlockSink]
+    target: str
+    put_rate: float | None
+
+    def work(self) -> list[bytes]:
+        source, sink = self.source.value, self.sink.value
+        found: list[bytes] = []
+        with (
+            sharing(source, self.snapshot_id, self.rate),
+            sharing(sink, self.target, self.put_rate),
+            worker_pool(1, None) as pool,
+        ):
+            gets, puts = BlockGets(source, None, pool.most), BlockPuts(sink, None)
+            tasks = (_Task(segment, blocks, self.target, puts.batch()) for segment, blocks in self.gets(gets))
+            handed = pool.map(_HandOn(sink), tasks, stop=_stopping(gets, puts))
+            with closing(handed), gets, puts:
+                for _, digests in handed:
+                    puts.landed()
+                    found += digests
+        return found
+
+
+def _stopping(gets: BlockGets, puts: BlockPuts) -> Callable[[], None]:
+    def stop() -> None:
+        gets.stop()
+        puts.stop()
+
+    return stop
 
 
 class _Relay:
@@ -97,62 +165,96 @@ class _Relay:
         self._sink = sink
         self.snapshots = RestoredSnapshots(planned.image, sink, policy)
 
-    def run(self, workers: int | None, progress: ProgressCallback) -> list[WrittenVolume]:
+    def run(
+        self, workers: int | None, cluster: Cluster | None, progress: ProgressCallback
+    ) -> list[WrittenVolume]:
         """Hand on every block and fill holes; return what was put, in the plan's order of volumes."""
         planned, snapshots = self._planned, self.snapshots
         linear = [hashlib.sha256() for _ in planned.volumes]
-        with worker_pool(workers, None) as pool:
-            gets = BlockGets(self._source, None, pool.most)
-            puts = BlockPuts(self._sink, None)
-
-            def stop() -> None:
-                gets.stop()
-                puts.stop()
-
-            handed = pool.map(self._hand_on, self._tasks(gets, puts), stop=stop)
-            with closing(handed), gets, puts:
-                done = 0
-                for task, digests in handed:
-                    puts.landed()
-                    linear[task.volume.number].update(b"".join(digests))
-                    snapshots.add(task.volume.snapshot_id, task.runs, digests)
-                    done += len(digests)
-                    progress(Progress(phase=Phase.UNPACK, blocks=done, total_blocks=planned.blocks))
-            most = planned.layout.blocks_per_segment
-            with closing(snapshots.fill(pool, None, most)) as filling:
-                for _, done in filling:
-                    progress(Progress(phase=Phase.FILL, blocks=done, total_blocks=snapshots.hole_blocks))
+        handed = self._by_threads(workers) if cluster is None else self._by_orders(cluster)
+        with closing(handed):
+            done = 0
+            for segment, digests in handed:
+                linear[segment.volume].update(b"".join(digests))
+                stored_id = planned.volumes[segment.volume].snapshot_id
+                snapshots.add(stored_id, segment.runs, digests)
+                done += len(digests)
+                progress(Progress(phase=Phase.UNPACK, blocks=done, total_blocks=planned.blocks))
+        with closing(snapshots.filling(workers, cluster, planned.layout.blocks_per_segment)) as filling:
+            for _, done in filling:
+                progress(Progress(phase=Phase.FILL, blocks=done, total_blocks=snapshots.hole_blocks))
         return [
             WrittenVolume(volume.snapshot_id, volume.runs.blocks, digest.digest())
             for volume, digest in zip(planned.volumes, linear, strict=True)
         ]
 
+    def _by_threads(self, workers: int | None) -> Generator[tuple[PlannedSegment, list[bytes]], None, None]:
+        """Each segment with its digests, once its blocks are put."""
+        with worker_pool(workers, None) as pool:
+            gets = BlockGets(self._source, None, pool.most)
+            puts = BlockPuts(self._sink, None)
+            handed = pool.map(_HandOn(self._sink), self._tasks(gets, puts), stop=_stopping(gets, puts))
+            with closing(handed), gets, puts:
+                for each in handed:
+                    puts.landed()
+                    yield each
+
     def _tasks(self, gets: BlockGets, puts: BlockPuts) -> Iterator[_Task]:
         """Each segment; its volume's snapshot is started first."""
         for volume in self._planned.volumes:
-            target = cast(str, self.snapshots.begin(volume))  # the policy wants all of them
-            self.snapshots.warn_of_holes(volume)
+            target = self._begin(volume)
             for segment, blocks in segment_gets(self._planned, volume, self._source, gets):
-                yield _Task(volume, segment.runs, blocks, target, puts.batch())
+                yield _Task(segment, blocks, target, puts.batch())
 
-    def _hand_on(self, task: _Task) -> tuple[_Task, list[bytes]]:
-        """Runs in a worker; gives the digests of the segment's blocks."""
-        digests: list[bytes] = []
-        put = self._sink.put_snapshot_block if task.batch is None else task.batch.put
-        try:
-            with task.gets as blocks:
-                for index, block in zip(task.gets.indexes, blocks, strict=True):
-                    digests.append(_proved(block, task.gets.snapshot_id, index))
-                    put(task.target, index, self._kept(block, task), digests[-1])
-        except BackendError:
-            if task.batch is not None:
-                task.batch.wait()  # the error of a block before this one comes first
-            raise
-        return task, digests
+    def _begin(self, volume: PlannedVolume) -> str:
+        target = cast(str, self.snapshots.begin(volume))  # the policy wants all of them
+        self.snapshots.warn_of_holes(volume)
+        return target
 
-    def _kept(self, block: SnapshotBlock, task: _Task) -> Buffer:
-        """The content until it is put: a source that is asked one by one may reuse its buffer."""
-        return block.content if task.batch is None or task.gets.gets is not None else bytes(block.content)
+    def _by_orders(self, cluster: Cluster) -> Generator[tuple[PlannedSegment, list[bytes]], None, None]:
+        """Each segment with its digests, once a worker has put its blocks."""
+        planned = self._planned
+        targets = list(map(self._begin, planned.volumes))
+        source, sink = Shared(self._source), Shared(self._sink)
+        rate, put_rate = cluster.share(self._source.rate), cluster.share(self._sink.rate)
+
+        def make(cut: OrderCut) -> _RelayOrder:
+            return _RelayOrder(
+                number=cut.number,
+                source=source,
+                snapshot_id=cut.volume.snapshot_id,
+                segments=tuple(map(planned.segment, cut.segments)),
+                rate=rate,
+                sink=sink,
+                target=targets[cut.volume.number],
+                put_rate=put_rate,
+            )
+
+        cuts = _cuts(planned)
+        made: dict[int, list[bytes]] = {}
+        with BlockOrders[list[bytes]](cluster, planned, self._source, cuts, make) as orders:
+            for cut in cuts:
+                while cut.number not in made:
+                    order, digests = orders.ended(cut.number, made)
+                    made[order.number] = digests
+                orders.forget(cut.number)
+                digests = made.pop(cut.number)
+                for segment in map(planned.segment, cut.segments):
+                    count = segment.runs.blocks
+                    yield segment, digests[:count]
+                    digests = digests[count:]
+
+
+def _cuts(planned: Plan) -> list[OrderCut]:
+    """The orders' segments."""
+    length = max(1, ORDER_BLOCKS // planned.layout.blocks_per_segment)
+    cuts: list[OrderCut] = []
+    for volume in planned.volumes:
+        numbers = segment_numbers(planned, volume)
+        for start in numbers[::length]:
+            segments = range(start, min(start + length, numbers.stop))
+            cuts.append(OrderCut(number=len(cuts), volume=volume, segments=segments))
+    return cuts
 
 
 def _proved(block: SnapshotBlock, snapshot_id: str, index: int) -> bytes:

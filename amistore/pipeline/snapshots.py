@@ -6,7 +6,6 @@ import functools
 import logging
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from typing import Final
 
 import attrs
@@ -26,9 +25,10 @@ from amistore.errors import (
 )
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, Shared, sharing
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.puts import BlockPuts, PutBatch
-from amistore.pipeline.workers import Workers, closing
+from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
 __all__ = [
@@ -194,10 +194,10 @@ class RestoredSnapshots:
         """The number of blocks that `fill` puts, in all started snapshots."""
         return sum(holes.blocks for holes in self.holes.values())
 
-    def fill(
+    def filling(
         self,
-        pool: Workers,
-        executor: Executor | None,
+        workers: int | None,
+        cluster: Cluster | None,
         most: int,
         filled: Callable[[str], int] = lambda stored_id: 0,
     ) -> Generator[tuple[HolePiece, int], None, None]:
@@ -206,30 +206,52 @@ class RestoredSnapshots:
         Yields the pieces in order, each with the number of blocks filled so far.
 
         Args:
-            pool: the workers.
-            executor: the caller's, if that is it.
-            most: the most blocks of a piece.
+            workers: the number of pieces worked on at once; None for the number of CPUs.
+            cluster: who fills them by orders; None for threads of this process.
+            most: the most blocks of a piece, in this process.
             filled: a function that returns the block index, by the archived id, before which all holes are
                 filled.
         """
         done = self.filled_before(filled)
-        puts = BlockPuts(self._sink, executor)
-        items = ((piece, puts.batch()) for piece in self.pieces(most, filled))
-        put = pool.map(HolePut(self._sink), items, stop=puts.stop)
-        with closing(put), puts:
+        if cluster is None:
+            put = self._filled(workers, self.pieces(most, filled))
+        else:
+            put = self._filled_by_orders(cluster, self.pieces(ORDER_BLOCKS, filled))
+        with closing(put):
             for piece in put:
-                puts.landed()
                 done += piece.blocks
                 yield piece, done
 
+    def _filled(self, workers: int | None, pieces: Iterator[HolePiece]) -> Generator[HolePiece, None, None]:
+        with worker_pool(workers, None) as pool:
+            puts = BlockPuts(self._sink, None)
+            items = ((piece, puts.batch()) for piece in pieces)
+            put = pool.map(HolePut(self._sink), items, stop=puts.stop)
+            with closing(put), puts:
+                for piece in put:
+                    puts.landed()
+                    yield piece
+
+    def _filled_by_orders(
+        self, cluster: Cluster, pieces: Iterator[HolePiece]
+    ) -> Generator[HolePiece, None, None]:
+        sink, rate = Shared(self._sink), cluster.share(self._sink.rate)
+        orders = (
+            _FillOrder(number=number, sink=sink, piece=piece, rate=rate)
+            for number, piece in enumerate(pieces)
+        )
+        with Orders[HolePiece](cluster) as out, closing(out.map(orders)) as ended:
+            for _, piece in ended:
+                yield piece
+
     def pieces(self, most: int, filled: Callable[[str], int]) -> Iterator[HolePiece]:
-        """The holes that are not filled, in pieces of so many blocks; `filled` as in `fill`."""
+        """The holes that are not filled, in pieces of so many blocks; `filled` as in `filling`."""
         for stored_id, holes in self.holes.items():
             for ranges in holes.pieces(filled(stored_id), most):
                 yield HolePiece(stored_id, self._started[stored_id], ranges)
 
     def filled_before(self, filled: Callable[[str], int]) -> int:
-        """The number of blocks of holes that are filled already; `filled` as in `fill`."""
+        """The number of blocks of holes that are filled already; `filled` as in `filling`."""
         return sum(holes.before(filled(stored_id)) for stored_id, holes in self.holes.items())
 
     def complete(self, volumes: Iterable[IndexedVolume | WrittenVolume]) -> None:
@@ -324,3 +346,25 @@ class HolePut:
             for index in range(start, start + count):
                 put(piece.snapshot_id, index, _ZEROS, ZERO_DIGEST)
         return piece
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _FillOrder(Order[HolePiece]):
+    """Fill some holes with zeros.
+
+    Attributes:
+        sink: the sink that has the snapshot.
+        piece: the holes.
+        rate: the most puts a second.
+    """
+
+    sink: Shared[BlockSink]
+    piece: HolePiece
+    rate: float | None
+
+    def work(self) -> HolePiece:
+        puts = BlockPuts(self.sink.value, None)
+        with sharing(self.sink.value, self.piece.snapshot_id, self.rate), puts:
+            HolePut(self.sink.value)((self.piece, puts.batch()))
+            puts.landed()
+        return self.piece

@@ -21,10 +21,11 @@ from amistore.container.identity import check_content_id
 from amistore.container.segments import StoredSegment
 from amistore.errors import InvalidRequestError, advising, foreign_errors, machine_limits
 from amistore.model import Image
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, SegmentPut
-from amistore.pipeline.workers import check_picklable, closing, worker_pool
+from amistore.pipeline.workers import check_picklable, closing, worker_count, worker_pool
 from amistore.units import MIB
 
 __all__ = [
@@ -124,9 +125,10 @@ class _Restore:
                     puts.landed()
                     done += blocks
                     report(Phase.UNPACK, done, self._total)
-            with closing(self.snapshots.fill(pool, executor, self._per_piece)) as pieces:
-                for _, done in pieces:
-                    report(Phase.FILL, done, self.snapshots.hole_blocks)
+        cluster = None if executor is None else Cluster(executor, worker_count(workers))
+        with closing(self.snapshots.filling(workers, cluster, self._per_piece)) as pieces:
+            for _, done in pieces:
+                report(Phase.FILL, done, self.snapshots.hole_blocks)
         return cast(ContainerEnd, self._end)  # the reader ends with it, or raises
 
     def _items(self, puts: BlockPuts) -> Iterator[tuple[StoredSegment, str | None, PutBatch | None]]:

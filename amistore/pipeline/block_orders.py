@@ -1,0 +1,140 @@
+"""`BlockOrders`: orders of a snapshot's blocks, given with the tokens that their workers need.
+
+Next: `tokens.py`, who lists; `orders.py`, which gives any orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Generic, cast
+
+import attrs
+from typing_extensions import Self
+
+from amistore.backends import BlockSource
+from amistore.container.plan import Plan, PlannedSegment
+from amistore.errors import InvalidTokenError
+from amistore.pipeline.gets import BlockGets, SegmentGets
+from amistore.pipeline.orders import Cluster, Order, Orders, R, Shared
+from amistore.pipeline.tokens import OrderCut, OrderTokens, Tokens, own_tokens
+
+__all__ = ["BlockOrder", "BlockOrders"]
+
+_REFUSED = -1  # the listing of an order whose tokens were refused
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class BlockOrder(Order[R]):
+    """An order whose worker gets blocks.
+
+    Attributes:
+        source: the source of the blocks.
+        snapshot_id: the snapshot of the blocks.
+        segments: the segments.
+        tokens: the tokens of each segment's blocks; None where the worker is to list them.
+        listing: the number of the listing that the tokens are of; 0 without them.
+        rate: the most gets a second.
+    """
+
+    source: Shared[BlockSource]
+    snapshot_id: str
+    segments: tuple[PlannedSegment, ...] = attrs.field(repr=False)
+    tokens: Tokens | None = attrs.field(default=None, repr=False)
+    listing: int = 0
+    rate: float | None
+
+    def gets(self, gets: BlockGets) -> Iterator[tuple[PlannedSegment, SegmentGets]]:
+        """Each segment with its blocks, in a worker."""
+        tokens = self.tokens or own_tokens(self.source.value, self.snapshot_id, self.segments)
+        for segment, own in zip(self.segments, tokens, strict=True):
+            yield segment, gets.segment(self.snapshot_id, segment.runs.indexes(), own)
+
+
+class BlockOrders(Generic[R]):
+    """The orders of one run, each with its tokens. A context, as `Orders`.
+
+    Args:
+        cluster: who does them.
+        planned: the plan.
+        source: the source of the blocks, which nobody else lists meanwhile.
+        cuts: the segments of each order.
+        make: makes the order of a cut, without tokens.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        planned: Plan,
+        source: BlockSource,
+        cuts: Sequence[OrderCut],
+        make: Callable[[OrderCut], BlockOrder[R]],
+    ) -> None:
+        self._orders = Orders[R](cluster, self._refused)
+        self._tokens = OrderTokens(planned, source)
+        self._cuts = cuts
+        self._make = make
+        self._given: dict[int, BlockOrder[R]] = {}
+        self._later: list[BlockOrder[R]] = []  # to be given again
+        self._following = 0  # the first cut that was not given
+        self._ahead = 2 * cluster.workers
+
+    def __enter__(self) -> Self:
+        self._orders.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._orders.__exit__(*error)
+
+    def ended(self, first: int, done: Container[int]) -> tuple[BlockOrder[R], R]:
+        """Give orders while there are workers, and wait for one that ends.
+
+        Args:
+            first: the first order that is missing: two for each worker, from here on, are given.
+            done: the numbers of those that need not be given.
+        """
+        ended = None
+        while ended is None:
+            self._give(first, done)
+            ended = self._orders.ended()
+        return cast("BlockOrder[R]", ended[0]), ended[1]
+
+    def again(self, cut: OrderCut, change: Callable[[BlockOrder[R]], BlockOrder[R]]) -> None:
+        """Have an order done once more, changed, before all others."""
+        order = self._given.get(cut.number)
+        if order is None:
+            order = attrs.evolve(self._make(cut), listing=_REFUSED)
+        self._later.append(attrs.evolve(change(order), attempt=order.attempt + 1))
+
+    def forget(self, number: int) -> None:
+        """Forget an order that is not needed again, and its tokens."""
+        self._given.pop(number, None)
+
+    def _give(self, first: int, done: Container[int]) -> None:
+        last = min(first + self._ahead, len(self._cuts))
+        while not (self._tokens.alone and len(self._orders)):
+            self._later.sort(key=lambda order: order.number)
+            if self._later:
+                order = self._later.pop(0)
+                if order.listing == _REFUSED:
+                    order = self._with_tokens(order)
+            elif self._following < last:
+                self._following += 1
+                if self._following - 1 in done:
+                    continue
+                order = self._with_tokens(self._make(self._cuts[self._following - 1]))
+            else:
+                return
+            self._given[order.number] = order
+            if not self._orders.give(order):
+                self._later.append(order)
+                return
+
+    def _with_tokens(self, order: BlockOrder[R]) -> BlockOrder[R]:
+        tokens, listing = self._tokens.of(self._cuts[order.number])
+        return attrs.evolve(order, tokens=tokens, listing=listing)
+
+    def _refused(self, order: Order[R], error: InvalidTokenError) -> None:
+        """An order's tokens were refused: it is given with newer ones, in its turn."""
+        refused = cast("BlockOrder[R]", order)
+        self._tokens.refused(self._cuts[order.number], refused.listing, error)
+        self._later.append(attrs.evolve(refused, tokens=None, listing=_REFUSED))
