@@ -7,7 +7,7 @@ are refused together, so there is one cut for all of them.
 
 from __future__ import annotations
 
-__all__ = ["INTERVAL", "Pace"]
+__all__ = ["INTERVAL", "Ceiling", "Pace"]
 
 INTERVAL = 0.5  # seconds, over which answers are counted, and in which there is one cut at most
 _FIRST_INTERVAL = 0.2  # after the first cut: what was answered before it may be a burst that is allowed
@@ -25,14 +25,10 @@ class Pace:
 
     Attributes:
         rate: the calls a second; None where nothing slows them down.
-        ceiling: the most calls a second here, of those that a service allows; None for any number.
     """
 
     def __init__(self) -> None:
         self.rate: float | None = None
-        self.ceiling: float | None = None
-        self._shares: list[float] = []
-        self._slot = 0.0  # of the last call under the ceiling
         self._growth = 0.0  # calls a second, each second
         self._cut = 0.0  # when the rate was cut
         self._next = 0.0
@@ -44,26 +40,9 @@ class Pace:
         self._counted = 0
         self._before = 0  # the answers in the interval before
 
-    def take_share(self, now: float, rate: float) -> None:
-        """Make no more calls than this share of a service's rate; several add up.
-
-        Also the first call keeps its distance: who had the share before may have called just now.
-        """
-        self._shares.append(rate)
-        self.ceiling = sum(self._shares)
-        self._slot = max(self._slot, now)
-
-    def give_share(self, rate: float) -> None:
-        """Give a share up."""
-        self._shares.remove(rate)
-        self.ceiling = sum(self._shares) if self._shares else None
-
     def reserve(self, now: float) -> float:
         """Take the next slot; return the seconds until it comes."""
         wait = max(self._next - now, 0.0)
-        if self.ceiling is not None:
-            self._slot = max(self._slot + 1 / self.ceiling, now + wait)
-            wait = self._slot - now
         if now + wait - self._called > INTERVAL:
             self._busy = now + wait
         self._called = now + wait
@@ -116,3 +95,24 @@ class Pace:
             self._before = self._counted if passed < 2 * INTERVAL else 0
             self._interval = self._interval + INTERVAL if passed < 2 * INTERVAL else now
             self._counted = 0
+
+
+class Ceiling:
+    """The most calls a second of one order: its share of what a service allows.
+
+    Also the first call keeps its distance, for the order before may have called just now. So all orders that
+    follow each other in a worker's place make no more calls in any second than one.
+
+    Args:
+        rate: the calls a second.
+        now: the time by the calls' clock.
+    """
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._distance = 1 / rate
+        self._last = now
+
+    def reserve(self, earliest: float) -> float:
+        """The time of the next call, at `earliest` or later."""
+        self._last = max(self._last + self._distance, earliest)
+        return self._last

@@ -11,19 +11,18 @@ Sources: EBS user guide, "Error retries and exponential backoff"; AWS SDKs refer
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import attrs
 
 from amistore import forks
-from amistore.backends.pace import INTERVAL, Pace
+from amistore.backends.pace import INTERVAL, Ceiling, Pace
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import BackendError, InvalidValueError, ThrottledError
 
@@ -105,6 +104,7 @@ class Retrier:
         forks.register(self, Retrier._renew_lock)
         self._budget = policy.budget
         self._paces: dict[str, Pace] = {}
+        self._ceiling: Ceiling | None = None
         self.throttled: Counter[str] = Counter()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,24 +138,12 @@ class Retrier:
                 attempts.succeeded()
                 return result
 
-    @contextlib.contextmanager
-    def sharing(self, pace: str, rate: float | None) -> Iterator[None]:
-        """Make no more calls than this share of a service's rate, while it lasts; several add up.
-
-        Args:
-            pace: the pace that calls share.
-            rate: the calls a second; None for any number.
-        """
-        if rate is None:
-            yield
-            return
-        with self._lock:
-            self._paces.setdefault(pace, Pace()).take_share(self._clock(), rate)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._paces[pace].give_share(rate)
+    def limited(self, rate: float) -> Retrier:
+        """A retrier whose calls keep to so many a second; it slows down together with this one."""
+        limited = Retrier(self.policy, clock=self._clock, sleep=self._sleep, draw=self._draw)
+        limited._lock, limited._paces, limited.throttled = self._lock, self._paces, self.throttled
+        limited._ceiling = Ceiling(rate, self._clock())
+        return limited
 
     def attempts(self, pace: str) -> Attempts:
         """The attempts of one call, for who waits between them in a way of its own."""
@@ -206,7 +194,9 @@ class Attempts:
         self._number += 1
         retrier = self._retrier
         with retrier._lock:
-            return retrier._paces.setdefault(self._pace, Pace()).reserve(retrier._clock())
+            now = retrier._clock()
+            wait = retrier._paces.setdefault(self._pace, Pace()).reserve(now)
+            return wait if retrier._ceiling is None else retrier._ceiling.reserve(now + wait) - now
 
     def succeeded(self) -> None:
         retrier = self._retrier

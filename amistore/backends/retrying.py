@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar, cast
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, Self
 
 from amistore.backends.base import Backend, check_backend
 from amistore.backends.blocks import BlockStore, SnapshotBlock, beginner, check_answer, check_digest
@@ -53,6 +53,10 @@ _OF_SNAPSHOT: Final = frozenset({"list_snapshot_blocks", "get_snapshot_block", "
 
 
 class _RetryingBlockStore(_Retrying[BlockStore], BlockStore):
+    def limited(self, rate: float) -> Self:
+        """The same store, whose calls keep to so many a second."""
+        return self.around(self.inner, self.retrier.limited(rate))
+
     @property
     def throttled(self) -> int:
         """How many calls to EBS were refused as too many; a run's log says so."""

@@ -12,7 +12,7 @@ from amistore.archive.verification import Checked, check_mapped
 from amistore.backends import BlockSink
 from amistore.container.plan import PlannedVolume
 from amistore.container.segments import StoredSegment
-from amistore.pipeline.orders import Shared, sharing
+from amistore.pipeline.orders import Shared, limited
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.requests import Reads
 from amistore.pipeline.snapshots import SegmentPut
@@ -79,9 +79,9 @@ class RestoreOrder(ArchiveOrder["list[Checked]"]):
     rate: float | None
 
     def read(self, container: ContainerFile) -> list[Checked]:
-        restore = SegmentRestore(container, self.sink.value)
+        restore = SegmentRestore(container, limited(self.sink.value, self.rate))
         checked: list[Checked] = []
-        with sharing(restore.sink, self.target or "", self.rate), worker_pool(1, None) as pool:
+        with worker_pool(1, None) as pool:
             puts = BlockPuts(restore.sink, None)
             loads = container.loads()
             tasks = self._tasks(loads, puts)

@@ -20,7 +20,7 @@ from amistore.errors import InvalidRequestError
 from amistore.objects.parts import Part, sent_parts
 from amistore.pipeline.block_orders import BlockOrder
 from amistore.pipeline.gets import BlockGets
-from amistore.pipeline.orders import ORDER_BLOCKS, Shared, sharing
+from amistore.pipeline.orders import ORDER_BLOCKS, Shared, limited
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
 from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool
@@ -162,10 +162,7 @@ class StoreOrder(BlockOrder[Stored]):
         records: list[bytes] = []
         to = self.to.value
         begun: deque[Part] = deque()
-        with (
-            sharing(self.source.value, self.snapshot_id, self.rate),
-            closing(self._pieces(records)) as pieces,
-        ):
+        with closing(self._pieces(records)) as pieces:
             parts = order_parts(pieces, self.part_size, self.least, self.first_part, begun)
             sent = [uploaded for _, uploaded in sent_parts(to, self.upload_id, parts, begun, None)]
         rest = b"".join(part.content() for part in begun)  # one at most, that is too small
@@ -175,7 +172,7 @@ class StoreOrder(BlockOrder[Stored]):
         """All bytes of the order; the records are told aside."""
         yield self.before
         with worker_pool(1, None) as pool:
-            gets = BlockGets(self.source.value, None, pool.most)
+            gets = BlockGets(limited(self.source.value, self.rate), None, pool.most)
             made = pool.map(self.encode, self.gets(gets), stop=gets.stop)
             with closing(made), gets:
                 for encoded in made:

@@ -18,7 +18,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -27,7 +26,6 @@ from typing_extensions import Self
 
 from amistore import forks
 from amistore.backends.redaction import hide_secrets
-from amistore.backends.retries import Retrier
 from amistore.errors import (
     AmistoreError,
     BackendError,
@@ -47,7 +45,7 @@ __all__ = [
     "Orders",
     "Shared",
     "given_cluster",
-    "sharing",
+    "limited",
     "using_cluster",
 ]
 
@@ -165,10 +163,13 @@ def _work(order: Order[R]) -> R | Refusal:
             return Refusal(error)
 
 
-def sharing(service: object, snapshot_id: str, rate: float | None) -> AbstractContextManager[None]:
-    """Have a worker's calls for a snapshot's blocks keep to its share, where the service makes retries."""
-    retrier = getattr(service, "retrier", None)
-    return retrier.sharing(snapshot_id, rate) if isinstance(retrier, Retrier) else contextlib.nullcontext()
+def limited(service: T, rate: float | None) -> T:
+    """A worker's source or sink, whose calls keep to an order's share, where the service makes retries."""
+    keep = getattr(service, "limited", None)
+    if rate is None or keep is None:
+        return service
+    kept: T = keep(rate)
+    return kept
 
 
 class Cluster:
@@ -187,12 +188,12 @@ class Cluster:
     def share(self, rate: float | None) -> float | None:
         """An order's share of the calls a second that all orders may make; None for any number.
 
-        A call less, where that is few: as orders come and go, each worker may round up once a second.
+        A whole number, so that no order rounds up in any second.
         """
         if rate is None:
             return None
         each = rate / self.workers
-        return max(each - 1, each / 2)
+        return each // 1 or each
 
 
 def given_cluster(executor: object, workers: int | None, **backends: object) -> Cluster | None:

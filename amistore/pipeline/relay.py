@@ -22,7 +22,7 @@ from amistore.errors import BackendError
 from amistore.model import Image
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
 from amistore.pipeline.gets import BlockGets, SegmentGets
-from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Shared, sharing
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Shared, limited
 from amistore.pipeline.packing import segment_gets, segment_numbers
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
@@ -131,13 +131,10 @@ class _RelayOrder(BlockOrder["list[bytes]"]):
     put_rate: float | None
 
     def work(self) -> list[bytes]:
-        source, sink = self.source.value, self.sink.value
+        source = limited(self.source.value, self.rate)
+        sink = limited(self.sink.value, self.put_rate)
         found: list[bytes] = []
-        with (
-            sharing(source, self.snapshot_id, self.rate),
-            sharing(sink, self.target, self.put_rate),
-            worker_pool(1, None) as pool,
-        ):
+        with worker_pool(1, None) as pool:
             gets, puts = BlockGets(source, None, pool.most), BlockPuts(sink, None)
             tasks = (_Task(segment, blocks, self.target, puts.batch()) for segment, blocks in self.gets(gets))
             handed = pool.map(_HandOn(sink), tasks, stop=_stopping(gets, puts))

@@ -25,7 +25,7 @@ from amistore.errors import (
 )
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
-from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, Shared, sharing
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, Shared, limited
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.workers import closing, worker_pool
@@ -363,8 +363,9 @@ class _FillOrder(Order[HolePiece]):
     rate: float | None
 
     def work(self) -> HolePiece:
-        puts = BlockPuts(self.sink.value, None)
-        with sharing(self.sink.value, self.piece.snapshot_id, self.rate), puts:
-            HolePut(self.sink.value)((self.piece, puts.batch()))
+        sink = limited(self.sink.value, self.rate)
+        puts = BlockPuts(sink, None)
+        with puts:
+            HolePut(sink)((self.piece, puts.batch()))
             puts.landed()
         return self.piece

@@ -1,0 +1,81 @@
+"""Orders keep to their shares of what a service allows: all together never call too often in any second."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor
+
+import images
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amistore
+from amistore.backends.retries import Retrier
+from amistore.pipeline.orders import Cluster
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# Of each order: seconds since the one before it, its calls, and how many of them are in flight.
+ORDERS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 120), st.integers(1, 64)), min_size=1, max_size=6)
+
+
+@given(st.data(), st.sampled_from([1, 2, 4]), st.sampled_from([50, 200, 333, 1000]))
+def test_the_calls_of_workers_that_come_and_go_stay_below_the_limit_in_every_second(
+    data: st.DataObject, workers: int, limit: int
+) -> None:
+    share = Cluster(ThreadPoolExecutor(1), workers).share(limit)
+    assert share is not None and 0.9 * limit <= workers * share <= limit
+    permits: list[float] = []
+    for _ in range(workers):  # the orders that follow each other in a worker's place
+        clock = Clock()
+        retrier = Retrier(amistore.backends.RetryPolicy(), clock=clock)
+        for pause, calls, in_flight in data.draw(ORDERS):
+            clock.now += pause
+            limited = retrier.limited(share)
+            flying: list[float] = []
+            for _ in range(calls):
+                if len(flying) == in_flight:
+                    clock.now = max(clock.now, flying.pop(0))
+                flying.append(clock.now + limited.attempts("snap-1").turn())
+                permits.append(flying[-1])
+            clock.now = max(clock.now, flying[-1])  # the order ends once its calls have
+    permits.sort()
+    most = max(bisect_left(permits, permit + 1 - 1e-9) - at for at, permit in enumerate(permits))
+    assert most <= limit
+
+
+@pytest.mark.parametrize(("limit", "workers", "share"), [(1000, 64, 15), (1000, 1, 1000), (3, 6, 0.5)])
+def test_an_order_gets_the_limit_by_the_orders_that_are_out(limit: int, workers: int, share: float) -> None:
+    assert Cluster(ThreadPoolExecutor(1), workers).share(limit) == share
+    assert Cluster(ThreadPoolExecutor(1), workers).share(None) is None
+
+
+def test_a_limited_store_slows_down_together_with_all_calls_to_a_snapshot() -> None:
+    clock = Clock()
+    retrier = Retrier(amistore.backends.RetryPolicy(), clock=clock)
+    limited = retrier.limited(1000)
+    attempts = limited.attempts("snap-1")
+    attempts.turn()
+    attempts.failed(amistore.ThrottledError("too many", retryable=True))
+    assert retrier.throttled["snap-1"] == 1
+    assert retrier.attempts("snap-1").turn() > 0.2
+
+
+def test_orders_of_a_backend_with_retries_get_and_put_at_their_share() -> None:
+    inner = amistore.MemoryBackend()
+    asked: list[float] = []
+    cloud = amistore.RetryingBackend(inner)
+    snapshot_id = images.snapshot(cloud.ebs, 1, {i: images.block(i + 1) for i in range(4)})
+    limited = cloud.ebs.limited(1e6)  # type: ignore[attr-defined]
+    page = limited.list_snapshot_blocks(snapshot_id)
+    for block in page.blocks:
+        limited.get_snapshot_block(snapshot_id, block.block_index, block.block_token)
+        asked.append(limited.retrier._ceiling._last)
+    assert asked == sorted(set(asked))
