@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import images
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import amistore
@@ -26,17 +26,19 @@ class Clock:
 ORDERS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 120), st.integers(1, 64)), min_size=1, max_size=6)
 
 
-@given(st.data(), st.sampled_from([1, 2, 4]), st.sampled_from([50, 200, 333, 1000]))
+@given(st.lists(ORDERS, min_size=1, max_size=4), st.sampled_from([50, 200, 333, 1000]))
+@example([[(0.0, 1, 1)] * 5 + [(0.0, 50, 1)]], 50)
 def test_the_calls_of_workers_that_come_and_go_stay_below_the_limit_in_every_second(
-    data: st.DataObject, workers: int, limit: int
+    places: list[list[tuple[float, int, int]]], limit: int
 ) -> None:
+    workers = len(places)
     share = Cluster(ThreadPoolExecutor(1), workers).share(limit)
     assert share is not None and 0.9 * limit <= workers * share <= limit
     permits: list[float] = []
-    for _ in range(workers):  # the orders that follow each other in a worker's place
+    for orders in places:  # which follow each other in a worker's place
         clock = Clock()
         retrier = Retrier(amistore.backends.RetryPolicy(), clock=clock)
-        for pause, calls, in_flight in data.draw(ORDERS):
+        for pause, calls, in_flight in orders:
             clock.now += pause
             limited = retrier.limited(share)
             flying: list[float] = []
