@@ -338,6 +338,7 @@ class Archive:
         snapshots: Mapping[str, str] | Image | None = None,
         expected_content_id: str | None = None,
         workers: int | None = None,
+        executor: Executor | None = None,
         progress: ProgressOption = None,
     ) -> Difference:
         """Compare this archive with another, or with live snapshots. Nothing is decompressed.
@@ -352,7 +353,10 @@ class Archive:
                 restored from the archive, whose devices are matched; None for the same ids.
             expected_content_id: the only content id to accept for this archive, 64 hexadecimal digits; None
                 for any. The compared digests are proved to be those that it stands for.
-            workers: the number of threads; None for the number of CPUs.
+            workers: the number of threads; None for the number of CPUs. With an executor, the number of
+                orders that are out at once.
+            executor: an executor whose workers read the live snapshots by themselves, as in `store`; None for
+                threads of this process. Of archives so little is read that it is done here.
             progress: True for a bar (extra ``progress``), or a function that is called with a `Progress`
                 now and then.
 
@@ -367,7 +371,8 @@ class Archive:
             report = stack.enter_context(reporting(progress))
             if isinstance(after, (BlockSource, Backend)):
                 check_kind(after, BlockSource, "source")
-                return compare_live(self.image, self.volumes, after, snapshots, workers, report)
+                cluster = given_cluster(executor, workers, source=after)
+                return compare_live(self.image, self.volumes, after, snapshots, workers, cluster, report)
             if snapshots is not None:
                 raise InvalidRequestError("snapshots= goes with a source of live snapshots only")
             other = after if isinstance(after, Archive) else stack.enter_context(open_archive(after))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
+from amistore.archive.live import Digest, LiveSnapshot
 from amistore.archive.volume import Volume
 from amistore.backends import BlockSource
 from amistore.errors import InvalidRequestError
-from amistore.model import BlockRange, Image, Snapshot
+from amistore.model import BlockRange, Image
 from amistore.model.fields import to_wire
-from amistore.pipeline.gets import BlockGets, SegmentGets
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
-from amistore.pipeline.workers import closing, worker_pool
+from amistore.pipeline.workers import closing
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, ZERO_DIGEST, counted
 
@@ -129,9 +128,6 @@ class Difference:
         ) + html_table([], heads, (volume._row() for volume in self.volumes))
 
 
-_Digest = tuple[int, bytes]  # block index, SHA-256 of the block
-
-
 Side = tuple[Image, Sequence[Volume]]
 """What is compared of an archive."""
 
@@ -150,6 +146,7 @@ def compare_live(
     source: BlockSource,
     snapshots: Mapping[str, str] | Image | None,
     workers: int | None,
+    cluster: Cluster | None,
     progress: ProgressCallback,
 ) -> Difference:
     """The differences between an archive and live snapshots; arguments and errors as in `Archive.compare`."""
@@ -163,7 +160,7 @@ def compare_live(
         )
     compared = [volume for volume in archived if volume.snapshot_id in live]
     count = _Count(progress, sum(volume.blocks for volume in compared))
-    pairs = ((volume, _Live(source, live[volume.snapshot_id])) for volume in compared)
+    pairs = ((volume, LiveSnapshot(source, live[volume.snapshot_id], cluster)) for volume in compared)
     return Difference((), tuple(_volume_difference(*pair, workers, count) for pair in pairs))
 
 
@@ -274,7 +271,7 @@ def _pairs(first: Sequence[Volume], second: Sequence[Volume]) -> list[tuple[Volu
 
 
 def _volume_difference(
-    before: Volume | None, after: Volume | _Live | None, workers: int | None, count: _Count
+    before: Volume | None, after: Volume | LiveSnapshot | None, workers: int | None, count: _Count
 ) -> VolumeDifference:
     sides = [side for side in (before, after) if side]
     unknown = {lost for side in sides for lost in side.lost_blocks}
@@ -297,60 +294,13 @@ def _volume_difference(
     )
 
 
-def _digests(volume: Volume | _Live | None, workers: int | None) -> Generator[_Digest, None, None]:
-    if isinstance(volume, _Live):
+def _digests(volume: Volume | LiveSnapshot | None, workers: int | None) -> Generator[Digest, None, None]:
+    if isinstance(volume, LiveSnapshot):
         yield from volume.digests(workers)
     elif volume is not None:
         with closing(volume._reader.descriptors(workers)) as descriptors:
             for descriptor in descriptors:
                 yield from zip(descriptor.runs.indexes(), descriptor.digests, strict=True)
-
-
-_PIECE = 64  # blocks that a worker gets at once, as of a segment
-
-
-@attrs.define
-class _Live:
-    """A live snapshot's blocks, hashed as they come."""
-
-    source: BlockSource
-    snapshot_id: str
-    size: int = 0
-    content_id: Final = ""  # not known
-    device_names: Final[tuple[str, ...]] = ()
-    lost_blocks: Final[tuple[BlockRange, ...]] = ()
-
-    def __attrs_post_init__(self) -> None:
-        Snapshot(snapshot_id=self.snapshot_id)  # refuse what is no id
-
-    def digests(self, workers: int | None) -> Generator[_Digest, None, None]:
-        def digests(gets: SegmentGets) -> list[_Digest]:
-            with gets:
-                digests = [
-                    block.checksum
-                    if block.proved and block.checksum
-                    else hashlib.sha256(block.content).digest()
-                    for block in gets
-                ]
-            return list(zip(gets.indexes, digests, strict=True))
-
-        with worker_pool(workers, None) as pool:
-            gets = BlockGets(self.source, None, pool.most)
-            found = pool.map(digests, self._pieces(gets), stop=gets.stop)
-            with closing(found), gets:
-                for piece in found:
-                    yield from piece
-
-    def _pieces(self, gets: BlockGets) -> Iterator[SegmentGets]:
-        listed = self._listed()
-        while piece := tuple(itertools.islice(listed, _PIECE)):
-            indexes, tokens = zip(*piece, strict=True)
-            yield gets.segment(self.snapshot_id, indexes, tokens)
-
-    def _listed(self) -> Iterator[tuple[int, str]]:
-        for page in self.source.pages(self.snapshot_id):
-            self.size = page.volume_size * GIB
-            yield from ((block.block_index, block.block_token) for block in page.blocks)
 
 
 class _Ranges:
@@ -378,13 +328,13 @@ class _Ranges:
         }
 
 
-def _merged(before: Iterable[_Digest], after: Iterable[_Digest], ranges: _Ranges) -> Iterator[int | None]:
+def _merged(before: Iterable[Digest], after: Iterable[Digest], ranges: _Ranges) -> Iterator[int | None]:
     """Walk two ascending lists of blocks side by side.
 
     Gives each block index of the first list, and None for one of the second alone.
     """
     left, right = iter(before), iter(after)
-    end: _Digest = (2**64, b"")
+    end: Digest = (2**64, b"")
     one, two = next(left, end), next(right, end)
     while one != two or one != end:
         index = min(one[0], two[0])

@@ -20,17 +20,17 @@ class ArchiveOrder(Order[R]):
 
     Attributes:
         container: the archive.
-        content_id: its content id: what a worker opens by a path may be another file.
+        index_digest: the SHA-256 of its index: what a worker opens by a path may be another file.
         sequences: the numbers of the segments, of one volume.
     """
 
     container: Shared[ContainerFile]
-    content_id: bytes
+    index_digest: bytes
     sequences: range
 
     def work(self) -> R:
         container = self.container.value
-        if container.index.content_id != self.content_id:
+        if container.foot.index_digest != self.index_digest:
             raise SourceChangedError(f"{container.name} is another archive where the worker reads it")
         return self.read(container)
 

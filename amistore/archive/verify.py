@@ -118,10 +118,10 @@ def _by_orders(
     container: ContainerFile, verification: Verification, quick: bool, cluster: Cluster
 ) -> Generator[Checked, None, None]:
     """The checked segments, in order; the maps that workers do not have are compared here."""
-    shared, content_id = Shared(container), container.index.content_id
+    shared, digest = Shared(container), container.foot.index_digest
     volumes = verification.volumes()
     orders = (
-        _VerifyOrder(number=number, container=shared, content_id=content_id, sequences=sequences, quick=quick)
+        _VerifyOrder(number=number, container=shared, index_digest=digest, sequences=sequences, quick=quick)
         for number, sequences in enumerate(order_ranges(container))
     )
     with Orders[list[Checked]](cluster) as out, closing(out.map(orders)) as ended:

@@ -277,7 +277,7 @@ class Restoring:
             yield RestoreOrder(
                 number=number,
                 container=container,
-                content_id=self._container.index.content_id,
+                index_digest=self._container.foot.index_digest,
                 sequences=sequences,
                 sink=sink,
                 target=self._restored.get(volumes[at].snapshot_id),
