@@ -171,6 +171,8 @@ class _Run:
             missing: whether the upload still exists.
         """
         upload, plan = self._upload, self._plan
+        if upload.part_size not in plan.sizes:
+            raise InvalidRequestError("the resume log is damaged: its orders' parts cannot have its size")
         absent = [cut.number for cut in plan.cuts if cut.number not in self._made]
         if absent and not missing:
             raise InvalidRequestError(
@@ -242,7 +244,7 @@ class _Run:
                 first=cut.number,
                 upload_id=self._upload.upload_id,
                 first_part=self._plan.first_part(cut),
-                part_size=self._plan.part_size,
+                part_size=self._upload.part_size,
                 least=self._plan.least,
                 before=b"".join((*front, *preludes)),
                 snapshot_id=cut.volume.snapshot_id,

@@ -23,7 +23,7 @@ from amistore.pipeline.orders import Order, Shared
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
 from amistore.pipeline.tokens import OrderCut, Tokens, own_tokens
 from amistore.pipeline.workers import closing, worker_pool
-from amistore.units import BLOCK_SIZE, MIB
+from amistore.units import BLOCK_SIZE, MIB, sized
 
 __all__ = ["OrderPlan", "StoreOrder", "Stored"]
 
@@ -40,13 +40,15 @@ class OrderPlan:
         cuts: the orders.
         trailing: the volumes whose preludes stand behind all segments.
         parts: the part numbers of each order.
-        part_size: the bytes from which on an order's part is sent.
+        sizes: the bytes from which on a part may be sent: an order's numbers suffice, and the store takes it.
+        part_size: the bytes from which on it is.
         least: the least bytes of a part: what the store takes, and what a shard has at least.
     """
 
     cuts: tuple[OrderCut, ...]
     trailing: tuple[PlannedVolume, ...]
     parts: int
+    sizes: range
     part_size: int
     least: int
 
@@ -74,7 +76,7 @@ class OrderPlan:
             part_size: the caller's size of parts; None for what fits.
 
         Raises:
-            InvalidRequestError: the store takes too few parts.
+            InvalidRequestError: the store takes too few parts, too small ones, or none of `part_size`.
         """
         length = max(1, _ORDER // BLOCK_SIZE // planned.layout.blocks_per_segment)
         most = traits.most_parts - 1  # and one for the tail
@@ -89,11 +91,22 @@ class OrderPlan:
                 "leave out executor=, or give larger shards"
             )
         least = max(traits.least_part, MIN_PART)
-        bytes_each = length * worst_segment(planned.layout) + planned.overhead + least
-        size = max(-(-bytes_each // parts), least, _USUAL if part_size is None else part_size)
+        longest = max((len(cut.segments) for cut in cuts), default=0)
+        most_bytes = longest * worst_segment(planned.layout) + planned.overhead + least
         # A part may get the beginning of the next one, which is too small for one.
-        size = min(size, traits.largest_part - least)
-        return cls(tuple(cuts), trailing, parts, size, least)
+        sizes = range(max(-(-most_bytes // parts), least), traits.largest_part - least + 1)
+        if not sizes:
+            raise InvalidRequestError(
+                f"the store takes parts of up to {sized(traits.largest_part)}, and an order needs {parts} of "
+                f"up to {sized(sizes.start + least)}: leave out executor="
+            )
+        size = min(max(_USUAL, sizes.start), sizes.stop - 1) if part_size is None else part_size
+        if type(size) is not int or size not in sizes:
+            raise InvalidRequestError(
+                f"part_size must be a whole number from {sizes.start} to {sizes.stop - 1} for orders of "
+                f"up to {sized(most_bytes)} in {parts} parts each, not {size!r}"
+            )
+        return cls(tuple(cuts), trailing, parts, sizes, size, least)
 
 
 def _cuts(planned: Plan, length: int) -> tuple[list[OrderCut], tuple[PlannedVolume, ...]]:
