@@ -1,0 +1,152 @@
+"""`store` by orders: the object that `pack` makes, by workers of any kind, and nothing left behind."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from objects import ordered, runs
+from objects.ordered import CASES
+from objects.runs import BUCKET
+
+import amistore
+from amistore.backends import StoreTraits
+from amistore.container import layout
+from amistore.objects import store_orders
+
+EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 60
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(abs, range(4)))
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(processes: ProcessPoolExecutor) -> Iterator[None]:
+    with runs.nothing_left():
+        yield
+
+
+@functools.cache
+def expected(name: str) -> bytes:
+    return CASES[name].expected()
+
+
+def uploads(cloud: amistore.Backend) -> list[Any]:
+    return cloud.s3.list_multipart_uploads(BUCKET)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_object_has_the_bytes_that_pack_gives(name: str, workers: int) -> None:
+    cloud = runs.cloud()
+    with ThreadPoolExecutor(workers) as executor:
+        told = CASES[name].store(cloud.s3, executor, workers=workers)
+    assert runs.stored(cloud.s3) == expected(name)
+    assert runs.is_there(told)
+    assert uploads(cloud) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_make_the_object_that_pack_gives(
+    name: str, processes: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    cloud = amistore.DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket(BUCKET)
+    told = CASES[name].store(cloud.s3, processes)
+    assert runs.stored(cloud.s3) == expected(name)
+    assert runs.is_there(told)
+    assert uploads(cloud) == []
+
+
+@pytest.mark.parametrize("size", [5 * amistore.MIB - 1, 5 * amistore.GIB + 1, 6e6, True, "x"])
+def test_a_size_of_parts_that_orders_cannot_have_is_refused_before_anything_is_sent(size: Any) -> None:
+    cloud, case = runs.cloud(), CASES["noise"]
+    calls = runs.Calls(cloud.s3)
+    executor = ordered.Inline()
+    with pytest.raises(amistore.InvalidRequestError, match="part_size must be a whole number from 5242880 "):
+        case.store(cloud.s3, executor, options=attrs.evolve(case.options, part_size=size))
+    assert calls.made["create_multipart_upload"] == len(executor.orders) == 0
+
+
+@pytest.mark.parametrize(
+    ("traits", "wanted", "match"),
+    [
+        ({"most_parts": 4}, None, None),
+        ({"most_parts": 4}, 5 * amistore.MIB, "part_size must be a whole number from 1[0-9]{7} "),
+        ({"most_parts": 3}, None, "3 volumes and shards, and the store takes 3 parts: leave out executor="),
+        ({"largest_part": 9 * amistore.MIB}, None, "takes parts of up to 9.0 MiB.*leave out executor="),
+    ],
+)
+def test_a_store_of_few_or_small_parts_gets_larger_ones_or_is_refused(
+    traits: dict[str, int], wanted: int | None, match: str | None
+) -> None:
+    cloud, case = runs.cloud(), CASES["noise"]
+    cloud.s3.traits = StoreTraits(**traits)  # type: ignore[arg-type]
+    calls = runs.Calls(cloud.s3)
+    options = attrs.evolve(case.options, part_size=wanted)
+    if match is not None:
+        with pytest.raises(amistore.InvalidRequestError, match=match):
+            case.store(cloud.s3, ordered.Inline(), options=options)
+        assert calls.parts() == uploads(cloud) == []
+        return
+    case.store(cloud.s3, ordered.Inline(), options=options)
+    assert max(calls.parts()) <= traits["most_parts"]
+    assert runs.stored(cloud.s3) == expected("noise")
+
+
+LEAST = 1500
+"""Bytes of a part in the property tests: two blocks of `images.block` are less, and three more."""
+
+seeds = st.one_of(st.just(0), st.integers(1, 9), st.integers(-9, -1))
+layouts = st.builds(
+    lambda frame, frames, shard: amistore.Layout(
+        blocks_per_frame=frame, blocks_per_segment=frame * frames, segments_per_shard=shard
+    ),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.sampled_from([1, 2, 3, 5, 50]),
+)
+cases = st.builds(
+    lambda volumes, form: ordered.Case(tuple(dict(enumerate(blocks)) for blocks in volumes), form),
+    st.lists(st.lists(seeds, max_size=9), max_size=5),
+    layouts,
+)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    cases,
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([1, 1, LEAST, 2 * LEAST, 3 * LEAST]),
+    st.sampled_from([None, 3 * LEAST, 100_000]),
+)
+def test_any_mixture_of_blocks_in_orders_of_any_length_makes_the_object_that_pack_makes(
+    case: ordered.Case, length: int, workers: int, least: int, part_size: int | None
+) -> None:
+    cloud = runs.cloud()
+    cloud.s3.traits = StoreTraits(least_part=least)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(workers) as executor:
+        patch.setattr(layout, "MIN_PART", LEAST)
+        patch.setattr(store_orders, "MIN_PART", LEAST)
+        patch.setattr(store_orders, "_ORDER", length * case.layout.blocks_per_segment * amistore.BLOCK_SIZE)
+        options = attrs.evolve(case.options, part_size=part_size)
+        wanted = b"".join(amistore.pack(case.image, case.source(), options=options))
+        calls = runs.Calls(cloud.s3)
+        case.store(cloud.s3, executor, workers=workers, options=options)
+    assert runs.stored(cloud.s3) == wanted
+    assert uploads(cloud) == []
+    sizes = [len(arguments[4]) for verb, arguments in calls.seen if verb in runs.UPLOADS]
+    assert sum(size < least for size in sizes) <= 1  # the last
