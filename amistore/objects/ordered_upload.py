@@ -283,11 +283,20 @@ class _Run:
         )
 
     def _join(self, cut: OrderCut, made: _Made, orders: Orders[Stored]) -> _Made:
-        """Have an order done once more, with the bytes before it that are too small for a part."""
+        """Have an order done once more, with the bytes before it that are too small for a part.
+
+        Its parts get the numbers of the first of them, which had none: a store may take a number once.
+        """
         order = self._given.get(cut.number) or self._order(cut)
-        before = bytes(self._small.content) + order.before
+        first = self._small.first
         self._later.append(
-            attrs.evolve(order, first=self._small.first, before=before, attempt=order.attempt + 1)
+            attrs.evolve(
+                order,
+                first=first,
+                first_part=self._plan.first_part(self._plan.cuts[first]),
+                before=bytes(self._small.content) + order.before,
+                attempt=order.attempt + 1,
+            )
         )
         joined = self._await(cut.number, orders)
         if joined.records != made.records:

@@ -18,7 +18,7 @@ from objects.ordered import CASES
 from objects.runs import BUCKET
 
 import amistore
-from amistore.backends import StoreTraits
+from amistore.backends import Forwarding, ObjectStore, StoreTraits
 from amistore.container import layout
 from amistore.objects import store_orders
 
@@ -104,6 +104,33 @@ def test_a_store_of_few_or_small_parts_gets_larger_ones_or_is_refused(
     case.store(cloud.s3, ordered.Inline(), options=options)
     assert max(calls.parts()) <= traits["most_parts"]
     assert runs.stored(cloud.s3) == expected("noise")
+
+
+class EachPartOnce(Forwarding[ObjectStore], ObjectStore):
+    """The rule of some stores: a part's number is taken again with the same bytes only."""
+
+    traits = StoreTraits(replaceable_parts=False)
+
+    def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner)
+        self._taken: dict[tuple[str, int], bytes] = {}
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Any
+    ) -> amistore.backends.UploadedPart:
+        if self._taken.setdefault((upload_id, part_number), bytes(content)) != content:
+            raise amistore.BackendError("the part is there with other bytes")
+        return self.inner.upload_part(bucket, key, upload_id, part_number, content)
+
+
+@pytest.mark.parametrize(
+    "name", ["small at the start", "small between large", "small around a part of small"]
+)
+def test_no_number_of_a_part_is_sent_with_other_bytes(name: str) -> None:
+    cloud = runs.cloud()
+    CASES[name].store(EachPartOnce.around(cloud.s3), ordered.Inline())
+    assert runs.stored(cloud.s3) == expected(name)
+    assert uploads(cloud) == []
 
 
 LEAST = 1500
