@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,83 @@ def test_no_number_of_a_part_is_sent_with_other_bytes(name: str) -> None:
     cloud = runs.cloud()
     CASES[name].store(EachPartOnce.around(cloud.s3), ordered.Inline())
     assert runs.stored(cloud.s3) == expected(name)
+    assert uploads(cloud) == []
+
+
+class Again(ordered.Inline):
+    """Does each order once more after its answer, as a worker that was taken for lost."""
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        future = super().submit(function, *arguments, **options)
+        function(*arguments, **options)
+        return future
+
+
+class NewETags(Forwarding[ObjectStore], ObjectStore):
+    """A store with another ETag for each upload of a part.
+
+    Args:
+        checksums: whether it tells checksums.
+        other: the number of a part whose second upload arrives with other bytes of the same size.
+    """
+
+    def __init__(self, inner: ObjectStore, *, checksums: bool, other: int = 0) -> None:
+        super().__init__(inner)
+        self._checksums = checksums
+        self._other = other
+        self._parts: dict[int, amistore.backends.UploadedPart] = {}
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Any
+    ) -> amistore.backends.UploadedPart:
+        before = self._parts.get(part_number)
+        if before is not None and part_number == self._other:
+            content = bytes(len(content))
+        self.inner.upload_part(bucket, key, upload_id, part_number, content)
+        self._parts[part_number] = amistore.backends.UploadedPart(
+            part_number=part_number,
+            size=len(content),
+            etag=f"{part_number}-{int(before.etag.partition('-')[2]) + 1 if before else 1}",
+            checksum=str(zlib.crc32(content)) if self._checksums else None,
+        )
+        return self._parts[part_number]
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[amistore.backends.UploadedPart]:
+        return [part for _, part in sorted(self._parts.items())]
+
+    def complete_multipart_upload(
+        self, bucket: str, key: str, upload_id: str, parts: Any, **options: Any
+    ) -> amistore.backends.ObjectInfo:
+        if list(parts) != [self._parts[part.part_number] for part in parts]:
+            raise amistore.BackendError("InvalidPart")
+        own = {part.part_number: part for part in self.inner.list_parts(bucket, key, upload_id)}
+        parts = [own[part.part_number] for part in parts]
+        return self.inner.complete_multipart_upload(bucket, key, upload_id, parts, **options)
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_worker_that_sends_its_parts_again_later_changes_nothing(checksums: bool) -> None:
+    cloud = runs.cloud()
+    executor = Again()
+    CASES["small between large"].store(NewETags(cloud.s3, checksums=checksums), executor)
+    assert runs.stored(cloud.s3) == expected("small between large")
+    assert uploads(cloud) == []
+
+
+def test_a_worker_that_sends_its_parts_again_to_files_changes_nothing(tmp_path: Path) -> None:
+    cloud = amistore.DirectoryBackend(tmp_path)
+    cloud.s3.create_bucket(BUCKET)
+    CASES["small between large"].store(cloud.s3, Again())
+    assert runs.stored(cloud.s3) == expected("small between large")
+    assert uploads(cloud) == []
+
+
+def test_a_part_that_was_sent_again_with_other_bytes_is_found_by_its_checksum() -> None:
+    cloud = runs.cloud()
+    place = NewETags(cloud.s3, checksums=True, other=1)
+    with pytest.raises(amistore.BackendError, match="does not have part 1 as it was sent"):
+        CASES["noise"].store(place, Again())
+    assert runs.stored(cloud.s3) is None
     assert uploads(cloud) == []
 
 
