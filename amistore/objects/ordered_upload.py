@@ -139,12 +139,12 @@ class _Run:
         self._tokens = OrderTokens(planned, source)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
         self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
-        self._made = self._carried()
         self._given: dict[int, StoreOrder] = {}  # which are not in the index yet
         self._later: list[StoreOrder] = []  # to be given again
         self._following = 0  # the first order that was not given
         self._small = _Small()
         self._blocks = self._bytes = 0
+        self._made = self._carried()
 
     def _carried(self) -> dict[int, _Made]:
         """The orders that the log has."""
@@ -155,8 +155,11 @@ class _Run:
             if last >= len(self._plan.cuts):
                 raise InvalidRequestError("the resume log is damaged: it has orders beyond the plan")
             start, count = cuts[0].segments.start, sum(len(cut.segments) for cut in cuts)
-            records = [each.record for each in logged_segments(entry, self._planned, start, count)]
+            logged = logged_segments(entry, self._planned, start, count)
+            records = [each.record for each in logged]
             parts = self._upload.form.parts(entry)
+            self._blocks += sum(each.descriptor.runs.blocks for each in logged)
+            self._bytes += sum(part.size for part in parts)
             for cut in cuts:
                 own, records = records[: len(cut.segments)], records[len(cut.segments) :]
                 is_last = cut.number == last
@@ -178,6 +181,8 @@ class _Run:
             raise InvalidRequestError(
                 "the resume log is damaged: it lacks orders of the object that was made"
             )
+        if self._made:
+            self._tell()
         parts: list[UploadedPart] = []
         for cut in plan.cuts:
             made = self._await(cut.number, orders)
@@ -277,6 +282,9 @@ class _Run:
         if first == order.number:
             self._blocks += sum(segment.runs.blocks for segment in cast(StoreOrder, order).segments)
             self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
+        self._tell()
+
+    def _tell(self) -> None:
         total = self._planned.blocks
         self._progress(
             Progress(phase=Phase.PACK, blocks=self._blocks, total_blocks=total, stored_bytes=self._bytes)
