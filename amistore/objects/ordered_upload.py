@@ -8,6 +8,7 @@ own list do not confirm.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -221,54 +222,60 @@ class _Run:
         """Give orders while there are workers: those that were refused, then up to two for each worker."""
         last = min(first + 2 * orders.workers, len(self._plan.cuts))
         while not (self._tokens.alone and len(orders)):
-            if self._later:
-                self._later.sort(key=lambda order: order.number)
-                order = self._later.pop(0)
-                if order.listing < 0:
-                    order = self._with_tokens(order)
-            elif self._following < last:
-                self._following += 1
-                if self._following - 1 in self._made:
-                    continue
-                order = self._order(self._plan.cuts[self._following - 1])
-            else:
+            order = self._next(last)
+            if order is None or (len(orders) and self._ends_others(order)):
                 return
-            self._given[order.number] = order
-            if not orders.give(order):
-                self._later.append(order)
+            if not orders.give(functools.partial(self._with_tokens, order)):
                 return
+            self._later.remove(order)
+
+    def _next(self, last: int) -> StoreOrder | None:
+        """The first order that is to be given, of those before the last."""
+        while not self._later and self._following < last:
+            if self._following not in self._made:
+                self._later.append(self._order(self._plan.cuts[self._following]))
+            self._following += 1
+        return min(self._later, key=lambda order: order.number, default=None)
 
     def _order(self, cut: OrderCut) -> StoreOrder:
         front = self._ahead.front() if cut.number == 0 else []
         preludes = [piece for volume in cut.preludes for piece in self._ahead.volume(volume)]
-        return self._with_tokens(
-            StoreOrder(
-                number=cut.number,
-                source=self._sources,
-                to=self._to,
-                first=cut.number,
-                upload_id=self._upload.upload_id,
-                first_part=self._plan.first_part(cut),
-                part_size=self._upload.part_size,
-                least=self._plan.least,
-                before=b"".join((*front, *preludes)),
-                snapshot_id=cut.volume.snapshot_id,
-                segments=tuple(map(self._planned.segment, cut.segments)),
-                tokens=None,
-                listing=0,
-                encode=self._encode,
-            )
+        return StoreOrder(
+            number=cut.number,
+            source=self._sources,
+            to=self._to,
+            first=cut.number,
+            upload_id=self._upload.upload_id,
+            first_part=self._plan.first_part(cut),
+            part_size=self._upload.part_size,
+            least=self._plan.least,
+            before=b"".join((*front, *preludes)),
+            snapshot_id=cut.volume.snapshot_id,
+            segments=tuple(map(self._planned.segment, cut.segments)),
+            tokens=None,
+            listing=0,
+            encode=self._encode,
         )
 
+    def _ends_others(self, order: StoreOrder) -> bool:
+        """Whether its tokens would end those of orders that are out, which then had to be done again."""
+        cut = self._plan.cuts[order.number]
+        return not self._tokens.are_newest(cut, order.listing) and self._tokens.end_others(cut)
+
     def _with_tokens(self, order: StoreOrder) -> StoreOrder:
-        tokens, listing = self._tokens.of(self._plan.cuts[order.number])
-        return attrs.evolve(order, tokens=tokens, listing=listing)
+        """The order as it is given: with the newest tokens."""
+        cut = self._plan.cuts[order.number]
+        if not self._tokens.are_newest(cut, order.listing):
+            tokens, listing = self._tokens.of(cut)
+            order = attrs.evolve(order, tokens=tokens, listing=listing)
+        self._given[order.number] = order
+        return order
 
     def refused(self, order: Order[Stored], error: InvalidTokenError) -> None:
         """An order's tokens were refused: it is given with newer ones, in its turn."""
         refused = cast(StoreOrder, order)
         self._tokens.refused(self._plan.cuts[order.number], refused.listing, error)
-        self._later.append(attrs.evolve(refused, tokens=None, listing=-1))
+        self._later.append(attrs.evolve(refused, tokens=None, listing=0))
 
     def _take(self, order: Order[Stored], stored: Stored) -> None:
         """Log what an order made, and tell of it."""

@@ -9,6 +9,7 @@ then the run is undone.
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import logging
 import pickle
@@ -225,8 +226,11 @@ class Orders(Generic[R]):
     def __len__(self) -> int:
         return len(self._out)
 
-    def give(self, order: Order[R]) -> bool:
+    def give(self, make: Callable[[], Order[R]]) -> bool:
         """Give an order, unless all workers have one; return whether it was given.
+
+        Args:
+            make: makes the order, once there is a worker for it.
 
         Raises:
             ResourcesExhaustedError: the executor takes no orders any more.
@@ -234,11 +238,13 @@ class Orders(Generic[R]):
         # Whoever has none out waits for another run's to end, so each run goes on.
         if not self._cluster.slots.acquire(blocking=not self._out):
             return False
-        self._submit(order)
+        self._submit(make)
         return True
 
-    def _submit(self, order: Order[R]) -> None:
+    def _submit(self, make: Callable[[], Order[R]]) -> None:
+        """Give an order to a worker who is held for it."""
         try:
+            order = make()
             self._out[self._cluster.executor.submit(_work, order)] = order
         except BaseException as error:
             self._cluster.slots.release()
@@ -264,7 +270,7 @@ class Orders(Generic[R]):
             follower = None if error is None or untaken else _follower(order, error)
             del self._out[done]
             if follower is not None:
-                self._submit(follower)
+                self._submit(functools.partial(_same, follower))
                 continue
             self._cluster.slots.release()
             if not isinstance(answer, Refusal):
@@ -280,7 +286,11 @@ class Orders(Generic[R]):
         rest = iter(orders)
         following = next(rest, None)
         while following is not None or numbers:
-            while following is not None and len(numbers) < 2 * self._cluster.workers and self.give(following):
+            while (
+                following is not None
+                and len(numbers) < 2 * self._cluster.workers
+                and self.give(functools.partial(_same, following))
+            ):
                 numbers.append(following.number)
                 following = next(rest, None)
             if numbers and numbers[0] in waiting:
@@ -288,6 +298,10 @@ class Orders(Generic[R]):
                 continue
             if (done := self.ended()) is not None:
                 waiting[done[0].number] = done
+
+
+def _same(order: Order[R]) -> Order[R]:
+    return order
 
 
 def _follower(order: Order[R], error: AmistoreError) -> Order[R]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import attrs
 import images
+import pytest
 from objects.runs import BUCKET, KEY
 
 import amistore
-from amistore.backends import BlockPage, ObjectStore, SnapshotBlock
-
-__all__ = ["CASES", "SHARED", "SHORT", "Case", "Inline", "Seeds", "Source", "noise", "small", "store"]
+from amistore.backends import BlockPage, BlockSource, ObjectStore, SnapshotBlock
+from amistore.pipeline import orders
 
 SHORT = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2, segments_per_shard=8)
 """Shards of 8 MiB of noise, each an order."""
@@ -38,25 +38,18 @@ def small(count: int, seed: int = 1) -> Seeds:
     return {3 * index: seed + index for index in range(count)}
 
 
-@attrs.frozen
-class Source(images.Volumes):
+class Source(BlockSource):
     """A source that makes each block as it is read, so that it is sent to workers in few bytes."""
 
-    given: tuple[Seeds, ...]
-
-    @property
-    def volumes(self) -> dict[str, tuple[int, Mapping[int, bytes]]]:  # type: ignore[override]
-        return {f"snap-{number:017x}": (1, {}) for number in range(len(self.given))}
-
-    def _seeds(self, snapshot_id: str) -> Seeds:
-        return self.given[int(snapshot_id[5:], 16)]
+    def __init__(self, volumes: tuple[Seeds, ...]) -> None:
+        self.volumes = {f"snap-{number:017x}": seeds for number, seeds in enumerate(volumes)}
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
-        blocks = [amistore.backends.Block(index) for index in sorted(self._seeds(snapshot_id))]
+        blocks = [amistore.backends.Block(index) for index in sorted(self.volumes[snapshot_id])]
         return BlockPage(volume_size=1, blocks=blocks)
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        return SnapshotBlock(content(self._seeds(snapshot_id)[block_index]))
+        return SnapshotBlock(content(self.volumes[snapshot_id][block_index]))
 
 
 def content(seed: int) -> bytes:
@@ -135,3 +128,32 @@ class Inline(ThreadPoolExecutor):
         future: Future[Any] = Future()
         future.set_result(function(*arguments, **options))
         return future
+
+
+class InTurn(Inline):
+    """Does orders when somebody waits for one, in any order: what is out keeps its tokens meanwhile.
+
+    Args:
+        patch: has `amistore.pipeline.orders` wait for it.
+        choose: gives the number of the next of so many orders.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, choose: Callable[[int], int]) -> None:
+        super().__init__()
+        self._out: list[tuple[Future[Any], Any]] = []
+        self._choose = choose
+        patch.setattr(orders, "wait", self._wait)
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        self.orders += arguments
+        future: Future[Any] = Future()
+        self._out.append((future, lambda: function(*arguments, **options)))
+        return future
+
+    def _wait(self, futures: Collection[Future[Any]], return_when: str = ALL_COMPLETED) -> Any:
+        while self._out and not all(each.done() for each in futures):
+            future, work = self._out.pop(self._choose(len(self._out)))
+            future.set_result(work())
+            if return_when == FIRST_COMPLETED:
+                break
+        return wait(futures, return_when=return_when)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import attrs
@@ -19,11 +21,12 @@ from objects.ordered import CASES
 from objects.runs import BUCKET
 
 import amistore
-from amistore.backends import Forwarding, ObjectStore, StoreTraits
+from amistore.backends import BlockPage, Forwarding, ObjectStore, SnapshotBlock, StoreTraits
 from amistore.container import layout
+from amistore.errors import InvalidTokenError
 from amistore.objects import store_orders
 
-EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 60
+EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 25
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +217,19 @@ def test_a_part_that_was_sent_again_with_other_bytes_is_found_by_its_checksum() 
 LEAST = 1500
 """Bytes of a part in the property tests: two blocks of `images.block` are less, and three more."""
 
-seeds = st.one_of(st.just(0), st.integers(1, 9), st.integers(-9, -1))
+
+def short_orders(patch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Have orders of so many blocks, and parts and shards of `LEAST` bytes."""
+    patch.setattr(layout, "MIN_PART", LEAST)
+    patch.setattr(store_orders, "MIN_PART", LEAST)
+    patch.setattr(store_orders, "_ORDER", blocks * amistore.BLOCK_SIZE)
+
+
+def options_of(case: ordered.Case, part_size: int | None = None) -> amistore.PackOptions:
+    return attrs.evolve(case.options, part_size=part_size)
+
+
+small = st.integers(0, 9)
 layouts = st.builds(
     lambda frame, frames, shard: amistore.Layout(
         blocks_per_frame=frame, blocks_per_segment=frame * frames, segments_per_shard=shard
@@ -223,16 +238,70 @@ layouts = st.builds(
     st.integers(1, 2),
     st.sampled_from([1, 2, 3, 5, 50]),
 )
-cases = st.builds(
-    lambda volumes, form: ordered.Case(tuple(dict(enumerate(blocks)) for blocks in volumes), form),
-    st.lists(st.lists(seeds, max_size=9), max_size=5),
-    layouts,
-)
+
+
+def cases(seeds: st.SearchStrategy[int]) -> st.SearchStrategy[ordered.Case]:
+    """Up to five volumes of up to nine blocks, in all kinds of layouts."""
+    volume = st.lists(seeds, max_size=9).map(lambda blocks: dict(enumerate(blocks)))
+    return st.builds(ordered.Case, st.lists(volume, max_size=5).map(tuple), layouts)
+
+
+class EndingTokens(ordered.Source):
+    """A source whose tokens end when the snapshot is listed again, by anybody.
+
+    Attributes:
+        listed: how often it was.
+        gets: how many blocks were asked for.
+        others: before which of them somebody else lists.
+    """
+
+    def __init__(self, volumes: tuple[ordered.Seeds, ...], others: Collection[int]) -> None:
+        super().__init__(volumes)
+        self.listed = Counter[str]()
+        self.gets = 0
+        self.others = others
+
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        self.listed[snapshot_id] += 1
+        page = super().list_snapshot_blocks(snapshot_id)
+        token = str(self.listed[snapshot_id])
+        return attrs.evolve(page, blocks=[attrs.evolve(each, block_token=token) for each in page.blocks])
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        self.gets += 1
+        if self.gets in self.others:
+            self.list_snapshot_blocks(snapshot_id)
+        if block_token != str(self.listed[snapshot_id]):
+            raise InvalidTokenError("the token has ended")
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
 
 
 @settings(max_examples=EXAMPLES)
 @given(
-    cases,
+    cases(small),
+    st.integers(1, 4),
+    st.sets(st.integers(1, 20), max_size=2),
+    st.randoms(use_true_random=False),
+)
+def test_a_snapshot_is_listed_again_only_where_its_tokens_have_ended(
+    case: ordered.Case, workers: int, others: set[int], random: Random
+) -> None:
+    cloud, source = runs.cloud(), EndingTokens(case.volumes, others)
+    with pytest.MonkeyPatch.context() as patch:
+        short_orders(patch, case.layout.blocks_per_segment)
+        executor = ordered.InTurn(patch, random.randrange)
+        wanted = case.expected()
+        ordered.store(case, source, cloud.s3, executor, workers=workers, options=options_of(case))
+    assert runs.stored(cloud.s3) == wanted
+    # To plan, for the orders, and by another one, after which the orders need another listing.
+    for snapshot_id, listed in source.listed.items():
+        assert listed <= 2 + 2 * len(others), snapshot_id
+    assert {order.listing > 0 for order in executor.orders} <= {True}
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    cases(small | st.integers(-9, -1)),
     st.integers(1, 3),
     st.integers(1, 4),
     st.sampled_from([1, 1, LEAST, 2 * LEAST, 3 * LEAST]),
@@ -244,13 +313,10 @@ def test_any_mixture_of_blocks_in_orders_of_any_length_makes_the_object_that_pac
     cloud = runs.cloud()
     cloud.s3.traits = StoreTraits(least_part=least)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(workers) as executor:
-        patch.setattr(layout, "MIN_PART", LEAST)
-        patch.setattr(store_orders, "MIN_PART", LEAST)
-        patch.setattr(store_orders, "_ORDER", length * case.layout.blocks_per_segment * amistore.BLOCK_SIZE)
-        options = attrs.evolve(case.options, part_size=part_size)
-        wanted = b"".join(amistore.pack(case.image, case.source(), options=options))
+        short_orders(patch, length * case.layout.blocks_per_segment)
+        wanted = case.expected()
         calls = runs.Calls(cloud.s3)
-        case.store(cloud.s3, executor, workers=workers, options=options)
+        case.store(cloud.s3, executor, workers=workers, options=options_of(case, part_size))
     assert runs.stored(cloud.s3) == wanted
     assert uploads(cloud) == []
     sizes = [len(arguments[4]) for verb, arguments in calls.seen if verb in runs.UPLOADS]
