@@ -21,6 +21,7 @@ from amistore.backends import ObjectInfo, ObjectLocation, UploadedPart
 from amistore.backends.locations import ObjectRanges
 from amistore.errors import (
     AlreadyExistsError,
+    AmistoreError,
     ArchiveError,
     BackendError,
     CorruptArchiveError,
@@ -100,7 +101,7 @@ class LoggedUpload:
     kind: str
     part_size: int
     identity: Mapping[str, Any]
-    changed: Mapping[str, SourceChangedError]
+    changed: Mapping[str, AmistoreError]
     log: ResumeLog = attrs.field(init=False)
     upload_id: str = ""
     task: str = ""

@@ -48,8 +48,7 @@ class OrderedUpload:
         cluster: Cluster,
     ) -> None:
         self._plan = OrderPlan.of(planned, to.store.traits, part_size)
-        identity, changed = upload_identity(planned, encode, part_size)
-        identity["orders"] = self._plan.identity
+        identity, changed = upload_identity(planned, encode, part_size, self._plan.identity)
         size = self._plan.part_size
         self._upload = LoggedUpload(to, log, "pack", size, identity, changed, form=InOrders())
         self._planned = planned
