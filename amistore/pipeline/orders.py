@@ -9,6 +9,7 @@ then the run is undone.
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import hashlib
 import logging
@@ -133,6 +134,23 @@ class Refusal:
 
     error: AmistoreError
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Refusal, (_portable(self.error),)
+
+
+def _portable(error: AmistoreError) -> AmistoreError:
+    """The error, or one of ours that it is a kind of: what cannot be unpickled ends a pool of processes."""
+    with contextlib.suppress(Exception):
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (of our own)
+        return error
+    ours = next(kind for kind in type(error).__mro__ if kind.__module__ == AmistoreError.__module__)
+    plain: AmistoreError = ours(f"{type(error).__name__}: {error.message}")
+    for name in vars(plain).keys() - {"message"}:
+        value = getattr(error, name, None)
+        if isinstance(value, (str, int, float)):
+            setattr(plain, name, value)
+    return plain
+
 
 def _work(order: Order[R]) -> R | Refusal:
     """Runs in a worker. An exception would be kept by the executor, with all that its traceback holds."""
@@ -140,9 +158,10 @@ def _work(order: Order[R]) -> R | Refusal:
         try:
             with foreign_errors("order"), machine_limits():
                 for name, version in order.versions.items():
-                    if VERSIONS[name] != version:
+                    own = VERSIONS.get(name)
+                    if own != version:
                         raise InvalidRequestError(
-                            f"a worker has {name} {VERSIONS[name]}, and the run {version}: install the same"
+                            f"a worker has {name} {own}, and the run {version}: install the same"
                         )
                 return order.work()
         except AmistoreError as error:
