@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
+import signal
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,8 +27,10 @@ from amistore.backends import BlockPage, Forwarding, ObjectStore, SnapshotBlock,
 from amistore.container import layout
 from amistore.errors import InvalidTokenError
 from amistore.objects import store_orders
+from amistore.pipeline import orders
 
-EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 25
+MakeError = Callable[[], Exception]
+EXAMPLES = 500 if os.environ.get("AMISTORE_LONG") else 25
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +216,252 @@ def test_a_part_that_was_sent_again_with_other_bytes_is_found_by_its_checksum() 
         CASES["noise"].store(place, Again())
     assert runs.stored(cloud.s3) is None
     assert uploads(cloud) == []
+
+
+class Breaking(ordered.Source):
+    """A source whose block of this index cannot be read; which it tells by an error."""
+
+    def __init__(
+        self, volumes: tuple[ordered.Seeds, ...], index: int, error: Callable[[], Exception]
+    ) -> None:
+        super().__init__(volumes)
+        self._index = index
+        self._error = error
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        if block_index == self._index:
+            raise self._error()
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+class OddError(amistore.BackendError):
+    """Of a user: it cannot be made again of its message."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{text} {code}")
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (functools.partial(amistore.NotFoundError, "gone"), amistore.NotFoundError, "gone"),
+        (functools.partial(ZeroDivisionError, "once"), amistore.BackendError, "ZeroDivisionError: once"),
+        (MemoryError, amistore.ResourcesExhaustedError, "out of memory"),
+        (functools.partial(OddError, 7, "odd"), amistore.BackendError, "odd 7"),
+    ],
+)
+def test_an_error_in_a_worker_is_typed_and_leaves_nothing(
+    error: MakeError,
+    kind: type[amistore.AmistoreError],
+    text: str,
+    pool: type[Executor],
+    processes: ProcessPoolExecutor,
+    tmp_path: Path,
+) -> None:
+    cloud, case = amistore.DirectoryBackend(tmp_path), CASES["noise"]
+    cloud.s3.create_bucket(BUCKET)
+    with ThreadPoolExecutor(2) as threads:
+        executor = threads if pool is ThreadPoolExecutor else processes
+        with pytest.raises(kind, match=text) as caught:
+            ordered.store(case, Breaking(case.volumes, 20, error), cloud.s3, executor)
+    if isinstance(caught.value, amistore.BackendError):
+        facts = caught.value.operation, caught.value.snapshot_id, caught.value.block_index
+        assert facts == ("get_snapshot_block", f"snap-{0:017x}", 20)
+    assert runs.stored(cloud.s3) is None
+    assert uploads(cloud) == []
+    case.store(cloud.s3, processes)  # which still works
+    assert runs.stored(cloud.s3) == expected("noise")
+
+
+def test_an_error_that_may_pass_has_its_order_given_again_four_times_at_most() -> None:
+    cloud, case = runs.cloud(), CASES["noise"]
+    executor = ordered.Inline()
+    source = Breaking(case.volumes, 20, functools.partial(amistore.BackendError, "busy", retryable=True))
+    with pytest.raises(amistore.BackendError, match="busy"):
+        ordered.store(case, source, cloud.s3, executor)
+    assert [order.attempt for order in executor.orders if order.number == 1] == [0, 1, 2, 3]
+    assert uploads(cloud) == []
+
+    calls = runs.Calls(source := case.source())
+    calls.fail("get_snapshot_block", 20, amistore.BackendError("busy", retryable=True))
+    ordered.store(case, source, cloud.s3, executor)
+    assert runs.stored(cloud.s3) == expected("noise")
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_an_interrupt_leaves_nothing_behind_and_waits_for_the_orders_that_are_out(number: int) -> None:
+    cloud, case = runs.cloud(), CASES["noise"]
+    countdown = [number]
+
+    def progress(_: amistore.Progress) -> None:
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            case.store(cloud.s3, executor, progress=progress)
+        assert executor._work_queue.empty()
+        assert uploads(cloud) == []
+    assert countdown[0] == 0
+    assert runs.stored(cloud.s3) is None
+
+
+class Unsendable(ordered.Source):
+    def __reduce__(self) -> str:
+        raise TypeError("not from here")
+
+
+@pytest.mark.parametrize(
+    ("source", "executor", "workers", "match"),
+    [
+        (ordered.Source, ThreadPoolExecutor, None, "executor= needs workers="),
+        (ordered.Source, ThreadPoolExecutor, 0, "workers must be a whole number"),
+        (ordered.Source, lambda _: "dask", 2, "must be a concurrent.futures.Executor, not str.*get_executor"),
+        (Unsendable, ProcessPoolExecutor, 2, r"source Unsendable cannot be sent.*\(not from here\).*threads"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    source: type[ordered.Source], executor: Any, workers: int | None, match: str, tmp_path: Path
+) -> None:
+    cloud, case = amistore.DirectoryBackend(tmp_path), CASES["noise"]
+    cloud.s3.create_bucket(BUCKET)
+    log = runs.Log()
+    calls = runs.Calls(given := source(case.volumes))
+    del calls
+    with pytest.raises(amistore.InvalidRequestError, match=match):
+        ordered.store(case, given, cloud.s3, executor(1), workers=workers, log=log)
+    assert uploads(cloud) == log.entries() == []
+
+
+def test_a_store_of_one_process_is_refused_for_others(processes: ProcessPoolExecutor) -> None:
+    cloud = runs.cloud()
+    with pytest.raises(amistore.InvalidRequestError, match="the store _MemoryS3 cannot be sent"):
+        CASES["noise"].store(cloud.s3, processes)
+    assert uploads(cloud) == []
+
+
+@pytest.mark.parametrize("name", orders.VERSIONS)
+def test_a_worker_with_another_version_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = runs.cloud()
+
+    class Elsewhere(ordered.Inline):
+        def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(orders, "VERSIONS", {**orders.VERSIONS, name: "0"})
+                return super().submit(function, *arguments, **options)
+
+    with pytest.raises(amistore.InvalidRequestError, match=f"a worker has {name} 0, and the run .*install"):
+        CASES["noise"].store(cloud.s3, Elsewhere())
+    assert uploads(cloud) == []
+
+
+def test_no_block_of_a_part_comes_back_to_who_gives_orders() -> None:
+    class Counting(ordered.Inline):
+        answered = 0
+
+        def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+            future = super().submit(function, *arguments, **options)
+            self.answered += len(pickle.dumps(future.result()))
+            return future
+
+    cloud, case = runs.cloud(), ordered.Case((ordered.noise(64),), ordered.SHORT)
+    executor = Counting()
+    stored = case.store(cloud.s3, executor)
+    assert len(executor.orders) == 4
+    assert executor.answered < stored.size / 100
+
+
+class EqualParts(Forwarding[ObjectStore], ObjectStore):
+    traits = StoreTraits(equal_parts=True)
+
+    def complete_multipart_upload(
+        self, bucket: str, key: str, upload_id: str, parts: Any, **options: Any
+    ) -> amistore.backends.ObjectInfo:
+        assert len({part.size for part in parts[:-1]}) == 1
+        assert parts[-1].size <= parts[0].size
+        return self.inner.complete_multipart_upload(bucket, key, upload_id, parts, **options)
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_a_store_of_equal_parts_gets_them_of_segments_that_workers_make(
+    pool: type[Executor], processes: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    cloud, case = amistore.DirectoryBackend(tmp_path), CASES["small between large"]
+    cloud.s3.create_bucket(BUCKET)
+    with ThreadPoolExecutor(2) as threads:
+        executor = threads if pool is ThreadPoolExecutor else processes
+        case.store(EqualParts.around(cloud.s3), executor)
+    assert runs.stored(cloud.s3) == expected("small between large")
+    assert uploads(cloud) == []
+
+
+def test_a_file_is_written_here_of_segments_that_workers_make(
+    processes: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    case = CASES["small between large"]
+    amistore.store(
+        case.image, case.source(), tmp_path / "web.bin", executor=processes, options=case.options, workers=2
+    )
+    assert (tmp_path / "web.bin").read_bytes() == expected("small between large")
+
+
+def test_a_pool_that_has_lost_a_process_is_a_typed_error_and_leaves_nothing(tmp_path: Path) -> None:
+    cloud, case = amistore.DirectoryBackend(tmp_path), CASES["noise"]
+    cloud.s3.create_bucket(BUCKET)
+    with ProcessPoolExecutor(2) as pool:
+        with pytest.raises(amistore.ResourcesExhaustedError, match="lost its workers"):
+            ordered.store(case, Dying(case.volumes, 20), cloud.s3, pool)
+        assert uploads(cloud) == []
+        with pytest.raises(amistore.ResourcesExhaustedError, match="lost its workers"):
+            case.store(cloud.s3, pool)
+    assert uploads(cloud) == []
+    assert runs.stored(cloud.s3) is None
+
+
+class Dying(ordered.Source):
+    """A source whose block of this index kills the process that reads it."""
+
+    def __init__(self, volumes: tuple[ordered.Seeds, ...], index: int) -> None:
+        super().__init__(volumes)
+        self._index = index
+        self._here = os.getpid()
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        if block_index == self._index and os.getpid() != self._here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+def test_an_executor_that_was_shut_down_is_a_typed_error() -> None:
+    cloud = runs.cloud()
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(amistore.ResourcesExhaustedError, match="lost its workers"):
+        CASES["noise"].store(cloud.s3, executor)
+    assert uploads(cloud) == []
+
+
+def test_two_runs_share_the_workers_of_one_executor() -> None:
+    cloud = runs.cloud()
+    case = CASES["small between large"]
+    with ThreadPoolExecutor(2) as executor, ThreadPoolExecutor(2) as callers:
+        keys = ["a", "b"]
+        done = [
+            callers.submit(
+                amistore.store,
+                case.image,
+                case.source(),
+                cloud.s3.at(BUCKET, key),
+                executor=executor,
+                workers=2,
+                options=case.options,
+            )
+            for key in keys
+        ]
+        assert len({each.result().content_id for each in done}) == 1
+    assert [runs.stored(cloud.s3, key) for key in keys] == [expected("small between large")] * 2
 
 
 LEAST = 1500
