@@ -41,7 +41,12 @@ def tests(session: nox.Session) -> None:
     """All tests."""
     # pytest-xdist 3.8 does not see its groups under pytest 9.2: servers and loop devices would be shared.
     session.install(
-        "-e", ".[testing,plot,remote,aws,progress,dask]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE, silent=False
+        "-e",
+        ".[testing,plot,remote,aws,progress,dask]",
+        "pytest<9.2",
+        "pytest-xdist>=3.6",
+        *BESIDE,
+        silent=False,
     )
     session.run(*PYTEST, *session.posargs)
 

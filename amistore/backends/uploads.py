@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MultipartUpload", "PiecesUpload", "UploadedPart", "cut", "nbytes"]
 
+_DIGEST = re.compile("[0-9A-Fa-f]{32}")  # an ETag that tells of the bytes, as an MD5 does
 _logger = logging.getLogger("amistore")
 
 
@@ -44,6 +46,13 @@ class UploadedPart:
         same_bytes = self.checksum is not None and self.checksum == listed.checksum
         same_place = (self.part_number, self.size) == (listed.part_number, listed.size)
         return same_place and (same_bytes or self.etag == listed.etag)
+
+    def may_be(self, listed: UploadedPart) -> bool:
+        """Whether a list's part, which has another ETag, may have the same bytes: nothing says it has not."""
+        same_place = (self.part_number, self.size) == (listed.part_number, listed.size)
+        compared = None not in (self.checksum, listed.checksum)
+        digests = _DIGEST.fullmatch(self.etag) and _DIGEST.fullmatch(listed.etag)
+        return same_place and not compared and not digests
 
 
 @attrs.frozen(kw_only=True)

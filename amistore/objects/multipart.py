@@ -21,6 +21,7 @@ from amistore.backends import ObjectInfo, ObjectLocation, UploadedPart
 from amistore.backends.locations import ObjectRanges
 from amistore.errors import (
     AlreadyExistsError,
+    AmistoreError,
     ArchiveError,
     BackendError,
     CorruptArchiveError,
@@ -100,7 +101,7 @@ class LoggedUpload:
     kind: str
     part_size: int
     identity: Mapping[str, Any]
-    changed: Mapping[str, SourceChangedError]
+    changed: Mapping[str, AmistoreError]
     log: ResumeLog = attrs.field(init=False)
     upload_id: str = ""
     task: str = ""
@@ -209,17 +210,25 @@ class LoggedUpload:
     def confirm(self) -> None:
         """Take over the ETags of the upload's own list: a part may have been sent once more meanwhile.
 
+        Only for runs that send the same bytes with a number each time: where a store tells no checksum, and
+        another ETag for each, the size tells that it is this part.
+
         Raises:
             BackendError: the upload has another part.
         """
         if not self.to.store.traits.part_listing:
             return
-        found = _confirmed(self.parts, self._listed())
-        if len(found) < len(self.parts):
-            raise BackendError(
-                "the upload does not have the parts that were sent", operation="list_parts", **self.to.facts
-            )
-        self.parts = found
+        there = self._listed()
+        for at, part in enumerate(self.parts):
+            listed = there.get(part.part_number, [])
+            like = [each for each in listed if part.is_like(each)] or list(filter(part.may_be, listed))
+            if not like:
+                raise BackendError(
+                    f"the upload does not have part {part.part_number} as it was sent",
+                    operation="list_parts",
+                    **self.to.facts,
+                )
+            self.parts[at] = attrs.evolve(part, etag=like[0].etag)
 
     def bytes_there(self) -> int:
         """The bytes that earlier runs have sent.

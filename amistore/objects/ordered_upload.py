@@ -48,8 +48,7 @@ class OrderedUpload:
         cluster: Cluster,
     ) -> None:
         self._plan = OrderPlan.of(planned, to.store.traits, part_size)
-        identity, changed = upload_identity(planned, encode, part_size)
-        identity["orders"] = self._plan.identity
+        identity, changed = upload_identity(planned, encode, part_size, self._plan.identity)
         size = self._plan.part_size
         self._upload = LoggedUpload(to, log, "pack", size, identity, changed, form=InOrders())
         self._planned = planned
@@ -143,9 +142,9 @@ class _Run:
         self.orders = BlockOrders(cluster, planned, source, plan.cuts, self._order)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
         self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
-        self._made = self._carried()
         self._small = _Small()
         self._blocks = self._bytes = 0
+        self._made = self._carried()
 
     def _carried(self) -> dict[int, _Made]:
         """The orders that the log has."""
@@ -156,8 +155,11 @@ class _Run:
             if last >= len(self._plan.cuts):
                 raise InvalidRequestError("the resume log is damaged: it has orders beyond the plan")
             start, count = cuts[0].segments.start, sum(len(cut.segments) for cut in cuts)
-            records = [each.record for each in logged_segments(entry, self._planned, start, count)]
+            logged = logged_segments(entry, self._planned, start, count)
+            records = [each.record for each in logged]
             parts = self._upload.form.parts(entry)
+            self._blocks += sum(each.descriptor.runs.blocks for each in logged)
+            self._bytes += sum(part.size for part in parts)
             for cut in cuts:
                 own, records = records[: len(cut.segments)], records[len(cut.segments) :]
                 is_last = cut.number == last
@@ -167,11 +169,15 @@ class _Run:
     def make(self, *, missing: bool) -> WrittenArchive:
         """Have all orders done, and send the tail, unless the upload is completed already."""
         upload, plan = self._upload, self._plan
+        if upload.part_size not in plan.sizes:
+            raise InvalidRequestError("the resume log is damaged: its orders' parts cannot have its size")
         absent = [cut.number for cut in plan.cuts if cut.number not in self._made]
         if absent and not missing:
             raise InvalidRequestError(
                 "the resume log is damaged: it lacks orders of the object that was made"
             )
+        if self._made:
+            self._tell()
         parts: list[UploadedPart] = []
         for cut in plan.cuts:
             made = self._await(cut.number)
@@ -190,7 +196,7 @@ class _Run:
         if missing:
             if self._small.content:
                 upload.log.append(order_entry(self._small.first, len(plan.cuts) - 1, [], self._small.records))
-            parts.append(self._send(plan.last_part, b"".join((self._small.content, *trailing, *tail))))
+            parts.append(self._send(plan.tail_part, b"".join((self._small.content, *trailing, *tail))))
             upload.parts = parts
             upload.confirm()
         end = start + sum(map(len, (*trailing, *tail)))
@@ -215,7 +221,8 @@ class _Run:
             first=cut.number,
             upload_id=self._upload.upload_id,
             first_part=self._plan.first_part(cut),
-            part_size=self._plan.part_size,
+            last_part=self._plan.last_part(cut),
+            part_size=self._upload.part_size,
             least=self._plan.least,
             before=b"".join((*front, *preludes)),
             encode=self._encode,
@@ -233,18 +240,25 @@ class _Run:
         if first == order.number:
             self._blocks += sum(segment.runs.blocks for segment in order.segments)
             self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
+        self._tell()
+
+    def _tell(self) -> None:
         total = self._planned.blocks
         self._progress(
             Progress(phase=Phase.PACK, blocks=self._blocks, total_blocks=total, stored_bytes=self._bytes)
         )
 
     def _join(self, cut: OrderCut, made: _Made) -> _Made:
-        """Have an order done once more, with the bytes before it that are too small for a part."""
+        """Have an order done once more, with the bytes before it that are too small for a part.
+
+        Its parts get the numbers of the first of them, which had none: a store may take a number once.
+        """
         first, content = self._small.first, bytes(self._small.content)
+        number = self._plan.first_part(self._plan.cuts[first])
 
         def join(order: BlockOrder[Stored]) -> StoreOrder:
             alone = cast(StoreOrder, order)
-            return attrs.evolve(alone, first=first, before=content + alone.before)
+            return attrs.evolve(alone, first=first, first_part=number, before=content + alone.before)
 
         self.orders.again(cut, join)
         joined = self._await(cut.number)

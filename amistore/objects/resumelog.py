@@ -22,7 +22,7 @@ from amistore import forks
 from amistore.backends import files
 from amistore.backends.checks import check_kind, check_path
 from amistore.backends.locking import FileLock
-from amistore.errors import InvalidRequestError, SourceChangedError
+from amistore.errors import AmistoreError, InvalidRequestError
 from amistore.units import MIB
 
 __all__ = [
@@ -71,7 +71,7 @@ _KINDS = {"pack": "storing", "unpack": "restoring", "copy": "copying"}
 
 
 def read_task(
-    entry: bytes, kind: str, identity: Mapping[str, Any], changed: Mapping[str, SourceChangedError]
+    entry: bytes, kind: str, identity: Mapping[str, Any], changed: Mapping[str, AmistoreError]
 ) -> str:
     """The id of the run whose first entry this is, if the run belongs to this job.
 
@@ -79,7 +79,7 @@ def read_task(
         entry: the entry with the run's kind, id and identity.
         kind: the kind of job.
         identity: the facts that the run must share.
-        changed: for facts that tell what the source is, the error to raise where they differ.
+        changed: the errors to raise where some facts differ; for others the error names the fact.
 
     Raises:
         InvalidRequestError: the entry belongs to another job.

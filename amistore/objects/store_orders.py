@@ -24,7 +24,7 @@ from amistore.pipeline.orders import ORDER_BLOCKS, Shared, limited
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
 from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool
-from amistore.units import MIB
+from amistore.units import MIB, sized
 
 __all__ = ["OrderPlan", "StoreOrder", "Stored"]
 
@@ -40,13 +40,15 @@ class OrderPlan:
         cuts: the orders.
         trailing: the volumes whose preludes stand behind all segments.
         parts: the part numbers of each order.
-        part_size: the bytes from which on an order's part is sent.
+        sizes: the bytes from which on a part may be sent: an order's numbers suffice, and the store takes it.
+        part_size: the bytes from which on it is.
         least: the least bytes of a part: what the store takes, and what a shard has at least.
     """
 
     cuts: tuple[OrderCut, ...]
     trailing: tuple[PlannedVolume, ...]
     parts: int
+    sizes: range
     part_size: int
     least: int
 
@@ -59,8 +61,12 @@ class OrderPlan:
         """The number of an order's first part."""
         return cut.number * self.parts + 1
 
+    def last_part(self, cut: OrderCut) -> int:
+        """The number that an order's last part may have."""
+        return self.first_part(cut) + self.parts - 1
+
     @property
-    def last_part(self) -> int:
+    def tail_part(self) -> int:
         """The number of the part behind all orders."""
         return len(self.cuts) * self.parts + 1
 
@@ -74,7 +80,7 @@ class OrderPlan:
             part_size: the caller's size of parts; None for what fits.
 
         Raises:
-            InvalidRequestError: the store takes too few parts.
+            InvalidRequestError: the store takes too few parts, too small ones, or none of `part_size`.
         """
         length = max(1, ORDER_BLOCKS // planned.layout.blocks_per_segment)
         most = traits.most_parts - 1  # and one for the tail
@@ -89,11 +95,23 @@ class OrderPlan:
                 "leave out executor=, or give larger shards"
             )
         least = max(traits.least_part, MIN_PART)
-        bytes_each = length * worst_segment(planned.layout) + planned.overhead + least
-        size = max(-(-bytes_each // parts), least, _USUAL if part_size is None else part_size)
+        longest = max((len(cut.segments) for cut in cuts), default=0)
+        most_bytes = longest * worst_segment(planned.layout) + planned.overhead + least
         # A part may get the beginning of the next one, which is too small for one.
-        size = min(size, traits.largest_part - least)
-        return cls(tuple(cuts), trailing, parts, size, least)
+        largest = traits.largest_part - least
+        if largest < least:
+            raise InvalidRequestError(
+                f"the store takes parts of up to {sized(traits.largest_part)} only: leave out executor="
+            )
+        # The largest ones may be too small if nothing compresses: then an order fails.
+        sizes = range(min(max(-(-most_bytes // parts), least), largest), largest + 1)
+        size = min(max(_USUAL, sizes.start), sizes.stop - 1) if part_size is None else part_size
+        if type(size) is not int or size not in sizes:
+            raise InvalidRequestError(
+                f"part_size must be a whole number from {sizes.start} to {sizes.stop - 1} for orders of "
+                f"up to {sized(most_bytes)} in {parts} parts each, not {size!r}"
+            )
+        return cls(tuple(cuts), trailing, parts, sizes, size, least)
 
 
 def _cuts(planned: Plan, length: int) -> tuple[list[OrderCut], tuple[PlannedVolume, ...]]:
@@ -142,6 +160,7 @@ class StoreOrder(BlockOrder[Stored]):
         first: the number of the first order whose bytes are in it.
         upload_id: the upload's id.
         first_part: the number of the first part.
+        last_part: the number that the last part may have.
         part_size: the bytes from which on a part is sent.
         least: the least bytes of a part.
         before: the bytes before the first segment: the front and preludes, and orders that were too small.
@@ -152,6 +171,7 @@ class StoreOrder(BlockOrder[Stored]):
     first: int
     upload_id: str
     first_part: int
+    last_part: int
     part_size: int
     least: int
     before: bytes = attrs.field(repr=False)
@@ -163,7 +183,9 @@ class StoreOrder(BlockOrder[Stored]):
         to = self.to.value
         begun: deque[Part] = deque()
         with closing(self._pieces(records)) as pieces:
-            parts = order_parts(pieces, self.part_size, self.least, self.first_part, begun)
+            parts = order_parts(
+                pieces, self.part_size, self.least, range(self.first_part, self.last_part + 1), begun
+            )
             sent = [uploaded for _, uploaded in sent_parts(to, self.upload_id, parts, begun, None)]
         rest = b"".join(part.content() for part in begun)  # one at most, that is too small
         return Stored(records=records, parts=sent, rest=rest)
@@ -182,7 +204,7 @@ class StoreOrder(BlockOrder[Stored]):
 
 
 def order_parts(
-    pieces: Iterable[bytes], size: int, least: int, number: int, begun: deque[Part]
+    pieces: Iterable[bytes], size: int, least: int, numbers: range, begun: deque[Part]
 ) -> Iterator[Part]:
     """Cut an order's bytes into parts of `size` bytes, or of up to `least` more where less would be left.
 
@@ -192,10 +214,13 @@ def order_parts(
         pieces: the bytes.
         size: the bytes of a part.
         least: the least bytes of a part.
-        number: the number of the first part.
+        numbers: the numbers of the parts.
         begun: gets each part before its first byte.
+
+    Raises:
+        InvalidRequestError: there are more parts than numbers.
     """
-    part = Part(number, size + least)
+    part = Part(numbers.start, size + least)
     begun.append(part)
     held: list[memoryview] = []  # behind a part of `size` bytes: fewer than `least`
     for piece in pieces:
@@ -208,6 +233,11 @@ def order_parts(
             held.append(rest)
         while sum(map(len, held)) >= least:
             yield part
+            if part.number + 1 not in numbers:
+                raise InvalidRequestError(
+                    f"an order needs more than its {len(numbers)} parts of {sized(size)}: too little of it compresses, "
+                    "leave out executor="
+                )
             part = Part(part.number + 1, size + least)
             begun.append(part)
             behind, held = held, []

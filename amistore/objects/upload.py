@@ -28,6 +28,7 @@ from amistore.container.plan import Plan
 from amistore.container.records import SegmentDescriptor, open_envelope
 from amistore.container.segments import check_segment
 from amistore.errors import (
+    AmistoreError,
     ArchiveError,
     CorruptArchiveError,
     InvalidRequestError,
@@ -155,9 +156,16 @@ class ArchiveUpload:
 
 
 def upload_identity(
-    planned: Plan, encode: SegmentEncode, part_size: int | None
-) -> tuple[dict[str, Any], dict[str, SourceChangedError]]:
-    """What the runs of a log share, and the errors for what has changed."""
+    planned: Plan, encode: SegmentEncode, part_size: int | None, orders: list[int] | None = None
+) -> tuple[dict[str, Any], dict[str, AmistoreError]]:
+    """What the runs of a log share, and the errors for what has changed.
+
+    Args:
+        planned: the plan.
+        encode: makes a segment.
+        part_size: the caller's size of parts; None for any.
+        orders: how the container is cut into orders; None where it is not.
+    """
     changed = SourceChangedError(
         "the image, its snapshots or the layout changed since the run of this log began: "
         "amistore.abandon ends that run",
@@ -169,11 +177,15 @@ def upload_identity(
         "file": planned.file_id.hex(),
         "level": encode.level,
         "libzstd": list(zstandard.ZSTD_VERSION),
-        "orders": None,
+        "orders": orders,
     }
     if part_size is not None:
         identity["part_size"] = part_size
-    return identity, {"file": changed}
+    other = InvalidRequestError(
+        f"this log belongs to a run {'with' if orders is None else 'without'} executor=, or to a store of "
+        "other parts: go on as it began, or give another log; amistore.abandon ends that run"
+    )
+    return identity, {"file": changed, "orders": other}
 
 
 def check_end(ranges: RangeReader, size: int, foot: bytes) -> None:

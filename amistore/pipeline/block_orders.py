@@ -5,6 +5,7 @@ Next: `tokens.py`, who lists; `orders.py`, which gives any orders.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Generic, cast
 
@@ -19,8 +20,6 @@ from amistore.pipeline.orders import Cluster, Order, Orders, R, Shared
 from amistore.pipeline.tokens import OrderCut, OrderTokens, Tokens, own_tokens
 
 __all__ = ["BlockOrder", "BlockOrders"]
-
-_REFUSED = -1  # the listing of an order whose tokens were refused
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -100,9 +99,7 @@ class BlockOrders(Generic[R]):
 
     def again(self, cut: OrderCut, change: Callable[[BlockOrder[R]], BlockOrder[R]]) -> None:
         """Have an order done once more, changed, before all others."""
-        order = self._given.get(cut.number)
-        if order is None:
-            order = attrs.evolve(self._make(cut), listing=_REFUSED)
+        order = self._given.get(cut.number) or self._make(cut)
         self._later.append(attrs.evolve(change(order), attempt=order.attempt + 1))
 
     def forget(self, number: int) -> None:
@@ -110,31 +107,40 @@ class BlockOrders(Generic[R]):
         self._given.pop(number, None)
 
     def _give(self, first: int, done: Container[int]) -> None:
+        """Give orders while there are workers: those that were refused, then those up to the last."""
         last = min(first + self._ahead, len(self._cuts))
         while not (self._tokens.alone and len(self._orders)):
-            self._later.sort(key=lambda order: order.number)
-            if self._later:
-                order = self._later.pop(0)
-                if order.listing == _REFUSED:
-                    order = self._with_tokens(order)
-            elif self._following < last:
-                self._following += 1
-                if self._following - 1 in done:
-                    continue
-                order = self._with_tokens(self._make(self._cuts[self._following - 1]))
-            else:
+            order = self._next(last, done)
+            if order is None or (len(self._orders) and self._ends_others(order)):
                 return
-            self._given[order.number] = order
-            if not self._orders.give(order):
-                self._later.append(order)
+            if not self._orders.give(functools.partial(self._with_tokens, order)):
                 return
+            self._later.remove(order)
+
+    def _next(self, last: int, done: Container[int]) -> BlockOrder[R] | None:
+        """The first order that is to be given, of those before the last."""
+        while not self._later and self._following < last:
+            if self._following not in done:
+                self._later.append(self._make(self._cuts[self._following]))
+            self._following += 1
+        return min(self._later, key=lambda order: order.number, default=None)
+
+    def _ends_others(self, order: BlockOrder[R]) -> bool:
+        """Whether its tokens would end those of orders that are out, which then had to be done again."""
+        cut = self._cuts[order.number]
+        return not self._tokens.are_newest(cut, order.listing) and self._tokens.end_others(cut)
 
     def _with_tokens(self, order: BlockOrder[R]) -> BlockOrder[R]:
-        tokens, listing = self._tokens.of(self._cuts[order.number])
-        return attrs.evolve(order, tokens=tokens, listing=listing)
+        """The order as it is given: with the newest tokens."""
+        cut = self._cuts[order.number]
+        if not self._tokens.are_newest(cut, order.listing):
+            tokens, listing = self._tokens.of(cut)
+            order = attrs.evolve(order, tokens=tokens, listing=listing)
+        self._given[order.number] = order
+        return order
 
     def _refused(self, order: Order[R], error: InvalidTokenError) -> None:
         """An order's tokens were refused: it is given with newer ones, in its turn."""
         refused = cast("BlockOrder[R]", order)
         self._tokens.refused(self._cuts[order.number], refused.listing, error)
-        self._later.append(attrs.evolve(refused, tokens=None, listing=_REFUSED))
+        self._later.append(attrs.evolve(refused, tokens=None, listing=0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import hashlib
 import logging
 import pickle
@@ -146,6 +147,23 @@ class Refusal:
 
     error: AmistoreError
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Refusal, (_portable(self.error),)
+
+
+def _portable(error: AmistoreError) -> AmistoreError:
+    """The error, or one of ours that it is a kind of: what cannot be unpickled ends a pool of processes."""
+    with contextlib.suppress(Exception):
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (of our own)
+        return error
+    ours = next(kind for kind in type(error).__mro__ if kind.__module__ == AmistoreError.__module__)
+    plain: AmistoreError = ours(f"{type(error).__name__}: {error.message}")
+    for name in vars(plain).keys() - {"message"}:
+        value = getattr(error, name, None)
+        if isinstance(value, (str, int, float)):
+            setattr(plain, name, value)
+    return plain
+
 
 def _work(order: Order[R]) -> R | Refusal:
     """Runs in a worker. An exception would be kept by the executor, with all that its traceback holds."""
@@ -153,9 +171,10 @@ def _work(order: Order[R]) -> R | Refusal:
         try:
             with foreign_errors("order"), machine_limits():
                 for name, version in order.versions.items():
-                    if VERSIONS[name] != version:
+                    own = VERSIONS.get(name)
+                    if own != version:
                         raise InvalidRequestError(
-                            f"a worker has {name} {VERSIONS[name]}, and the run {version}: install the same"
+                            f"a worker has {name} {own}, and the run {version}: install the same"
                         )
                 return order.work()
         except AmistoreError as error:
@@ -270,8 +289,11 @@ class Orders(Generic[R]):
     def __len__(self) -> int:
         return len(self._out)
 
-    def give(self, order: Order[R]) -> bool:
+    def give(self, make: Callable[[], Order[R]]) -> bool:
         """Give an order, unless all workers have one; return whether it was given.
+
+        Args:
+            make: makes the order, once there is a worker for it.
 
         Raises:
             ResourcesExhaustedError: the executor takes no orders any more.
@@ -279,11 +301,13 @@ class Orders(Generic[R]):
         # Whoever has none out waits for another run's to end, so each run goes on.
         if not self._cluster.slots.acquire(blocking=not self._out):
             return False
-        self._submit(order)
+        self._submit(make)
         return True
 
-    def _submit(self, order: Order[R]) -> None:
+    def _submit(self, make: Callable[[], Order[R]]) -> None:
+        """Give an order to a worker who is held for it."""
         try:
+            order = make()
             self._out[self._cluster.executor.submit(_work, order)] = order
         except BaseException as error:
             self._cluster.slots.release()
@@ -309,7 +333,7 @@ class Orders(Generic[R]):
             follower = None if error is None or untaken else _follower(order, error)
             del self._out[done]
             if follower is not None:
-                self._submit(follower)
+                self._submit(functools.partial(_same, follower))
                 continue
             self._cluster.slots.release()
             if not isinstance(answer, Refusal):
@@ -325,7 +349,11 @@ class Orders(Generic[R]):
         rest = iter(orders)
         following = next(rest, None)
         while following is not None or numbers:
-            while following is not None and len(numbers) < 2 * self._cluster.workers and self.give(following):
+            while (
+                following is not None
+                and len(numbers) < 2 * self._cluster.workers
+                and self.give(functools.partial(_same, following))
+            ):
                 numbers.append(following.number)
                 following = next(rest, None)
             if numbers and numbers[0] in waiting:
@@ -333,6 +361,10 @@ class Orders(Generic[R]):
                 continue
             if (done := self.ended()) is not None:
                 waiting[done[0].number] = done
+
+
+def _same(order: Order[R]) -> Order[R]:
+    return order
 
 
 def _follower(order: Order[R], error: AmistoreError) -> Order[R]:

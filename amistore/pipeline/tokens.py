@@ -64,6 +64,18 @@ class OrderTokens:
         self._refused: Counter[int] = Counter()
         self.alone = False
 
+    def are_newest(self, cut: OrderCut, number: int) -> bool:
+        """Whether an order's tokens, of the listing of this number, are as good as there are."""
+        if self.alone:
+            return number == 0
+        listing = self._listings.get(cut.volume.number)
+        return listing is not None and not listing.ended and number == listing.number
+
+    def end_others(self, cut: OrderCut) -> bool:
+        """Whether an order's tokens need another listing, which ends those of orders that are out."""
+        listing = self._listings.get(cut.volume.number)
+        return listing is not None and not self.alone and listing.is_behind(cut.segments)
+
     def of(self, cut: OrderCut) -> tuple[Tokens | None, int]:
         """An order's tokens, and the number of their listing; None where its worker is to list."""
         if self.alone:
@@ -81,7 +93,7 @@ class OrderTokens:
             raise error
         listing = self._listing(cut)
         if number == listing.number:
-            listing.begin()
+            listing.ended = True
             self._refused[cut.number] += 1
             if self._refused[cut.number] > _REFUSED and not self.alone:
                 _logger.warning(
@@ -109,15 +121,20 @@ class _Listing:
         self.begin()
 
     def begin(self) -> None:
-        """Begin another listing: all tokens have ended."""
+        """Begin another listing, which ends all tokens."""
         self.number += 1
+        self.ended = False  # whether one of its tokens was refused
         segments = map(self._planned.segment, self._numbers)
         self._at = self._numbers.start
         self._rest = list_tokens(self._source, self._volume, segments)
 
+    def is_behind(self, segments: range) -> bool:
+        """Whether it has no more tokens for these segments."""
+        return self.ended or segments.start < self._at
+
     def of(self, segments: range) -> Tokens:
         """The tokens of consecutive segments; one that was passed by is listed again."""
-        if segments.start < self._at:
+        if self.is_behind(segments):
             self.begin()
         given = []
         while self._at < segments.stop:
