@@ -21,7 +21,7 @@ from amistore.pipeline.requests import requests_of
 from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import MIB, sized
 
-__all__ = ["ObjectBounds", "Part", "Piece", "cut_parts", "part_size_for", "send_parts", "sent_parts"]
+__all__ = ["SPOOL", "ObjectBounds", "Part", "Piece", "cut_parts", "part_size_for", "send_parts", "sent_parts"]
 
 Piece = tuple[bytes, "bytes | None"]
 """Bytes of an object, and what the log is to keep of them with the part in which they begin."""
@@ -29,7 +29,7 @@ Piece = tuple[bytes, "bytes | None"]
 _USUAL: Final = 16 * MIB
 """Bytes of a part where no more are needed: three or four are sent at once within the budget of 48 MiB."""
 
-_SPOOL: Final = 32 * MIB  # bytes of a part from which on it is kept in a file
+SPOOL: Final = 32 * MIB  # bytes of a part from which on it is kept in a file
 _ROOM = "set TMPDIR to a folder with room for parts"
 
 
@@ -84,7 +84,7 @@ class Part:
     def add(self, piece: memoryview) -> None:
         """Append bytes."""
         start, self.size = self.size, self.size + len(piece)
-        if self._most <= _SPOOL:
+        if self._most <= SPOOL:
             if not start:  # all of it at once: to grow copies what is there, again and again
                 self._content = bytearray(self._most)
             with memoryview(self._content) as content:  # a bytearray would copy the piece first
@@ -262,5 +262,5 @@ class ObjectBounds:
             part_size=part_size,
             parts=min(-(-size // part_size), traits.most_parts),
             # One for each worker, and the one that is being cut.
-            spooled=min((workers + 1) * part_size, size) if part_size > _SPOOL else 0,
+            spooled=min((workers + 1) * part_size, size) if part_size > SPOOL else 0,
         )

@@ -17,7 +17,7 @@ from amistore.backends.traits import StoreTraits
 from amistore.container.layout import MIN_PART
 from amistore.container.plan import Plan, PlannedVolume, worst_segment
 from amistore.errors import InvalidRequestError
-from amistore.objects.parts import Part, sent_parts
+from amistore.objects.parts import SPOOL, ObjectBounds, Part, sent_parts
 from amistore.pipeline.block_orders import BlockOrder
 from amistore.pipeline.gets import BlockGets
 from amistore.pipeline.orders import ORDER_BLOCKS, Shared, limited
@@ -70,8 +70,18 @@ class OrderPlan:
         """The number of the part behind all orders."""
         return len(self.cuts) * self.parts + 1
 
+    def bounds(self, planned: Plan) -> ObjectBounds:
+        """The upper bounds for the object; each worker has one part in a file, and the one that it fills."""
+        size, most = planned.most_bytes, self.part_size + self.least
+        return ObjectBounds(
+            size=size,
+            part_size=self.part_size,
+            parts=min(-(-size // self.part_size) + len(self.cuts), self.tail_part),
+            spooled=min(2 * most, size) if most > SPOOL else 0,
+        )
+
     @classmethod
-    def of(cls, planned: Plan, traits: StoreTraits, part_size: int | None) -> OrderPlan:
+    def of(cls, planned: Plan, traits: StoreTraits, part_size: int | None = None) -> OrderPlan:
         """Cut a container.
 
         Args:
@@ -235,8 +245,8 @@ def order_parts(
             yield part
             if part.number + 1 not in numbers:
                 raise InvalidRequestError(
-                    f"an order needs more than its {len(numbers)} parts of {sized(size)}: too little of it compresses, "
-                    "leave out executor="
+                    f"an order needs more than its {len(numbers)} parts of {sized(size)}, for too little "
+                    "compresses: leave out executor="
                 )
             part = Part(part.number + 1, size + least)
             begun.append(part)

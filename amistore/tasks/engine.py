@@ -98,7 +98,7 @@ class TaskEngine(TaskPlans):
         if type(concurrency) is not int or concurrency < 1:
             raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
-        cluster = given_cluster(executor, workers, backend=backend)
+        self._cluster = given_cluster(executor, workers, backend=backend)
         self.quotas = quotas or backend.quotas
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.
@@ -108,7 +108,7 @@ class TaskEngine(TaskPlans):
         with forks.undoing(lambda _: self._journal.close()):
             self._ownership = Ownership(None if path is None else path.with_name(f"{path.name}-engines"))
         self._runner = TaskRunner(
-            backend, self._journal, self._ownership, workers, cluster, concurrency, clock
+            backend, self._journal, self._ownership, workers, self._cluster, concurrency, clock
         )
 
     def __repr__(self) -> str:

@@ -19,7 +19,9 @@ from amistore.errors import InvalidRequestError
 from amistore.model import AttributeReport, Fate, Image, Tag
 from amistore.model.fidelity import Leaf, leaves, report
 from amistore.objects.parts import ObjectBounds
+from amistore.objects.store_orders import OrderPlan
 from amistore.pipeline import Progress
+from amistore.pipeline.orders import Cluster
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.requests import HELD, requests_of
 from amistore.pipeline.workers import worker_count
@@ -46,6 +48,8 @@ class _Terms:
         rates: the rates of requests.
         in_flight: the number of requests for blocks at a time.
         workers: the number of the engine's workers.
+        cores: the number of cores that they have.
+        by_orders: whether they are an executor's.
     """
 
     record: TaskRecord
@@ -55,11 +59,18 @@ class _Terms:
     rates: RequestRates
     in_flight: int
     workers: int
+    cores: int
+    by_orders: bool
 
     def seconds(self, requests: Mapping[str, int], zeros: int = 0) -> float:
         """The seconds that requests take, of which so many put zeros."""
-        cores = min(self.workers, worker_count(None))
-        return self.rates.seconds(requests, in_flight=self.in_flight, cores=cores, zeros=zeros)
+        return self.rates.seconds(requests, in_flight=self.in_flight, cores=self.cores, zeros=zeros)
+
+    def bounded_by(self, requests: Mapping[str, int]) -> str:
+        """What bounds the requests for blocks."""
+        verb = "get_snapshot_block" if "get_snapshot_block" in requests else "put_snapshot_block"
+        bounds = self.rates.bounds(verb, self.in_flight, self.cores)
+        return min(bounds, key=bounds.__getitem__)
 
     def members(self, requests: Mapping[str, int], zeros: int = 0) -> dict[str, Any]:
         """The attributes of a plan that follow from these terms."""
@@ -71,6 +82,7 @@ class _Terms:
             "quota": self.quota,
             "requests": requests,
             "estimated_seconds": self.seconds(requests, zeros),
+            "bounded_by": self.bounded_by(requests),
             "request_cost": None if self.prices is None else self.prices.of_requests(requests),
         }
 
@@ -107,6 +119,7 @@ class TaskPlans(TaskDescriptions):
 
     quotas: Quotas
     _workers: int
+    _cluster: Cluster | None
 
     def plan_store(
         self,
@@ -194,14 +207,18 @@ class TaskPlans(TaskDescriptions):
                     f"amistore.{kind_of.__name__} is wanted, not {type(given).__name__}"
                 )
         self._journal.add(record, None, dry_run=True)
+        in_flight = min(requests_of(self.backend.ebs), HELD)
+        by_orders = self._cluster is not None
         return _Terms(
             record=record,
             in_progress=self._journal.in_progress(self._place, record.kind),
             quota=self.quotas.in_progress(record.kind),
             prices=prices,
             rates=rates or RequestRates(),
-            in_flight=max(min(requests_of(self.backend.ebs), HELD), self._workers),
+            in_flight=in_flight * self._workers if by_orders and in_flight else max(in_flight, self._workers),
             workers=self._workers,
+            cores=self._workers if by_orders else min(self._workers, worker_count(None)),
+            by_orders=by_orders,
         )
 
 
@@ -210,8 +227,14 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
     pages: list[Progress] = []
     planned = plan_pack(image, backend.ebs, progress=pages.append)
     workers = max(terms.workers, requests_of(backend.s3))
-    bounds = ObjectBounds.of(planned, workers, backend.s3.traits)
-    most = backend.s3.traits.most_bytes
+    traits = backend.s3.traits
+    by_orders = terms.by_orders and not traits.equal_parts
+    bounds = (
+        OrderPlan.of(planned, traits).bounds(planned)
+        if by_orders
+        else ObjectBounds.of(planned, workers, traits)
+    )
+    most = traits.most_bytes
     unsized = sum(image.snapshot(each).volume_size is None for each in image.snapshot_ids)
     requests = {
         "list_snapshot_blocks": unsized + 2 * len(pages),
@@ -230,6 +253,7 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
         *terms.warnings(backend, image, decrypted),
         *_dropped(fidelity),
         *_too_large(bounds.size, most),
+        *_one_uploader(terms.by_orders and traits.equal_parts),
     ]
     return StorePlan(
         image_id=image.image_id,
@@ -346,6 +370,14 @@ def _too_large(size: int, most: int) -> Iterator[str]:
         yield (
             f"where the data cannot be compressed, the object would have {size} bytes, and the store's have "
             f"{most} at most: the task would fail when it gets there"
+        )
+
+
+def _one_uploader(alone: bool) -> Iterator[str]:
+    if alone:
+        yield (
+            "the store wants all parts of one size, so this process alone uploads: the executor's workers "
+            "compress, and all bytes pass here"
         )
 
 

@@ -9,7 +9,7 @@ import abc
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -108,19 +108,33 @@ class RequestRates:
             cores: the number of cores that compress or decompress.
             zeros: how many of the puts are of zeros, which are not decompressed.
         """
-        most = in_flight / self.latency if self.latency else math.inf
-        blocks = cores * 1e6 / BLOCK_SIZE  # a second, at one MB a second and core
-        rates = {
-            "list_snapshot_blocks": self.block_lists,
-            "get_snapshot_block": min(self.block_reads, most, self.compression * blocks),
-            "put_snapshot_block": min(self.block_writes, most, self.decompression * blocks),
-            "zeros": min(self.block_writes, most),
-            "start_snapshot": self.snapshots,
-            "complete_snapshot": self.snapshots,
-        }
         counts = {**requests, "zeros": zeros}
         counts["put_snapshot_block"] = counts.get("put_snapshot_block", 0) - zeros
+        rates = {
+            "list_snapshot_blocks": self.block_lists,
+            "start_snapshot": self.snapshots,
+            "complete_snapshot": self.snapshots,
+            **{verb: min(self.bounds(verb, in_flight, cores).values()) for verb in _OF_BLOCKS},
+        }
         return math.fsum(counts.get(verb, 0) / rate for verb, rate in rates.items())
+
+    def bounds(self, verb: str, in_flight: int, cores: int) -> dict[str, float]:
+        """The most requests for blocks a second, by what bounds them; arguments as in `seconds`.
+
+        Args:
+            verb: ``get_snapshot_block``, ``put_snapshot_block``, or ``zeros`` for puts of zeros.
+            in_flight: the number of requests for blocks at a time.
+            cores: the number of cores.
+        """
+        work = {"get_snapshot_block": self.compression, "put_snapshot_block": self.decompression}
+        return {
+            "the cores": cores * work.get(verb, math.inf) * 1e6 / BLOCK_SIZE,
+            "the latency": in_flight / self.latency if self.latency else math.inf,
+            "the service's rate": self.block_reads if verb == "get_snapshot_block" else self.block_writes,
+        }
+
+
+_OF_BLOCKS: Final = ("get_snapshot_block", "put_snapshot_block", "zeros")
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +157,7 @@ class TaskPlan(abc.ABC):
         estimated_seconds: the seconds that the requests take at the given rates, one kind after the other,
             with the requests in flight that the backend wants, and a core for each worker. An estimate: other
             tasks go first.
+        bounded_by: what bounds the requests for blocks: the cores, the latency or the service's rate.
         request_cost: the cost of the requests, an upper bound; None without prices.
         monthly_cost: the cost of the task's result for a month; None without prices.
         warnings: what may be unwise, or become an error.
@@ -161,6 +176,7 @@ class TaskPlan(abc.ABC):
     segments: int
     requests: Mapping[str, int] = attrs.field(hash=False)
     estimated_seconds: float
+    bounded_by: str
     request_cost: float | None
     monthly_cost: float | None
     warnings: tuple[str, ...]
@@ -194,7 +210,7 @@ class TaskPlan(abc.ABC):
             ("data", f"{sized(self.data_bytes)}: {blocks} of {volumes}"),
             *self._archive(),
             *_requests(self.requests),
-            ("time", f"{_duration(self.estimated_seconds)} at the given rates, estimated"),
+            ("time", f"{_duration(self.estimated_seconds)} at the given rates, bounded by {self.bounded_by}"),
             ("cost", self._cost()),
             ("attributes", ", ".join(f"{len(self._of(fate))} {fate.value}" for fate in Fate)),
             *_listed("dropped", (f"{each.attribute}: {each.reason}" for each in self._of(Fate.DROPPED))),

@@ -144,7 +144,7 @@ def test_progress_level_snapshots_and_an_executor_are_those_of_pack() -> None:
 
 
 def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_SPOOL", 3 * amistore.MIB)
+    monkeypatch.setattr(parts, "SPOOL", 3 * amistore.MIB)
     cloud = runs.cloud()
     from_file: list[int] = []
     send = cloud.s3.upload_part_file
@@ -163,7 +163,7 @@ def test_parts_above_the_limit_lie_in_a_file_until_they_are_sent(monkeypatch: py
 def test_parts_in_files_are_closed_when_sending_fails_while_the_error_is_held(
     monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(parts, "_SPOOL", 1 * amistore.MIB)
+    monkeypatch.setattr(parts, "SPOOL", 1 * amistore.MIB)
     cloud = runs.cloud()
     Calls(cloud.s3).fail("upload_part", part, amistore.BackendError("no"))
     with runs.nothing_left(), pytest.raises(amistore.BackendError) as caught:
@@ -178,7 +178,7 @@ def test_a_full_disk_under_a_part_is_a_typed_error(room: int, tmp_path: Path) ->
 import os, resource, signal, sys, amistore
 from objects import runs
 from amistore.objects import parts
-parts._SPOOL = 1 << 20
+parts.SPOOL = 1 << 20
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 cloud = runs.cloud()

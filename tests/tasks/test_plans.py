@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import random
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -470,6 +471,33 @@ def test_at_a_latency_so_many_blocks_come_as_are_in_flight(
     with TaskEngine(cloud, workers=workers) as engine:
         plan = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=rates)
     assert plan.estimated_seconds == pytest.approx(3 / (in_flight / 20))
+    assert plan.bounded_by == "the latency"
+
+
+def test_the_workers_of_an_executor_have_a_core_and_requests_in_flight_each(tmp_path: Path) -> None:
+    cloud = account("memory", tmp_path)
+    image_id = registered(cloud)
+    cloud.ebs.requests = 64
+    rates = RequestRates(block_lists=1e9, block_reads=1e9, latency=20, **FAST)
+    with ThreadPoolExecutor(1) as pool, TaskEngine(cloud, executor=pool, workers=48) as engine:
+        plan = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=rates)
+        assert plan.estimated_seconds == pytest.approx(3 / (48 * 64 / 20))
+        slow = attrs.evolve(rates, compression=0.001)
+        plan = engine.plan_store(image_id=image_id, bucket=BUCKET, rates=slow)
+        assert plan.estimated_seconds == pytest.approx(3 * 524_288 / 48_000)
+        assert plan.bounded_by == "the cores" and "bounded by the cores" in str(plan)
+        stored = engine.wait(engine.create_store_image_task(image_id=image_id, bucket=BUCKET))
+        assert plan.most_object_bytes >= cloud.s3.head_object(BUCKET, stored.object_key).size
+        assert plan.most_parts >= 1 and plan.warnings == ()
+
+
+def test_a_plan_says_that_a_store_of_equal_parts_has_one_uploader(tmp_path: Path) -> None:
+    cloud = account("memory", tmp_path)
+    image_id = registered(cloud)
+    cloud.s3.traits = amistore.backends.StoreTraits(equal_parts=True)
+    with ThreadPoolExecutor(1) as pool, TaskEngine(cloud, executor=pool, workers=2) as engine:
+        plan = engine.plan_store(image_id=image_id, bucket=BUCKET)
+    assert any("this process alone uploads" in warning for warning in plan.warnings)
 
 
 def test_blocks_come_no_faster_than_the_cores_compress_and_decompress_them(tmp_path: Path) -> None:
