@@ -137,7 +137,7 @@ class _Run:
         self._sources = Shared(source)
         self._to = Shared(upload.to)
         self._encode = encode
-        self._rate = cluster.share(source.rate)
+        self._rate = cluster.share(source.rate, len(plan.cuts))
         self._progress = progress
         self.orders = BlockOrders(cluster, planned, source, plan.cuts, self._order)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames

@@ -254,9 +254,11 @@ class Restoring:
 
     def _by_orders(self, volumes: list[PlannedVolume], cluster: Cluster) -> Generator[Checked, None, None]:
         """Each segment, once a worker has put its blocks; the maps, which workers lack, are compared here."""
+        count = sum(1 for _ in order_ranges(self._container))
+        rate = cluster.share(self._sink.rate, count)
         with (
             Orders[list[Checked]](cluster) as out,
-            closing(out.map(self._orders(volumes, cluster.share(self._sink.rate)))) as ended,
+            closing(out.map(self._orders(volumes, rate))) as ended,
         ):
             for _, checked in ended:
                 for each in checked:

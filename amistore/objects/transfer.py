@@ -100,9 +100,8 @@ def transfer(
         raise InvalidRequestError("log= goes with keep=: only a kept archive can be resumed")
     check_backend(source, "source")
     check_backend(destination, "destination")
-    cluster = given_cluster(
-        executor, workers, source=source, destination=destination, **({"store": keep.store} if keep else {})
-    )
+    kept = None if keep is None else keep.store
+    cluster = given_cluster(executor, workers, source=source, destination=destination, store=kept)
     with reporting(progress) as report, using_log(log) as opened:
         phases = _Phases(opened)
         storing = None if keep is None else StoreJob(image=image_id, source=source, to=keep)

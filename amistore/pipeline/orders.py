@@ -197,30 +197,40 @@ class Cluster:
     Args:
         executor: the executor.
         workers: the most orders that are out at once.
+        runs: whether several runs share it.
     """
 
-    def __init__(self, executor: Executor, workers: int) -> None:
+    def __init__(self, executor: Executor, workers: int, *, runs: bool = False) -> None:
         self.executor = executor
         self.workers = workers
         self.slots = threading.Semaphore(workers)
+        self._runs = runs
 
-    def share(self, rate: float | None) -> float | None:
+    def share(self, rate: float | None, orders: int | None = None) -> float | None:
         """An order's share of the calls a second that all orders may make; None for any number.
 
         A whole number, so that no order rounds up in any second.
+
+        Args:
+            rate: the calls a second of all.
+            orders: how many orders the run has; None where that is not known.
         """
         if rate is None:
             return None
-        each = rate / self.workers
+        out = self.workers if orders is None or self._runs else min(self.workers, max(orders, 1))
+        each = rate / out
         return each // 1 or each
 
 
-def given_cluster(executor: object, workers: int | None, **backends: object) -> Cluster | None:
+def given_cluster(
+    executor: object, workers: int | None, *, runs: bool = False, **backends: object
+) -> Cluster | None:
     """The cluster of a caller's executor; None where none is given.
 
     Args:
         executor: the executor.
         workers: the number of orders out at once.
+        runs: whether several runs share the executor.
         backends: what the workers use, by its role.
 
     Raises:
@@ -245,7 +255,7 @@ def given_cluster(executor: object, workers: int | None, **backends: object) -> 
                     f"the {role} {type(backend).__name__} cannot be sent to another process ({error}): use "
                     "threads, or a backend that can be pickled"
                 ) from error
-    return Cluster(executor, workers)
+    return Cluster(executor, workers, runs=runs)
 
 
 @contextlib.contextmanager

@@ -213,7 +213,8 @@ class _Relay:
         planned = self._planned
         targets = list(map(self._begin, planned.volumes))
         source, sink = Shared(self._source), Shared(self._sink)
-        rate, put_rate = cluster.share(self._source.rate), cluster.share(self._sink.rate)
+        cuts = _cuts(planned)
+        rate, put_rate = (cluster.share(each.rate, len(cuts)) for each in (self._source, self._sink))
 
         def make(cut: OrderCut) -> _RelayOrder:
             return _RelayOrder(
@@ -227,7 +228,6 @@ class _Relay:
                 put_rate=put_rate,
             )
 
-        cuts = _cuts(planned)
         made: dict[int, list[bytes]] = {}
         with BlockOrders[list[bytes]](cluster, planned, self._source, cuts, make) as orders:
             for cut in cuts:

@@ -59,6 +59,18 @@ def test_an_order_gets_the_limit_by_the_orders_that_are_out(limit: int, workers:
     assert Cluster(ThreadPoolExecutor(1), workers).share(None) is None
 
 
+def test_a_run_of_few_orders_has_larger_shares_unless_others_share_the_executor() -> None:
+    pool = ThreadPoolExecutor(1)
+    assert [Cluster(pool, 64).share(1000, orders) for orders in (0, 1, 16, 64, 2048)] == [
+        1000,
+        1000,
+        62,
+        15,
+        15,
+    ]
+    assert Cluster(pool, 64, runs=True).share(1000, 16) == 15
+
+
 def test_a_limited_store_slows_down_together_with_all_calls_to_a_snapshot() -> None:
     clock = Clock()
     retrier = Retrier(amistore.backends.RetryPolicy(), clock=clock)
