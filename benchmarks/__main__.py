@@ -18,10 +18,11 @@ from benchmarks.network import measure_network
 from benchmarks.peers import compare_peers
 from benchmarks.reading import measure_reading
 from benchmarks.s3 import measure_parts
+from benchmarks.simulation import measure_model
 from benchmarks.table import Row, print_heading, print_row
 from benchmarks.tasks import measure_tasks
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "network", "tasks"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "network", "tasks", "model"]
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def main() -> None:
     if "ebs" in options.only:
         _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
         _section("Blocks of EBS in flight, TLS, 20 ms", measure_requests(options.repeats))
+    if "model" in options.only:
+        _section("Storing by orders at 20 ms, on a fake clock", measure_model())
     if "tasks" in options.only:
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _section("A journal of 10,000 tasks on the disk", measure_tasks(Path(work), options.repeats))
