@@ -22,7 +22,8 @@ from benchmarks.simulation import measure_model
 from benchmarks.table import Row, print_heading, print_row
 from benchmarks.tasks import measure_tasks
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "network", "tasks", "model"]
+SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "network", "tasks"]
+SECTIONS += ["model"]
 
 
 def main() -> None:
