@@ -58,7 +58,7 @@ R = TypeVar("R")
 ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE
 """Blocks of an order: what a lost worker costs."""
 
-_ATTEMPTS: Final = 4  # of an order whose worker is lost, or whose error may pass
+_ATTEMPTS: Final = 4  # of an order whose worker is lost
 _KEPT: Final = 8  # backends and archives that a worker's process keeps
 
 VERSIONS: Final = {"amistore": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
@@ -328,7 +328,8 @@ class Orders(Generic[R]):
     def ended(self) -> tuple[Order[R], R] | None:
         """Wait for an order to end, and return it with its result; None where its tokens were refused.
 
-        An order whose worker was lost, or whose error may pass, is given again.
+        An order whose worker was lost is given again. One that ended in an error is not, even if that may
+        pass: the worker's backend has made all attempts.
 
         Raises:
             ResourcesExhaustedError: the executor has lost its workers.
@@ -338,18 +339,16 @@ class Orders(Generic[R]):
             done = next(iter(wait(self._out, return_when=FIRST_COMPLETED).done))
             order = self._out[done]
             answer = _answer(done, order)
-            error = answer.error if isinstance(answer, Refusal) else None
-            untaken = isinstance(error, InvalidTokenError) and self._refused is not None
-            follower = None if error is None or untaken else _follower(order, error)
             del self._out[done]
-            if follower is not None:
-                self._submit(functools.partial(_same, follower))
+            if isinstance(answer, _Lost):
+                self._submit(functools.partial(_same, attrs.evolve(order, attempt=order.attempt + 1)))
                 continue
             self._cluster.slots.release()
             if not isinstance(answer, Refusal):
                 return order, answer
-            if self._refused is not None and isinstance(error, InvalidTokenError):
-                self._refused(attrs.evolve(order, attempt=order.attempt + 1), error)
+            if self._refused is None or not isinstance(answer.error, InvalidTokenError):
+                raise answer.error
+            self._refused(attrs.evolve(order, attempt=order.attempt + 1), answer.error)
             return None
 
     def map(self, orders: Iterable[Order[R]]) -> Generator[tuple[Order[R], R], None, None]:
@@ -377,16 +376,16 @@ def _same(order: Order[R]) -> Order[R]:
     return order
 
 
-def _follower(order: Order[R], error: AmistoreError) -> Order[R]:
-    """What is given in place of an order that was refused."""
-    if not getattr(error, "retryable", False) or order.attempt + 1 >= _ATTEMPTS:
-        raise error
-    _logger.info("order %d is given again: %s", order.number, hide_secrets(str(error)))
-    return attrs.evolve(order, attempt=order.attempt + 1)
+class _Lost:
+    """Instead of the answer of a worker that was lost."""
 
 
-def _answer(future: Future[R | Refusal], order: Order[R]) -> R | Refusal:
-    """What a worker answered; a lost worker's order is refused, too."""
+def _answer(future: Future[R | Refusal], order: Order[R]) -> R | Refusal | _Lost:
+    """What a worker answered.
+
+    Raises:
+        BackendError: the order's workers were lost so often that it may be the reason.
+    """
     try:
         return future.result()
     except BrokenExecutor as error:
@@ -394,7 +393,10 @@ def _answer(future: Future[R | Refusal], order: Order[R]) -> R | Refusal:
     except Exception as error:
         text = hide_secrets(f"{type(error).__name__}: {error}")
         lost = f"the worker of order {order.number} was lost: {text:.500}"
-        return Refusal(BackendError(lost, operation="order", retryable=True))
+        if order.attempt + 1 >= _ATTEMPTS:
+            raise BackendError(lost, operation="order", retryable=True) from None
+        _logger.info("%s: the order is given again", lost)
+        return _Lost()
 
 
 def _gone(error: BaseException) -> ResourcesExhaustedError:

@@ -127,14 +127,6 @@ def test_with_a_log_the_next_run_goes_on_with_orders_and_without(
     assert log.entries() == []
 
 
-def test_an_error_that_may_pass_is_met_by_giving_the_order_again(threads: ThreadPoolExecutor) -> None:
-    cloud = memory()
-    calls = Calls(cloud.ebs)
-    calls.fail("put_snapshot_block", 9, amistore.BackendError("cut", retryable=True))
-    assert runs.disks(cloud.ebs, restored(cloud, threads)) == DISKS
-    assert calls.failed
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_damage_is_found_as_without_orders(
     folder: amistore.DirectoryBackend, processes: ProcessPoolExecutor, tmp_path: Path, seed: int

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
@@ -17,8 +18,10 @@ from backends.aws.proxy import Fault, fault_proxy
 
 import amistore
 from amistore import Backend, MemoryBackend, RetryingBackend
+from amistore.archive import orders as archive_orders
 from amistore.backends.aws import connection as connection_module
 from amistore.backends.aws.ebs_connections import TimeLimits
+from amistore.objects import store_orders
 from amistore.testing.aws import FakeAWS
 
 pytestmark = pytest.mark.xdist_group("swift")
@@ -57,6 +60,7 @@ class Case:
     operation: str
     kind: str
     place: str  # first, middle or last of its calls
+    by_orders: bool
 
 
 def cases(operations: list[str], kinds: list[str]) -> list[Case]:
@@ -64,9 +68,10 @@ def cases(operations: list[str], kinds: list[str]) -> list[Case]:
     rng = random.Random(4)
     places = ["first", "middle", "last"]
     return [
-        Case(operation, kind, place)
+        Case(operation, kind, place, by_orders)
         for operation, kind in itertools.product(operations, kinds)
         for place in (places if LONG else [rng.choice(places)])
+        for by_orders in ([False, True] if LONG else [rng.random() < 0.5])
         if kind != "flipped-bit" or operation in CHECKED
     ]
 
@@ -75,9 +80,15 @@ def number_of(place: str, calls: int) -> int:
     return {"first": 1, "middle": (calls + 1) // 2, "last": calls}[place]
 
 
-def move(backend: Backend, image_id: str, bucket: str) -> amistore.Image:
-    moves.store(backend, image_id, bucket)
-    return moves.restore(backend, bucket)
+def move(backend: Backend, image_id: str, bucket: str, *, by_orders: bool = False) -> amistore.Image:
+    if not by_orders:
+        moves.store(backend, image_id, bucket)
+        return moves.restore(backend, bucket)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as executor:
+        for module in (store_orders, archive_orders):
+            patch.setattr(module, "ORDER_BLOCKS", 6)
+        moves.store(backend, image_id, bucket, executor=executor)
+        return moves.restore(backend, bucket, executor=executor)
 
 
 @pytest.fixture
@@ -117,7 +128,8 @@ def test_a_fault_of_ebs_or_ec2_is_got_over_or_told(
         backend.ebs.inner.limits = TimeLimits(read=2.0)  # type: ignore[attr-defined]
         number = number_of(case.place, usual[case.operation])
         fault = aws.faults.add(case.operation, case.kind, calls=[number])  # type: ignore[arg-type]
-        image = move(backend, image_id, "archive")  # one fault is got over, of whatever kind
+        # One fault is got over, of whatever kind.
+        image = move(backend, image_id, "archive", by_orders=case.by_orders)
         assert fault.fired == 1
         moves.check_restored(aws, image)
         assert memory.s3.list_multipart_uploads("archive") == []
@@ -194,7 +206,8 @@ def test_a_fault_of_s3_is_got_over(
         backend = account(aws, proxy.url)
         number = number_of(case.place, usual_s3[case.operation])
         proxy.fail(case.operation, fault, nth=number)
-        image = move(backend, image_id, bucket)  # one fault is got over, of whatever kind
+        # One fault is got over, of whatever kind.
+        image = move(backend, image_id, bucket, by_orders=case.by_orders)
         moves.check_restored(aws, image)
         assert proxy.requests[case.operation] >= number
         left = backend.s3.list_multipart_uploads(bucket)

@@ -6,6 +6,7 @@ import collections
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import images
@@ -16,7 +17,9 @@ from backends.aws.moves import KEY, LAYOUT
 
 import amistore
 from amistore import AmistoreError, Backend, DirectoryBackend, MemoryBackend, RetryingBackend
+from amistore.archive import orders as archive_orders
 from amistore.backends import pace
+from amistore.objects import store_orders
 from amistore.testing import FaultyBackend
 from amistore.testing.aws import FakeAWS
 
@@ -42,6 +45,15 @@ Outcomes = collections.Counter[tuple[float, str]]
 def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that were throttled go on at once: how far they slow down is what test_pace.py proves."""
     monkeypatch.setattr(pace, "_LEAST", 1000.0)
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
+    """Whose orders have a few blocks each."""
+    for module in (store_orders, archive_orders):
+        monkeypatch.setattr(module, "ORDER_BLOCKS", 6)
+    with ThreadPoolExecutor(2) as made:
+        yield made
 
 
 def add_faults(faulty: FaultyBackend, rate: float, seed: int) -> None:
@@ -84,11 +96,15 @@ def ours(tmp_path: Path) -> Iterator[Callable[[str], MemoryBackend | DirectoryBa
     yield make
 
 
-@pytest.mark.parametrize("kind", ["memory", "directory"])
+@pytest.mark.parametrize(("kind", "by_orders"), [("memory", False), ("memory", True), ("directory", False)])
 def test_a_backend_with_random_faults_gives_the_same_bytes_or_a_typed_error(
-    kind: str, ours: Callable[[str], MemoryBackend | DirectoryBackend]
+    kind: str,
+    by_orders: bool,
+    ours: Callable[[str], MemoryBackend | DirectoryBackend],
+    executor: ThreadPoolExecutor,
 ) -> None:
     outcomes: Outcomes = collections.Counter()
+    given = executor if by_orders else None
     for seed in range(RUNS):
         rate = RATES[seed % len(RATES)]
         inner = ours(kind)
@@ -96,13 +112,15 @@ def test_a_backend_with_random_faults_gives_the_same_bytes_or_a_typed_error(
         ids = [images.snapshot(inner.ebs, 1, moves.volume(number)) for number in range(2)]
         faulty = FaultyBackend(inner)
         add_faults(faulty, rate, seed)
-        outcomes[rate, move_and_check(RetryingBackend(faulty, QUICK), faulty, inner, ids)] += 1
+        outcomes[rate, move_and_check(RetryingBackend(faulty, QUICK), faulty, inner, ids, given)] += 1
     for rate in RATES[:2]:
         assert {outcome for each, outcome in outcomes if each == rate} == {"complete"}
-    report(kind, outcomes)
+    report(f"{kind}, {'by orders' if by_orders else 'alone'}", outcomes)
 
 
-def move_and_check(backend: Backend, faulty: FaultyBackend, inner: Backend, ids: list[str]) -> str:
+def move_and_check(
+    backend: Backend, faulty: FaultyBackend, inner: Backend, ids: list[str], executor: Executor | None
+) -> str:
     """Store, restore and register in one backend; says how it ended."""
     image = images.image(ids)
     made: amistore.Image | None = None
@@ -114,13 +132,14 @@ def move_and_check(backend: Backend, faulty: FaultyBackend, inner: Backend, ids:
                 backend.ebs,
                 backend.s3.at("archive", KEY),
                 workers=2,
+                executor=executor,
                 options=amistore.PackOptions(layout=LAYOUT, part_size=5 * amistore.MIB),
             ),
         )
 
         def unpack() -> None:
             nonlocal made
-            made = amistore.unpack(backend.s3.at("archive", KEY), backend.ebs, workers=2)
+            made = amistore.unpack(backend.s3.at("archive", KEY), backend.ebs, workers=2, executor=executor)
 
         most_attempts(faulty, unpack)
         assert made is not None
