@@ -32,7 +32,7 @@ from amistore.errors import (
 )
 from amistore.objects.partlog import InOrder, PartEntries, part_entry, part_size_of, upload_id_of
 from amistore.objects.resumelog import (
-    MemoryResumeLog,
+    NoLog,
     ResumeLog,
     read_task,
     write_entry,
@@ -110,7 +110,7 @@ class LoggedUpload:
     form: PartEntries = InOrder()
 
     def __attrs_post_init__(self) -> None:
-        self.log = MemoryResumeLog() if self.given is None else self.given
+        self.log = NoLog() if self.given is None else self.given
 
     def run(
         self,

@@ -34,7 +34,7 @@ from amistore.errors import (
 from amistore.model import Image, Snapshot
 from amistore.objects.restore_orders import RestoreOrder, SegmentRestore, SegmentTask
 from amistore.objects.resumelog import (
-    MemoryResumeLog,
+    NoLog,
     ResumeLog,
     read_entry,
     read_task,
@@ -77,7 +77,7 @@ def restore_snapshots(
         "fill_holes": policy.fill_holes,
         "tags": {tag.key: tag.value for tag in policy.tags} or None,
     }
-    journal = RestoreLog(MemoryResumeLog() if log is None else log, identity)
+    journal = RestoreLog(NoLog() if log is None else log, identity)
 
     def undo(error: BaseException) -> None:
         if isinstance(error, NotFoundError) and restored.has(error.snapshot_id):

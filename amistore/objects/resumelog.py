@@ -28,7 +28,7 @@ from amistore.units import MIB
 __all__ = [
     "FileResumeLog",
     "LogPhase",
-    "MemoryResumeLog",
+    "NoLog",
     "ResumeLog",
     "read_entry",
     "read_task",
@@ -132,20 +132,17 @@ def using_log(given: ResumeLog | str | os.PathLike[str] | None) -> Iterator[Resu
     yield given
 
 
-class MemoryResumeLog(ResumeLog):
-    """A log that ends with the process."""
-
-    def __init__(self) -> None:
-        self._entries: list[bytes] = []
+class NoLog(ResumeLog):
+    """A log of a run that nobody resumes: it keeps nothing, which for a large image would be gigabytes."""
 
     def entries(self) -> list[bytes]:
-        return list(self._entries)
+        return []
 
     def append(self, entry: bytes) -> None:
-        self._entries.append(entry)
+        pass
 
     def clear(self) -> None:
-        self._entries.clear()
+        pass
 
 
 class LogPhase(ResumeLog):

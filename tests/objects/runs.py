@@ -15,7 +15,7 @@ import images
 from objects.swaps import put_in_place
 
 import amistore
-from amistore.objects.resumelog import MemoryResumeLog
+from amistore.objects.resumelog import ResumeLog
 
 BUCKET, KEY = "archive", "ami.bin"
 LAYOUT = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2)
@@ -142,12 +142,20 @@ class Calls:
         return watched
 
 
-class Log(MemoryResumeLog):
+class Log(ResumeLog):
     """A log in memory whose entries can be set."""
 
     def __init__(self, entries: list[bytes] | None = None) -> None:
-        super().__init__()
         self._entries = list(entries or [])
+
+    def entries(self) -> list[bytes]:
+        return list(self._entries)
+
+    def append(self, entry: bytes) -> None:
+        self._entries.append(entry)
+
+    def clear(self) -> None:
+        self._entries.clear()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from objects.test_unpack import DISKS, cloud, unpack
 import amistore
 from amistore.container.records import SegmentDescriptor
 from amistore.objects.multipart import RUN_KEY
-from amistore.objects.resumelog import MemoryResumeLog, write_entry
+from amistore.objects.resumelog import write_entry
 
 EXAMPLES = 2000 if os.environ.get("AMISTORE_LONG") else 30
 OTHER = images.Volumes([(1, {i: images.noise(200 + i) for i in range(40)})])
@@ -425,7 +425,7 @@ def test_no_mutation_of_a_log_of_restoring_gives_other_disks(data: st.DataObject
 )
 def test_a_forged_beginning_of_a_snapshot_is_a_damaged_log(forged: dict[str, Any]) -> None:
     backend = amistore.MemoryBackend()
-    log = MemoryResumeLog()
+    log = runs.Log()
     log.append(write_entry(kind="unpack", task="0" * 32))
     begun = {"volume": "snap-0123456789abcdef0", "generation": 0, "size": amistore.GIB}
     log.append(write_entry(**{**begun, **forged}))

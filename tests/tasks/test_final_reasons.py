@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from objects import runs
 from tasks.accounts import BUCKET, DISKS, account, disks, snapshots, stored
 
 import amistore
 from amistore import TaskEngine, errors
 from amistore.errors import is_final
-from amistore.objects.resumelog import MemoryResumeLog
 from amistore.tasks import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
@@ -122,7 +122,7 @@ def test_a_call_with_a_log_keeps_and_removes_the_same(
 ) -> None:
     final = error in FINAL
     cloud, image_id = account()
-    image, log = cloud.ec2.describe_image(image_id), MemoryResumeLog()
+    image, log = cloud.ec2.describe_image(image_id), runs.Log()
     with monkeypatch.context() as patch:
         failing(patch, cloud.ebs, "get_snapshot_block", error())
         with pytest.raises((amistore.AmistoreError, MemoryError)):
