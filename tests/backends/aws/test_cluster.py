@@ -7,6 +7,8 @@ import functools
 import hashlib
 import os
 import signal
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,58 @@ def test_block_tokens_that_end_while_orders_wait_are_renewed_by_the_coordinator(
         aws.behaviour.pages_renew_tokens = aws.behaviour.short_pages = True
     account.store(client, progress=progress)
     account.check_stored()
+
+
+def test_an_image_is_handed_on_to_another_account_though_a_worker_is_killed(
+    account: Account, clients: Callable[[int], Client], tmp_path: Path
+) -> None:
+    client = clients(2)
+    folder = amistore.DirectoryBackend(tmp_path)
+    image_id = account.backend.ec2.register_image(account.image, name="web")
+    made = amistore.transfer(
+        image_id,
+        source=account.backend,
+        destination=folder,
+        fill_holes=False,
+        executor=client.get_executor(),
+        workers=4,
+        progress=kill_a_worker(client),
+    )
+    for snapshot_id, indexes in zip(sorted_ids(made.image), account.volumes, strict=True):
+        _, found = images.contents(folder.ebs, snapshot_id)
+        assert found == {index: block(index) for index in indexes}
+
+
+@pytest.mark.skipif(not LONG, reason="it takes as long as 8,000 calls at 200 a second; a figure, not a law")
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_at_200_calls_a_second_a_server_gets_no_more_and_hardly_less(
+    credentials: Path, seaweedfs: Connection, clients: Callable[[int], Client], workers: int
+) -> None:
+    times: list[float] = []
+
+    def timed(index: int) -> bytes:
+        times.append(time.monotonic())
+        return index.to_bytes(8, "big") + bytes(amistore.BLOCK_SIZE - 8)
+
+    with FakeAWS() as aws:
+        given = Account(aws, seaweedfs, credentials, 128)
+        snapshot_id = aws.add_snapshot(volume_size=4, blocks=timed, indexes=range(8000))
+        form = Layout(blocks_per_frame=2, blocks_per_segment=4, segments_per_shard=250)
+        url, region = aws.client_options()["endpoint_url"], aws.client_options()["region_name"]
+        backend = AWSBackend(
+            profile_name="fake", region_name=region, endpoint_urls={"ec2": url, "ebs": url}, block_rate=200
+        )
+        amistore.store(
+            images.image([snapshot_id]),
+            backend.ebs,
+            given.to,
+            executor=clients(workers).get_executor(),
+            workers=workers,
+            options=amistore.PackOptions(layout=form),
+        )
+    times.sort()
+    most = max(bisect_left(times, at + 1) - number for number, at in enumerate(times))
+    middle = times[800:-800]
+    rate = (len(middle) - 1) / (middle[-1] - middle[0])
+    print(f"{workers} workers: {most} in a second at most, {rate:.0f} a second while all have orders")
+    assert most <= 220 and rate >= 180
