@@ -70,7 +70,7 @@ class OrderedUpload:
 
         def make(missing: bool) -> None:
             run = _Run(self._planned, self._plan, self._upload, self._source, self._encode, progress)
-            with Orders(self._cluster, run.refused) as orders:
+            with Orders(self._cluster, run.refused, run.log) as orders:
                 self._written = run.make(orders, missing=missing)
 
         def check(ranges: ObjectRanges, new: bool) -> None:
@@ -278,17 +278,21 @@ class _Run:
 
     def _take(self, order: Order[Stored], stored: Stored) -> None:
         """Log what an order made, and tell of it."""
-        first = cast(StoreOrder, order).first
+        self.log(order, stored)
         self._made[order.number] = _Made(stored.records, stored.parts, stored.rest)
+        if cast(StoreOrder, order).first == order.number:
+            self._blocks += sum(segment.runs.blocks for segment in cast(StoreOrder, order).segments)
+            self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
+        self._tell()
+
+    def log(self, order: Order[Stored], stored: Stored) -> None:
+        """Log the parts that an order made."""
+        first = cast(StoreOrder, order).first
         if stored.parts:
             before = self._small.records if first < order.number else []
             self._upload.log.append(
                 order_entry(first, order.number, stored.parts, [*before, *stored.records])
             )
-        if first == order.number:
-            self._blocks += sum(segment.runs.blocks for segment in cast(StoreOrder, order).segments)
-            self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
-        self._tell()
 
     def _tell(self) -> None:
         total = self._planned.blocks
