@@ -26,7 +26,7 @@ from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.objects.store_orders import OrderPlan, Stored, StoreOrder
 from amistore.objects.upload import check_end, check_object, logged_segments, upload_identity
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
-from amistore.pipeline.orders import Cluster, Shared
+from amistore.pipeline.orders import Cluster, Order, Shared
 from amistore.pipeline.packing import SegmentEncode, WrittenArchive, check_size
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.tokens import OrderCut
@@ -139,7 +139,7 @@ class _Run:
         self._encode = encode
         self._rate = cluster.share(source.rate, len(plan.cuts))
         self._progress = progress
-        self.orders = BlockOrders(cluster, planned, source, plan.cuts, self._order)
+        self.orders = BlockOrders(cluster, planned, source, plan.cuts, self._order, self._log)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
         self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
         self._small = _Small()
@@ -230,17 +230,21 @@ class _Run:
 
     def _take(self, order: BlockOrder[Stored], stored: Stored) -> None:
         """Log what an order made, and tell of it."""
-        first = cast(StoreOrder, order).first
+        self._log(order, stored)
         self._made[order.number] = _Made(stored.records, stored.parts, stored.rest)
+        if cast(StoreOrder, order).first == order.number:
+            self._blocks += sum(segment.runs.blocks for segment in order.segments)
+            self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
+        self._tell()
+
+    def _log(self, order: Order[Stored], stored: Stored) -> None:
+        """Log the parts that an order made."""
+        first = cast(StoreOrder, order).first
         if stored.parts:
             before = self._small.records if first < order.number else []
             self._upload.log.append(
                 order_entry(first, order.number, stored.parts, [*before, *stored.records])
             )
-        if first == order.number:
-            self._blocks += sum(segment.runs.blocks for segment in order.segments)
-            self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)
-        self._tell()
 
     def _tell(self) -> None:
         total = self._planned.blocks

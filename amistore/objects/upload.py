@@ -182,8 +182,8 @@ def upload_identity(
     if part_size is not None:
         identity["part_size"] = part_size
     other = InvalidRequestError(
-        f"this log belongs to a run {'with' if orders is None else 'without'} executor=, or to a store of "
-        "other parts: go on as it began, or give another log; amistore.abandon ends that run"
+        "this log's run has other parts, which the store does not take now: give the traits that it had, or "
+        "another log; amistore.abandon ends that run"
     )
     return identity, {"file": changed, "orders": other}
 

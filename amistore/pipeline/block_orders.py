@@ -58,6 +58,7 @@ class BlockOrders(Generic[R]):
         source: the source of the blocks, which nobody else lists meanwhile.
         cuts: the segments of each order.
         make: makes the order of a cut, without tokens.
+        late: as in `Orders`.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class BlockOrders(Generic[R]):
         source: BlockSource,
         cuts: Sequence[OrderCut],
         make: Callable[[OrderCut], BlockOrder[R]],
+        late: Callable[[Order[R], R], None] | None = None,
     ) -> None:
-        self._orders = Orders[R](cluster, self._refused)
+        self._orders = Orders[R](cluster, self._refused, late)
         self._tokens = OrderTokens(planned, source)
         self._cuts = cuts
         self._make = make
@@ -108,6 +110,7 @@ class BlockOrders(Generic[R]):
 
     def _give(self, first: int, done: Container[int]) -> None:
         """Give orders while there are workers: those that were refused, then those up to the last."""
+        self._following = max(self._following, first)  # those before it are done
         last = min(first + self._ahead, len(self._cuts))
         while not (self._tokens.alone and len(self._orders)):
             order = self._next(last, done)

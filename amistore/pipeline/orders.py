@@ -274,16 +274,21 @@ class Orders(Generic[R]):
     Args:
         cluster: who does them.
         refused: takes an order whose block tokens were refused, to give it again later.
+        late: takes an order and its result where that comes after another one's error, or an interrupt.
 
     Attributes:
         workers: the most orders that are out at once.
     """
 
     def __init__(
-        self, cluster: Cluster, refused: Callable[[Order[R], InvalidTokenError], None] | None = None
+        self,
+        cluster: Cluster,
+        refused: Callable[[Order[R], InvalidTokenError], None] | None = None,
+        late: Callable[[Order[R], R], None] | None = None,
     ) -> None:
         self._cluster = cluster
         self._refused = refused
+        self._late = late
         self.workers = cluster.workers
         self._out: dict[Future[R | Refusal], Order[R]] = {}
 
@@ -292,9 +297,16 @@ class Orders(Generic[R]):
 
     def __exit__(self, *error: object) -> None:
         wait(self._out)
-        for _ in self._out:
+        out, self._out = self._out, {}
+        for _ in out:
             self._cluster.slots.release()
-        self._out.clear()
+        for done, order in out.items():
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                if self._late is None or done.exception() is not None:
+                    continue
+                answer = done.result()
+                if not isinstance(answer, Refusal):
+                    self._late(order, answer)
 
     def __len__(self) -> int:
         return len(self._out)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import deaths
-from objects import runs
+from objects import ordered, runs
 
 import amistore
 from amistore.backends.directory.ebs import DirectoryEBS
@@ -17,6 +18,10 @@ def run(what: str, root: str, *_: str) -> None:
     with amistore.FileResumeLog(Path(root) / "run.log") as log:
         if what == "pack":
             runs.store(runs.source(), cloud.s3, log=log)
+        elif what == "orders":
+            ordered.short_parts()
+            with ThreadPoolExecutor(2) as executor:
+                ordered.RESUMED.store(cloud.s3, executor, log=log)
         else:
             fill_holes = what == "fill"
             place = cloud.s3.at(runs.BUCKET, runs.KEY), cloud.ebs

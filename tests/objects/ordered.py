@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,7 +16,9 @@ import pytest
 from objects.runs import BUCKET, KEY
 
 import amistore
-from amistore.backends import BlockPage, BlockSource, ObjectStore, SnapshotBlock
+from amistore.backends import BlockPage, BlockSource, ObjectStore, SnapshotBlock, StoreTraits
+from amistore.container import layout
+from amistore.objects import store_orders
 from amistore.pipeline import orders
 
 SHORT = amistore.Layout(blocks_per_frame=2, blocks_per_segment=2, segments_per_shard=8)
@@ -62,6 +67,7 @@ class Case:
 
     volumes: tuple[Seeds, ...]
     layout: amistore.Layout = SHARED
+    part_size: int | None = 5 * amistore.MIB
 
     def source(self) -> Source:
         return Source(self.volumes)
@@ -73,13 +79,13 @@ class Case:
 
     @property
     def options(self) -> amistore.PackOptions:
-        return amistore.PackOptions(layout=self.layout, part_size=5 * amistore.MIB)
+        return amistore.PackOptions(layout=self.layout, part_size=self.part_size)
 
     def expected(self) -> bytes:
         """What `pack` makes of it."""
         return b"".join(amistore.pack(self.image, self.source(), options=self.options))
 
-    def store(self, to: ObjectStore, executor: Executor, **options: Any) -> amistore.StoredArchive:
+    def store(self, to: ObjectStore, executor: Executor | None, **options: Any) -> amistore.StoredArchive:
         """Store it by orders."""
         return store(self, self.source(), to, executor, **options)
 
@@ -110,6 +116,56 @@ CASES = {
     "no segments": _case({}, {}),
     "no volumes": _case(),
 }
+
+
+LEAST = 4000
+"""Bytes of a part where `short_parts` was called: two volumes of one `small` block are less, three more."""
+
+
+def short_parts(patch: Callable[[object, str, object], None] = setattr, *, blocks: int = 1024) -> None:
+    """Have orders of so many blocks, and parts and shards of `LEAST` bytes at least."""
+    patch(layout, "MIN_PART", LEAST)
+    patch(store_orders, "MIN_PART", LEAST)
+    patch(store_orders, "ORDER_BLOCKS", blocks)
+    patch(ObjectStore, "traits", StoreTraits(least_part=1))
+
+
+RESUMED = Case(
+    (
+        noise(1),  # of six parts
+        small(1),
+        small(1, 5),
+        noise(1, 2),  # joined with the two before it
+        *(small(1, seed) for seed in range(7, 10)),  # a part together
+        small(1, 10),
+    ),
+    SHARED,
+    100_000,
+)
+"""Orders of all kinds, for runs that end early, where `short_parts` was called."""
+
+
+class Dying(Source):
+    """A source one of whose blocks kills the process that gets it, the first time.
+
+    Args:
+        volumes: the volumes.
+        volume: the number of the volume whose first block it is.
+        path: a file that is made then.
+    """
+
+    def __init__(self, volumes: tuple[Seeds, ...], volume: int, path: Path) -> None:
+        super().__init__(volumes)
+        self._path = path
+        self._here = os.getpid()
+        self._fatal = list(self.volumes)[volume]
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        here = os.getpid() == self._here
+        if snapshot_id == self._fatal and block_index == 0 and not here and not self._path.exists():
+            self._path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
 
 
 class Inline(ThreadPoolExecutor):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import signal
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -19,14 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from objects import ordered, runs
-from objects.ordered import CASES
+from objects.ordered import CASES, LEAST
 from objects.runs import BUCKET
 
 import amistore
 from amistore.backends import BlockPage, Forwarding, ObjectStore, SnapshotBlock, StoreTraits
-from amistore.container import layout
 from amistore.errors import InvalidTokenError
-from amistore.objects import store_orders
 from amistore.pipeline import orders
 
 MakeError = Callable[[], Exception]
@@ -328,10 +325,8 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
     cloud, case = amistore.DirectoryBackend(tmp_path), CASES["noise"]
     cloud.s3.create_bucket(BUCKET)
     log = runs.Log()
-    calls = runs.Calls(given := source(case.volumes))
-    del calls
     with pytest.raises(amistore.InvalidRequestError, match=match):
-        ordered.store(case, given, cloud.s3, executor(1), workers=workers, log=log)
+        ordered.store(case, source(case.volumes), cloud.s3, executor(1), workers=workers, log=log)
     assert uploads(cloud) == log.entries() == []
 
 
@@ -410,28 +405,14 @@ def test_a_file_is_written_here_of_segments_that_workers_make(
 def test_a_pool_that_has_lost_a_process_is_a_typed_error_and_leaves_nothing(tmp_path: Path) -> None:
     cloud, case = amistore.DirectoryBackend(tmp_path), CASES["noise"]
     cloud.s3.create_bucket(BUCKET)
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(1) as pool:
         with pytest.raises(amistore.ResourcesExhaustedError, match="lost its workers"):
-            ordered.store(case, Dying(case.volumes, 20), cloud.s3, pool)
+            ordered.store(case, ordered.Dying(case.volumes, 0, tmp_path / "killed"), cloud.s3, pool)
         assert uploads(cloud) == []
         with pytest.raises(amistore.ResourcesExhaustedError, match="lost its workers"):
             case.store(cloud.s3, pool)
     assert uploads(cloud) == []
     assert runs.stored(cloud.s3) is None
-
-
-class Dying(ordered.Source):
-    """A source whose block of this index kills the process that reads it."""
-
-    def __init__(self, volumes: tuple[ordered.Seeds, ...], index: int) -> None:
-        super().__init__(volumes)
-        self._index = index
-        self._here = os.getpid()
-
-    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
-        if block_index == self._index and os.getpid() != self._here:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().get_snapshot_block(snapshot_id, block_index, block_token)
 
 
 def test_an_executor_that_was_shut_down_is_a_typed_error() -> None:
@@ -462,17 +443,6 @@ def test_two_runs_share_the_workers_of_one_executor() -> None:
         ]
         assert len({each.result().content_id for each in done}) == 1
     assert [runs.stored(cloud.s3, key) for key in keys] == [expected("small between large")] * 2
-
-
-LEAST = 1500
-"""Bytes of a part in the property tests: two blocks of `images.block` are less, and three more."""
-
-
-def short_orders(patch: pytest.MonkeyPatch, blocks: int) -> None:
-    """Have orders of so many blocks, and parts and shards of `LEAST` bytes."""
-    patch.setattr(layout, "MIN_PART", LEAST)
-    patch.setattr(store_orders, "MIN_PART", LEAST)
-    patch.setattr(store_orders, "ORDER_BLOCKS", blocks)
 
 
 def options_of(case: ordered.Case, part_size: int | None = None) -> amistore.PackOptions:
@@ -538,7 +508,7 @@ def test_a_snapshot_is_listed_again_only_where_its_tokens_have_ended(
 ) -> None:
     cloud, source = runs.cloud(), EndingTokens(case.volumes, others)
     with pytest.MonkeyPatch.context() as patch:
-        short_orders(patch, case.layout.blocks_per_segment)
+        ordered.short_parts(patch.setattr, blocks=case.layout.blocks_per_segment)
         executor = ordered.InTurn(patch, random.randrange)
         wanted = case.expected()
         ordered.store(case, source, cloud.s3, executor, workers=workers, options=options_of(case))
@@ -563,7 +533,7 @@ def test_any_mixture_of_blocks_in_orders_of_any_length_makes_the_object_that_pac
     cloud = runs.cloud()
     cloud.s3.traits = StoreTraits(least_part=least)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(workers) as executor:
-        short_orders(patch, length * case.layout.blocks_per_segment)
+        ordered.short_parts(patch.setattr, blocks=length * case.layout.blocks_per_segment)
         wanted = case.expected()
         calls = runs.Calls(cloud.s3)
         case.store(cloud.s3, executor, workers=workers, options=options_of(case, part_size))
