@@ -108,7 +108,9 @@ class StoreJob:
         given = (planned, blocks, encode, self.to, log, options.part_size)
         metadata = {**object_metadata(image, now, region), **self.metadata}
         tags = self.tags or None
-        if cluster is None or self.to.store.traits.equal_parts:  # which one uploader alone can make
+        traits = self.to.store.traits
+        one_uploader = traits.equal_parts or not traits.part_gaps
+        if cluster is None or one_uploader:
             return ArchiveUpload(*given).run(
                 metadata,
                 tags,
@@ -187,8 +189,8 @@ def store(
             an executor, the number of orders that are out at once.
         executor: an executor, such as Dask's ``client.get_executor()``, whose workers read the blocks and
             upload the parts by themselves: `docs/scale.md`. Source and store must be picklable, unless it has
-            threads. The bytes are the same. A file, and an object of equal parts, are written here, of
-            segments that the workers make.
+            threads. The bytes are the same. A file, and an object of equal parts or of numbers without
+            gaps, are written here, of segments that the workers make.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
         options: the options that are rarely needed.
 
