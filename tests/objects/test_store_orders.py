@@ -286,6 +286,37 @@ def test_an_error_that_may_pass_has_its_order_given_again_four_times_at_most() -
     assert runs.stored(cloud.s3) == expected("noise")
 
 
+class Losing(ordered.Inline):
+    """Loses the worker of one order, as Dask tells it, so many times."""
+
+    def __init__(self, number: int, times: int) -> None:
+        super().__init__()
+        self._number = number
+        self._times = times
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        future = super().submit(function, *arguments, **options)
+        if self.orders[-1].number == self._number and self._times:
+            self._times -= 1
+            future = Future()
+            future.set_exception(LookupError("KilledWorker: aws_session_token=canary"))
+        return future
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_an_order_whose_worker_was_lost_is_given_again_four_times_at_most(number: int) -> None:
+    cloud = runs.cloud()
+    executor = Losing(number, 3)
+    CASES["noise"].store(cloud.s3, executor)
+    assert [order.attempt for order in executor.orders if order.number == number] == [0, 1, 2, 3]
+    assert runs.stored(cloud.s3) == expected("noise")
+    with pytest.raises(amistore.BackendError, match=f"the worker of order {number} was lost") as caught:
+        CASES["noise"].store(cloud.s3, Losing(number, 4), overwrite=True)
+    assert caught.value.retryable
+    assert "canary" not in str(caught.value)
+    assert uploads(cloud) == []
+
+
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_an_interrupt_leaves_nothing_behind_and_waits_for_the_orders_that_are_out(number: int) -> None:
     cloud, case = runs.cloud(), CASES["noise"]
@@ -379,15 +410,27 @@ class EqualParts(Forwarding[ObjectStore], ObjectStore):
         return self.inner.complete_multipart_upload(bucket, key, upload_id, parts, **options)
 
 
+class NoGaps(Forwarding[ObjectStore], ObjectStore):
+    traits = StoreTraits(part_gaps=False)
+
+    def complete_multipart_upload(
+        self, bucket: str, key: str, upload_id: str, parts: Any, **options: Any
+    ) -> amistore.backends.ObjectInfo:
+        assert [part.part_number for part in parts] == list(range(1, len(parts) + 1))
+        assert self.list_parts(bucket, key, upload_id) == list(parts)
+        return self.inner.complete_multipart_upload(bucket, key, upload_id, parts, **options)
+
+
+@pytest.mark.parametrize("kind", [EqualParts, NoGaps])
 @pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
-def test_a_store_of_equal_parts_gets_them_of_segments_that_workers_make(
-    pool: type[Executor], processes: ProcessPoolExecutor, tmp_path: Path
+def test_a_store_of_equal_parts_or_without_gaps_gets_them_of_segments_that_workers_make(
+    kind: type[EqualParts], pool: type[Executor], processes: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
     cloud, case = amistore.DirectoryBackend(tmp_path), CASES["small between large"]
     cloud.s3.create_bucket(BUCKET)
     with ThreadPoolExecutor(2) as threads:
         executor = threads if pool is ThreadPoolExecutor else processes
-        case.store(EqualParts.around(cloud.s3), executor)
+        case.store(kind.around(cloud.s3), executor)
     assert runs.stored(cloud.s3) == expected("small between large")
     assert uploads(cloud) == []
 
