@@ -71,7 +71,12 @@ STORES: Final[Mapping[str, StoreTraits]] = {
     "openstack-swift": StoreTraits(tags=False, addressing="path"),
     "juicefs": StoreTraits(checksum="md5", conditional_completion=False, addressing="path"),
     "rclone": StoreTraits(
-        replaceable_parts=False, checksum="md5", conditional_completion=False, tags=False, addressing="path"
+        replaceable_parts=False,
+        part_gaps=False,
+        checksum="md5",
+        conditional_completion=False,
+        tags=False,
+        addressing="path",
     ),
     "seaweedfs": StoreTraits(addressing="path"),
 }

@@ -70,6 +70,8 @@ class StoreTraits:
         tags: whether objects have tags.
         replaceable_parts: whether it takes a part again that it has. Where it does not, a part that it
             refuses as sent before is looked for in the list of parts, or named at the completion by its MD5.
+        part_gaps: whether the numbers of an upload's parts may have gaps, as with `store(executor=)`. Where
+            they may not, its workers make the segments, and one uploader the parts.
         addressing: where it wants the bucket's name: ``"path"``, behind the host, or ``"virtual"``, in front
             of it; None for what the client chooses.
 
@@ -88,6 +90,7 @@ class StoreTraits:
     conditional_completion: bool = attrs.field(default=True, validator=_check_flag)
     tags: bool = attrs.field(default=True, validator=_check_flag)
     replaceable_parts: bool = attrs.field(default=True, validator=_check_flag)
+    part_gaps: bool = attrs.field(default=True, validator=_check_flag)
     addressing: Addressing | None = attrs.field(default=None, validator=_check_one_of(Addressing))
 
     def __attrs_post_init__(self) -> None:

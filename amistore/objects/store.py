@@ -20,6 +20,7 @@ from amistore.objects.multipart import RUN_KEY, StoredArchive, refuse_existing
 from amistore.objects.ordered_upload import OrderedUpload
 from amistore.objects.partlog import is_by_orders
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
+from amistore.objects.store_orders import takes_orders
 from amistore.objects.upload import ArchiveUpload
 from amistore.pipeline.orders import Cluster, given_cluster, using_cluster
 from amistore.pipeline.pack import DEFAULTS, PackOptions, check_packing, pack, plan_pack
@@ -112,7 +113,7 @@ class StoreJob:
         # A log's runs go on as they began, with and without an executor.
         by_orders = is_by_orders(log)
         if by_orders is None:
-            by_orders = cluster is not None and not self.to.store.traits.equal_parts
+            by_orders = cluster is not None and takes_orders(self.to.store.traits)
         if by_orders:
             with using_cluster(cluster, workers) as using:
                 return OrderedUpload(*given, using).run(
@@ -193,8 +194,8 @@ def store(
             an executor, the number of orders that are out at once.
         executor: an executor, such as Dask's ``client.get_executor()``, whose workers read the blocks and
             upload the parts by themselves: `docs/scale.md`. Source and store must be picklable, unless it has
-            threads. The bytes are the same. A file, and an object of equal parts, are written here, of
-            segments that the workers make.
+            threads. The bytes are the same. A file, and an object of equal parts or of numbers without
+            gaps, are written here, of segments that the workers make.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
         options: the options that are rarely needed.
 

@@ -26,10 +26,15 @@ from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import MIB, sized
 
-__all__ = ["OrderPlan", "StoreOrder", "Stored"]
+__all__ = ["OrderPlan", "StoreOrder", "Stored", "takes_orders"]
 
 _LEAST_PARTS = 4  # of an order; one that is larger than memory is not held back as one part
 _USUAL = 16 * MIB  # bytes of a part, as in parts.py
+
+
+def takes_orders(traits: StoreTraits) -> bool:
+    """Whether several workers can upload an object: with parts of any size, and numbers with gaps."""
+    return traits.part_gaps and not traits.equal_parts
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ from amistore.errors import InvalidRequestError
 from amistore.model import AttributeReport, Fate, Image, Tag
 from amistore.model.fidelity import Leaf, leaves, report
 from amistore.objects.parts import ObjectBounds
-from amistore.objects.store_orders import OrderPlan
+from amistore.objects.store_orders import OrderPlan, takes_orders
 from amistore.pipeline import Progress
 from amistore.pipeline.orders import Cluster
 from amistore.pipeline.pack import plan_pack
@@ -228,7 +228,7 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
     planned = plan_pack(image, backend.ebs, progress=pages.append)
     workers = max(terms.workers, requests_of(backend.s3))
     traits = backend.s3.traits
-    by_orders = terms.by_orders and not traits.equal_parts
+    by_orders = terms.by_orders and takes_orders(traits)
     bounds = (
         OrderPlan.of(planned, traits).bounds(planned)
         if by_orders
@@ -253,7 +253,7 @@ def _plan_store(backend: Backend, image: Image, terms: _Terms) -> StorePlan:
         *terms.warnings(backend, image, decrypted),
         *_dropped(fidelity),
         *_too_large(bounds.size, most),
-        *_one_uploader(terms.by_orders and traits.equal_parts),
+        *_one_uploader(terms.by_orders and not by_orders),
     ]
     return StorePlan(
         image_id=image.image_id,
@@ -376,8 +376,8 @@ def _too_large(size: int, most: int) -> Iterator[str]:
 def _one_uploader(alone: bool) -> Iterator[str]:
     if alone:
         yield (
-            "the store wants all parts of one size, so this process alone uploads: the executor's workers "
-            "compress, and all bytes pass here"
+            "the store wants parts of one size, or numbers without gaps, so this process alone uploads: "
+            "the workers compress, and all bytes pass here"
         )
 
 

@@ -192,10 +192,17 @@ class InTurn(Inline):
     Args:
         patch: has `amistore.pipeline.orders` wait for it.
         choose: gives the number of the next of so many orders.
+        work: does an order; None to call the function with it.
     """
 
-    def __init__(self, patch: pytest.MonkeyPatch, choose: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        choose: Callable[[int], int],
+        work: Callable[[Callable[[Any], Any], Any], Any] | None = None,
+    ) -> None:
         super().__init__()
+        self._work = work
         self._out: list[tuple[Future[Any], Any]] = []
         self._choose = choose
         patch.setattr(orders, "wait", self._wait)
@@ -203,6 +210,8 @@ class InTurn(Inline):
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
         self.orders += arguments
         future: Future[Any] = Future()
+        if self._work is not None:
+            function, arguments = self._work, (function, *arguments)
         self._out.append((future, lambda: function(*arguments, **options)))
         return future
 

@@ -65,6 +65,7 @@ def probe(client: Any, place: Mapping[str, str], settings: ObjectSettings, known
             most_parts=asked.most_parts(),
             part_listing=asked.part_listing(),
             replaceable_parts=asked.replaceable_parts(),
+            part_gaps=asked.part_gaps(),
             checksum=asked.checksum(),
             conditional_completion=asked.conditional_completion(),
             tags=asked.tags(),
@@ -224,6 +225,10 @@ class _Probe:
                     raise
                 return False
             return True
+
+    def part_gaps(self) -> bool:
+        with self._new() as upload:
+            return upload.takes(2, b"x") and upload.completes()
 
     def checksum(self) -> Checksum | None:
         """A checksum that it compares: it takes the right one and refuses a wrong one."""
