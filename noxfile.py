@@ -142,5 +142,5 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Speed, memory and limits on a real disk, in a table; takes some minutes."""
-    session.install("-q", "-e", ".[aws]")
+    session.install("-q", "-e", ".[aws,dask]")
     session.run("python", "-m", "benchmarks", *session.posargs)
