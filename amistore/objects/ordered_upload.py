@@ -246,6 +246,7 @@ class _Run:
                 first=cut.number,
                 upload_id=self._upload.upload_id,
                 first_part=self._plan.first_part(cut),
+                parts=self._plan.parts,
                 part_size=self._plan.part_size,
                 least=self._plan.least,
                 before=b"".join((*front, *preludes)),

@@ -23,7 +23,7 @@ from amistore.pipeline.orders import Order, Shared, sharing
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
 from amistore.pipeline.tokens import OrderCut, Tokens, own_tokens
 from amistore.pipeline.workers import closing, worker_pool
-from amistore.units import BLOCK_SIZE, MIB
+from amistore.units import BLOCK_SIZE, MIB, sized
 
 __all__ = ["OrderPlan", "StoreOrder", "Stored"]
 
@@ -143,6 +143,7 @@ class StoreOrder(Order[Stored]):
         first: the number of the first order whose bytes are in it.
         upload_id: the upload's id.
         first_part: the number of the first part.
+        parts: the most parts, whose numbers no other order has.
         part_size: the bytes from which on a part is sent.
         least: the least bytes of a part.
         before: the bytes before the first segment: the front and preludes, and orders that were too small.
@@ -159,6 +160,7 @@ class StoreOrder(Order[Stored]):
     first: int
     upload_id: str
     first_part: int
+    parts: int
     part_size: int
     least: int
     before: bytes = attrs.field(repr=False)
@@ -178,7 +180,7 @@ class StoreOrder(Order[Stored]):
             sharing(self.source.value, self.snapshot_id, self.rate),
             closing(self._pieces(records)) as pieces,
         ):
-            parts = order_parts(pieces, self.part_size, self.least, self.first_part, begun)
+            parts = order_parts(pieces, self.part_size, self.least, self.first_part, self.parts, begun)
             sent = [uploaded for _, uploaded in sent_parts(to, self.upload_id, parts, begun, None)]
         rest = b"".join(part.content() for part in begun)  # one at most, that is too small
         return Stored(records=records, parts=sent, rest=rest)
@@ -203,7 +205,7 @@ class StoreOrder(Order[Stored]):
 
 
 def order_parts(
-    pieces: Iterable[bytes], size: int, least: int, number: int, begun: deque[Part]
+    pieces: Iterable[bytes], size: int, least: int, number: int, most: int, begun: deque[Part]
 ) -> Iterator[Part]:
     """Cut an order's bytes into parts of `size` bytes, or of up to `least` more where less would be left.
 
@@ -214,7 +216,11 @@ def order_parts(
         size: the bytes of a part.
         least: the least bytes of a part.
         number: the number of the first part.
+        most: the most parts.
         begun: gets each part before its first byte.
+
+    Raises:
+        InvalidRequestError: the bytes need more parts.
     """
     part = Part(number, size + least)
     begun.append(part)
@@ -229,6 +235,11 @@ def order_parts(
             held.append(rest)
         while sum(map(len, held)) >= least:
             yield part
+            if part.number + 1 == number + most:  # the next number is another order's
+                raise InvalidRequestError(
+                    f"blocks that do not compress need more than the {most} parts of {sized(size)} that an "
+                    "order has: leave out executor=, or store fewer snapshots at a time (snapshots=)"
+                )
             part = Part(part.number + 1, size + least)
             begun.append(part)
             behind, held = held, []
