@@ -72,7 +72,7 @@ class OrderedUpload:
             rate = self._cluster.share(self._source.rate)
             given = (self._planned, self._plan, self._upload, self._source, self._encode)
             run = _Run(*given, rate, progress)
-            with Orders(self._cluster, run.refused) as orders:
+            with Orders(self._cluster, run.refused, run.log) as orders:
                 self._written = run.make(orders, missing=missing)
 
         def check(ranges: ObjectRanges, new: bool) -> None:
@@ -269,15 +269,20 @@ class _Run:
         self._tokens.refused(self._plan.cuts[order.number], refused.listing, error)
         self._later.append(attrs.evolve(refused, tokens=None, listing=-1))
 
-    def _take(self, order: Order[Stored], stored: Stored) -> None:
-        """Log what an order made, and tell of it."""
+    def log(self, order: Order[Stored], stored: Stored) -> None:
+        """Log what an order made: the next run does not make it again."""
         first = cast(StoreOrder, order).first
-        self._made[order.number] = _Made(stored.records, stored.parts, stored.rest)
         if stored.parts:
             before = self._small.records if first < order.number else []
             self._upload.log.append(
                 order_entry(first, order.number, stored.parts, [*before, *stored.records])
             )
+
+    def _take(self, order: Order[Stored], stored: Stored) -> None:
+        """Log what an order made, and tell of it."""
+        first = cast(StoreOrder, order).first
+        self._made[order.number] = _Made(stored.records, stored.parts, stored.rest)
+        self.log(order, stored)
         if first == order.number:
             self._blocks += sum(segment.runs.blocks for segment in cast(StoreOrder, order).segments)
             self._bytes += sum(part.size for part in stored.parts) + len(stored.rest)

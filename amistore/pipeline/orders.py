@@ -231,16 +231,21 @@ class Orders(Generic[R]):
     Args:
         cluster: who does them.
         refused: takes an order whose block tokens were refused, to give it again later.
+        late: takes an order that ended after the run was left, with its result; it may raise what it likes.
 
     Attributes:
         workers: the most orders that are out at once.
     """
 
     def __init__(
-        self, cluster: Cluster, refused: Callable[[Order[R], InvalidTokenError], None] | None = None
+        self,
+        cluster: Cluster,
+        refused: Callable[[Order[R], InvalidTokenError], None] | None = None,
+        late: Callable[[Order[R], R], None] | None = None,
     ) -> None:
         self._cluster = cluster
         self._refused = refused
+        self._late = late
         self.workers = cluster.workers
         self._out: dict[Future[R | Refusal], Order[R]] = {}
 
@@ -249,9 +254,14 @@ class Orders(Generic[R]):
 
     def __exit__(self, *error: object) -> None:
         wait(self._out)
-        for _ in self._out:
+        out, self._out = self._out, {}
+        for _ in out:
             self._cluster.slots.release()
-        self._out.clear()
+        for future, order in out.items() if self._late is not None else ():
+            with contextlib.suppress(Exception):  # what is not noted is done again
+                answer = future.result()
+                if self._late is not None and not isinstance(answer, Refusal):
+                    self._late(order, answer)
 
     def __len__(self) -> int:
         return len(self._out)
