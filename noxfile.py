@@ -3,6 +3,8 @@
 Words after ``--`` go to what the session runs: ``nox -s tests -- -k runs``.
 """
 
+import tempfile
+
 import nox
 
 nox.needs_version = ">=2024.4.15"
@@ -133,15 +135,20 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """The quickstart on small disks, with ext4 where it can be made, and without; the notebook."""
-    session.install("-q", "-e", ".[demo,plot,remote]", "ipykernel", "nbclient>=0.10")
+    """The quickstart on small disks, with ext4 where it can be made, and without; a fleet; the notebook."""
+    session.install("-q", "-e", ".[demo,plot,remote,dask]", "ipykernel", "nbclient>=0.10")
     session.run("python", "examples/quickstart.py", "--data", "64")
-    session.run("python", "examples/quickstart.py", "--data", "64", "--filesystem", "iso9660")
+    with tempfile.TemporaryDirectory(prefix="amistore-") as work:
+        keep, fleet = f"{work}/quickstart", ["--bucket", "fleet", "--workers", "2"]
+        session.run(
+            "python", "examples/quickstart.py", "--data", "64", "--filesystem", "iso9660", "--keep", keep
+        )
+        session.run("python", "examples/fleet.py", "--folder", f"{keep}/cloud", *fleet)
     session.run("jupyter", "execute", "--timeout=300", "examples/open_remote.ipynb")
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Speed, memory and limits on a real disk, in a table; takes some minutes."""
-    session.install("-q", "-e", ".[aws]")
+    session.install("-q", "-e", ".[aws,dask]")
     session.run("python", "-m", "benchmarks", *session.posargs)

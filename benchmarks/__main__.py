@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amistore import GIB, DirectoryBackend
+from benchmarks.cluster import measure_cluster
+from benchmarks.coordinator import measure_coordinator
 from benchmarks.disk import load_frames, make_disk
 from benchmarks.ebs import measure_blocks
 from benchmarks.in_flight import measure_requests
@@ -22,8 +24,21 @@ from benchmarks.simulation import measure_model
 from benchmarks.table import Row, print_heading, print_row
 from benchmarks.tasks import measure_tasks
 
-SECTIONS = ["limit", "reading", "peers", "memory", "large", "checksum", "s3", "ebs", "network", "tasks"]
-SECTIONS += ["model"]
+SECTIONS = [
+    "limit",
+    "reading",
+    "peers",
+    "memory",
+    "large",
+    "checksum",
+    "s3",
+    "ebs",
+    "network",
+    "cluster",
+    "coordinator",
+    "model",
+    "tasks",
+]
 
 
 def main() -> None:
@@ -31,7 +46,7 @@ def main() -> None:
     print("| machine | |\n|---|---|")
     for name, value in facts():
         print(f"| {name} | {value} |")
-    if {"limit", "reading", "peers", "network"} & set(options.only):
+    if {"limit", "reading", "peers", "network", "cluster"} & set(options.only):
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _measure_speed(Path(work), options)
     if "memory" in options.only:
@@ -46,11 +61,18 @@ def main() -> None:
     if "ebs" in options.only:
         _section("Blocks of EBS, eight threads in one process", measure_blocks(options.repeats))
         _section("Blocks of EBS in flight, TLS, 20 ms", measure_requests(options.repeats))
-    if "model" in options.only:
-        _section("Storing by orders at 20 ms, on a fake clock", measure_model())
+    _measure_orders(options)
     if "tasks" in options.only:
         with tempfile.TemporaryDirectory(prefix="amistore-benchmarks-", dir=options.work) as work:
             _section("A journal of 10,000 tasks on the disk", measure_tasks(Path(work), options.repeats))
+
+
+def _measure_orders(options: argparse.Namespace) -> None:
+    """What takes no disk of data."""
+    if "coordinator" in options.only:
+        _section("The coordinator of a large store, without data", measure_coordinator())
+    if "model" in options.only:
+        _section("Storing by orders at 20 ms, on a fake clock", measure_model())
 
 
 def _measure_speed(work: Path, options: argparse.Namespace) -> None:
@@ -76,6 +98,8 @@ def _measure_speed(work: Path, options: argparse.Namespace) -> None:
             "Whole jobs at a latency, over TLS, two workers, a process each",
             measure_network(options.repeats, frames, work, options.before),
         )
+    if "cluster" in options.only:
+        _section("Orders: two worker processes", measure_cluster(frames, options.repeats, work))
     del frames
     if "peers" in options.only:
         rows = compare_peers(disk, cloud, image, size, options.repeats)

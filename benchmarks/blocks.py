@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from typing_extensions import Buffer
 
-from amistore import BLOCK_SIZE, GIB, BlockDeviceMapping, EbsBlockDevice, Image, Tag
-from amistore.backends import Block, BlockPage, BlockSink, BlockSource, SnapshotBlock
+from amistore import BLOCK_SIZE, GIB, BlockDeviceMapping, EbsBlockDevice, Image, NotFoundError, Tag
+from amistore.backends import (
+    Block,
+    BlockPage,
+    BlockSink,
+    BlockSource,
+    ObjectInfo,
+    ObjectStore,
+    SnapshotBlock,
+    StoreTraits,
+    UploadedPart,
+)
 from amistore.units import KIB
 
-__all__ = ["SNAPSHOT_ID", "DroppingSink", "GeneratedSource", "MemorySource", "image_of_one_snapshot"]
+__all__ = [
+    "SNAPSHOT_ID",
+    "DroppingSink",
+    "DroppingStore",
+    "GeneratedSource",
+    "MemorySource",
+    "PooledSource",
+    "image_of_one_snapshot",
+]
 
 SNAPSHOT_ID = "snap-0123456789abcdef0"
 PAGE_SIZE = 10_000  # blocks, the most that ListSnapshotBlocks gives at once
@@ -59,19 +80,124 @@ class GeneratedSource(BlockSource):
         # 31 pieces of noise: no two blocks of a frame share one.
         self._noise = memoryview(random.Random(1).randbytes(31 * self._half))
 
-    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+    @staticmethod
+    def page(volume_size: int, next_token: str | None) -> BlockPage:
+        """A page of the listing of a volume whose every block is allocated."""
         start = int(next_token or 0)
-        end = min(start + PAGE_SIZE, self._volume_size * GIB // BLOCK_SIZE)
+        end = min(start + PAGE_SIZE, volume_size * GIB // BLOCK_SIZE)
         return BlockPage(
-            volume_size=self._volume_size,
+            volume_size=volume_size,
             blocks=[Block(index, "token") for index in range(start, end)],
-            next_token=str(end) if end < self._volume_size * GIB // BLOCK_SIZE else None,
+            next_token=str(end) if end < volume_size * GIB // BLOCK_SIZE else None,
         )
+
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        return self.page(self._volume_size, next_token)
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         at = block_index % 31 * self._half
         line = f"block {block_index} of a volume that nobody has to store first\n".encode().ljust(128, b".")
         return SnapshotBlock(b"".join((self._noise[at : at + self._half], line * (256 * KIB // 128))))
+
+
+class PooledSource(BlockSource):
+    """A fully allocated volume, whose blocks are those of a file, again and again.
+
+    Each process that it is sent to maps the file, which stays in the page cache.
+    """
+
+    def __init__(self, path: Path, volume_size: int) -> None:
+        """Take the file's path, and the volume's size in GiB."""
+        self._path = path
+        self._volume_size = volume_size
+        self._pool: memoryview | None = None
+
+    def __reduce__(self) -> tuple[type[PooledSource], tuple[Path, int]]:
+        return PooledSource, (self._path, self._volume_size)
+
+    def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
+        return GeneratedSource.page(self._volume_size, next_token)
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
+        if self._pool is None:
+            with self._path.open("rb") as file:
+                self._pool = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        at = block_index * BLOCK_SIZE % len(self._pool)
+        return SnapshotBlock(self._pool[at : at + BLOCK_SIZE])
+
+
+class DroppingStore(ObjectStore):
+    """Counts parts and drops them, wherever it is sent to; it keeps the last one that its own process sends.
+
+    That is the archive's end, which is read once the upload is completed.
+    """
+
+    traits = StoreTraits(part_listing=False)
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._tail = b""
+        self._metadata: dict[str, str] = {}
+        self._made: ObjectInfo | None = None
+
+    def head_object(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
+        if self._made is None:
+            raise NotFoundError("no such object")
+        return self._made
+
+    def get_object_range(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        if_match: str | None = None,
+        version: str | None = None,
+    ) -> bytes:
+        at = start - (self.head_object(bucket, key).size - len(self._tail))
+        return self._tail[at : at + length]
+
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        self._made = None
+
+    def create_multipart_upload(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        self._metadata = dict(metadata or {})
+        return "upload"
+
+    def upload_part(
+        self, bucket: str, key: str, upload_id: str, part_number: int, content: Buffer
+    ) -> UploadedPart:
+        size = memoryview(content).nbytes
+        if os.getpid() == self._process:
+            self._tail = bytes(content)
+        return UploadedPart(part_number=part_number, size=size, etag=f"{part_number}-{size}")
+
+    def list_parts(self, bucket: str, key: str, upload_id: str) -> list[UploadedPart]:
+        return []
+
+    def complete_multipart_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[UploadedPart],
+        *,
+        if_none_match: bool = False,
+    ) -> ObjectInfo:
+        size = sum(part.size for part in parts)
+        self._made = ObjectInfo(size=size, etag="etag", metadata=self._metadata)
+        return self._made
+
+    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        pass
 
 
 class DroppingSink(BlockSink):

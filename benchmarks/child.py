@@ -18,13 +18,13 @@ if "--pure-crc" in sys.argv:  # before amistore is imported, as if there had bee
 import amistore
 from amistore.container.encoder import ContainerWriter, EncodedSegment
 from amistore.container.frames import Frame
-from amistore.container.plan import Plan
+from amistore.container.plan import PlannedSegment
 from amistore.container.records import SegmentDescriptor
 from amistore.pipeline import plan_pack
 from benchmarks.blocks import DroppingSink, GeneratedSource, image_of_one_snapshot
 from benchmarks.machine import peak_memory
 
-__all__: list[str] = []
+__all__ = ["synthetic_segment"]
 
 WORKERS = 2
 
@@ -51,7 +51,7 @@ def index(volume_size: int) -> float:
     writer.front()
     writer.volume(planned.volumes[0])
     for sequence in range(planned.segments):
-        writer.segment(_synthetic_segment(planned, sequence))
+        writer.segment(synthetic_segment(planned.segment(sequence)))
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.truncate(writer.offset)
         file.seek(writer.offset)
@@ -60,12 +60,13 @@ def index(volume_size: int) -> float:
         return _timed(lambda: amistore.open(file.name).close())
 
 
-def _synthetic_segment(planned: Plan, sequence: int) -> EncodedSegment:
-    segment = planned.segment(sequence)
+def synthetic_segment(segment: PlannedSegment) -> EncodedSegment:
+    """A segment that might be, of frames that are not there."""
+    sequence = segment.sequence
     descriptor = SegmentDescriptor(
         file_id=segment.file_id,
         volume=segment.volume,
-        sequence=sequence,
+        sequence=segment.sequence,
         ordinal=segment.ordinal,
         runs=segment.runs,
         frames=tuple(Frame(1_700_000 + sequence * 7919 % 500_000, sequence) for _ in segment.frame_contents),
