@@ -12,7 +12,8 @@ import attrs
 from amistore.backends import BlockSource
 from amistore.model import BlockRange, Snapshot
 from amistore.pipeline.gets import BlockGets, SegmentGets
-from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, Shared, limited
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, limited
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import GIB
 

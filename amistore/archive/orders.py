@@ -9,7 +9,8 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.errors import SourceChangedError
-from amistore.pipeline.orders import ORDER_BLOCKS, Order, R, Shared
+from amistore.pipeline.orders import ORDER_BLOCKS, Order, R
+from amistore.pipeline.shared import Shared
 
 __all__ = ["ArchiveOrder", "order_ranges"]
 

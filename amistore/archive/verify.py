@@ -20,9 +20,10 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.plan import PlannedVolume
 from amistore.container.segments import LocatedSegment, StoredSegment, check_stored_frame, decode_frame
 from amistore.errors import ArchiveError, CorruptArchiveError, InvalidRequestError
-from amistore.pipeline.orders import Cluster, Orders, Shared
+from amistore.pipeline.orders import Cluster, Orders
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.requests import Reads
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.workers import closing, worker_pool
 
 __all__ = ["verify"]

@@ -26,9 +26,10 @@ from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.objects.store_orders import OrderPlan, Stored, StoreOrder
 from amistore.objects.upload import check_end, check_object, logged_segments, upload_identity
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
-from amistore.pipeline.orders import Cluster, Order, Shared
+from amistore.pipeline.orders import Cluster, Order
 from amistore.pipeline.packing import SegmentEncode, WrittenArchive, check_size
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.tokens import OrderCut
 
 __all__ = ["OrderedUpload"]
@@ -178,18 +179,7 @@ class _Run:
             )
         if self._made:
             self._tell()
-        parts: list[UploadedPart] = []
-        for cut in plan.cuts:
-            made = self._await(cut.number)
-            if made.parts and self._small.content:
-                made = self._join(cut, made)
-            pad = self._index(cut, made.records)
-            parts += made.parts
-            if not made.parts and not made.joined:
-                self._small.add(cut.number, made, pad)
-            if len(self._small.content) >= plan.least:
-                parts.append(self._send_small(cut.number))
-            self.orders.forget(cut.number)
+        parts = [part for cut in plan.cuts for part in self._parts(cut)]
         start = self._writer.offset
         trailing = self._trailing()
         tail = self._writer.tail()
@@ -201,6 +191,20 @@ class _Run:
             upload.confirm()
         end = start + sum(map(len, (*trailing, *tail)))
         return WrittenArchive(end, self._writer.content_id, tail[-1])
+
+    def _parts(self, cut: OrderCut) -> list[UploadedPart]:
+        """Take the next order into the index; return the parts that have come with it."""
+        made = self._await(cut.number)
+        if self._small.content and made.joined:
+            raise InvalidRequestError("the resume log is damaged: its joined orders lack the first one")
+        if self._small.content and made.parts:
+            made = self._join(cut, made)
+        pad = self._index(cut, made.records)
+        self.orders.forget(cut.number)
+        if made.parts or made.joined:
+            return made.parts
+        self._small.add(cut.number, made, pad)
+        return [self._send_small(cut.number)] if len(self._small.content) >= self._plan.least else []
 
     def _await(self, number: int) -> _Made:
         """What an order made."""

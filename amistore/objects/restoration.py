@@ -40,10 +40,11 @@ from amistore.objects.resumelog import (
     read_task,
     write_entry,
 )
-from amistore.pipeline.orders import Cluster, Orders, Shared
+from amistore.pipeline.orders import Cluster, Orders
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts
 from amistore.pipeline.requests import Reads
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy
 from amistore.pipeline.workers import closing, worker_pool
 

@@ -12,9 +12,10 @@ from amistore.archive.verification import Checked, check_mapped
 from amistore.backends import BlockSink
 from amistore.container.plan import PlannedVolume
 from amistore.container.segments import StoredSegment
-from amistore.pipeline.orders import Shared, limited
+from amistore.pipeline.orders import limited
 from amistore.pipeline.puts import BlockPuts, PutBatch
 from amistore.pipeline.requests import Reads
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.snapshots import SegmentPut
 from amistore.pipeline.workers import closing, worker_pool
 

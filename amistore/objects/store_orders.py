@@ -20,8 +20,9 @@ from amistore.errors import InvalidRequestError
 from amistore.objects.parts import SPOOL, ObjectBounds, Part, sent_parts
 from amistore.pipeline.block_orders import BlockOrder
 from amistore.pipeline.gets import BlockGets
-from amistore.pipeline.orders import ORDER_BLOCKS, Shared, limited
+from amistore.pipeline.orders import ORDER_BLOCKS, limited
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import MIB, sized

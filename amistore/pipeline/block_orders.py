@@ -16,7 +16,8 @@ from amistore.backends import BlockSource
 from amistore.container.plan import Plan, PlannedSegment
 from amistore.errors import InvalidTokenError
 from amistore.pipeline.gets import BlockGets, SegmentGets
-from amistore.pipeline.orders import Cluster, Order, Orders, R, Shared
+from amistore.pipeline.orders import Cluster, Order, Orders, R
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.tokens import OrderCut, OrderTokens, Tokens, own_tokens
 
 __all__ = ["BlockOrder", "BlockOrders"]

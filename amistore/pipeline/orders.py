@@ -11,12 +11,10 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import hashlib
 import logging
 import pickle
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Generic, TypeVar
@@ -36,6 +34,7 @@ from amistore.errors import (
     foreign_errors,
     machine_limits,
 )
+from amistore.pipeline.shared import pickled
 from amistore.pipeline.workers import worker_count, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
@@ -44,7 +43,6 @@ __all__ = [
     "Cluster",
     "Order",
     "Orders",
-    "Shared",
     "given_cluster",
     "limited",
     "using_cluster",
@@ -59,62 +57,9 @@ ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE
 """Blocks of an order: what a lost worker costs."""
 
 _ATTEMPTS: Final = 4  # of an order whose worker is lost
-_KEPT: Final = 8  # backends and archives that a worker's process keeps
 
 VERSIONS: Final = {"amistore": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
 """What must be equal here and in a worker: the form of orders, and what makes an archive's bytes."""
-
-
-class Shared(Generic[T]):
-    """A value that goes with many orders, such as a backend: a worker's process opens and keeps it once.
-
-    Args:
-        value: the value; picklable, where the workers are other processes.
-    """
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-        self._pickled: bytes | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._pickled is None:
-            self._pickled = _dumps(self.value)
-        return _kept, (self._pickled,)
-
-
-def _dumps(value: object) -> bytes:
-    """A pickle; Dask's cloudpickle also takes classes of a notebook."""
-    try:
-        import cloudpickle
-    except ImportError:
-        return pickle.dumps(value)
-    pickled: bytes = cloudpickle.dumps(value)
-    return pickled
-
-
-_values: OrderedDict[bytes, Shared[Any]] = OrderedDict()
-_values_lock = threading.Lock()
-
-
-def _kept(pickled: bytes) -> Shared[Any]:
-    """The value of a pickle, which this process opens once."""
-    digest = hashlib.sha256(pickled).digest()
-    with _values_lock:
-        if digest not in _values:
-            _values[digest] = Shared(pickle.loads(pickled))  # noqa: S301 (of a pickle that was an order's already)
-        _values.move_to_end(digest)
-        while len(_values) > _KEPT:
-            _values.popitem(last=False)
-        return _values[digest]
-
-
-def _renew_lock(_: object) -> None:
-    global _values_lock
-    _values_lock = threading.Lock()
-    _values.clear()  # of the parent
-
-
-forks.register(Shared, _renew_lock)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -249,7 +194,7 @@ def given_cluster(
     if not isinstance(executor, ThreadPoolExecutor):
         for role, backend in backends.items():
             try:
-                _dumps(backend)
+                pickled(backend)
             except Exception as error:
                 raise InvalidRequestError(
                     f"the {role} {type(backend).__name__} cannot be sent to another process ({error}): use "

@@ -22,10 +22,11 @@ from amistore.errors import BackendError
 from amistore.model import Image
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
 from amistore.pipeline.gets import BlockGets, SegmentGets
-from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Shared, limited
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, limited
 from amistore.pipeline.packing import segment_gets, segment_numbers
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.snapshots import RestoredSnapshots, RestorePolicy, WrittenVolume
 from amistore.pipeline.tokens import OrderCut
 from amistore.pipeline.workers import closing, worker_pool

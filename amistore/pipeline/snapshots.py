@@ -25,9 +25,10 @@ from amistore.errors import (
 )
 from amistore.model import Image, Snapshot, Tag
 from amistore.pipeline.holes import FilledSum, HolePiece, Holes
-from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, Shared, limited
+from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, Order, Orders, limited
 from amistore.pipeline.pack import choose_snapshots
 from amistore.pipeline.puts import BlockPuts, PutBatch
+from amistore.pipeline.shared import Shared
 from amistore.pipeline.workers import closing, worker_pool
 from amistore.units import BLOCK_SIZE, GIB, ZERO_DIGEST, sized
 
