@@ -190,7 +190,9 @@ def test_an_object_completed_before_the_crash_is_given_once_it_is_proved() -> No
     with pytest.raises(KeyboardInterrupt):
         CASE.store(cloud.s3, ordered.Inline(), log=log)
     calls, executor = Calls(cloud.s3), ordered.Inline()
-    assert runs.is_there(CASE.store(cloud.s3, executor, log=log))
+    seen: list[amistore.Progress] = []
+    assert runs.is_there(CASE.store(cloud.s3, executor, log=log, progress=seen.append))
+    assert seen[-1].blocks == seen[-1].total_blocks == sum(map(len, CASE.volumes))
     assert calls.parts() == executor.orders == log.entries() == []
 
 
@@ -326,6 +328,17 @@ def test_a_forged_log_gives_no_other_object(forgery: str) -> None:
     forged = FORGERIES[forgery](entries)
     assert forged != entries
     gone_on_with(forged)
+
+
+@pytest.mark.parametrize("size", [1, 3999, 5 * amistore.GIB])
+def test_a_forged_size_of_parts_is_refused_where_no_other_is_asked_for(size: int) -> None:
+    header, *others = made_but_for_completion()[1]
+    cloud, log = runs.cloud(), Log([altered(header, part_size=size), *others])
+    cloud.s3._uploads.update(copy.deepcopy(made_but_for_completion()[0]))
+    executor = ordered.Inline()
+    with pytest.raises(amistore.InvalidRequestError, match="parts cannot have its size"):
+        CASE.store(cloud.s3, executor, log=log, options=attrs.evolve(CASE.options, part_size=None))
+    assert executor.orders == []
 
 
 def test_a_forged_digest_is_found() -> None:
