@@ -254,7 +254,7 @@ def made_but_for_completion() -> tuple[dict[Any, Any], list[bytes]]:
     cloud, log = runs.cloud(), Log()
     Calls(cloud.s3).fail("complete_multipart_upload", 1, amistore.BackendError("cut"))
     with pytest.raises(amistore.BackendError, match="cut"):
-        CASE.store(cloud.s3, ordered.Inline(), log=log)
+        CASE.store(cloud.s3, ordered.Inline(), log=log, workers=1)  # the first order's entry is the first
     return cloud.s3._uploads, log.entries()
 
 
@@ -402,8 +402,8 @@ PLACES = [
     ("create_multipart_upload", 1),
     ("complete_multipart_upload", 1),
     ("clear", 1),
-    *(("upload_part", number) for number in (range(1, 20) if LONG else (2, 8))),
-    *(("append", number) for number in (range(1, 8) if LONG else (1, 3, 5))),
+    *(("upload_part", number) for number in (range(1, 20) if LONG else (8,))),
+    *(("append", number) for number in (range(1, 8) if LONG else (3, 5))),
 ]
 
 
