@@ -26,6 +26,9 @@ from amistore.backends import StoreTraits
 from amistore.objects.partlog import InOrders
 from amistore.objects.resumelog import read_entry
 
+# Python 3.12 warns of threads at a fork, which a pool of processes may be.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 
 

@@ -27,6 +27,9 @@ from amistore.backends import BlockPage, Forwarding, ObjectStore, SnapshotBlock,
 from amistore.errors import InvalidTokenError
 from amistore.pipeline import orders
 
+# Python 3.12 warns of threads at a fork, which a pool of processes may be.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 MakeError = Callable[[], Exception]
 EXAMPLES = 500 if os.environ.get("AMISTORE_LONG") else 25
 

@@ -34,6 +34,9 @@ from amistore.testing.aws import Credential, FakeAWS
 
 __all__ = ["place"]
 
+# Python 3.12 warns of threads at a fork, which a pool of processes may be.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 of_dask = pytest.mark.xdist_group("dask")
 
 HOUR = 3600.0
