@@ -34,9 +34,11 @@ class PartEntries(Protocol):
 
     def latest(self, entries: list[bytes]) -> list[bytes]:
         """The entries that count, in order."""
+        ...
 
     def parts(self, entry: bytes) -> list[UploadedPart]:
         """The parts that an entry describes."""
+        ...
 
 
 class InOrder:

@@ -30,12 +30,11 @@ from amistore.errors import (
     BackendError,
     InvalidRequestError,
     InvalidTokenError,
-    ResourcesExhaustedError,
     foreign_errors,
     machine_limits,
 )
 from amistore.pipeline.shared import pickled
-from amistore.pipeline.workers import worker_count, worker_pool
+from amistore.pipeline.workers import lost_workers, worker_count, worker_pool
 from amistore.units import BLOCK_SIZE, MIB
 
 __all__ = [
@@ -279,7 +278,7 @@ class Orders(Generic[R]):
         except BaseException as error:
             self._cluster.slots.release()
             if isinstance(error, RuntimeError):  # it was shut down, or its processes are gone
-                raise _gone(error) from error
+                raise lost_workers(error) from error
             raise
 
     def ended(self) -> tuple[Order[R], R] | None:
@@ -346,7 +345,7 @@ def _answer(future: Future[R | Refusal], order: Order[R]) -> R | Refusal | _Lost
     try:
         return future.result()
     except BrokenExecutor as error:
-        raise _gone(error) from error
+        raise lost_workers(error) from error
     except Exception as error:
         text = hide_secrets(f"{type(error).__name__}: {error}")
         lost = f"the worker of order {order.number} was lost: {text:.500}"
@@ -354,10 +353,3 @@ def _answer(future: Future[R | Refusal], order: Order[R]) -> R | Refusal | _Lost
             raise BackendError(lost, operation="order", retryable=True) from None
         _logger.info("%s: the order is given again", lost)
         return _Lost()
-
-
-def _gone(error: BaseException) -> ResourcesExhaustedError:
-    return ResourcesExhaustedError(
-        f"the executor has lost its workers ({type(error).__name__}: {hide_secrets(str(error)):.200}): a run "
-        "with a log goes on with another executor"
-    )

@@ -10,13 +10,14 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
 import attrs
 
 from amistore import forks
-from amistore.errors import InvalidRequestError, machine_limits
+from amistore.backends.redaction import hide_secrets
+from amistore.errors import InvalidRequestError, ResourcesExhaustedError, machine_limits
 from amistore.units import MIB
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "closing",
     "confined",
     "end_threads",
+    "lost_workers",
     "threads_can_begin",
     "waiting",
     "worker_count",
@@ -180,8 +182,11 @@ def worker_pool(workers: int | None, executor: Executor | None, *, requests: int
     """
     count = max(worker_count(workers), requests)
     if executor is not None:
-        with machine_limits():
-            yield Workers(executor, count)
+        try:
+            with machine_limits():
+                yield Workers(executor, count)
+        except BrokenExecutor as error:
+            raise lost_workers(error) from error
         return
     pool = ThreadPoolExecutor(count, thread_name_prefix="amistore")
     process = os.getpid()
@@ -195,6 +200,14 @@ def worker_pool(workers: int | None, executor: Executor | None, *, requests: int
     finally:
         if os.getpid() == process:  # in a forked child there are no threads to end, and locks that they held
             end_threads(kind, functools.partial(pool.shutdown, cancel_futures=True))
+
+
+def lost_workers(error: BaseException) -> ResourcesExhaustedError:
+    """The error of an executor that takes no work any more, such as a pool that has lost a process."""
+    return ResourcesExhaustedError(
+        f"the executor has lost its workers ({type(error).__name__}: {hide_secrets(str(error)):.200}): a run "
+        "with a log goes on with another executor"
+    )
 
 
 def worker_count(workers: int | None) -> int:

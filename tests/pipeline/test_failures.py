@@ -7,9 +7,10 @@ import gc
 import io
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -488,3 +489,16 @@ def test_an_interrupt_while_deleting_does_not_keep_the_other_snapshots(
         amistore.unpack(io.BytesIO(bytes(container)), cloud.ebs)
     (left,) = images.leftovers(cloud)
     assert left in caplog.text
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_pool_that_loses_a_process_while_it_packs_is_a_typed_error() -> None:
+    source = images.Volumes([(1, {index: images.block(index) for index in range(1, 60)})])
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(_die)
+        with pytest.raises(amistore.ResourcesExhaustedError, match="the executor has lost its workers"):
+            for _ in amistore.pack(images.image(source.volumes), source, workers=1, executor=pool):
+                pass
