@@ -30,6 +30,7 @@ pytestmark = pytest.mark.xdist_group("seaweedfs")
 LONG = bool(os.environ.get("AMISTORE_LONG"))
 BLOCKS = 4096 if LONG else 128  # of 512 KiB, in two volumes
 MANY = max(BLOCKS, 512)
+only_long = pytest.mark.skipif(not LONG, reason="test_orders.py has a short form")
 
 
 @functools.lru_cache(64)
@@ -173,6 +174,7 @@ def test_an_image_of_two_volumes_is_stored_and_restored(
         assert archive.verify(executor=client.get_executor(), workers=workers).ok
 
 
+@only_long
 def test_a_worker_that_is_killed_while_storing_costs_its_order(
     account: Account, clients: Callable[[int], Client]
 ) -> None:
@@ -189,7 +191,7 @@ def test_a_worker_that_is_killed_while_restoring_costs_its_order(
     account.check_restored(account.unpack(client, progress=kill_a_worker(client)))
 
 
-@pytest.mark.parametrize("verb", ["store", "unpack"])
+@pytest.mark.parametrize("verb", [pytest.param("store", marks=only_long), "unpack"])
 def test_a_coordinator_that_is_killed_is_gone_on_with(
     account: Account, clients: Callable[[int], Client], tmp_path: Path, verb: str
 ) -> None:
@@ -222,6 +224,7 @@ def test_a_coordinator_that_is_killed_is_gone_on_with(
         account.check_restored(made)
 
 
+@only_long
 @pytest.mark.parametrize("way", ["expired", "listed by somebody else", "ended by a further page"])
 def test_block_tokens_that_end_while_orders_wait_are_renewed_by_the_coordinator(
     account: Account, clients: Callable[[int], Client], way: str
