@@ -242,7 +242,7 @@ class _Run:
         self._tell()
 
     def _log(self, order: Order[Stored], stored: Stored) -> None:
-        """Log the parts that an order made."""
+        """Log the parts that an order made, also one that ended too late for the index."""
         first = cast(StoreOrder, order).first
         if stored.parts:
             before = self._small.records if first < order.number else []

@@ -97,4 +97,6 @@ class RestoreOrder(ArchiveOrder["list[Checked]"]):
     def _tasks(self, loads: Reads[StoredSegment], puts: BlockPuts) -> Iterator[SegmentTask]:
         for sequence in self.sequences:
             load = None if sequence < self.first else loads.begin(sequence)
-            yield SegmentTask(None, sequence, self.target, load, puts.batch())
+            yield SegmentTask(
+                volume=None, sequence=sequence, target=self.target, load=load, batch=puts.batch()
+            )

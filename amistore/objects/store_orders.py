@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from typing import Final
 
 import attrs
 
@@ -29,8 +30,8 @@ from amistore.units import MIB, sized
 
 __all__ = ["OrderPlan", "StoreOrder", "Stored", "takes_orders"]
 
-_LEAST_PARTS = 4  # of an order; one that is larger than memory is not held back as one part
-_USUAL = 16 * MIB  # bytes of a part, as in parts.py
+_LEAST_PARTS: Final = 4  # of an order: one of many GiB is not one part, which would wait whole in TMPDIR
+_USUAL: Final = 16 * MIB  # bytes of a part, as in parts.py
 
 
 def takes_orders(traits: StoreTraits) -> bool:

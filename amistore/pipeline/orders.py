@@ -57,7 +57,7 @@ ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE
 
 _ATTEMPTS: Final = 4  # of an order whose worker is lost
 
-VERSIONS: Final = {"amistore": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
+VERSIONS: Final = {"the form of orders": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
 """What must be equal here and in a worker: the form of orders, and what makes an archive's bytes."""
 
 
@@ -118,7 +118,8 @@ def _work(order: Order[R]) -> R | Refusal:
                     own = VERSIONS.get(name)
                     if own != version:
                         raise InvalidRequestError(
-                            f"a worker has {name} {own}, and the run {version}: install the same"
+                            f"a worker has another {name}, {own}, than the run, {version}: install the same "
+                            "amistore and zstandard"
                         )
                 return order.work()
         except AmistoreError as error:
@@ -219,9 +220,6 @@ class Orders(Generic[R]):
         cluster: who does them.
         refused: takes an order whose block tokens were refused, to give it again later.
         late: takes an order and its result where that comes after another one's error, or an interrupt.
-
-    Attributes:
-        workers: the most orders that are out at once.
     """
 
     def __init__(
@@ -233,7 +231,6 @@ class Orders(Generic[R]):
         self._cluster = cluster
         self._refused = refused
         self._late = late
-        self.workers = cluster.workers
         self._out: dict[Future[R | Refusal], Order[R]] = {}
 
     def __enter__(self) -> Self:
@@ -340,6 +337,7 @@ def _answer(future: Future[R | Refusal], order: Order[R]) -> R | Refusal | _Lost
     """What a worker answered.
 
     Raises:
+        ResourcesExhaustedError: the executor has lost its workers.
         BackendError: the order's workers were lost so often that it may be the reason.
     """
     try:

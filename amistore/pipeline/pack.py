@@ -45,8 +45,9 @@ class PackOptions:
     Attributes:
         layout: the sizes of segments, frames and parts; None for what fits the container's size.
         check_frames: whether to decode each frame, and compare it with the blocks, before it is handed out.
-        part_size: the bytes of a part where the archive becomes an object; None for 16 MiB, or more where the
-            object would have too many parts. The archive's bytes do not depend on it.
+        part_size: the bytes of a part where the archive becomes an object, with an executor at least so many;
+            None for 16 MiB, or more where the object would have too many parts. The archive's bytes do not
+            depend on it.
     """
 
     layout: Layout | None = None

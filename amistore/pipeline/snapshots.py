@@ -236,7 +236,7 @@ class RestoredSnapshots:
     def _filled_by_orders(
         self, cluster: Cluster, pieces: Iterator[HolePiece]
     ) -> Generator[HolePiece, None, None]:
-        sink, rate = Shared(self._sink), cluster.share(self._sink.rate)
+        sink, rate = Shared(self._sink), cluster.share(self._sink.rate, -(-self.hole_blocks // ORDER_BLOCKS))
         orders = (
             _FillOrder(number=number, sink=sink, piece=piece, rate=rate)
             for number, piece in enumerate(pieces)

@@ -204,9 +204,10 @@ def worker_pool(workers: int | None, executor: Executor | None, *, requests: int
 
 def lost_workers(error: BaseException) -> ResourcesExhaustedError:
     """The error of an executor that takes no work any more, such as a pool that has lost a process."""
+    text = hide_secrets(f"{type(error).__name__}: {error}")
     return ResourcesExhaustedError(
-        f"the executor has lost its workers ({type(error).__name__}: {hide_secrets(str(error)):.200}): a run "
-        "with a log goes on with another executor"
+        f"the executor has lost its workers ({text:.200}): killed, out of memory, or a script has "
+        'no `if __name__ == "__main__":`; a run with a log goes on with another executor'
     )
 
 
