@@ -16,6 +16,8 @@ the process that made the thing is gone, and its children have let go of what wa
 
 from __future__ import annotations
 
+# Before our hook: its own takes a lock, and of those before a fork the one that was registered last is first.
+import concurrent.futures.thread  # noqa: F401
 import contextlib
 import itertools
 import os
