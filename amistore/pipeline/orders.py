@@ -57,7 +57,7 @@ ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE
 
 _ATTEMPTS: Final = 4  # of an order whose worker is lost
 
-VERSIONS: Final = {"the form of orders": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
+VERSIONS: Final = {"form of orders": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
 """What must be equal here and in a worker: the form of orders, and what makes an archive's bytes."""
 
 
@@ -118,7 +118,7 @@ def _work(order: Order[R]) -> R | Refusal:
                     own = VERSIONS.get(name)
                     if own != version:
                         raise InvalidRequestError(
-                            f"a worker has another {name}, {own}, than the run, {version}: install the same "
+                            f"a worker has another {name} than the run, {own} and not {version}: install the same "
                             "amistore and zstandard"
                         )
                 return order.work()

@@ -383,7 +383,9 @@ def test_a_worker_with_another_version_is_refused(name: str, monkeypatch: pytest
                 patch.setattr(orders, "VERSIONS", {**orders.VERSIONS, name: "0"})
                 return super().submit(function, *arguments, **options)
 
-    with pytest.raises(amistore.InvalidRequestError, match=f"a worker has {name} 0, and the run .*install"):
+    with pytest.raises(
+        amistore.InvalidRequestError, match=f"a worker has another {name} than the run, 0 .*install"
+    ):
         CASES["noise"].store(cloud.s3, Elsewhere())
     assert uploads(cloud) == []
 

@@ -161,8 +161,9 @@ def kill_a_worker(client: Client) -> Callable[[amistore.Progress], None]:
     return progress
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("account", [MANY], indirect=True)
+@pytest.mark.parametrize(
+    ("workers", "account"), [(2, MANY), (4, MANY if LONG else BLOCKS)], indirect=["account"]
+)
 def test_an_image_of_two_volumes_is_stored_and_restored(
     account: Account, clients: Callable[[int], Client], workers: int
 ) -> None:
