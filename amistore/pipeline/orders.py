@@ -118,8 +118,8 @@ def _work(order: Order[R]) -> R | Refusal:
                     own = VERSIONS.get(name)
                     if own != version:
                         raise InvalidRequestError(
-                            f"a worker has another {name} than the run, {own} and not {version}: install the same "
-                            "amistore and zstandard"
+                            f"a worker has another {name} than the run, {own} and not {version}: install "
+                            "the same amistore and zstandard"
                         )
                 return order.work()
         except AmistoreError as error:
