@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import secrets
 import threading
 from collections import OrderedDict
 from typing import Any, Final, Generic, TypeVar
@@ -27,11 +28,12 @@ class Shared(Generic[T]):
     def __init__(self, value: T) -> None:
         self.value = value
         self._pickled: bytes | None = None
+        self._nonce = secrets.token_bytes(8)  # a path may be another file in the next run
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._pickled is None:
             self._pickled = pickled(self.value)
-        return _kept, (self._pickled,)
+        return _kept, (self._pickled, self._nonce)
 
 
 def pickled(value: object) -> bytes:
@@ -48,9 +50,9 @@ _values: OrderedDict[bytes, Shared[Any]] = OrderedDict()
 _values_lock = threading.Lock()
 
 
-def _kept(content: bytes) -> Shared[Any]:
-    """The value of a pickle, which this process opens once."""
-    digest = hashlib.sha256(content).digest()
+def _kept(content: bytes, nonce: bytes) -> Shared[Any]:
+    """The value of a pickle, which this process opens once for a run."""
+    digest = hashlib.sha256(nonce + content).digest()
     with _values_lock:
         if digest not in _values:
             _values[digest] = Shared(pickle.loads(content))  # noqa: S301 (it came with an order)

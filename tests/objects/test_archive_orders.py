@@ -238,3 +238,17 @@ def test_the_tasks_of_an_engine_share_an_executor_and_go_on_without_it(
         engine.wait()
     (again,) = folder.ec2.find_images("again")
     assert runs.disks(folder.ebs, again) == DISKS
+
+
+def test_a_worker_opens_an_archive_anew_in_each_run(
+    folder: amistore.DirectoryBackend, processes: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    path, damaged = tmp_path / "archive.bin", bytearray(runs.expected())
+    path.write_bytes(damaged)
+    with amistore.open(path) as archive:
+        assert archive.verify(executor=processes, workers=2).ok
+    damaged[1 << 20] ^= 1
+    path.unlink()
+    path.write_bytes(damaged)
+    with amistore.open(path) as archive:
+        assert not archive.verify(executor=processes, workers=2).ok
