@@ -15,7 +15,7 @@ import logging
 import pickle
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Generic, TypeVar
 
@@ -55,6 +55,7 @@ R = TypeVar("R")
 ORDER_BLOCKS: Final = 512 * MIB // BLOCK_SIZE
 """Blocks of an order: what a lost worker costs."""
 
+_LOOK: Final = 1.0  # seconds, after which futures are looked at that were cancelled
 _ATTEMPTS: Final = 4  # of an order whose worker is lost
 
 VERSIONS: Final = {"form of orders": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
@@ -237,7 +238,8 @@ class Orders(Generic[R]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        wait(self._out)
+        while not all(future.done() for future in self._out):
+            wait(self._out, timeout=_LOOK)
         out, self._out = self._out, {}
         for _ in out:
             self._cluster.slots.release()
@@ -289,7 +291,7 @@ class Orders(Generic[R]):
             AmistoreError: an order's error.
         """
         while True:
-            done = next(iter(wait(self._out, return_when=FIRST_COMPLETED).done))
+            done = _first_done(self._out)
             order = self._out[done]
             answer = _answer(done, order)
             del self._out[done]
@@ -327,6 +329,15 @@ class Orders(Generic[R]):
 
 def _same(order: Order[R]) -> Order[R]:
     return order
+
+
+def _first_done(out: Collection[Future[R | Refusal]]) -> Future[R | Refusal]:
+    """Wait for a future; one that an executor cancelled as it was shut down wakes nobody who waits."""
+    while True:
+        for future in out:
+            if future.done():
+                return future
+        wait(out, timeout=_LOOK, return_when=FIRST_COMPLETED)
 
 
 class _Lost:

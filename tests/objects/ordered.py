@@ -215,7 +215,9 @@ class InTurn(Inline):
         self._out.append((future, lambda: function(*arguments, **options)))
         return future
 
-    def _wait(self, futures: Collection[Future[Any]], return_when: str = ALL_COMPLETED) -> Any:
+    def _wait(
+        self, futures: Collection[Future[Any]], timeout: float | None = None, return_when: str = ALL_COMPLETED
+    ) -> Any:
         while self._out and not all(each.done() for each in futures):
             future, work = self._out.pop(self._choose(len(self._out)))
             future.set_result(work())
