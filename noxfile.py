@@ -118,7 +118,7 @@ def stores(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Form, types, and which module may import which."""
-    session.install("-q", "-e", ".[testing,plot,remote,aws,progress]", *TOOLS)
+    session.install("-q", "-e", ".[testing,plot,remote,aws,progress,dask]", *TOOLS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
@@ -129,7 +129,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python example in README.md and docs/."""
-    session.install("-q", "-e", ".[testing,plot,remote,aws,progress]")
+    session.install("-q", "-e", ".[testing,plot,remote,aws,progress,dask]")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 
