@@ -9,10 +9,10 @@ import attrs
 
 from amistore.archive.reader import ContainerFile
 from amistore.errors import SourceChangedError
-from amistore.pipeline.orders import ORDER_BLOCKS, Order, R
+from amistore.pipeline.orders import Order, R, order_length, order_ranges
 from amistore.pipeline.shared import Shared
 
-__all__ = ["ArchiveOrder", "order_ranges"]
+__all__ = ["ArchiveOrder", "archive_ranges"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -40,10 +40,8 @@ class ArchiveOrder(Order[R]):
         """Read the segments."""
 
 
-def order_ranges(container: ContainerFile) -> Iterator[range]:
+def archive_ranges(container: ContainerFile) -> Iterator[range]:
     """The numbers of all segments, order by order; an order ends with its volume."""
-    length = max(1, ORDER_BLOCKS // container.head.layout.blocks_per_segment)
+    length = order_length(container.head.layout.blocks_per_segment)
     for volume in range(len(container.index.volumes)):
-        sequences = container.segments_of(volume)
-        for start in sequences[::length]:
-            yield range(start, min(start + length, sequences.stop))
+        yield from order_ranges(container.segments_of(volume), length)

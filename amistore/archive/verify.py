@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from amistore.archive.orders import ArchiveOrder, order_ranges
+from amistore.archive.orders import ArchiveOrder, archive_ranges
 from amistore.archive.reader import ContainerFile
 from amistore.archive.report import VerifyReport
 from amistore.archive.verification import Checked, Verification, check_mapped
@@ -123,7 +123,7 @@ def _by_orders(
     volumes = verification.volumes()
     orders = (
         _VerifyOrder(number=number, container=shared, index_digest=digest, sequences=sequences, quick=quick)
-        for number, sequences in enumerate(order_ranges(container))
+        for number, sequences in enumerate(archive_ranges(container))
     )
     with Orders[list[Checked]](cluster) as out, closing(out.map(orders)) as ended:
         for _, checked in ended:

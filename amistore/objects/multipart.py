@@ -30,7 +30,7 @@ from amistore.errors import (
     SourceChangedError,
     is_final,
 )
-from amistore.objects.partlog import InOrder, PartEntries, part_entry, part_size_of, upload_id_of
+from amistore.objects.partlog import PartByPart, PartEntries, part_entry, part_size_of, upload_id_of
 from amistore.objects.resumelog import (
     NoLog,
     ResumeLog,
@@ -107,7 +107,7 @@ class LoggedUpload:
     task: str = ""
     parts: list[UploadedPart] = attrs.field(factory=list)
     carried: list[bytes] = attrs.field(factory=list)
-    form: PartEntries = InOrder()
+    form: PartEntries = PartByPart()
 
     def __attrs_post_init__(self) -> None:
         self.log = NoLog() if self.given is None else self.given

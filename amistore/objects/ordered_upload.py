@@ -21,7 +21,7 @@ from amistore.container.records import SegmentDescriptor
 from amistore.container.segments import check_segment
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.objects.multipart import LoggedUpload, StoredArchive
-from amistore.objects.partlog import InOrders, order_entry
+from amistore.objects.partlog import ByOrders, order_entry
 from amistore.objects.resumelog import ResumeLog, read_entry
 from amistore.objects.store_orders import OrderPlan, Stored, StoreOrder
 from amistore.objects.upload import check_end, check_object, logged_segments, upload_identity
@@ -51,7 +51,7 @@ class OrderedUpload:
         self._plan = OrderPlan.of(planned, to.store.traits, part_size)
         identity, changed = upload_identity(planned, encode, part_size, self._plan.identity)
         size = self._plan.part_size
-        self._upload = LoggedUpload(to, log, "pack", size, identity, changed, form=InOrders())
+        self._upload = LoggedUpload(to, log, "pack", size, identity, changed, form=ByOrders())
         self._planned = planned
         self._source = source
         self._encode = encode

@@ -10,8 +10,8 @@ from amistore.errors import InvalidRequestError
 from amistore.objects.resumelog import ResumeLog, read_entry, write_entry
 
 __all__ = [
-    "InOrder",
-    "InOrders",
+    "ByOrders",
+    "PartByPart",
     "PartEntries",
     "is_by_orders",
     "order_entry",
@@ -41,7 +41,7 @@ class PartEntries(Protocol):
         ...
 
 
-class InOrder:
+class PartByPart:
     """Parts from 1 on, each with an entry once all before it are sent."""
 
     gaps = False
@@ -72,7 +72,7 @@ def part_entry(part: UploadedPart, records: bytes) -> bytes:
     return write_entry(part=part.part_number, **_facts(part)) + b"\n" + records
 
 
-class InOrders:
+class ByOrders:
     """The parts of orders, in any order. An entry is of one order, or of several that were joined."""
 
     gaps = True

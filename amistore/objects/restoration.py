@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, cast
 
 from amistore import forks
-from amistore.archive.orders import order_ranges
+from amistore.archive.orders import archive_ranges
 from amistore.archive.reader import ContainerFile
 from amistore.archive.verification import Checked, Verification, check_mapped
 from amistore.backends import BlockSink
@@ -255,7 +255,7 @@ class Restoring:
 
     def _by_orders(self, volumes: list[PlannedVolume], cluster: Cluster) -> Generator[Checked, None, None]:
         """Each segment, once a worker has put its blocks; the maps, which workers lack, are compared here."""
-        count = sum(1 for _ in order_ranges(self._container))
+        count = sum(1 for _ in archive_ranges(self._container))
         rate = cluster.share(self._sink.rate, count)
         with (
             Orders[list[Checked]](cluster) as out,
@@ -272,7 +272,7 @@ class Restoring:
         container, sink = Shared(self._container), Shared(self._sink)
         begun = -1
         first = 0
-        for number, sequences in enumerate(order_ranges(self._container)):
+        for number, sequences in enumerate(archive_ranges(self._container)):
             at = self._container.volume_of(sequences.start)
             while begun < at:  # also those without segments
                 begun += 1

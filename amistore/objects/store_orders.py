@@ -21,7 +21,7 @@ from amistore.errors import InvalidRequestError
 from amistore.objects.parts import SPOOL, ObjectBounds, Part, sent_parts
 from amistore.pipeline.block_orders import BlockOrder
 from amistore.pipeline.gets import BlockGets
-from amistore.pipeline.orders import ORDER_BLOCKS, limited
+from amistore.pipeline.orders import limited, order_length
 from amistore.pipeline.packing import SegmentEncode, segment_numbers
 from amistore.pipeline.shared import Shared
 from amistore.pipeline.tokens import OrderCut
@@ -99,7 +99,7 @@ class OrderPlan:
         Raises:
             InvalidRequestError: the store takes too few parts, too small ones, or none of `part_size`.
         """
-        length = max(1, ORDER_BLOCKS // planned.layout.blocks_per_segment)
+        length = order_length(planned.layout.blocks_per_segment)
         most = traits.most_parts - 1  # and one for the tail
         cuts, trailing = _cuts(planned, length)
         while len(cuts) * _LEAST_PARTS > most and length < planned.segments:

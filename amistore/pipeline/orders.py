@@ -44,6 +44,8 @@ __all__ = [
     "Orders",
     "given_cluster",
     "limited",
+    "order_length",
+    "order_ranges",
     "using_cluster",
 ]
 
@@ -60,6 +62,17 @@ _ATTEMPTS: Final = 4  # of an order whose worker is lost
 
 VERSIONS: Final = {"form of orders": 1, "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
 """What must be equal here and in a worker: the form of orders, and what makes an archive's bytes."""
+
+
+def order_length(blocks_per_segment: int) -> int:
+    """The number of segments of an order."""
+    return max(1, ORDER_BLOCKS // blocks_per_segment)
+
+
+def order_ranges(sequences: range, length: int) -> Iterator[range]:
+    """The numbers of a volume's segments, order by order, for orders of so many segments."""
+    for start in sequences[::length]:
+        yield range(start, min(start + length, sequences.stop))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -126,6 +139,10 @@ def _work(order: Order[R]) -> R | Refusal:
         except AmistoreError as error:
             error.__traceback__ = error.__cause__ = error.__context__ = None
             return Refusal(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as SystemExit, which must not end who gave the order
+            return Refusal(BackendError(f"{type(error).__name__} in a worker", operation="order"))
 
 
 def limited(service: T, rate: float | None) -> T:
@@ -143,14 +160,14 @@ class Cluster:
     Args:
         executor: the executor.
         workers: the most orders that are out at once.
-        runs: whether several runs share it.
+        shared: whether several runs share it.
     """
 
-    def __init__(self, executor: Executor, workers: int, *, runs: bool = False) -> None:
+    def __init__(self, executor: Executor, workers: int, *, shared: bool = False) -> None:
         self.executor = executor
         self.workers = workers
         self.slots = threading.Semaphore(workers)
-        self._runs = runs
+        self._shared = shared
 
     def share(self, rate: float | None, orders: int | None = None) -> float | None:
         """An order's share of the calls a second that all orders may make; None for any number.
@@ -163,20 +180,20 @@ class Cluster:
         """
         if rate is None:
             return None
-        out = self.workers if orders is None or self._runs else min(self.workers, max(orders, 1))
+        out = self.workers if orders is None or self._shared else min(self.workers, max(orders, 1))
         each = rate / out
         return each // 1 or each
 
 
 def given_cluster(
-    executor: object, workers: int | None, *, runs: bool = False, **backends: object
+    executor: object, workers: int | None, *, shared: bool = False, **backends: object
 ) -> Cluster | None:
     """The cluster of a caller's executor; None where none is given.
 
     Args:
         executor: the executor.
         workers: the number of orders out at once.
-        runs: whether several runs share the executor.
+        shared: whether several runs share the executor.
         backends: what the workers use, by its role.
 
     Raises:
@@ -201,7 +218,7 @@ def given_cluster(
                     f"the {role} {type(backend).__name__} cannot be sent to another process ({error}): use "
                     "threads, or a backend that can be pickled"
                 ) from error
-    return Cluster(executor, workers, runs=runs)
+    return Cluster(executor, workers, shared=shared)
 
 
 @contextlib.contextmanager
@@ -273,11 +290,12 @@ class Orders(Generic[R]):
         """Give an order to a worker who is held for it."""
         try:
             order = make()
-            self._out[self._cluster.executor.submit(_work, order)] = order
-        except BaseException as error:
-            self._cluster.slots.release()
-            if isinstance(error, RuntimeError):  # it was shut down, or its processes are gone
+            try:
+                self._out[self._cluster.executor.submit(_work, order)] = order
+            except RuntimeError as error:  # it was shut down, or its processes are gone
                 raise lost_workers(error) from error
+        except BaseException:
+            self._cluster.slots.release()
             raise
 
     def ended(self) -> tuple[Order[R], R] | None:

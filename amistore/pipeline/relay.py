@@ -22,7 +22,7 @@ from amistore.errors import BackendError
 from amistore.model import Image
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
 from amistore.pipeline.gets import BlockGets, SegmentGets
-from amistore.pipeline.orders import ORDER_BLOCKS, Cluster, limited
+from amistore.pipeline.orders import Cluster, limited, order_length, order_ranges
 from amistore.pipeline.packing import segment_gets, segment_numbers
 from amistore.pipeline.progress import Phase, Progress, ProgressCallback
 from amistore.pipeline.puts import BlockPuts, PutBatch
@@ -245,12 +245,10 @@ class _Relay:
 
 def _cuts(planned: Plan) -> list[OrderCut]:
     """The orders' segments."""
-    length = max(1, ORDER_BLOCKS // planned.layout.blocks_per_segment)
+    length = order_length(planned.layout.blocks_per_segment)
     cuts: list[OrderCut] = []
     for volume in planned.volumes:
-        numbers = segment_numbers(planned, volume)
-        for start in numbers[::length]:
-            segments = range(start, min(start + length, numbers.stop))
+        for segments in order_ranges(segment_numbers(planned, volume), length):
             cuts.append(OrderCut(number=len(cuts), volume=volume, segments=segments))
     return cuts
 

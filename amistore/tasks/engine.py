@@ -98,7 +98,7 @@ class TaskEngine(TaskPlans):
         if type(concurrency) is not int or concurrency < 1:
             raise InvalidRequestError(f"concurrency must be a whole number from 1 on, not {concurrency!r}")
         self._workers = worker_count(workers)
-        self._cluster = given_cluster(executor, workers, runs=True, backend=backend)
+        self._cluster = given_cluster(executor, workers, shared=True, backend=backend)
         self.quotas = quotas or backend.quotas
         path = journal_path(journal, backend.journal)
         # What lies in a backend's own folder is of that backend, wherever the folder is moved.

@@ -126,7 +126,7 @@ def short_parts(patch: Callable[[object, str, object], None] = setattr, *, block
     """Have orders of so many blocks, and parts and shards of `LEAST` bytes at least."""
     patch(layout, "MIN_PART", LEAST)
     patch(store_orders, "MIN_PART", LEAST)
-    patch(store_orders, "ORDER_BLOCKS", blocks)
+    patch(orders, "ORDER_BLOCKS", blocks)
     patch(ObjectStore, "traits", StoreTraits(least_part=1))
 
 

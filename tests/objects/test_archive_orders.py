@@ -15,8 +15,7 @@ from objects.runs import BUCKET, KEY, Calls, Log
 
 import amistore
 from amistore.archive import live
-from amistore.archive import orders as archive_orders
-from amistore.pipeline import relay, snapshots
+from amistore.pipeline import orders, snapshots
 
 DISKS = [(size, dict(sorted(blocks.items()))) for size, blocks in runs.VOLUMES]
 
@@ -36,7 +35,7 @@ def threads(processes: ProcessPoolExecutor) -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(autouse=True)
 def _orders_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (archive_orders, snapshots, relay, live):
+    for module in (orders, snapshots, live):
         monkeypatch.setattr(module, "ORDER_BLOCKS", 6)
 
 

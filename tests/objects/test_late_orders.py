@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -67,3 +68,55 @@ def test_orders_that_end_after_a_run_was_stopped_are_not_made_again(tmp_path: Pa
 
 def refuse(*arguments: object) -> amistore.backends.SnapshotBlock:
     raise AssertionError("a block is read again")
+
+
+class Leaving(images.Volumes):
+    """A source that ends its process as a block is read."""
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        if block_index == 20:
+            sys.exit(3)
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+class Shutting(images.Volumes):
+    """A source that shuts its executor down, and what waits there."""
+
+    executor: ThreadPoolExecutor
+
+    def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> Any:
+        if block_index == 20:
+            self.executor.shutdown(wait=False, cancel_futures=True)
+        return super().get_snapshot_block(snapshot_id, block_index, block_token)
+
+
+def stored_by(source: images.Volumes, executor: Executor, workers: int) -> amistore.MemoryBackend:
+    cloud = amistore.MemoryBackend()
+    cloud.s3.create_bucket("archive")
+    try:
+        amistore.store(
+            images.image(source.volumes),
+            source,
+            cloud.s3.at("archive", "ami.bin"),
+            options=amistore.PackOptions(layout=LAYOUT),
+            executor=executor,
+            workers=workers,
+        )
+    finally:
+        assert cloud.s3.list_multipart_uploads("archive") == []
+    return cloud
+
+
+BLOCKS = [(1, {index: images.noise(index) for index in range(64)})]
+
+
+def test_a_worker_that_leaves_does_not_end_who_gave_the_order() -> None:
+    with ThreadPoolExecutor(2) as executor, pytest.raises(amistore.BackendError, match="SystemExit in a"):
+        stored_by(Leaving(BLOCKS), executor, 2)
+
+
+def test_an_executor_that_is_shut_down_while_orders_wait_in_it_is_a_typed_error() -> None:
+    source = Shutting(BLOCKS)
+    with ThreadPoolExecutor(1) as source.executor:
+        with pytest.raises(amistore.ResourcesExhaustedError, match="the executor has lost its workers"):
+            stored_by(source, source.executor, 4)

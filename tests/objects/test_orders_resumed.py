@@ -23,7 +23,7 @@ from objects.test_forged_logs import altered, altered_digest
 
 import amistore
 from amistore.backends import StoreTraits
-from amistore.objects.partlog import InOrders
+from amistore.objects.partlog import ByOrders
 from amistore.objects.resumelog import read_entry
 
 # Python 3.12 warns of threads at a fork, which a pool of processes may be.
@@ -54,7 +54,7 @@ def uploads(cloud: amistore.Backend) -> list[amistore.backends.MultipartUpload]:
 
 def parts_by_entry(log: amistore.ResumeLog) -> list[set[int]]:
     """The parts of each entry that counts."""
-    entries = InOrders().latest(log.entries()[2:])
+    entries = ByOrders().latest(log.entries()[2:])
     return [{part["part"] for part in read_entry(entry)["parts"]} for entry in entries]
 
 
@@ -346,7 +346,7 @@ def test_a_forged_size_of_parts_is_refused_where_no_other_is_asked_for(size: int
 
 def test_a_forged_digest_is_found() -> None:
     entries = made_but_for_completion()[1]
-    counts = InOrders().latest(entries[2:])[0]  # not replaced by that of joined orders
+    counts = ByOrders().latest(entries[2:])[0]  # not replaced by that of joined orders
     at = entries.index(counts)
     error = gone_on_with([*entries[:at], altered_digest(counts, 0), *entries[at + 1 :]])
     assert isinstance(error, amistore.CorruptArchiveError)

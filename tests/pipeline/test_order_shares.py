@@ -68,7 +68,7 @@ def test_a_run_of_few_orders_has_larger_shares_unless_others_share_the_executor(
         15,
         15,
     ]
-    assert Cluster(pool, 64, runs=True).share(1000, 16) == 15
+    assert Cluster(pool, 64, shared=True).share(1000, 16) == 15
 
 
 def test_a_limited_store_slows_down_together_with_all_calls_to_a_snapshot() -> None:

@@ -18,10 +18,9 @@ from backends.aws.proxy import Fault, fault_proxy
 
 import amistore
 from amistore import Backend, MemoryBackend, RetryingBackend
-from amistore.archive import orders as archive_orders
 from amistore.backends.aws import connection as connection_module
 from amistore.backends.aws.ebs_connections import TimeLimits
-from amistore.objects import store_orders
+from amistore.pipeline import orders
 from amistore.testing.aws import FakeAWS
 
 pytestmark = pytest.mark.xdist_group("swift")
@@ -85,8 +84,7 @@ def move(backend: Backend, image_id: str, bucket: str, *, by_orders: bool = Fals
         moves.store(backend, image_id, bucket)
         return moves.restore(backend, bucket)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as executor:
-        for module in (store_orders, archive_orders):
-            patch.setattr(module, "ORDER_BLOCKS", 6)
+        patch.setattr(orders, "ORDER_BLOCKS", 6)
         moves.store(backend, image_id, bucket, executor=executor)
         return moves.restore(backend, bucket, executor=executor)
 

@@ -17,9 +17,8 @@ from backends.aws.moves import KEY, LAYOUT
 
 import amistore
 from amistore import AmistoreError, Backend, DirectoryBackend, MemoryBackend, RetryingBackend
-from amistore.archive import orders as archive_orders
 from amistore.backends import pace
-from amistore.objects import store_orders
+from amistore.pipeline import orders
 from amistore.testing import FaultyBackend
 from amistore.testing.aws import FakeAWS
 
@@ -50,8 +49,7 @@ def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
     """Whose orders have a few blocks each."""
-    for module in (store_orders, archive_orders):
-        monkeypatch.setattr(module, "ORDER_BLOCKS", 6)
+    monkeypatch.setattr(orders, "ORDER_BLOCKS", 6)
     with ThreadPoolExecutor(2) as made:
         yield made
 
