@@ -117,6 +117,6 @@ def test_a_worker_that_leaves_does_not_end_who_gave_the_order() -> None:
 
 def test_an_executor_that_is_shut_down_while_orders_wait_in_it_is_a_typed_error() -> None:
     source = Shutting(BLOCKS)
-    with ThreadPoolExecutor(1) as source.executor:
-        with pytest.raises(amistore.ResourcesExhaustedError, match="the executor has lost its workers"):
-            stored_by(source, source.executor, 4)
+    lost = pytest.raises(amistore.ResourcesExhaustedError, match="the executor has lost its workers")
+    with ThreadPoolExecutor(1) as source.executor, lost:
+        stored_by(source, source.executor, 4)
