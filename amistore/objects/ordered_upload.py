@@ -28,61 +28,11 @@ from amistore.objects.upload import check_end, check_object, logged_segments, up
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
 from amistore.pipeline.orders import Cluster, Order
 from amistore.pipeline.packing import SegmentEncode, WrittenArchive, check_size
-from amistore.pipeline.progress import Phase, Progress, ProgressCallback
+from amistore.pipeline.progress import Phase, Progress, ProgressCallback, untold
 from amistore.pipeline.shared import Shared
 from amistore.pipeline.tokens import OrderCut
 
 __all__ = ["OrderedUpload"]
-
-
-class OrderedUpload:
-    """One run of packing into an object by orders, or one that resumes another."""
-
-    def __init__(
-        self,
-        planned: Plan,
-        source: BlockSource,
-        encode: SegmentEncode,
-        to: ObjectLocation,
-        log: ResumeLog | None,
-        part_size: int | None,
-        cluster: Cluster,
-    ) -> None:
-        self._plan = OrderPlan.of(planned, to.store.traits, part_size)
-        identity, changed = upload_identity(planned, encode, part_size, self._plan.identity)
-        size = self._plan.part_size
-        self._upload = LoggedUpload(to, log, "pack", size, identity, changed, form=ByOrders())
-        self._planned = planned
-        self._source = source
-        self._encode = encode
-        self._cluster = cluster
-        self._written: WrittenArchive
-
-    def run(
-        self,
-        metadata: Mapping[str, str],
-        tags: Mapping[str, str] | None,
-        *,
-        overwrite: bool,
-        workers: int | None,
-        progress: ProgressCallback,
-    ) -> StoredArchive:
-        """Pack into the object; see `store` for the arguments and errors."""
-
-        def make(missing: bool) -> None:
-            given = (self._planned, self._plan, self._upload, self._source, self._encode)
-            run = _Run(*given, self._cluster, progress)
-            with run.orders:
-                self._written = run.make(missing=missing)
-
-        def check(ranges: ObjectRanges, new: bool) -> None:
-            if self._upload.carried:
-                check_object(ranges, self._planned, self._planned.segments, workers)
-            check_end(ranges, self._written.size, self._written.foot)
-
-        info = self._upload.run(metadata, tags, make, check, overwrite=overwrite)
-        content_id = self._written.content_id.hex()
-        return StoredArchive(location=self._upload.to, size=info.size, etag=info.etag, content_id=content_id)
 
 
 @attrs.frozen
@@ -119,33 +69,60 @@ class _Small:
         self.records += made.records
 
 
-class _Run:
-    """The orders of one run."""
+class OrderedUpload:
+    """One run of packing into an object by orders, or one that resumes another."""
 
     def __init__(
         self,
         planned: Plan,
-        plan: OrderPlan,
-        upload: LoggedUpload,
         source: BlockSource,
         encode: SegmentEncode,
+        to: ObjectLocation,
+        log: ResumeLog | None,
+        part_size: int | None,
         cluster: Cluster,
-        progress: ProgressCallback,
     ) -> None:
+        self._plan = plan = OrderPlan.of(planned, to.store.traits, part_size)
+        identity, changed = upload_identity(planned, encode, part_size, plan.identity)
+        self._upload = LoggedUpload(to, log, "pack", plan.part_size, identity, changed, form=ByOrders())
         self._planned = planned
-        self._plan = plan
-        self._upload = upload
-        self._sources = Shared(source)
-        self._to = Shared(upload.to)
+        self._source = Shared(source)
+        self._to = Shared(to)
         self._encode = encode
         self._rate = cluster.share(source.rate, len(plan.cuts))
-        self._progress = progress
-        self.orders = BlockOrders(cluster, planned, source, plan.cuts, self._order, self._log)
+        self._orders = BlockOrders(cluster, planned, source, plan.cuts, self._order, self._log)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
         self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
         self._small = _Small()
+        self._made: dict[int, _Made] = {}  # orders that are done, and not in the index
         self._blocks = self._bytes = 0
-        self._made = self._carried()
+        self._progress: ProgressCallback = untold
+        self._written: WrittenArchive
+
+    def run(
+        self,
+        metadata: Mapping[str, str],
+        tags: Mapping[str, str] | None,
+        *,
+        overwrite: bool,
+        workers: int | None,
+        progress: ProgressCallback,
+    ) -> StoredArchive:
+        """Pack into the object; see `store` for the arguments and errors."""
+        self._progress = progress
+
+        def make(missing: bool) -> None:
+            with self._orders:
+                self._written = self._make(missing=missing)
+
+        def check(ranges: ObjectRanges, new: bool) -> None:
+            if self._upload.carried:
+                check_object(ranges, self._planned, self._planned.segments, workers)
+            check_end(ranges, self._written.size, self._written.foot)
+
+        info = self._upload.run(metadata, tags, make, check, overwrite=overwrite)
+        content_id = self._written.content_id.hex()
+        return StoredArchive(location=self._upload.to, size=info.size, etag=info.etag, content_id=content_id)
 
     def _carried(self) -> dict[int, _Made]:
         """The orders that the log has."""
@@ -167,9 +144,10 @@ class _Run:
                 made[cut.number] = _Made(own, parts if is_last else [], joined=not is_last or not parts)
         return made
 
-    def make(self, *, missing: bool) -> WrittenArchive:
+    def _make(self, *, missing: bool) -> WrittenArchive:
         """Have all orders done, and send the tail, unless the upload is completed already."""
         upload, plan = self._upload, self._plan
+        self._made = self._carried()
         if upload.part_size not in plan.sizes:
             raise InvalidRequestError("the resume log is damaged: its orders' parts cannot have its size")
         absent = [cut.number for cut in plan.cuts if cut.number not in self._made]
@@ -200,7 +178,7 @@ class _Run:
         if self._small.content and made.parts:
             made = self._join(cut, made)
         pad = self._index(cut, made.records)
-        self.orders.forget(cut.number)
+        self._orders.forget(cut.number)
         if made.parts or made.joined:
             return made.parts
         self._small.add(cut.number, made, pad)
@@ -209,7 +187,7 @@ class _Run:
     def _await(self, number: int) -> _Made:
         """What an order made."""
         while number not in self._made:
-            self._take(*self.orders.ended(number, self._made))
+            self._take(*self._orders.ended(number, self._made))
         return self._made.pop(number)
 
     def _order(self, cut: OrderCut) -> StoreOrder:
@@ -217,7 +195,7 @@ class _Run:
         preludes = [piece for volume in cut.preludes for piece in self._ahead.volume(volume)]
         return StoreOrder(
             number=cut.number,
-            source=self._sources,
+            source=self._source,
             snapshot_id=cut.volume.snapshot_id,
             segments=tuple(map(self._planned.segment, cut.segments)),
             rate=self._rate,
@@ -268,7 +246,7 @@ class _Run:
             alone = cast(StoreOrder, order)
             return attrs.evolve(alone, first=first, first_part=number, before=content + alone.before)
 
-        self.orders.again(cut, join)
+        self._orders.again(cut, join)
         joined = self._await(cut.number)
         if joined.records != made.records:
             raise SourceChangedError(
