@@ -46,11 +46,13 @@ def tests(session: nox.Session) -> None:
         "-e",
         ".[testing,plot,remote,aws,progress,dask]",
         "pytest<9.2",
+        "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         *BESIDE,
         silent=False,
     )
-    session.run(*PYTEST, *session.posargs)
+    # A test that waits for ever would be killed with the whole run, and nobody would know which it was.
+    session.run(*PYTEST, "--timeout=300", *session.posargs)
 
 
 @nox.session
