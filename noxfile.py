@@ -51,8 +51,9 @@ def tests(session: nox.Session) -> None:
         *BESIDE,
         silent=False,
     )
-    # A test that waits for ever would be killed with the whole run, and nobody would know which it was.
-    session.run(*PYTEST, "--timeout=300", *session.posargs)
+    # A test that waits for ever would be killed with the whole run, and nobody would know which it was. An
+    # exception in it would not do: what it leaves may wait for ever, too.
+    session.run(*PYTEST, "--timeout=300", "--timeout-method=thread", *session.posargs)
 
 
 @nox.session

@@ -27,8 +27,7 @@ LIMIT = 2048  # MiB of memory of its own that a process gets, which is more than
 
 def pytest_configure(config: pytest.Config) -> None:
     # Inherited by all that a test starts: too much memory is its MemoryError, not the machine's end.
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT << 20, hard))
+    _limit(LIMIT)
     _keep_little()
     threading.stack_size(1 << 20)  # the limit counts whole stacks, of which a thread touches little
     config.stash[_KEPT] = 0
@@ -42,9 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Have no collection look at what stays: it would take long, and a late one have the limit strike."""
+    """What modules hold stays until the end: it is not of a test's memory, and no collection looks at it."""
     gc.collect()
     gc.freeze()
+    if _STATUS.exists():
+        _limit(_memory("VmData") + LIMIT)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -97,6 +98,12 @@ _CHILDREN = pytest.StashKey[int]()
 _BEFORE = pytest.StashKey[int]()  # MiB that the worker holds, which is not this test's
 _KEPT = pytest.StashKey[int]()  # MiB after all that could be let go of was
 _STATUS = Path("/proc/self/status")  # Linux's: elsewhere memory is not watched
+
+
+def _limit(most: int) -> None:
+    """MiB of memory of its own, for this process and those that it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most << 20, hard))
 
 
 def _children() -> int:

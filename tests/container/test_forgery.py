@@ -8,7 +8,7 @@ import struct
 import tempfile
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import attrs
@@ -235,10 +235,11 @@ def frame_bombs() -> dict[str, bytes]:
     frame = compressor(write_checksum=True).compress(right)
     assert frame[4] == 0xA4  # single segment, content size in 4 bytes, checksum
     wide = frame[:4] + b"\x84\x88" + frame[5:]  # the same with a window of 128 MiB declared
+    bomb = compressor(write_checksum=True).compress(bytes(256 * MIB))
     return {
         "declares 1 TiB": frame[:4] + b"\xe4" + struct.pack("<Q", 2**40) + frame[9:],
         "declares nothing": compressor(write_content_size=False, write_checksum=True).compress(right),
-        "declares 256 MiB and holds them": compressor(write_checksum=True).compress(bytes(256 * MIB)),
+        "declares 256 MiB and holds them": bytes(memoryview(bomb)),  # which has 256 MiB of its own
         "has no checksum": compressor(write_checksum=False).compress(right),
         "has a window of 128 MiB": wide,
         "is cut short": frame[:-1],
