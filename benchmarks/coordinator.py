@@ -7,7 +7,9 @@ and peak memory as JSON to standard error.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import pickle
 import subprocess
@@ -31,7 +33,6 @@ from amistore.pipeline.tokens import OrderTokens
 from benchmarks.blocks import SNAPSHOT_ID, DroppingStore, GeneratedSource, image_of_one_snapshot
 from benchmarks.child import synthetic_segment
 from benchmarks.machine import peak_memory
-from benchmarks.server import TOKEN
 from benchmarks.table import Row
 
 __all__ = ["measure_coordinator"]
@@ -78,11 +79,17 @@ class ListedSource(BlockSource):
 
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
         page = GeneratedSource.page(self._volume_size, next_token)
-        blocks = [Block(each.block_index, f"{TOKEN[:-12]}{each.block_index:012}") for each in page.blocks]
+        blocks = [Block(each.block_index, _token(each.block_index)) for each in page.blocks]
         return BlockPage(volume_size=page.volume_size, blocks=blocks, next_token=page.next_token)
 
     def get_snapshot_block(self, snapshot_id: str, block_index: int, block_token: str) -> SnapshotBlock:
         raise NotImplementedError
+
+
+def _token(block_index: int) -> str:
+    """104 characters, of which no two blocks have any in common."""
+    drawn = hashlib.shake_128(block_index.to_bytes(8, "little")).digest(76)
+    return base64.b64encode(drawn).decode()
 
 
 class MadeUpWorkers(Executor):
@@ -156,7 +163,10 @@ def resume(volume_size: int, workers: int, log: Path) -> float:
 
 
 def large(volume_size: int, workers: int) -> float:
-    """The tokens of two orders for each worker, and the index of all segments, whose records are one's."""
+    """The tokens of two orders for each worker, and the index of all segments, whose records are one's.
+
+    No order is out any more as the tail is made.
+    """
     start = time.process_time()
     runs = Runs.of_blocks(range(volume_size * GIB // BLOCK_SIZE))
     planned = plan(image_of_one_snapshot(), [(SNAPSHOT_ID, volume_size, runs)])
@@ -170,8 +180,8 @@ def large(volume_size: int, workers: int) -> float:
     segment = EncodedSegment(SegmentDescriptor.parse(made.record), made.record, [])
     for _ in range(planned.segments):
         writer.segment(segment)
-    b"".join(writer.tail())
     del held
+    b"".join(writer.tail())
     return time.process_time() - start
 
 

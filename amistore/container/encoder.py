@@ -105,7 +105,7 @@ class ContainerWriter:
         """PREAMBLE, HEAD and the manifest's frames."""
         plan = self._plan
         content = manifest_member(plan.image, plan.manifest)
-        frames = self._encoder.encode_all(content)
+        frames = self._encoder.encode_all([content])
         head = Head(
             layout=plan.layout,
             volumes=len(plan.volumes),
@@ -123,7 +123,7 @@ class ContainerWriter:
     def volume(self, volume: PlannedVolume) -> list[bytes]:
         """VOLD and the frames of the volume's tar headers and sparse map."""
         content = b"".join(prelude(self._plan.image, volume))
-        frames = self._encoder.encode_all(content)
+        frames = self._encoder.encode_all([content])
         descriptor = VolumeDescriptor(
             file_id=self._plan.file_id,
             volume=volume.number,

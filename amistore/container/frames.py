@@ -8,7 +8,7 @@ an exact slice is decoded in one shot.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -96,11 +96,16 @@ class FrameEncoder:
         # short frames, kept as pieces, that is as much memory as the image.
         return bytes(memoryview(frame))
 
-    def encode_all(self, content: bytes) -> list[bytes]:
-        """Frames of at most 8 MiB of content each that hold `content` together."""
-        view = memoryview(content)
-        step = layout.MAX_FRAME_CONTENT
-        return [self.encode(bytes(view[at : at + step])) for at in range(0, len(view), step)]
+    def encode_all(self, contents: Iterable[bytes]) -> list[bytes]:
+        """Frames of 8 MiB of content each, but the last, that hold all contents behind each other."""
+        frames: list[bytes] = []
+        rest = bytearray()
+        for content in contents:
+            rest += content
+            while len(rest) > layout.MAX_FRAME_CONTENT:
+                frames.append(self.encode(rest[: layout.MAX_FRAME_CONTENT]))
+                del rest[: layout.MAX_FRAME_CONTENT]
+        return [*frames, self.encode(rest)] if rest else frames
 
 
 def check_frame(frame: bytes | memoryview, content_size: int, crc32: int) -> None:

@@ -7,6 +7,7 @@ other compares it with what it reads.
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from array import array
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ class Index:
 
     def encode(self) -> bytes:
         """The whole INDX record."""
-        columns = b"".join(_encode_column(c) for c in (self.offsets, self.firsts, self.lasts))
+        columns = map(_encode_column, (self.offsets, self.firsts, self.lasts))
         frames = FrameEncoder(_COLUMN_LEVEL, check=True).encode_all(columns)
         table = frame_table([Frame.of(frame) for frame in frames])
         volumes = b"".join(volume.encode() for volume in self.volumes)
@@ -129,7 +130,12 @@ class Index:
         return seal(
             layout.INDX,
             fixed,
-            tail=b"".join((self.head, self.manifest_frames, volumes, table, *frames, self.segment_digests)),
+            self.head,
+            self.manifest_frames,
+            volumes,
+            table,
+            *frames,
+            self.segment_digests,
         )
 
     @classmethod
@@ -297,7 +303,7 @@ class Ledger:
         self._offsets = array("Q")
         self._firsts = array("Q")
         self._lasts = array("Q")
-        self._digests = bytearray()
+        self._digests = io.BytesIO()  # which gives all of them without a copy
 
     def add_front(self, head: bytes, manifest_frames: bytes, front: bytes) -> None:
         """All bytes before the first volume."""
@@ -319,7 +325,7 @@ class Ledger:
         self._offsets.append(self.offset)
         self._firsts.append(descriptor.runs.first)
         self._lasts.append(descriptor.runs.end - 1)
-        self._digests += hashlib.sha256(record).digest()
+        self._digests.write(hashlib.sha256(record).digest())
         self.offset += len(record) + descriptor.payload_size
 
     def volumes(self) -> list[IndexedVolume]:
@@ -339,5 +345,5 @@ class Ledger:
             offsets=self._offsets,
             firsts=self._firsts,
             lasts=self._lasts,
-            segment_digests=bytes(self._digests),
+            segment_digests=self._digests.getvalue(),
         )

@@ -74,14 +74,14 @@ class Envelope:
     critical: bool
 
 
-def seal(kind: bytes, payload: bytes, *, tail: bytes = b"") -> bytes:
+def seal(kind: bytes, payload: bytes, *tail: bytes) -> bytes:
     """A whole record; the CRC covers all but `tail`."""
-    length = layout.RECORD_OVERHEAD - layout.SKIPPABLE_HEADER + len(payload) + len(tail)
+    length = layout.RECORD_OVERHEAD - layout.SKIPPABLE_HEADER + len(payload) + sum(map(len, tail))
     head = layout.ENVELOPE.pack(
         layout.SKIPPABLE_MAGIC, length, layout.SIGNATURE, kind, layout.RECORD_VERSION, layout.CRITICAL
     )
     fixed = head + payload
-    return fixed + tail + layout.CRC.pack(crc32c(fixed))
+    return b"".join((fixed, *tail, layout.CRC.pack(crc32c(fixed))))
 
 
 def open_envelope(start: bytes) -> Envelope:
@@ -160,7 +160,7 @@ def check_others(content: bytes) -> None:
 
 def pad_record(size: int) -> bytes:
     """A PAD record of `size` bytes, at least 24: zeros between envelope and CRC."""
-    return seal(layout.PAD, b"", tail=bytes(size - layout.RECORD_OVERHEAD))
+    return seal(layout.PAD, b"", bytes(size - layout.RECORD_OVERHEAD))
 
 
 def refuse_newer(content: bytes) -> None:

@@ -438,7 +438,7 @@ def appended(
 ) -> bytes:
     """The container without its tail, and a VOLD of another file with a valid prelude behind it."""
     content = b"".join(prelude(image, planned))
-    frames = FrameEncoder(3, check=True).encode_all(content)
+    frames = FrameEncoder(3, check=True).encode_all([content])
     forged = attrs.evolve(
         volume,
         file_id=b"\xee" * 16,

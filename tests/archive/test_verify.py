@@ -170,7 +170,7 @@ def test_the_readers_agree_on_where_a_record_of_unknown_type_may_stand(place: in
 
 
 def test_bytes_that_are_no_record_between_two_segments_are_refused() -> None:
-    for junk in (b"junk", bytes(30), seal(layout.PAD, b"", tail=bytes(8))):
+    for junk in (b"junk", bytes(30), seal(layout.PAD, b"", bytes(8))):
         found = report(with_inserted(junk, 3))
         assert [each.record for each in found.findings] == ["record"]
 

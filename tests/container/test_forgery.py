@@ -298,7 +298,7 @@ def bomb(**members: object) -> bytes:
     manifest = encode_manifest(image).replace(b'"web"', b'"web",\n  "X": [' + fill.encode() + b"]")
     member = file_header("ami-0123456789abcdef0/ami.json", len(manifest), 0) + manifest
     member += bytes(padding(len(manifest)))
-    frames = FrameEncoder(3, check=True).encode_all(member)
+    frames = FrameEncoder(3, check=True).encode_all([member])
     parsed = Head.parse(container[head : head + size])
     forged = attrs.evolve(parsed, content=len(member), frames=tuple(Frame.of(frame) for frame in frames))
     return container[:head] + forged.encode() + b"".join(frames)
@@ -712,8 +712,8 @@ def test_an_index_with_padded_columns_is_refused_by_all(monkeypatch: pytest.Monk
     pieces = Pieces.of(ONE)
     encode = FrameEncoder.encode_all
 
-    def padded(self: FrameEncoder, content: bytes) -> list[bytes]:
-        (frame,) = encode(self, content)
+    def padded(self: FrameEncoder, contents: Iterable[bytes]) -> list[bytes]:
+        (frame,) = encode(self, contents)
         header = zstandard.frame_header_size(frame)
         return [frame[:header] + bytes(3) * 40_000 + frame[header:]]
 
