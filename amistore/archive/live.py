@@ -61,12 +61,12 @@ class LiveSnapshot:
                     for piece in found:
                         yield from piece
             return
-        source, rate = Shared(self.source), self.cluster.share(self.source.rate)
+        source, rate = Shared(self.source), self.cluster.share(self.source)
         orders = (
             _DigestOrder(number=number, source=source, snapshot_id=self.snapshot_id, listed=piece, rate=rate)
             for number, piece in enumerate(self._pieces(ORDER_BLOCKS))
         )
-        with Orders["list[Digest]"](self.cluster) as out, closing(out.map(orders)) as ended:
+        with Orders["list[Digest]"](self.cluster, self.source) as out, closing(out.map(orders)) as ended:
             for _, digests in ended:
                 yield from digests
 

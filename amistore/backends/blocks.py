@@ -90,10 +90,12 @@ class BlockSource(Interface):
             and the source may use a buffer again.
         rate: the most gets a second that the workers of all orders make together; None for any number. Each
             order gets a share, which a `RetryingBackend` keeps.
+        snapshot_rate: the most of them for one snapshot; None for any number.
     """
 
     requests: int = 0
     rate: float | None = None
+    snapshot_rate: float | None = None
 
     @abc.abstractmethod
     def list_snapshot_blocks(self, snapshot_id: str, *, next_token: str | None = None) -> BlockPage:
@@ -239,11 +241,13 @@ class BlockSink(Interface):
             With 0 each worker puts one after the other.
         rate: the most puts a second that the workers of all orders make together; None for any number, as in
             `BlockSource`.
+        snapshot_rate: the most of them for one snapshot; None for any number.
     """
 
     where: str = ""
     requests: int = 0
     rate: float | None = None
+    snapshot_rate: float | None = None
 
     @abc.abstractmethod
     def start_snapshot(

@@ -89,8 +89,8 @@ class OrderedUpload:
         self._source = Shared(source)
         self._to = Shared(to)
         self._encode = encode
-        self._rate = cluster.share(source.rate, len(plan.cuts))
-        self._orders = BlockOrders(cluster, planned, source, plan.cuts, self._order, self._log)
+        self._rate = cluster.share(source, len(plan.cuts))
+        self._orders = BlockOrders(cluster, planned, source, plan.cuts, self._order, late=self._log)
         self._writer = ContainerWriter(planned, encode.level)  # in order, without the segments' frames
         self._ahead = ContainerWriter(planned, encode.level)  # for what stands before segments
         self._small = _Small()

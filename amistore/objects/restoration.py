@@ -256,9 +256,9 @@ class Restoring:
     def _by_orders(self, volumes: list[PlannedVolume], cluster: Cluster) -> Generator[Checked, None, None]:
         """Each segment, once a worker has put its blocks; the maps, which workers lack, are compared here."""
         count = sum(1 for _ in archive_ranges(self._container))
-        rate = cluster.share(self._sink.rate, count)
+        rate = cluster.share(self._sink, count)
         with (
-            Orders[list[Checked]](cluster) as out,
+            Orders[list[Checked]](cluster, self._sink) as out,
             closing(out.map(self._orders(volumes, rate))) as ended,
         ):
             for _, checked in ended:

@@ -12,7 +12,7 @@ from typing import Generic, cast
 import attrs
 from typing_extensions import Self
 
-from amistore.backends import BlockSource
+from amistore.backends import BlockSink, BlockSource
 from amistore.container.plan import Plan, PlannedSegment
 from amistore.errors import InvalidTokenError
 from amistore.pipeline.gets import BlockGets, SegmentGets
@@ -45,7 +45,10 @@ class BlockOrder(Order[R]):
 
     def gets(self, gets: BlockGets) -> Iterator[tuple[PlannedSegment, SegmentGets]]:
         """Each segment with its blocks, in a worker."""
-        tokens = self.tokens or own_tokens(self.source.value, self.snapshot_id, self.segments)
+        if self.tokens is None:
+            tokens = own_tokens(self.source.value, self.snapshot_id, self.segments)
+        else:
+            tokens = self.tokens.unpack()
         for segment, own in zip(self.segments, tokens, strict=True):
             yield segment, gets.segment(self.snapshot_id, segment.runs.indexes(), own)
 
@@ -59,6 +62,7 @@ class BlockOrders(Generic[R]):
         source: the source of the blocks, which nobody else lists meanwhile.
         cuts: the segments of each order.
         make: makes the order of a cut, without tokens.
+        sinks: where the blocks go, if that is a service with a rate.
         late: as in `Orders`.
     """
 
@@ -69,9 +73,10 @@ class BlockOrders(Generic[R]):
         source: BlockSource,
         cuts: Sequence[OrderCut],
         make: Callable[[OrderCut], BlockOrder[R]],
+        *sinks: BlockSink,
         late: Callable[[Order[R], R], None] | None = None,
     ) -> None:
-        self._orders = Orders[R](cluster, self._refused, late)
+        self._orders = Orders[R](cluster, source, *sinks, refused=self._refused, late=late)
         self._tokens = OrderTokens(planned, source)
         self._cuts = cuts
         self._make = make

@@ -24,6 +24,7 @@ import zstandard
 from typing_extensions import Self
 
 from amistore import forks
+from amistore.backends import BlockSink, BlockSource
 from amistore.backends.redaction import hide_secrets
 from amistore.errors import (
     AmistoreError,
@@ -169,20 +170,36 @@ class Cluster:
         self.slots = threading.Semaphore(workers)
         self._shared = shared
 
-    def share(self, rate: float | None, orders: int | None = None) -> float | None:
+    def share(self, service: BlockSource | BlockSink, orders: int | None = None) -> float | None:
         """An order's share of the calls a second that all orders may make; None for any number.
+
+        A run goes from snapshot to snapshot, so all its orders may be of one. Runs that share the executor
+        have snapshots of their own: the rate is for all of them, and each has so many orders out at most
+        as one snapshot allows.
 
         A whole number, so that no order rounds up in any second.
 
         Args:
-            rate: the calls a second of all.
+            service: the source or sink, whose rates count.
             orders: how many orders the run has; None where that is not known.
         """
-        if rate is None:
+        rates = [rate for rate in (service.rate, service.snapshot_rate) if rate is not None]
+        if not rates:
             return None
-        out = self.workers if orders is None or self._shared else min(self.workers, max(orders, 1))
-        each = rate / out
+        if self._shared:
+            each = min(rates[0] / self.workers, *rates)
+        else:
+            each = min(rates) / (self.workers if orders is None else min(self.workers, max(orders, 1)))
         return each // 1 or each
+
+    def most_out(self, *services: BlockSource | BlockSink) -> int:
+        """How many of a run's orders may be out at once, each with its share of these services' rates."""
+        most = self.workers
+        for service in services:
+            share = self.share(service)
+            if self._shared and share is not None and service.snapshot_rate is not None:
+                most = min(most, max(1, int(service.snapshot_rate / share)))
+        return most
 
 
 def given_cluster(
@@ -236,6 +253,7 @@ class Orders(Generic[R]):
 
     Args:
         cluster: who does them.
+        services: the sources and sinks whose rates the orders share.
         refused: takes an order whose block tokens were refused, to give it again later.
         late: takes an order and its result where that comes after another one's error, or an interrupt.
     """
@@ -243,10 +261,12 @@ class Orders(Generic[R]):
     def __init__(
         self,
         cluster: Cluster,
+        *services: BlockSource | BlockSink,
         refused: Callable[[Order[R], InvalidTokenError], None] | None = None,
         late: Callable[[Order[R], R], None] | None = None,
     ) -> None:
         self._cluster = cluster
+        self._most = cluster.most_out(*services)
         self._refused = refused
         self._late = late
         self._out: dict[Future[R | Refusal], Order[R]] = {}
@@ -272,7 +292,7 @@ class Orders(Generic[R]):
         return len(self._out)
 
     def give(self, make: Callable[[], Order[R]]) -> bool:
-        """Give an order, unless all workers have one; return whether it was given.
+        """Give an order, unless all workers that the run may have do one; return whether it was given.
 
         Args:
             make: makes the order, once there is a worker for it.
@@ -280,6 +300,8 @@ class Orders(Generic[R]):
         Raises:
             ResourcesExhaustedError: the executor takes no orders any more.
         """
+        if len(self._out) >= self._most:
+            return False
         # Whoever has none out waits for another run's to end, so each run goes on.
         if not self._cluster.slots.acquire(blocking=not self._out):
             return False

@@ -215,7 +215,7 @@ class _Relay:
         targets = list(map(self._begin, planned.volumes))
         source, sink = Shared(self._source), Shared(self._sink)
         cuts = _cuts(planned)
-        rate, put_rate = (cluster.share(each.rate, len(cuts)) for each in (self._source, self._sink))
+        rate, put_rate = (cluster.share(each, len(cuts)) for each in (self._source, self._sink))
 
         def make(cut: OrderCut) -> _RelayOrder:
             return _RelayOrder(
@@ -230,7 +230,7 @@ class _Relay:
             )
 
         made: dict[int, list[bytes]] = {}
-        with BlockOrders[list[bytes]](cluster, planned, self._source, cuts, make) as orders:
+        with BlockOrders[list[bytes]](cluster, planned, self._source, cuts, make, self._sink) as orders:
             for cut in cuts:
                 while cut.number not in made:
                     order, digests = orders.ended(cut.number, made)

@@ -236,12 +236,12 @@ class RestoredSnapshots:
     def _filled_by_orders(
         self, cluster: Cluster, pieces: Iterator[HolePiece]
     ) -> Generator[HolePiece, None, None]:
-        sink, rate = Shared(self._sink), cluster.share(self._sink.rate, -(-self.hole_blocks // ORDER_BLOCKS))
+        sink, rate = Shared(self._sink), cluster.share(self._sink, -(-self.hole_blocks // ORDER_BLOCKS))
         orders = (
             _FillOrder(number=number, sink=sink, piece=piece, rate=rate)
             for number, piece in enumerate(pieces)
         )
-        with Orders[HolePiece](cluster) as out, closing(out.map(orders)) as ended:
+        with Orders[HolePiece](cluster, self._sink) as out, closing(out.map(orders)) as ended:
             for _, piece in ended:
                 yield piece
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import threading
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 
+import attrs
 import images
 import pytest
 from hypothesis import example, given
@@ -12,7 +16,13 @@ from hypothesis import strategies as st
 
 import amistore
 from amistore.backends.retries import Retrier
-from amistore.pipeline.orders import Cluster
+from amistore.pipeline.orders import Cluster, Order, Orders
+
+
+def service(rate: float | None, snapshot_rate: float | None = None) -> amistore.backends.BlockStore:
+    store = amistore.MemoryBackend().ebs
+    store.rate, store.snapshot_rate = rate, snapshot_rate
+    return store
 
 
 class Clock:
@@ -32,7 +42,7 @@ def test_the_calls_of_workers_that_come_and_go_stay_below_the_limit_in_every_sec
     places: list[list[tuple[float, int, int]]], limit: int
 ) -> None:
     workers = len(places)
-    share = Cluster(ThreadPoolExecutor(1), workers).share(limit)
+    share = Cluster(ThreadPoolExecutor(1), workers).share(service(limit))
     assert share is not None and 0.9 * limit <= workers * share <= limit
     permits: list[float] = []
     for orders in places:  # which follow each other in a worker's place
@@ -55,20 +65,53 @@ def test_the_calls_of_workers_that_come_and_go_stay_below_the_limit_in_every_sec
 
 @pytest.mark.parametrize(("limit", "workers", "share"), [(1000, 64, 15), (1000, 1, 1000), (3, 6, 0.5)])
 def test_an_order_gets_the_limit_by_the_orders_that_are_out(limit: int, workers: int, share: float) -> None:
-    assert Cluster(ThreadPoolExecutor(1), workers).share(limit) == share
-    assert Cluster(ThreadPoolExecutor(1), workers).share(None) is None
+    assert Cluster(ThreadPoolExecutor(1), workers).share(service(limit)) == share
+    assert Cluster(ThreadPoolExecutor(1), workers).share(service(None)) is None
 
 
 def test_a_run_of_few_orders_has_larger_shares_unless_others_share_the_executor() -> None:
-    pool = ThreadPoolExecutor(1)
-    assert [Cluster(pool, 64).share(1000, orders) for orders in (0, 1, 16, 64, 2048)] == [
-        1000,
-        1000,
-        62,
-        15,
-        15,
-    ]
-    assert Cluster(pool, 64, shared=True).share(1000, 16) == 15
+    pool, ebs = ThreadPoolExecutor(1), service(1000)
+    shares = [Cluster(pool, 64).share(ebs, orders) for orders in (0, 1, 16, 64, 2048)]
+    assert shares == [1000, 1000, 62, 15, 15]
+    assert Cluster(pool, 64, shared=True).share(ebs, 16) == 15
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("workers", [1, 2, 3, 16, 64])
+@pytest.mark.parametrize("rates", [(1000, 1000), (4000, 1000), (4000, None), (None, 1000), (300, 1000)])
+def test_the_orders_of_one_snapshot_and_those_of_all_have_a_limit_each(
+    rates: tuple[float | None, float | None], workers: int, shared: bool
+) -> None:
+    ebs, cluster = service(*rates), Cluster(ThreadPoolExecutor(1), workers, shared=shared)
+    share, most = cluster.share(ebs), cluster.most_out(ebs)
+    assert share is not None
+    account, snapshot = (rate or math.inf for rate in rates)
+    assert share * workers <= account
+    limit = min(account, snapshot)
+    assert share * most <= limit
+    if shared:
+        assert share * most >= 0.5 * min(limit, account / workers * most), "a task gets what it may have"
+
+
+def test_a_task_has_only_so_many_orders_out_as_its_snapshot_allows() -> None:
+    """Held: the workers begin an order, and end none before all are given that may be out."""
+    ebs, begun = service(4000, 1000), threading.Semaphore(0)
+    go_on = threading.Event()
+
+    @attrs.frozen(kw_only=True, eq=False)
+    class Held(Order[int]):
+        def work(self) -> int:
+            begun.release()
+            go_on.wait(60)
+            return self.number
+
+    with ThreadPoolExecutor(16) as pool, Orders[int](Cluster(pool, 16, shared=True), ebs) as orders:
+        given = [orders.give(functools.partial(Held, number=number)) for number in range(16)]
+        assert given == [True] * 4 + [False] * 12
+        assert all(begun.acquire(timeout=60) for _ in range(4))
+        go_on.set()
+        assert orders.ended() is not None
+        assert orders.give(functools.partial(Held, number=4))
 
 
 def test_a_limited_store_slows_down_together_with_all_calls_to_a_snapshot() -> None:

@@ -41,9 +41,9 @@ class AWSBackend(RetryingBackend):
         retries: the limits of retries; None for what AWS advises.
         traits: where the store of objects differs from Amazon's S3, such as in the size of parts; None for
             what is known of the endpoint's host.
-        block_rate: the most gets, and as many puts, a second of all workers of an executor together: what EBS
-            allows for a snapshot, and for an account whose quota was not raised; None for any number. Without
-            an executor it has no effect.
+        block_rate: the most gets, and as many puts, a second of all workers of an executor together: the
+            account's quota in the Region. One snapshot gets 1,000 of them at most, whatever the quota. None
+            for any number. Without an executor it has no effect.
 
     Raises:
         InvalidRequestError: no Region is known, there is no such profile, or an endpoint is not https.

@@ -71,6 +71,7 @@ class AWSBlockStore(BlockStore):
         limits: the time limits for each block.
         requests: how many blocks to get or put at once.
         rate: the most gets, and the most puts, a second of all orders together.
+        snapshot_rate: the most of them for one snapshot, which AWS does not raise.
         sleep: a function that waits for so many seconds.
         clock: a monotonic clock, in seconds.
     """
@@ -82,6 +83,11 @@ class AWSBlockStore(BlockStore):
     )
     requests: int = attrs.field(default=64, kw_only=True)  # docs/decisions/0024
     rate: float | None = attrs.field(default=RATE, kw_only=True)
+    snapshot_rate: float | None = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: None if self.rate is None else RATE, takes_self=True),
+    )
     sleep: Callable[[float], None] = attrs.field(default=time.sleep, kw_only=True, repr=False)
     clock: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True, repr=False)
     where: str = attrs.field(
