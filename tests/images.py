@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import amistore
@@ -64,14 +64,16 @@ def image(snapshot_ids: Iterable[str], **members: object) -> amistore.Image:
 
 def contents(ebs: amistore.backends.BlockSource, snapshot_id: str) -> tuple[int, dict[int, bytes]]:
     """Size in GiB and every listed block of a snapshot."""
-    size = 0
-    blocks = {}
+    size = next(ebs.pages(snapshot_id)).volume_size
+    return size, dict(blocks_of(ebs, snapshot_id))
+
+
+def blocks_of(ebs: amistore.backends.BlockSource, snapshot_id: str) -> Iterator[tuple[int, bytes]]:
+    """Every listed block of a snapshot."""
     for page in ebs.pages(snapshot_id):
-        size = page.volume_size
         for each in page.blocks:
             got = ebs.get_snapshot_block(snapshot_id, each.block_index, each.block_token)
-            blocks[each.block_index] = bytes(got.content)
-    return size, blocks
+            yield each.block_index, bytes(got.content)
 
 
 class Volumes(amistore.backends.BlockSource):

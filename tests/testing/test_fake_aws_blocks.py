@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
 from testing.models import block, client, complete, get, indexes, pages, put, refusal, sha256
 
 from amistore.testing.aws import FakeAWS
+from amistore.testing.aws.content import Pool
 from amistore.units import BLOCK_SIZE
 
 NOT_VALID = (400, "ValidationException")
@@ -208,3 +210,13 @@ def test_a_tebibyte_is_listed_and_read_without_being_there(aws: FakeAWS, ebs: An
     assert len(last["Blocks"]) == 150
     assert last["VolumeSize"] == 1024
     assert get(ebs, snapshot_id, last["Blocks"][-1]) == block(1024 * 2048 - 2)
+
+
+def test_blocks_beyond_those_in_memory_are_kept_in_a_file_and_read_as_they_were_put() -> None:
+    pool = Pool(2)
+    blocks = {hashlib.sha256(each).digest(): each for each in map(block, range(1, 7))}
+    for _ in range(2):
+        for digest, each in blocks.items():
+            pool.keep(digest, each)
+    assert len(pool) == 6
+    assert [pool.read(digest) for digest in blocks] == list(blocks.values())

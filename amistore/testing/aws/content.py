@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import os
 import random
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, cast
 
 from amistore.units import BLOCK_SIZE, GIB
 
@@ -41,16 +45,36 @@ def position(indexes: Sequence[int], start: int) -> int:
 
 
 class Pool:
-    """Blocks by their digests, so that equal ones are kept once."""
+    """Blocks by their digests, so that equal ones are kept once.
 
-    def __init__(self) -> None:
-        self._blocks: dict[bytes, bytes] = {}
+    Args:
+        in_memory: how many are kept in memory; those beyond are in a file without a name.
+    """
+
+    def __init__(self, in_memory: int = 512) -> None:
+        self._in_memory = in_memory
+        self._blocks: dict[bytes, bytes | int] = {}  # the content, or the block's number in the file
+        self._file: int | None = None
 
     def keep(self, digest: bytes, data: bytes) -> None:
-        self._blocks.setdefault(digest, data)
+        if digest not in self._blocks:
+            beyond = len(self._blocks) - self._in_memory
+            self._blocks[digest] = data if beyond < 0 else self._spool(data, beyond)
+
+    def _spool(self, data: bytes, number: int) -> int:
+        if self._file is None:
+            self._file, path = tempfile.mkstemp(prefix="amistore-fake-")
+            Path(path).unlink()
+            weakref.finalize(self, os.close, self._file)
+        if os.pwrite(self._file, data, number * BLOCK_SIZE) != BLOCK_SIZE:
+            raise OSError("no space for the fake's blocks")
+        return number
 
     def read(self, digest: bytes) -> bytes:
-        return self._blocks[digest]
+        kept = self._blocks[digest]
+        if isinstance(kept, bytes):
+            return kept
+        return os.pread(cast(int, self._file), BLOCK_SIZE, kept * BLOCK_SIZE)
 
     def __len__(self) -> int:
         return len(self._blocks)
