@@ -13,6 +13,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import attrs
 import boto3
@@ -76,7 +79,7 @@ def client(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dis
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             local_directory=str(tmp_path_factory.mktemp("dask")),
             memory_limit=0,
         ) as cluster,
@@ -301,19 +304,47 @@ def test_dasks_workers_store_and_no_secret_is_sent_or_told(
         with pytest.raises(amistore.AccessDeniedError):
             amistore.store(image, denied.ebs, to, executor=executor, workers=2, options=CASE.options)
         aws.faults.add("GetSnapshotBlock", "500", times=3)
-        stored = amistore.store(image_id, backend, to, executor=executor, workers=2, options=CASE.options)
+        pages: list[str] = []
+        stored = amistore.store(
+            image_id,
+            backend,
+            to,
+            executor=executor,
+            workers=2,
+            options=CASE.options,
+            progress=lambda event: pages.extend(dashboard(client)),
+        )
         secrets = [
             boto3.Session(profile_name=name).get_credentials().secret_key for name in ("work", "denied")
         ]
     assert bucket.store.open_object(bucket.bucket, KEY).read() == wanted
     assert runs.is_there(stored)
     assert bucket.store.list_multipart_uploads(bucket.bucket) == []
-    told = [caplog.text, str(client.get_scheduler_logs()), str(client.get_worker_logs())]
+    assert any("StoreOrder" in page or "_work" in page for page in pages), "no page shows an order"
+    told = [*pages, caplog.text, str(client.get_scheduler_logs()), str(client.get_worker_logs())]
     told += [client.run_on_scheduler(all_that_it_knows)]
     told += [each.decode("latin-1") for each in (*executor.sent, *executor.answered)]
     assert len(executor.sent) >= 6 and len(executor.answered) == len(executor.sent)
     for canary in (TOKEN, *secrets):
         assert not [text for text in told if canary in text]
+
+
+def dashboard(client: distributed.Client) -> Iterator[str]:
+    """The pages of Dask's dashboard, now; those that Bokeh draws have keys, times and memory."""
+    root = client.dashboard_link.removesuffix("status")
+    workers = [quote(worker, safe="") for worker in client.scheduler_info()["workers"]]
+    paths = [f"info/main/{name}.html" for name in ("workers", "exceptions", "logs")]
+    paths.append("json/counts.json")
+    for kind in ("worker", "logs", "call-stacks"):
+        paths += [f"info/{kind}/{worker}.html" for worker in workers]
+    for path in paths:
+        with urlopen(root + path, timeout=60) as page:
+            yield page.read().decode()
+    for task in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)):
+        for kind in ("task", "call-stack"):
+            path = f"info/{kind}/{quote(task, safe='')}.html"
+            with contextlib.suppress(HTTPError), urlopen(root + path, timeout=60) as page:  # it may be over
+                yield page.read().decode()
 
 
 def all_that_it_knows(dask_scheduler: Any) -> str:
