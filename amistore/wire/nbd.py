@@ -1,0 +1,150 @@
+"""The NBD protocol's numbers and structs: what a server of disks and its clients say to each other.
+
+From "The NBD protocol" (github.com/NetworkBlockDevice/nbd, doc/proto.md), fixed newstyle negotiation. All
+numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+__all__ = [
+    "ALLOCATION",
+    "CLIENT_FLAGS",
+    "COMMAND_ONE",
+    "EXPORT",
+    "EXTENT",
+    "FLAG_MULTI",
+    "FLAG_PRESENT",
+    "FLAG_READ_ONLY",
+    "FLAG_SEND_DF",
+    "GREETING",
+    "HANDSHAKE_FIXED",
+    "HANDSHAKE_NO_ZEROES",
+    "INIT_MAGIC",
+    "OPTION",
+    "OPTION_MAGIC",
+    "OPTION_REPLY",
+    "OPTION_REPLY_MAGIC",
+    "REQUEST",
+    "REQUEST_MAGIC",
+    "SIMPLE_REPLY",
+    "SIMPLE_REPLY_MAGIC",
+    "STATE_HOLE",
+    "STATE_ZERO",
+    "STRUCTURED_DONE",
+    "STRUCTURED_REPLY",
+    "STRUCTURED_REPLY_MAGIC",
+    "Chunk",
+    "Command",
+    "Errno",
+    "Info",
+    "Option",
+    "Reply",
+]
+
+INIT_MAGIC: Final = 0x4E42444D41474943  # "NBDMAGIC"
+OPTION_MAGIC: Final = 0x49484156454F5054  # "IHAVEOPT"
+OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
+REQUEST_MAGIC: Final = 0x25609513
+SIMPLE_REPLY_MAGIC: Final = 0x67446698
+STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+
+GREETING: Final = struct.Struct(">QQH")  # both magics, handshake flags
+CLIENT_FLAGS: Final = struct.Struct(">I")
+OPTION: Final = struct.Struct(">QII")  # magic, option, length of its data
+OPTION_REPLY: Final = struct.Struct(">QIII")  # magic, option, reply, length of its data
+EXPORT: Final = struct.Struct(">QH")  # size, transmission flags
+REQUEST: Final = struct.Struct(">IHHQQI")  # magic, flags, command, cookie, offset, length
+SIMPLE_REPLY: Final = struct.Struct(">IIQ")  # magic, error, cookie
+STRUCTURED_REPLY: Final = struct.Struct(">IHHQI")  # magic, flags, chunk, cookie, length
+EXTENT: Final = struct.Struct(">II")  # length, state
+
+HANDSHAKE_FIXED: Final = 1
+HANDSHAKE_NO_ZEROES: Final = 2
+FLAG_PRESENT: Final = 1
+FLAG_READ_ONLY: Final = 2
+FLAG_SEND_DF: Final = 128
+FLAG_MULTI: Final = 256
+COMMAND_ONE: Final = 8
+STRUCTURED_DONE: Final = 1
+ALLOCATION: Final = "base:allocation"
+STATE_HOLE: Final = 1
+STATE_ZERO: Final = 2
+
+
+class Option(enum.IntEnum):
+    """What a client asks for before it reads."""
+
+    EXPORT_NAME = 1
+    ABORT = 2
+    LIST = 3
+    STARTTLS = 5
+    INFO = 6
+    GO = 7
+    STRUCTURED_REPLY = 8
+    LIST_META_CONTEXT = 9
+    SET_META_CONTEXT = 10
+
+
+class Reply(enum.IntEnum):
+    """The answer to an option; an error has the highest bit."""
+
+    ACK = 1
+    SERVER = 2
+    INFO = 3
+    META_CONTEXT = 4
+    ERR_UNSUP = 2**31 + 1
+    ERR_POLICY = 2**31 + 2
+    ERR_INVALID = 2**31 + 3
+    ERR_UNKNOWN = 2**31 + 6
+    ERR_SHUTDOWN = 2**31 + 7
+    ERR_TOO_BIG = 2**31 + 9
+
+
+class Info(enum.IntEnum):
+    """What an answer to GO or INFO is about."""
+
+    EXPORT = 0
+    NAME = 1
+    DESCRIPTION = 2
+    BLOCK_SIZE = 3
+
+
+class Command(enum.IntEnum):
+    """What a client asks for once it reads."""
+
+    READ = 0
+    WRITE = 1
+    DISC = 2
+    FLUSH = 3
+    TRIM = 4
+    CACHE = 5
+    WRITE_ZEROES = 6
+    BLOCK_STATUS = 7
+
+
+class Chunk(enum.IntEnum):
+    """A piece of a structured reply."""
+
+    NONE = 0
+    OFFSET_DATA = 1
+    OFFSET_HOLE = 2
+    BLOCK_STATUS = 5
+    ERROR = 2**15 + 1
+    ERROR_OFFSET = 2**15 + 2
+
+
+class Errno(enum.IntEnum):
+    """The errors of commands."""
+
+    EPERM = 1
+    EIO = 5
+    ENOMEM = 12
+    EINVAL = 22
+    ENOSPC = 28
+    EOVERFLOW = 75
+    ENOTSUP = 95
+    ESHUTDOWN = 108
