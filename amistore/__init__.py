@@ -23,6 +23,7 @@ from amistore.backends import (
     RetryPolicy,
 )
 from amistore.container.layout import Layout
+from amistore.disks import DiskSource, import_disks, import_snapshot
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -95,6 +96,7 @@ __all__ = [
     "CorruptArchiveError",
     "CredentialsExpiredError",
     "DirectoryBackend",
+    "DiskSource",
     "EbsBlockDevice",
     "FileResumeLog",
     "Image",
@@ -134,6 +136,8 @@ __all__ = [
     "abandon",
     "copy",
     "find_archives",
+    "import_disks",
+    "import_snapshot",
     "open",
     "pack",
     "recover",

@@ -22,7 +22,7 @@ import attrs
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
-from amistore.backends.directory.disk import blocks_of, extents
+from amistore.backends.extents import blocks_of, extents
 from amistore.backends.locking import FileLock
 from amistore.container.identity import check_content_id
 from amistore.container.records import SegmentDescriptor

@@ -13,7 +13,7 @@ from amistore.backends.base import check_backend
 from amistore.backends.checks import check_flags
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.model import Snapshot, Tag
-from amistore.objects.restoration import client_token
+from amistore.objects.restorelog import client_token
 from amistore.objects.resumelog import ResumeLog, read_entry, using_log
 from amistore.units import GIB
 
@@ -48,7 +48,7 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
             for header, _ in phases:
                 _check_place(header, backend)
             for header, entries in phases:
-                if header["kind"] == "unpack":
+                if header["kind"] in ("unpack", "import"):
                     _delete_all(header["task"], entries, backend, completed)
                 for entry in entries if header["kind"] in ("pack", "copy") else ():
                     if "upload" in entry:
@@ -61,7 +61,7 @@ def abandon(log: ResumeLog | str | os.PathLike[str], backend: Backend, *, comple
 def _phases(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The jobs of a log: the header of each, and the entries behind it."""
     starts = [at for at, entry in enumerate(entries) if "kind" in entry]
-    if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "copy", "unpack")):
+    if entries and (starts[:1] != [0] or entries[0]["kind"] not in ("pack", "copy", "unpack", "import")):
         raise InvalidRequestError("the resume log is damaged")
     ends = [*starts[1:], len(entries)]
     return [(entries[at], entries[at + 1 : end]) for at, end in zip(starts, ends, strict=False)]
@@ -72,7 +72,8 @@ def _check_place(header: dict[str, Any], backend: Backend) -> None:
     written = {
         "pack": (store := ("store", backend.s3.where)),
         "copy": store,
-        "unpack": ("sink", backend.ebs.where),
+        "unpack": (sink := ("sink", backend.ebs.where)),
+        "import": sink,
     }
     name, where = written.get(header["kind"], ("", ""))
     if header.get(name, where) != where:

@@ -123,9 +123,7 @@ class RestoreJob:
             progress: a function called with a `Progress`.
             cluster: who does the job by orders; None for threads of this process.
         """
-        wanted = checks.check_registrable(restorable_image(stored), self.name)
-        if not self.is_done(wanted, log):
-            self._refuse_taken(wanted)
+        self.admit_again(restorable_image(stored), log)
         restored = restore_snapshots(
             stored,
             self.backend.ebs,
@@ -138,10 +136,16 @@ class RestoreJob:
         region = self.region or stored.metadata.get(REGION_KEY)
         return self.register(restored, stored.image.image_id, region, stored.index.content_id.hex(), log)
 
+    def admit_again(self, image: Image, log: ResumeLog | None) -> None:
+        """Look the name up, which the image of this log's runs may have."""
+        wanted = checks.check_registrable(image, self.name)
+        if not self.is_done(wanted, log):
+            self._refuse_taken(wanted)
+
     def register(
         self,
         restored: Image,
-        stored_id: str,
+        stored_id: str | None,
         region: str | None,
         content_id: str,
         log: ResumeLog | None,
@@ -150,7 +154,7 @@ class RestoreJob:
 
         Args:
             restored: the stored image on its new snapshots.
-            stored_id: the stored image's id.
+            stored_id: the stored image's id; None for an image of disks.
             region: the stored AMI's Region; None where it is not known.
             content_id: the archive's content id.
             log: the run's log, ended once the AMI is registered. Without a log, the snapshots are deleted on
@@ -182,7 +186,7 @@ class RestoreJob:
                 return found.image_id
         return self.backend.ec2.register_image(image, name=self.name, image_id=self.image_id)
 
-    def registered(self, restored: Image, stored_id: str, region: str | None) -> Image:
+    def registered(self, restored: Image, stored_id: str | None, region: str | None) -> Image:
         """The image to register, made from the restored one; arguments as in `register`."""
         tagged = restored.with_tags(self.image_tags)
         return attrs.evolve(tagged, source_image_id=stored_id, source_image_region=region)

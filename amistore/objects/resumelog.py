@@ -67,7 +67,7 @@ def read_entry(entry: bytes) -> dict[str, Any]:
     return facts
 
 
-_KINDS = {"pack": "storing", "unpack": "restoring", "copy": "copying"}
+_KINDS = {"pack": "storing", "unpack": "restoring", "copy": "copying", "import": "importing"}
 
 
 def read_task(

@@ -22,13 +22,13 @@ from amistore.container.identity import check_content_id, parse_content_id
 from amistore.container.layout import Layout
 from amistore.errors import AlreadyExistsError, InvalidRequestError
 from amistore.model import Image
+from amistore.objects.relay import relay_snapshots
 from amistore.objects.restore import RestoredImage, RestoreJob, warn_of_dropped
 from amistore.objects.resumelog import LogPhase, ResumeLog, using_log
 from amistore.objects.store import StoreJob, find_image
 from amistore.pipeline.orders import Cluster, given_cluster
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
-from amistore.pipeline.relay import relay_snapshots
 from amistore.pipeline.snapshots import RestorePolicy
 from amistore.units import BLOCK_SIZE, GIB
 

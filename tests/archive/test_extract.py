@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 
 import amistore
 from amistore import BLOCK_SIZE, GIB
-from amistore.backends.directory.disk import blocks_of, extents
+from amistore.backends.extents import blocks_of, extents
 from amistore.container.layout import Layout
 
 FORM = Layout(blocks_per_frame=2, blocks_per_segment=4)

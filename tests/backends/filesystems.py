@@ -16,7 +16,8 @@ from mounts import mounted
 
 import amistore
 from amistore import BLOCK_SIZE, MIB
-from amistore.backends.directory.disk import blocks_of, extents, open_disk
+from amistore.backends.extents import blocks_of, extents
+from amistore.disks.rawdisk import open_disk
 
 KINDS: dict[str, tuple[int, list[str]]] = {
     "ext4": (64 * MIB, ["mke2fs", "-q", "-t", "ext4"]),

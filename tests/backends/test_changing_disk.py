@@ -14,7 +14,7 @@ import pytest
 import amistore
 from amistore import BLOCK_SIZE
 from amistore.backends.directory import disk as disk_module
-from amistore.backends.directory.disk import open_disk
+from amistore.disks.rawdisk import open_disk
 from amistore.backends.directory.ebs import DirectoryEBS
 
 BLOCKS = 20

@@ -19,7 +19,7 @@ from mounts import require
 
 import amistore
 from amistore import MIB
-from amistore.backends.directory.diskformats import SECTOR, refuse_foreign
+from amistore.disks.formats import SECTOR, refuse_foreign
 from amistore.container import layout
 
 RAW = b"raw disk" * 1000

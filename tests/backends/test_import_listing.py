@@ -12,7 +12,7 @@ from mounts import in_namespace, require
 
 import amistore
 from amistore import BLOCK_SIZE, GIB
-from amistore.backends.directory import fiemap
+from amistore.disks import fiemap
 
 
 @pytest.mark.xdist_group("loop")

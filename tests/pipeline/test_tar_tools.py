@@ -19,7 +19,7 @@ import zstandard
 from mounts import require
 
 import amistore
-from amistore.backends.directory.disk import blocks_of, extents
+from amistore.backends.extents import blocks_of, extents
 from amistore.container.encoder import ContainerWriter, EncodedSegment, encode_segment
 from amistore.container.plan import plan
 from amistore.container.runs import Runs

@@ -24,7 +24,7 @@ from typing_extensions import Buffer
 from amistore import forks
 from amistore.backends import checks, files
 from amistore.backends.blocks import Block, BlockPage, BlockStore, SnapshotBlock
-from amistore.backends.directory.disk import extents
+from amistore.backends.extents import extents
 from amistore.backends.locking import FileLock
 from amistore.errors import BackendError, ChecksumMismatchError, NotFoundError
 from amistore.model import Snapshot, Tag

@@ -7,50 +7,22 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from amistore.backends import files
-from amistore.backends.directory.fiemap import mapped, mapping_is_known
+from amistore.backends.extents import blocks_of, extents
+from amistore.disks.fiemap import mapped, mapping_is_known
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.units import BLOCK_SIZE
 
-__all__ = ["SourceDisk", "blocks_of", "extents", "open_disk"]
+__all__ = ["SourceDisk", "open_disk"]
 
 # A change within this time of the one before may have the same time. Kernels stamp with a clock that
 # ticks at 100 Hz at least, and a busy host steals some ticks; exFAT keeps 10 ms. FAT keeps two seconds
 # and ext3 one: their times have no fraction.
 _GRAIN = 50_000_000  # nanoseconds
 _COARSE_GRAIN = 2_000_000_000
-
-
-def extents(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """The parts of a file between two offsets that hold data, as pairs of offsets, ascending.
-
-    SEEK_DATA and SEEK_HOLE find the holes; where the filesystem does not know them, there is one part.
-    """
-    while start < size:
-        try:
-            start = os.lseek(descriptor, start, os.SEEK_DATA)
-            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-            end = size
-        if start < end:
-            yield start, end
-        start = end
-
-
-def blocks_of(parts: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """The indexes of the blocks that overlap ascending parts of a disk, ascending."""
-    done = 0
-    for start, end in parts:
-        after = -(-end // BLOCK_SIZE)
-        yield from range(max(done, start // BLOCK_SIZE), after)
-        done = after
 
 
 class SourceDisk:

@@ -18,8 +18,9 @@ from amistore.backends import BlockSink, BlockSource, SnapshotBlock
 from amistore.backends.blocks import check_digest
 from amistore.container.identity import archive_content_id, check_content_id, volume_content_id
 from amistore.container.plan import Plan, PlannedSegment, PlannedVolume
-from amistore.errors import BackendError
+from amistore.errors import BackendError, SourceChangedError
 from amistore.model import Image
+from amistore.objects.restorelog import RestoreLog
 from amistore.pipeline.block_orders import BlockOrder, BlockOrders
 from amistore.pipeline.gets import BlockGets, SegmentGets
 from amistore.pipeline.orders import Cluster, limited, order_length, order_ranges
@@ -40,6 +41,8 @@ def relay_snapshots(
     sink: BlockSink,
     policy: RestorePolicy,
     *,
+    log: RestoreLog | None = None,
+    whole: Callable[[], object] = lambda: None,
     workers: int | None,
     cluster: Cluster | None = None,
     progress: ProgressCallback,
@@ -51,6 +54,9 @@ def relay_snapshots(
         source: the source of the blocks.
         sink: the sink that gets the new snapshots.
         policy: what is made of them.
+        log: what earlier runs did; None for a run that nobody resumes. Every block is read again, and those
+            that were put are compared with what the log says of them.
+        whole: is called once all is put and before a snapshot is completed, to refuse a source that changed.
         workers: the number of segments worked on at once; None for the number of CPUs.
         cluster: who hands the blocks on by orders; None for threads of this process.
         progress: a function called with a `Progress` after each segment or order.
@@ -62,13 +68,15 @@ def relay_snapshots(
         SourceChangedError: a snapshot is not what was listed.
         ChecksumMismatchError: a block does not have the checksum of its source.
         CorruptArchiveError: the content id is not the expected one; nothing was completed.
-        BackendError: the source or the sink failed. Every started snapshot is deleted.
+        BackendError: the source or the sink failed. Every started snapshot is deleted, unless there is a log.
     """
-    relay = _Relay(planned, source, sink, policy)
-    with forks.undoing(lambda _: relay.snapshots.undo()):
+    log = RestoreLog(None, "import", {}, {}) if log is None else log
+    relay = _Relay(planned, source, sink, policy, log)
+    with forks.undoing(lambda error: log.undo(error, relay.snapshots)):
         volumes = relay.run(workers, cluster, progress)
         content_id = _content_id(planned, volumes)
         check_content_id(content_id, policy.expected)
+        whole()
         image = relay.snapshots.image()
         relay.snapshots.complete(volumes)
     return image, content_id
@@ -84,11 +92,14 @@ def _content_id(planned: Plan, volumes: Sequence[WrittenVolume]) -> bytes:
 
 @attrs.frozen
 class _Task:
-    """A segment to hand on: its blocks, the new snapshot's id, and the batch of puts in flight."""
+    """A segment to hand on: its blocks, the new snapshot's id, and the batch of puts in flight.
+
+    Without the id, since an earlier run has put it, it is only hashed.
+    """
 
     segment: PlannedSegment
     gets: SegmentGets
-    target: str
+    target: str | None
     batch: PutBatch | None
 
 
@@ -105,7 +116,8 @@ class _HandOn:
             with task.gets as blocks:
                 for index, block in zip(task.gets.indexes, blocks, strict=True):
                     digests.append(_proved(block, task.gets.snapshot_id, index))
-                    put(task.target, index, self._kept(block, task), digests[-1])
+                    if task.target is not None:
+                        put(task.target, index, self._kept(block, task), digests[-1])
         except BackendError:
             if task.batch is not None:
                 task.batch.wait()  # the error of a block before this one comes first
@@ -157,10 +169,13 @@ def _stopping(gets: BlockGets, puts: BlockPuts) -> Callable[[], None]:
 class _Relay:
     """The snapshots of one image on their way."""
 
-    def __init__(self, planned: Plan, source: BlockSource, sink: BlockSink, policy: RestorePolicy) -> None:
+    def __init__(
+        self, planned: Plan, source: BlockSource, sink: BlockSink, policy: RestorePolicy, log: RestoreLog
+    ) -> None:
         self._planned = planned
         self._source = source
         self._sink = sink
+        self._log = log
         self.snapshots = RestoredSnapshots(planned.image, sink, policy)
 
     def run(
@@ -175,11 +190,14 @@ class _Relay:
             for segment, digests in handed:
                 linear[segment.volume].update(b"".join(digests))
                 stored_id = planned.volumes[segment.volume].snapshot_id
+                self._note_put(stored_id, segment, digests)
                 snapshots.add(stored_id, segment.runs, digests)
                 done += len(digests)
                 progress(Progress(phase=Phase.UNPACK, blocks=done, total_blocks=planned.blocks))
-        with closing(snapshots.filling(workers, cluster, planned.layout.blocks_per_segment)) as filling:
-            for _, done in filling:
+        most = planned.layout.blocks_per_segment
+        with closing(snapshots.filling(workers, cluster, most, self._log.filled)) as filling:
+            for piece, done in filling:
+                self._log.note_filled(piece.stored_id, piece.end)
                 progress(Progress(phase=Phase.FILL, blocks=done, total_blocks=snapshots.hole_blocks))
         return [
             WrittenVolume(volume.snapshot_id, volume.runs.blocks, digest.digest())
@@ -200,14 +218,27 @@ class _Relay:
     def _tasks(self, gets: BlockGets, puts: BlockPuts) -> Iterator[_Task]:
         """Each segment; its volume's snapshot is started first."""
         for volume in self._planned.volumes:
-            target = self._begin(volume)
+            first = self._log.begin(volume, self.snapshots, self._sink)
+            target = self.snapshots.get(volume.snapshot_id)  # the policy wants all of them
             for segment, blocks in segment_gets(self._planned, volume, self._source, gets):
-                yield _Task(segment, blocks, target, puts.batch())
+                yield _Task(segment, blocks, None if segment.sequence < first else target, puts.batch())
 
     def _begin(self, volume: PlannedVolume) -> str:
-        target = cast(str, self.snapshots.begin(volume))  # the policy wants all of them
-        self.snapshots.warn_of_holes(volume)
-        return target
+        self._log.begin(volume, self.snapshots, self._sink)
+        return cast(str, self.snapshots.get(volume.snapshot_id))
+
+    def _note_put(self, stored_id: str, segment: PlannedSegment, digests: list[bytes]) -> None:
+        """Note a segment that was put, or compare one that an earlier run put with what it noted."""
+        end = segment.sequence + 1
+        digest = hashlib.sha256(b"".join(digests)).hexdigest()
+        if end > self._log.put(stored_id):
+            self._log.note_put(stored_id, end, digest)
+        elif digest != self._log.digest(stored_id, end):
+            raise SourceChangedError(
+                "the blocks are not those that an earlier run of this log has put: amistore.abandon ends it",
+                snapshot_id=stored_id,
+                block_index=segment.runs.first,
+            )
 
     def _by_orders(self, cluster: Cluster) -> Generator[tuple[PlannedSegment, list[bytes]], None, None]:
         """Each segment with its digests, once a worker has put its blocks."""
