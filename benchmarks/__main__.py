@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from amistore import GIB, DirectoryBackend
+from amistore import GIB, DirectoryBackend, import_disks
 from benchmarks.cluster import measure_cluster
 from benchmarks.coordinator import measure_coordinator
 from benchmarks.disk import load_frames, make_disk
@@ -81,7 +81,7 @@ def _measure_speed(work: Path, options: argparse.Namespace) -> None:
         disk = work / "disk.raw"
         make_disk(disk, int(options.data * GIB))
     cloud = DirectoryBackend(work / "cloud")
-    image = cloud.ec2.describe_image(cloud.import_disk(disk, name="benchmark"))
+    image = import_disks(disk, cloud, name="benchmark").image
     frames = load_frames(cloud, image.snapshot_ids[0])
     size = frames.size
     print(f"| disk | {frames.volume_size} GiB, {size / 1e6:,.0f} MB in listed blocks |")

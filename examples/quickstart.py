@@ -58,7 +58,7 @@ def run(work: Path, options: argparse.Namespace) -> None:
     cloud = amistore.DirectoryBackend(work / "cloud")
     cloud.s3.create_bucket("archive")
     with step("import") as done:
-        image_id = cloud.import_disk(disk, name="quickstart")
+        image_id = amistore.import_disks(disk, cloud, name="quickstart").image_id
         image = cloud.ec2.describe_image(image_id)
         blocks = sum(len(page.blocks) for page in cloud.ebs.pages(image.snapshot_ids[0]))
         done(blocks)

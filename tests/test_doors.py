@@ -87,7 +87,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     "a backend's folder": (lambda c, _: amistore.DirectoryBackend(None), "must be a path, not None"),
     "an empty folder": (lambda c, _: amistore.DirectoryBackend(""), "must be a path, not ''"),
     "a log's path": (lambda c, _: amistore.FileResumeLog(None), "the log must be a path"),
-    "a disk": (lambda c, _: c.import_disk(None, name="web"), "the disk must be a path"),
+    "a disk": (lambda c, _: amistore.import_disks(None, c, name="web").image_id, "the disk must be a path"),
     "what is opened": (lambda c, _: amistore.open(c), "give backend.s3.at(bucket, key)"),
     "a content id": (lambda *_: opened().verify(expected_content_id=5), "64 hexadecimal digits, not 5"),
     "where it is extracted": (lambda *_: opened().extract(None), "the folder must be a path"),

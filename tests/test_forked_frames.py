@@ -162,7 +162,7 @@ def import_disk(cloud: Cloud, part: Part) -> bool:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DirectoryEBS, "put_snapshot_block", put_and_part)
-        image_id = cloud.destination.import_disk(raw, name="disk")
+        image_id = amistore.import_disks(raw, cloud.destination, name="disk").image_id
     image = cloud.destination.ec2.describe_image(image_id)
     blocks = {number - 1: images.block(number) for number in range(1, 4)}
     return runs.disks(cloud.destination.ebs, image) == [(1, blocks)]

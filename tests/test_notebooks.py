@@ -20,7 +20,7 @@ import amistore
 cloud = amistore.DirectoryBackend("cloud")
 with open("disk.raw", "wb") as disk:
     disk.write(b"boot" * 262_144)
-image_id = cloud.import_disk("disk.raw", name="web (b)")
+image_id = amistore.import_disks("disk.raw", cloud, name="web (b)").image_id
 cloud.s3.create_bucket("archive")
 here = cloud.s3.at("archive", "web.bin")
 engine = amistore.TaskEngine(cloud)

@@ -24,6 +24,7 @@ from amistore.objects.resumelog import ResumeLog, using_log
 from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.progress import ProgressCallback, ProgressOption, reporting
 from amistore.pipeline.snapshots import RestorePolicy
+from amistore.text import printable
 
 __all__ = ["GivenDisk", "import_disks", "import_snapshot"]
 
@@ -42,6 +43,7 @@ _USUAL: Final[Mapping[str, Any]] = {
 _IMAGE_ID: Final = f"ami-{0:017x}"  # until it has one
 # Of a plan whose container nobody makes: small segments begin soonest. A huge disk has none too many.
 _SMALL: Final = Layout(blocks_per_segment=32)
+_LONGEST: Final = 255  # characters of a description (EBS direct APIs, StartSnapshot)
 _HUGE: Final = 32 * 1024  # GiB
 
 
@@ -99,7 +101,7 @@ def import_disks(
         if not isinstance(disks, Mapping):
             disks = {attributes.get("root_device_name", _ROOT): disks}
         sources = _Disks(stack, disks.values())
-        image = _image(list(disks), sources, {**attributes, "name": name})
+        image = _image(list(disks), sources, {**attributes, "name": name})  # refused before a disk is read
         job = RestoreJob(backend=backend, image_tags=tuple(image_tags), policy=policy)
         if opened is None or not opened.entries():
             job.admit(image)
@@ -191,18 +193,14 @@ def _image(devices: Sequence[str], sources: _Disks, members: Mapping[str, Any]) 
     mappings = [
         BlockDeviceMapping(
             device_name=device,
-            ebs=EbsBlockDevice(
-                snapshot_id=snapshot_id, volume_size=disk.volume_size, delete_on_termination=True
-            ),
+            ebs=EbsBlockDevice(snapshot_id=snapshot_id, delete_on_termination=True),
         )
-        for device, (snapshot_id, disk) in zip(devices, sources.disks.items(), strict=True)
+        for device, snapshot_id in zip(devices, sources.disks, strict=True)
     ]
     snapshots = [
         Snapshot(
             snapshot_id=snapshot_id,
-            volume_size=disk.volume_size,
-            # A file's name may hold bytes that are no UTF-8.
-            description=f"Imported from {os.fsencode(disk.path.name).decode(errors='replace')}",
+            description=f"Imported from {printable(disk.path.name)}"[:_LONGEST],
         )
         for snapshot_id, disk in sources.disks.items()
     ]
@@ -228,6 +226,11 @@ def _relay(
     progress: ProgressCallback,
 ) -> tuple[Image, bytes]:
     """Put all blocks, as far as earlier runs have not, and complete the snapshots."""
+    sized = [
+        attrs.evolve(known, volume_size=sources.disks[known.snapshot_id].volume_size)
+        for known in image.snapshots
+    ]
+    image = attrs.evolve(image, snapshots=tuple(sized))
     huge = sum(disk.volume_size for disk in sources.disks.values()) > _HUGE
     planned = plan_pack(image, sources, progress=progress, layout=None if huge else _SMALL)
     identity = {
@@ -240,7 +243,7 @@ def _relay(
         "the disks, or what is asked for, are not those of this log's run: amistore.abandon ends that run"
     )
     journal = RestoreLog(log, "import", identity, {"disks": changed})
-    return relay_snapshots(
+    made = relay_snapshots(
         planned,
         sources,
         sink,
@@ -250,3 +253,6 @@ def _relay(
         workers=workers,
         progress=progress,
     )
+    for disk in sources.disks.values():
+        disk.log_zeros()
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from amistore.container.runs import Runs
 from amistore.disks.formats import SECTOR, refuse_foreign
 from amistore.disks.rawdisk import open_disk
 from amistore.errors import InvalidRequestError, NotFoundError
-from amistore.units import BLOCK_SIZE, GIB
+from amistore.text import printable
+from amistore.units import BLOCK_SIZE, GIB, sized
 
 __all__ = ["Disk", "DiskSource", "Format", "Zeros"]
+
+_logger = logging.getLogger("amistore")
 
 Format = Literal["raw"]
 Zeros = Literal["listed", "unlisted"]
@@ -55,12 +59,17 @@ class Disk(Protocol):
 
 @attrs.define(eq=False)
 class _OpenDisk:
-    """A disk that is open, what closes it, and what was found out of it."""
+    """A disk that is open, what closes it, and what was found out of it.
+
+    Attributes:
+        zeros: the blocks of zeros that were read.
+    """
 
     disk: Disk
     volume_size: int
     closing: contextlib.ExitStack
     runs: Runs | None = None
+    zeros: set[int] = attrs.field(factory=set)
 
 
 class DiskSource(BlockSource):
@@ -181,7 +190,23 @@ class DiskSource(BlockSource):
                 block_index=block_index,
             )
         with files.operation("import", path=self.path):
-            return SnapshotBlock(opened.disk.read(block_index))
+            return SnapshotBlock(self._read(opened, block_index))
+
+    def log_zeros(self) -> None:
+        """Log how many zeros the blocks held that were read, and what became of them."""
+        opened = self._opened()
+        if opened.zeros:
+            kept = self._zeros == "listed"
+            done = 'are listed; zeros="unlisted" leaves them out' if kept else "are left out"
+            _logger.info(
+                "%s: %s of zeros %s", printable(self.path.name), sized(len(opened.zeros) * BLOCK_SIZE), done
+            )
+
+    def _read(self, opened: _OpenDisk, index: int) -> bytes:
+        content = opened.disk.read(index)
+        if content == _ZEROS:
+            opened.zeros.add(index)
+        return content
 
     def _place(self, token: str, blocks: int) -> int:
         if not (token.isascii() and token.isdecimal() and len(token) < 12 and int(token) < blocks):
@@ -193,12 +218,12 @@ class DiskSource(BlockSource):
         with self._lock:
             if opened.runs is None:
                 with files.operation("import", path=self.path):
-                    opened.runs = Runs.of_blocks(self._listed(opened.disk))
+                    opened.runs = Runs.of_blocks(self._listed(opened))
             return opened.runs
 
-    def _listed(self, disk: Disk) -> Iterator[int]:
-        for index in disk.blocks():
-            if self._zeros == "listed" or disk.read(index) != _ZEROS:
+    def _listed(self, opened: _OpenDisk) -> Iterator[int]:
+        for index in opened.disk.blocks():
+            if self._zeros == "listed" or self._read(opened, index) != _ZEROS:
                 yield index
 
     def _opened(self, snapshot_id: str = snapshot_id) -> _OpenDisk:

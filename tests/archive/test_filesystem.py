@@ -34,7 +34,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         file.truncate(amistore.GIB)
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", files, disk], check=True, capture_output=True)
     cloud = amistore.DirectoryBackend(work / "cloud")
-    image = cloud.ec2.describe_image(cloud.import_disk(disk, name="web"))
+    image = amistore.import_disks(disk, cloud, name="web").image
     return b"".join(amistore.pack(image, cloud.ebs))
 
 

@@ -47,7 +47,7 @@ def make(disk: Path) -> None:
 
 def listed(disk: Path, work: Path, **options: Any) -> list[int]:
     cloud = amistore.DirectoryBackend(tempfile.mkdtemp(dir=work))
-    image = cloud.ec2.describe_image(cloud.import_disk(disk, name="web", **options))
+    image = amistore.import_disks(amistore.DiskSource(disk, **options), cloud, name="web").image
     return [block.block_index for page in cloud.ebs.pages(image.snapshot_ids[0]) for block in page.blocks]
 
 

@@ -50,28 +50,33 @@ class TestImportDisk:
         disk = disk_of(
             tmp_path / "disk.raw", 5 * amistore.BLOCK_SIZE + 7, {5 * amistore.BLOCK_SIZE: b"tail..."}
         )
-        size, blocks = self.read(cloud, cloud.import_disk(disk, name="web"))
+        size, blocks = self.read(cloud, amistore.import_disks(disk, cloud, name="web").image_id)
         assert size == 1
         assert blocks == {5: b"tail...".ljust(amistore.BLOCK_SIZE, b"\0")}
 
     def test_one_byte_over_a_gib_makes_two(self, cloud, tmp_path):
         disk = disk_of(tmp_path / "disk.raw", amistore.GIB + 1, {amistore.GIB: b"x"})
-        size, blocks = self.read(cloud, cloud.import_disk(disk, name="web"))
+        size, blocks = self.read(cloud, amistore.import_disks(disk, cloud, name="web").image_id)
         assert (size, sorted(blocks)) == (2, [2048])
         assert blocks[2048] == b"x".ljust(amistore.BLOCK_SIZE, b"\0")
 
     def test_holes_stay_unlisted_and_written_zeros_listed(self, cloud, tmp_path):
         size = amistore.BLOCK_SIZE
         disk = disk_of(tmp_path / "disk.raw", amistore.GIB, {3 * size: bytes(size), 9 * size + 9: b"x"})
-        _, blocks = self.read(cloud, cloud.import_disk(disk, name="web"))
+        _, blocks = self.read(cloud, amistore.import_disks(disk, cloud, name="web").image_id)
         assert blocks == {3: bytes(size), 9: (bytes(9) + b"x").ljust(size, b"\0")}
 
     def test_the_image_is_described(self, cloud, tmp_path):
         disk = disk_of(tmp_path / "disk.raw", 1, {0: b"x"})
         others = (amistore.BlockDeviceMapping(device_name="/dev/sdb", virtual_name="ephemeral0"),)
-        image_id = cloud.import_disk(
-            disk, name="web", architecture="arm64", root_device_name="/dev/sda1", block_device_mappings=others
-        )
+        image_id = amistore.import_disks(
+            disk,
+            cloud,
+            name="web",
+            architecture="arm64",
+            root_device_name="/dev/sda1",
+            block_device_mappings=others,
+        ).image_id
         image = cloud.ec2.describe_image(image_id)
         assert (image.name, image.architecture, image.root_device_name) == ("web", "arm64", "/dev/sda1")
         assert [each.device_name for each in image.block_device_mappings] == ["/dev/sda1", "/dev/sdb"]
@@ -79,8 +84,8 @@ class TestImportDisk:
 
     def test_a_disk_whose_name_is_no_unicode_is_imported(self, cloud, tmp_path):
         disk = disk_of(tmp_path / os.fsdecode(b"disk-\xff.raw"), 1, {0: b"x"})
-        image = cloud.ec2.describe_image(cloud.import_disk(disk, name="web"))
-        assert image.snapshots[0].description == "Imported from disk-\ufffd.raw"
+        image = amistore.import_disks(disk, cloud, name="web").image
+        assert image.snapshots[0].description == r"Imported from disk-\udcff.raw"
 
     @pytest.mark.parametrize(
         ("attributes", "field"),
@@ -92,19 +97,19 @@ class TestImportDisk:
     )
     def test_an_invalid_attribute_is_refused_before_the_disk_is_read(self, cloud, attributes, field):
         with pytest.raises(amistore.InvalidValueError) as caught:
-            cloud.import_disk("/no/such/disk", **attributes)
+            amistore.import_disks("/no/such/disk", cloud, **attributes)
         assert caught.value.field == field
 
     def test_a_second_mapping_of_the_root_device_is_refused_before_the_disk_is_read(self, cloud):
         mapping = amistore.BlockDeviceMapping(device_name="/dev/xvda", virtual_name="ephemeral0")
         with pytest.raises(amistore.InvalidValueError):
-            cloud.import_disk("/no/such/disk", name="web", block_device_mappings=(mapping,))
+            amistore.import_disks("/no/such/disk", cloud, name="web", block_device_mappings=(mapping,))
 
     def test_a_name_that_is_taken_is_refused_before_the_disk_is_read(self, cloud, tmp_path):
-        cloud.import_disk(disk_of(tmp_path / "disk.raw", 1, {0: b"x"}), name="web")
+        amistore.import_disks(disk_of(tmp_path / "disk.raw", 1, {0: b"x"}), cloud, name="web")
         before = files_in(cloud.path)
         with pytest.raises(amistore.AlreadyExistsError):
-            cloud.import_disk("/no/such/disk", name="web")
+            amistore.import_disks("/no/such/disk", cloud, name="web")
         assert files_in(cloud.path) == before
 
     def test_an_interrupt_behind_the_registration_leaves_no_image_on_a_deleted_snapshot(
@@ -118,8 +123,9 @@ class TestImportDisk:
 
         monkeypatch.setattr(type(cloud.ec2), "register_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            cloud.import_disk(disk_of(tmp_path / "disk.raw", 1, {0: b"x"}), name="web")
-        assert files_in(cloud.path) == []
+            amistore.import_disks(disk_of(tmp_path / "disk.raw", 1, {0: b"x"}), cloud, name="web")
+        (image,) = cloud.ec2.find_images("web")
+        assert list(self.read(cloud, image.image_id)[1]) == [0]
 
     @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "fifo", "nul", "surrogate", "too large"])
     def test_a_disk_that_is_none_is_refused_and_leaves_nothing(self, cloud, tmp_path, kind):
@@ -141,7 +147,7 @@ class TestImportDisk:
                 pytest.skip("the filesystem holds no such file")
         expected = amistore.NotFoundError if kind == "missing" else amistore.InvalidRequestError
         with pytest.raises(expected):
-            cloud.import_disk(path, name="web")
+            amistore.import_disks(path, cloud, name="web")
         assert files_in(cloud.path) == []
 
 
@@ -444,7 +450,7 @@ class TestPlaces:
             lambda: cloud.ebs.list_snapshot_blocks(snapshot_id),
             lambda: cloud.s3.create_bucket("archive") or cloud.s3.head_object("archive", "key"),
             lambda: cloud.ec2.describe_image("ami-01234567"),
-            lambda: cloud.import_disk(__file__, name="web"),
+            lambda: amistore.import_disks(__file__, cloud, name="web").image_id,
         ):
             with pytest.raises(amistore.BackendError):
                 call()
@@ -482,7 +488,7 @@ os.chmod(f"{path}/ebs/{pending}/disk.raw", 0o444)
 image = amistore.Image(image_id="ami-01234567", name="web")
 for call in (
     lambda: amistore.DirectoryBackend(path + "/ec2/below"),
-    lambda: cloud.import_disk("/etc/passwd", name="web"),
+    lambda: amistore.import_disks("/etc/passwd", cloud, name="web").image_id,
     lambda: cloud.ebs.start_snapshot(1),
     lambda: cloud.ebs.put_snapshot_block(pending, 0, block(1), sha256(block(1))),
     lambda: cloud.ebs.complete_snapshot(pending, 0, linear({})),
@@ -551,12 +557,12 @@ refused(lambda: cloud.s3.put_object("archive", "old", [os.urandom(1 << 20)] * 8,
 assert files() == before
 if limited == "file size":
     refused(lambda: cloud.ebs.start_snapshot(1))
-    refused(lambda: cloud.import_disk(path + "/disk", name="web"))
+    refused(lambda: amistore.import_disks(path + "/disk", cloud, name="web").image_id)
     assert files() == before
 refused(lambda: [cloud.ebs.put_snapshot_block(pending, i, block(i), sha256(block(i))) for i in range(2, 30)])
 if limited == "space":  # not even an entry is left: what is small fails too
     refused(lambda: [cloud.s3.put_object("archive", f"small{n}", [bytes(4096)]) for n in range(999)])
-    refused(lambda: cloud.ebs.start_snapshot(1) and cloud.import_disk(path + "/disk", name="web"))
+    refused(lambda: cloud.ebs.start_snapshot(1) and amistore.import_disks(path + "/disk", cloud, name="web"))
 assert read_snapshot(cloud.ebs, kept) == (1, {0: block(1)})
 with cloud.s3.open_object("archive", "old") as file:
     assert file.read() == b"old"

@@ -12,8 +12,8 @@ import pytest
 import amistore
 from amistore.backends import SnapshotBlock
 from amistore.container.layout import Layout
-from amistore.pipeline.pack import plan_pack
 from amistore.objects.relay import relay_snapshots
+from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.snapshots import RestorePolicy
 
 BLOCKS = {index: images.block(index % 7 + 1) for index in range(3, 99)}

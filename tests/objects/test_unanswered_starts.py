@@ -8,8 +8,8 @@ import images
 import pytest
 
 import amistore
-from amistore.pipeline.pack import plan_pack
 from amistore.objects.relay import relay_snapshots
+from amistore.pipeline.pack import plan_pack
 from amistore.pipeline.snapshots import RestorePolicy
 
 VOLUMES = [(1, {3: images.block(1)}), (1, {5: images.block(2)})]

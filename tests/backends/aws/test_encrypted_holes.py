@@ -46,7 +46,7 @@ def local(folder: Path, size: int = GIBIBYTES * GIB, part: int = 10) -> tuple[am
             disk.write(images.block(index // part % 50))
     cloud = amistore.DirectoryBackend(folder / "cloud")
     cloud.s3.create_bucket("archive")
-    return cloud, cloud.import_disk(folder / "disk.raw", name="web")
+    return cloud, amistore.import_disks(folder / "disk.raw", cloud, name="web").image_id
 
 
 def archived(folder: Path) -> amistore.DirectoryBackend:

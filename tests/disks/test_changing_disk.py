@@ -13,9 +13,9 @@ import pytest
 
 import amistore
 from amistore import BLOCK_SIZE
-from amistore.backends.directory import disk as disk_module
-from amistore.disks.rawdisk import open_disk
 from amistore.backends.directory.ebs import DirectoryEBS
+from amistore.disks import rawdisk
+from amistore.disks.rawdisk import open_disk
 
 BLOCKS = 20
 
@@ -95,11 +95,11 @@ def test_a_change_is_refused_whenever_it_comes_and_nothing_is_left(
 ) -> None:
     change_at(monkeypatch, number, change, disk)
     with pytest.raises(amistore.SourceChangedError, match=r"disk\.raw changed while it was read"):
-        cloud.import_disk(disk, name="web")
+        amistore.import_disks(disk, cloud, name="web")
     assert os.listdir(cloud.path / "ebs") == os.listdir(cloud.path / "ec2") == []
     # What has changed by itself is a disk as others are; the name is free.
     if disk.stat().st_size:
-        cloud.import_disk(disk, name="web")
+        amistore.import_disks(disk, cloud, name="web")
 
 
 def test_the_end_before_the_known_one_is_a_change_and_no_zeros(
@@ -121,14 +121,14 @@ def test_what_is_renamed_into_the_disk_s_place_is_not_read(
     (tmp_path / "other").write_bytes(b"B" * BLOCKS * BLOCK_SIZE)
     change_at(monkeypatch, 3, lambda path: (tmp_path / "other").replace(path) and None, disk)
     with pytest.raises(amistore.SourceChangedError):
-        cloud.import_disk(disk, name="web")
+        amistore.import_disks(disk, cloud, name="web")
 
 
 def test_reading_a_disk_is_no_change(
     cloud: amistore.DirectoryBackend, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_at(monkeypatch, 3, lambda path: path.read_bytes() and None, disk)
-    cloud.import_disk(disk, name="web")
+    amistore.import_disks(disk, cloud, name="web")
 
 
 def test_a_change_after_the_opening_has_another_time(disk: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_change_after_the_opening_has_another_time(disk: Path) -> None:
 @pytest.mark.parametrize("age", [0, 1_000_000_000])
 def test_times_of_whole_seconds_are_waited_for_as_fat_s(age: int) -> None:
     stamp = time.time_ns() // 1_000_000_000 * 1_000_000_000 - age
-    disk_module._wait_for_another_time(stamp)
+    rawdisk._wait_for_another_time(stamp)
     assert time.time_ns() >= stamp + 2_000_000_000
 
 
@@ -159,12 +159,12 @@ def device(disk: Path) -> Iterator[Path]:
 def test_a_device_is_imported_and_a_write_to_it_noticed(
     cloud: amistore.DirectoryBackend, device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = cloud.ec2.describe_image(cloud.import_disk(device, name="web"))
+    image = amistore.import_disks(device, cloud, name="web").image
     pages = cloud.ebs.pages(image.snapshot_ids[0])
     assert [block.block_index for page in pages for block in page.blocks] == list(range(BLOCKS))
     change_at(monkeypatch, 3, overwrite, device)
     with pytest.raises(amistore.SourceChangedError):
-        cloud.import_disk(device, name="web 2")
+        amistore.import_disks(device, cloud, name="web 2")
 
 
 @pytest.mark.xdist_group("loop")
@@ -174,7 +174,7 @@ def test_a_device_that_is_in_use_is_refused_with_the_remedy(
     held = os.open(device, os.O_RDONLY | os.O_EXCL)  # as mount holds it
     try:
         with pytest.raises(amistore.InvalidRequestError, match=r"mounted or otherwise in use.*: unmount it"):
-            cloud.import_disk(device, name="web")
+            amistore.import_disks(device, cloud, name="web")
     finally:
         os.close(held)
-    cloud.import_disk(device, name="web")
+    amistore.import_disks(device, cloud, name="web")

@@ -68,7 +68,8 @@ def test_more_extents_than_are_asked_for_at_once_are_all_found(tmp_path: Path) -
 
 def test_a_disk_of_nothing_but_a_hole_lists_no_block(tmp_path: Path) -> None:
     cloud = amistore.DirectoryBackend(tmp_path / "cloud")
-    assert blocks(cloud, cloud.import_disk(disk_of(tmp_path / "disk.raw", GIB, {}), name="web")) == []
+    disk = disk_of(tmp_path / "disk.raw", GIB, {})
+    assert blocks(cloud, amistore.import_disks(disk, cloud, name="web").image_id) == []
 
 
 @pytest.mark.parametrize("zeros", ["listed", "unlisted"])
@@ -80,16 +81,17 @@ def test_zeros_that_are_no_holes_are_told_and_decided_by_the_caller(
     # The last block is shorter than others, and zeros too.
     disk = disk_of(tmp_path / "disk.raw", 11 * BLOCK_SIZE + 5, {**written, 11: bytes(5)})
     cloud = amistore.DirectoryBackend(tmp_path / "cloud")
-    listed = blocks(cloud, cloud.import_disk(disk, name="web", zeros=zeros))  # type: ignore[arg-type]
+    source = amistore.DiskSource(disk, zeros=zeros)  # type: ignore[arg-type]
+    listed = blocks(cloud, amistore.import_disks(source, cloud, name="web").image_id)
     assert listed == ([0, 2, 3, 4, 9, 11] if zeros == "listed" else [0, 9])
     done = 'are listed; zeros="unlisted" leaves them out' if zeros == "listed" else "are left out"
-    assert caplog.messages == [f"Imported from disk.raw: 2.0 MiB of zeros {done}"]
+    assert caplog.messages == [f"disk.raw: 2.0 MiB of zeros {done}"]
 
 
 def test_a_disk_without_zeros_is_not_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "amistore")
     disk = disk_of(tmp_path / "disk.raw", GIB, {0: b"x"})
-    amistore.DirectoryBackend(tmp_path / "cloud").import_disk(disk, name="web")
+    amistore.import_disks(disk, amistore.DirectoryBackend(tmp_path / "cloud"), name="web")
     assert caplog.messages == []
 
 
@@ -99,7 +101,8 @@ def test_other_ways_to_import_are_refused_before_the_disk_is_read(
 ) -> None:
     cloud = amistore.DirectoryBackend(tmp_path / "cloud")
     with pytest.raises(amistore.InvalidRequestError, match=next(iter(wrong))):
-        cloud.import_disk("/no/such/disk", name="web", **wrong)  # type: ignore[arg-type]
+        disk = amistore.DiskSource("/no/such/disk", **wrong)  # type: ignore[arg-type]
+        amistore.import_disks(disk, cloud, name="web")
 
 
 def test_a_filesystem_that_answers_nonsense_is_a_typed_error(
@@ -113,5 +116,5 @@ def test_a_filesystem_that_answers_nonsense_is_a_typed_error(
     monkeypatch.setattr("fcntl.ioctl", nonsense)
     cloud = amistore.DirectoryBackend(tmp_path / "cloud")
     with pytest.raises(amistore.BackendError, match="FIEMAP"):
-        cloud.import_disk(disk, name="web")
+        amistore.import_disks(disk, cloud, name="web")
     assert os.listdir(cloud.path / "ebs") == []

@@ -19,8 +19,8 @@ from mounts import require
 
 import amistore
 from amistore import MIB
-from amistore.disks.formats import SECTOR, refuse_foreign
 from amistore.container import layout
+from amistore.disks.formats import SECTOR, refuse_foreign
 
 RAW = b"raw disk" * 1000
 
@@ -66,9 +66,9 @@ def test_what_is_no_raw_disk_is_refused_unless_the_caller_insists(
     disk = tmp_path / "a disk.raw"
     disk.write_bytes(content if name == "fixed VHD" else content.ljust(64 * 1024, b"\0"))
     with pytest.raises(amistore.InvalidRequestError, match=re.escape(f"`{command}")):
-        cloud.import_disk(disk, name="web")
+        amistore.import_disks(disk, cloud, name="web")
     assert list((cloud.path / "ebs").iterdir()) == []
-    image = cloud.ec2.describe_image(cloud.import_disk(disk, name="web", format="raw"))
+    image = amistore.import_disks(amistore.DiskSource(disk, format="raw"), cloud, name="web").image
     assert cloud.ebs.get_snapshot_block(image.snapshot_ids[0], 0, "").content.startswith(content[:100])
 
 
@@ -77,7 +77,7 @@ def test_a_disk_smaller_than_two_sectors_is_none_of_them(
     cloud: amistore.DirectoryBackend, tmp_path: Path, size: int
 ) -> None:
     (tmp_path / "disk.raw").write_bytes(b"conectiy".ljust(size, b"\0")[:size])
-    cloud.import_disk(tmp_path / "disk.raw", name="web")
+    amistore.import_disks(tmp_path / "disk.raw", cloud, name="web")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_disks_of_this_system_s_tools_are_raw(
     with disk.open("wb") as file:
         file.truncate(300 * MIB)
     subprocess.run([require(name), *options, disk], check=True, stdout=subprocess.DEVNULL)
-    cloud.import_disk(disk, name="web")
+    amistore.import_disks(disk, cloud, name="web")
 
 
 def test_a_boot_sector_is_raw() -> None:
@@ -146,13 +146,13 @@ def test_the_command_of_the_refusal_makes_the_disk(
     settings = [word for option in more for word in ("-o", option)]
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", kind, *settings, raw, image], check=True)
     with pytest.raises(amistore.InvalidRequestError) as refused:
-        cloud.import_disk(image, name="web")
+        amistore.import_disks(image, cloud, name="web")
     command = re.search("`(.*)`", str(refused.value))
     assert command is not None
     subprocess.run(command[1], shell=True, check=True)
     made = tmp_path / "an image.raw"
     assert made.read_bytes() == raw.read_bytes()
-    cloud.import_disk(made, name="web")
+    amistore.import_disks(made, cloud, name="web")
 
 
 @pytest.mark.parametrize("name", ["gzip", "bzip2", "xz", "zstd"])
@@ -164,7 +164,7 @@ def test_the_command_of_the_refusal_decompresses(
     image = tmp_path / "it's; compressed"
     image.write_bytes(FOREIGN[name][0])
     with pytest.raises(amistore.InvalidRequestError) as refused:
-        cloud.import_disk(image, name="web")
+        amistore.import_disks(image, cloud, name="web")
     command = re.search("`(.*)`", str(refused.value))
     assert command is not None
     subprocess.run(command[1], shell=True, check=True)
