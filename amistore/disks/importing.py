@@ -141,7 +141,7 @@ def import_snapshot(
     Raises:
         AmistoreError: as in `import_disks`.
     """
-    check_kind(sink, BlockSink, "sink", "a backend's is backend.ebs")
+    check_kind(sink, BlockSink, "sink")
     policy = RestorePolicy(tags=tuple(tags), fill_holes=fill_holes)
     with reporting(progress) as report, using_log(log) as opened, contextlib.ExitStack() as stack:
         sources = _Disks(stack, [disk])

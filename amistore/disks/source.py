@@ -103,7 +103,7 @@ class DiskSource(BlockSource):
         BackendError: (as it is opened) the disk cannot be read.
     """
 
-    snapshot_id: Final = f"snap-{0:017x}"
+    snapshot_id: Final = f"snap-{1:017x}"
 
     def __init__(
         self,
