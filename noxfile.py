@@ -138,8 +138,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """The quickstart on small disks, with ext4 where it can be made, and without; a fleet; the notebook."""
-    session.install("-q", "-e", ".[demo,plot,remote,dask]", "ipykernel", "nbclient>=0.10")
+    """The quickstart on small disks, with ext4 where it can be made, and without; others; the notebook."""
+    session.install("-q", "-e", ".[demo,plot,remote,aws,dask]", "ipykernel", "nbclient>=0.10")
     session.run("python", "examples/quickstart.py", "--data", "64")
     with tempfile.TemporaryDirectory(prefix="amistore-") as work:
         keep, fleet = f"{work}/quickstart", ["--bucket", "fleet", "--workers", "2"]
@@ -147,6 +147,9 @@ def examples(session: nox.Session) -> None:
             "python", "examples/quickstart.py", "--data", "64", "--filesystem", "iso9660", "--keep", keep
         )
         session.run("python", "examples/fleet.py", "--folder", f"{keep}/cloud", *fleet)
+        upload = ["examples/upload_image.py", "README.md", "--name", "readme"]  # a disk as good as any
+        session.run("python", *upload, "--folder", f"{keep}/cloud")
+        session.run("python", *upload, "--fake")
     session.run("jupyter", "execute", "--timeout=300", "examples/open_remote.ipynb")
 
 
