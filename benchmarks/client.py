@@ -6,8 +6,11 @@ An older amistore (PYTHONPATH) runs it, too.
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import hashlib
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -20,7 +23,7 @@ import boto3
 import botocore.config
 
 import amistore
-from amistore import BLOCK_SIZE, AWSBackend, Image
+from amistore import BLOCK_SIZE, GIB, AWSBackend, Image
 from amistore.backends import BlockSource, ImageRegistry
 from benchmarks.blocks import DroppingSink, MemorySource, image_of_one_snapshot
 from benchmarks.machine import peak_memory
@@ -58,7 +61,7 @@ class Client:
         self.url, self.archive, self.kind = url, archive, kind
         self.snapshot_id = SNAPSHOTS[kind]
         self.image = image_of_one_snapshot(self.snapshot_id)
-        self._blocks = blocks
+        self.blocks = blocks
         self.count = blocks.stat().st_size // BLOCK_SIZE
         self.session = boto3.Session("key", "secret", "token", region_name="us-east-1")
         endpoints = {"ebs": url, "ec2": url, "s3": url}
@@ -73,7 +76,7 @@ class Client:
     def near(self) -> BlockSource:
         """The same blocks in memory."""
         if self.kind == "files":
-            contents = self._blocks.read_bytes()
+            contents = self.blocks.read_bytes()
             pieces = [contents[at : at + BLOCK_SIZE] for at in range(0, len(contents), BLOCK_SIZE)]
         else:
             pieces = noise() if self.kind == "noise" else [bytes(BLOCK_SIZE)]
@@ -135,6 +138,45 @@ def transfer_to_a_folder(client: Client) -> Callable[[], object]:
     return run
 
 
+def import_snapshot(client: Client) -> Callable[[], object]:
+    disk = amistore.DiskSource(client.blocks, format="raw")
+    return lambda: amistore.import_snapshot(disk, client.backend.ebs, workers=WORKERS)
+
+
+def boto3_from_a_file(client: Client) -> Callable[[], object]:
+    """As NixOS and coldsnap upload a disk: each block is read, hashed and put by a thread."""
+    ebs = client.ebs()
+
+    def run() -> None:
+        with client.blocks.open("rb") as file, concurrent.futures.ThreadPoolExecutor(BOTO3_THREADS) as pool:
+            size = -(-client.count * BLOCK_SIZE // GIB)
+            snapshot_id = ebs.start_snapshot(VolumeSize=size)["SnapshotId"]
+
+            def put(index: int) -> bytes:
+                content = os.pread(file.fileno(), BLOCK_SIZE, index * BLOCK_SIZE)
+                digest = hashlib.sha256(content).digest()
+                ebs.put_snapshot_block(
+                    SnapshotId=snapshot_id,
+                    BlockIndex=index,
+                    BlockData=content,
+                    DataLength=BLOCK_SIZE,
+                    Checksum=base64.b64encode(digest).decode(),
+                    ChecksumAlgorithm="SHA256",
+                )
+                return digest
+
+            linear = hashlib.sha256(b"".join(pool.map(put, range(client.count)))).digest()
+            ebs.complete_snapshot(
+                SnapshotId=snapshot_id,
+                ChangedBlocksCount=client.count,
+                Checksum=base64.b64encode(linear).decode(),
+                ChecksumAlgorithm="SHA256",
+                ChecksumAggregationMethod="LINEAR",
+            )
+
+    return run
+
+
 def unpack(client: Client) -> Callable[[], object]:
     return lambda: amistore.unpack(client.archive, client.backend.ebs, workers=WORKERS)
 
@@ -174,6 +216,8 @@ WAYS = {
         pack_near,
         boto3_to_a_file,
         transfer_to_a_folder,
+        import_snapshot,
+        boto3_from_a_file,
         unpack,
         unpack_near,
         unpack_object,

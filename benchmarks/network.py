@@ -23,13 +23,14 @@ from benchmarks.table import Row
 
 __all__ = ["measure_network"]
 
-OURS = ("pack", "unpack", "unpack_object", "verify", "extract", "transfer_to_a_folder")
+OURS = ("pack", "unpack", "unpack_object", "verify", "extract", "transfer_to_a_folder", "import_snapshot")
 PEAK_GOAL = 256  # MiB
 PACK_GOALS = {0: None, 20: 0.90, 100: 0.85}  # of the speed without a network
 PACK_BEFORE_GOAL, ZEROS_GOAL, LIMIT_GOAL = 0.97, 1.5, 0.85
 UNPACK_GOALS = {0: 0.97, 20: 6.0, 100: 20.0}  # of the older one's speed
 READ_GOALS = {"unpack_object": 6.0, "verify": 2.0, "extract": 2.0}
 TRANSFER_GOAL, TRANSFER_CPU_GOAL = 1.0, 1.2
+IMPORT_GOAL, IMPORT_CPU_GOAL = 1.0, 0.5
 S3_BANDWIDTH = 87  # MB/s of a connection: 85 to 90 (S3 user guide, "Performance design patterns")
 LIMITS = (300, 150)  # block calls a second
 
@@ -154,7 +155,7 @@ def measure_network(repeats: int, frames: Frames, work: Path, before: Path | Non
             (folder / "before" / "amistore").symlink_to(before.resolve() / "amistore")
         with serve_network(folder, blocks, archive) as server:
             bench = Bench(server, folder, count, repeats, before is not None)
-            for part in (_packing, _unpacking, _reading, _transfer, _troubled):
+            for part in (_packing, _unpacking, _reading, _transfer, _importing, _troubled):
                 yield from part(bench)
             for way, peak in bench.peaks.items():
                 yield Row(
@@ -209,15 +210,27 @@ def _reading(bench: Bench) -> Iterator[Row]:
 
 
 def _transfer(bench: Bench) -> Iterator[Row]:
-    ours, theirs = Job("transfer_to_a_folder"), Job("boto3_to_a_file")
+    name = "transfer to a folder, of boto3's threads into a file"
+    yield from _beside(
+        bench, name, "transfer_to_a_folder", "boto3_to_a_file", TRANSFER_GOAL, TRANSFER_CPU_GOAL
+    )
+
+
+def _importing(bench: Bench) -> Iterator[Row]:
+    name = "import of a disk, of boto3's threads from a file"
+    yield from _beside(bench, name, "import_snapshot", "boto3_from_a_file", IMPORT_GOAL, IMPORT_CPU_GOAL)
+
+
+def _beside(bench: Bench, name: str, way: str, other: str, goal: float, cpu_goal: float) -> Iterator[Row]:
+    """Time and CPU of ours, of another's, at 20 ms."""
+    ours, theirs = Job(way), Job(other)
     taken = bench.run(Network(20), ours, theirs)
     yield from bench.rows("20 ms", taken)
     pairs = list(zip(taken[ours], taken[theirs], strict=True))
     seconds = statistics.median(own.seconds / other.seconds for own, other in pairs)
     cpu = statistics.median(own.cpu / other.cpu for own, other in pairs)
-    name = "20 ms: transfer to a folder, of boto3's threads into a file"
-    yield Row(name=f"{name}: time", value=seconds, goal=TRANSFER_GOAL)
-    yield Row(name=f"{name}: CPU", value=cpu, goal=TRANSFER_CPU_GOAL)
+    yield Row(name=f"20 ms: {name}: time", value=seconds, goal=goal)
+    yield Row(name=f"20 ms: {name}: CPU", value=cpu, goal=cpu_goal)
 
 
 def _troubled(bench: Bench) -> Iterator[Row]:

@@ -7,7 +7,7 @@ and without AWS, into a folder, or against the fake of AWS in this process:
     python examples/upload_image.py disk.raw --name web --folder cloud
     python examples/upload_image.py disk.raw --name web --fake
 
-Killed or interrupted, it is run again as it is: blocks that are there are not put again. AWS and its fake need
+Killed or interrupted, it is run again as it is: blocks that are there are not put again. AWS needs
 ``pip install 'amistore[aws]'``.
 """
 
