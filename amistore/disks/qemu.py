@@ -240,8 +240,8 @@ def _start(
     if program is None:
         source, target = shlex.quote(str(path)), shlex.quote(f"{path}.raw")
         raise InvalidRequestError(
-            f"{_PROGRAM} is not installed, which reads {printable(str(path))}: install the package qemu-utils, "
-            "or make a raw disk of it elsewhere, with "
+            f"{_PROGRAM}, which reads {printable(str(path))}, is not installed: install the package "
+            "qemu-utils, or make a raw disk of it elsewhere, with "
             f"`qemu-img convert -f {format.driver} -O raw {source} {target}`"
         )
     # No backing file, whatever the image says. The cache is the kernel's: the image's owner may have written
