@@ -7,7 +7,6 @@ other compares it with what it reads.
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from array import array
 from collections.abc import Sequence
@@ -98,7 +97,7 @@ class Index:
     offsets: array[int]
     firsts: array[int]
     lasts: array[int]
-    segment_digests: bytes
+    segment_digests: bytes | memoryview
 
     @property
     def end(self) -> int:
@@ -108,7 +107,7 @@ class Index:
 
     def segment_digest(self, sequence: int) -> bytes:
         """SHA-256 that the SEGD record of this segment must have."""
-        return self.segment_digests[32 * sequence : 32 * sequence + 32]
+        return bytes(self.segment_digests[32 * sequence : 32 * sequence + 32])
 
     def encode(self) -> bytes:
         """The whole INDX record."""
@@ -303,7 +302,7 @@ class Ledger:
         self._offsets = array("Q")
         self._firsts = array("Q")
         self._lasts = array("Q")
-        self._digests = io.BytesIO()  # which gives all of them without a copy
+        self._digests = bytearray()
 
     def add_front(self, head: bytes, manifest_frames: bytes, front: bytes) -> None:
         """All bytes before the first volume."""
@@ -325,7 +324,7 @@ class Ledger:
         self._offsets.append(self.offset)
         self._firsts.append(descriptor.runs.first)
         self._lasts.append(descriptor.runs.end - 1)
-        self._digests.write(hashlib.sha256(record).digest())
+        self._digests += hashlib.sha256(record).digest()
         self.offset += len(record) + descriptor.payload_size
 
     def volumes(self) -> list[IndexedVolume]:
@@ -345,5 +344,5 @@ class Ledger:
             offsets=self._offsets,
             firsts=self._firsts,
             lasts=self._lasts,
-            segment_digests=self._digests.getvalue(),
+            segment_digests=memoryview(self._digests).toreadonly(),  # 64 MiB of 64 TiB
         )

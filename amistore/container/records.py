@@ -74,7 +74,7 @@ class Envelope:
     critical: bool
 
 
-def seal(kind: bytes, payload: bytes, *tail: bytes) -> bytes:
+def seal(kind: bytes, payload: bytes, *tail: bytes | memoryview) -> bytes:
     """A whole record; the CRC covers all but `tail`."""
     length = layout.RECORD_OVERHEAD - layout.SKIPPABLE_HEADER + len(payload) + sum(map(len, tail))
     head = layout.ENVELOPE.pack(

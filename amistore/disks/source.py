@@ -18,8 +18,10 @@ from amistore.backends import Block, BlockPage, BlockSource, SnapshotBlock, file
 from amistore.backends.checks import check_path
 from amistore.container.layout import MAX_VOLUME_GIB
 from amistore.container.runs import Runs
-from amistore.disks.formats import SECTOR, refuse_foreign
+from amistore.disks.headers import FORMATS
+from amistore.disks.qemu import open_image
 from amistore.disks.rawdisk import open_disk
+from amistore.disks.signatures import SECTOR, refuse_foreign
 from amistore.errors import InvalidRequestError, NotFoundError
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, sized
@@ -28,7 +30,7 @@ __all__ = ["Disk", "DiskSource", "Format", "Zeros"]
 
 _logger = logging.getLogger("amistore")
 
-Format = Literal["raw"]
+Format = Literal["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi"]
 Zeros = Literal["listed", "unlisted"]
 
 _PAGE: Final = 10_000  # blocks, as many as a page of EBS has at most
@@ -73,7 +75,7 @@ class _OpenDisk:
 
 
 class DiskSource(BlockSource):
-    """A raw disk image, or a block device, as the source of one snapshot's blocks.
+    """A disk image, or a block device, as the source of one snapshot's blocks.
 
     It is opened as it is first used, and refused once somebody writes to it: a write is noticed by the size
     and the times of change. A write through mmap goes unnoticed on tmpfs, and one by another machine may on a
@@ -86,8 +88,10 @@ class DiskSource(BlockSource):
 
     Args:
         path: the path of the image, or of a block device that is not in use.
-        format: the image's format. ``"raw"`` takes the bytes as they are, also if the file looks like a
-            qcow2, VMDK, VHD, VHDX or VDI image, a compressed file or an archive; None refuses these.
+        format: the image's format; None for that of the path's suffix, ``.qcow2``, ``.vmdk``, ``.vhd``,
+            ``.vhdx`` or ``.vdi``, and for raw without one of these. Those other than raw are read by qemu
+            (qemu-utils), once their header was judged: an image that names another file is refused.
+            ``"raw"`` takes the bytes as they are, also if the file looks like another format.
         volume_size: the volume's size in GiB; None for the disk's, rounded up.
         zeros: the treatment of blocks that hold only zeros: ``"listed"`` keeps them, ``"unlisted"`` leaves
             them out, for which the disk is read twice. On an encrypted EBS volume a block that is not listed
@@ -114,8 +118,8 @@ class DiskSource(BlockSource):
         zeros: Zeros = "listed",
     ) -> None:
         self.path: Path = check_path(path, "disk")
-        if format not in (None, "raw"):
-            raise InvalidRequestError(f'format is "raw" or None, not {format!r}')
+        if format not in (None, "raw", *FORMATS):
+            raise InvalidRequestError(f"format is raw, {', '.join(FORMATS)} or None, not {format!r}")
         if zeros not in ("listed", "unlisted"):
             raise InvalidRequestError(f'zeros is "listed" or "unlisted", not {zeros!r}')
         if volume_size is not None and (
@@ -242,6 +246,11 @@ class DiskSource(BlockSource):
 
     @contextlib.contextmanager
     def _opening(self) -> Iterator[Disk]:
+        suffix = self.path.suffix[1:].lower()
+        if self._format in FORMATS or (self._format is None and suffix in FORMATS):
+            with open_image(self.path, self._format or suffix) as image:
+                yield image
+            return
         with open_disk(self.path) as disk:
             if self._format is None:
                 refuse_foreign(self.path, *disk.ends(SECTOR))

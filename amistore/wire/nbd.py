@@ -13,6 +13,7 @@ from typing import Final
 __all__ = [
     "ALLOCATION",
     "CLIENT_FLAGS",
+    "COMMAND_DF",
     "COMMAND_ONE",
     "EXPORT",
     "EXTENT",
@@ -28,6 +29,7 @@ __all__ = [
     "OPTION_MAGIC",
     "OPTION_REPLY",
     "OPTION_REPLY_MAGIC",
+    "REPLY_ERROR",
     "REQUEST",
     "REQUEST_MAGIC",
     "SIMPLE_REPLY",
@@ -68,7 +70,9 @@ FLAG_PRESENT: Final = 1
 FLAG_READ_ONLY: Final = 2
 FLAG_SEND_DF: Final = 128
 FLAG_MULTI: Final = 256
+COMMAND_DF: Final = 4
 COMMAND_ONE: Final = 8
+REPLY_ERROR: Final = 2**31  # the bit of all errors
 STRUCTURED_DONE: Final = 1
 ALLOCATION: Final = "base:allocation"
 STATE_HOLE: Final = 1

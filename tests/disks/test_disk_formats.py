@@ -20,7 +20,7 @@ from mounts import require
 import amistore
 from amistore import MIB
 from amistore.container import layout
-from amistore.disks.formats import SECTOR, refuse_foreign
+from amistore.disks.signatures import SECTOR, refuse_foreign
 
 RAW = b"raw disk" * 1000
 

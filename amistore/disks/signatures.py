@@ -19,18 +19,27 @@ SECTOR = 512
 """Bytes of the beginning and of the end of a file that tell its form."""
 
 _QEMU = "qemu-img convert -f {} -O raw {{path}} {{path}}.raw".format
+_READING = "\n{}".format
 
-# What it is, how it begins, and the command that makes a raw disk of it.
+# What it is, how it begins, and the command that makes a raw disk of it; behind it the format to read it by.
 _BEGINNINGS = [
     # An archive of ours begins with a zstd frame of 10 bytes before this name (docs/format.md, "Preamble").
     ("an amistore archive", rb".{10}README-amistore\.txt\0", "amistore.open(path).extract(folder)"),
     ("a qcow image", rb"QFI\xfb\0\0\0\x01", _QEMU("qcow")),  # qemu, docs/interop/qcow2.txt
-    ("a qcow2 image", rb"QFI\xfb", _QEMU("qcow2")),
+    ("a qcow2 image", rb"QFI\xfb", _QEMU("qcow2") + _READING("qcow2")),
     # VMware's Virtual Disk Format 5.0: sparse extents, those of ESX, a file that names others.
-    ("a VMDK image", rb"KDMV|COWD|# Disk DescriptorFile", _QEMU("vmdk")),
-    ("a VHDX image", rb"vhdxfile", _QEMU("vhdx")),  # MS-VHDX, 2.2.1
-    ("a dynamic VHD image", rb"conectix", _QEMU("vpc")),  # Virtual Hard Disk Image Format Specification
-    ("a VDI image", rb".{64}\x7f\x10\xda\xbe", _QEMU("vdi")),  # VirtualBox, VDICore.h: VDI_IMAGE_SIGNATURE
+    ("a VMDK image", rb"KDMV|COWD|# Disk DescriptorFile", _QEMU("vmdk") + _READING("vmdk")),
+    ("a VHDX image", rb"vhdxfile", _QEMU("vhdx") + _READING("vhdx")),  # MS-VHDX, 2.2.1
+    (
+        "a dynamic VHD image",
+        rb"conectix",
+        _QEMU("vpc") + _READING("vhd"),
+    ),  # Virtual Hard Disk Image Format Specification
+    (
+        "a VDI image",
+        rb".{64}\x7f\x10\xda\xbe",
+        _QEMU("vdi") + _READING("vdi"),
+    ),  # VirtualBox, VDICore.h: VDI_IMAGE_SIGNATURE
     # RFC 1952: method, no reserved flags, time, how hard it was tried, the system.
     ("compressed", rb"\x1f\x8b\x08[\0-\x1f].{4}[\0\x02\x04][\0-\x0d\xff]", "gzip -dc {path} > {path}.raw"),
     ("compressed", rb"BZh[1-9]1AY&SY", "bzip2 -dc {path} > {path}.raw"),
@@ -58,7 +67,7 @@ def refuse_foreign(path: Path, first: bytes, last: bytes) -> None:
         what, _, command = _BEGINNINGS[found.lastindex - 1]
         raise _foreign(path, what, command)
     if _is_footer(last):
-        raise _foreign(path, "a fixed VHD image", _QEMU("vpc"))
+        raise _foreign(path, "a fixed VHD image", _QEMU("vpc") + _READING("vhd"))
 
 
 def _is_footer(sector: bytes) -> bool:
@@ -70,7 +79,10 @@ def _is_footer(sector: bytes) -> bool:
 
 
 def _foreign(path: Path, what: str, command: str) -> InvalidRequestError:
+    command, _, format = command.partition("\n")
+    reading = f'format="{format}" reads it, and ' if format else ""
     making = command.format(path=shlex.quote(str(path)))
     return InvalidRequestError(
-        f'{path} is {what}, no raw disk: `{making}` makes one of it; format="raw" takes its bytes as they are'
+        f"{path} is {what}, no raw disk: {reading}`{making}` makes one of it; "
+        'format="raw" takes its bytes as they are'
     )
