@@ -23,7 +23,7 @@ from amistore.backends import (
     RetryPolicy,
 )
 from amistore.container.layout import Layout
-from amistore.disks import DiskSource, import_disks, import_snapshot
+from amistore.disks import DiskSource, DiskStream, import_disks, import_snapshot
 from amistore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -97,6 +97,7 @@ __all__ = [
     "CredentialsExpiredError",
     "DirectoryBackend",
     "DiskSource",
+    "DiskStream",
     "EbsBlockDevice",
     "FileResumeLog",
     "Image",

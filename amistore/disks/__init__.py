@@ -5,5 +5,6 @@ Next: `source.py`, a disk as a source of blocks; `importing.py`, the jobs.
 
 from amistore.disks.importing import import_disks, import_snapshot
 from amistore.disks.source import DiskSource
+from amistore.disks.streaming import DiskStream
 
-__all__ = ["DiskSource", "import_disks", "import_snapshot"]
+__all__ = ["DiskSource", "DiskStream", "import_disks", "import_snapshot"]

@@ -15,6 +15,7 @@ from amistore.backends.base import check_backend
 from amistore.backends.checks import check_kind
 from amistore.container.layout import MAX_VOLUMES, Layout
 from amistore.disks.source import DiskSource
+from amistore.disks.streaming import DiskStream, put_stream
 from amistore.errors import InvalidRequestError, SourceChangedError
 from amistore.model import BlockDeviceMapping, EbsBlockDevice, Image, Snapshot, Tag
 from amistore.objects.relay import relay_snapshots
@@ -113,7 +114,7 @@ def import_disks(
 
 
 def import_snapshot(
-    disk: GivenDisk,
+    disk: GivenDisk | DiskStream,
     sink: BlockSink,
     *,
     description: str | None = None,
@@ -126,7 +127,7 @@ def import_snapshot(
     """Make a snapshot of a disk that nobody writes to meanwhile.
 
     Args:
-        disk: the disk, as in `import_disks`.
+        disk: the disk, as in `import_disks`, or a `DiskStream`, without `log`.
         sink: the sink that gets the snapshot, such as ``backend.ebs``.
         description: the snapshot's description; None for one with the disk's name.
         tags: the tags to set on the snapshot.
@@ -143,6 +144,19 @@ def import_snapshot(
     """
     check_kind(sink, BlockSink, "sink")
     policy = RestorePolicy(tags=tuple(tags), fill_holes=fill_holes)
+    if isinstance(disk, DiskStream):
+        if log is not None:
+            raise InvalidRequestError("log= does not go with a stream, which can be read only once")
+        with reporting(progress) as report:
+            return put_stream(
+                disk,
+                sink,
+                description=_description(disk.name) if description is None else description,
+                tags=policy.tags,
+                fill_holes=fill_holes,
+                workers=workers,
+                progress=report,
+            )
     with reporting(progress) as report, using_log(log) as opened, contextlib.ExitStack() as stack:
         sources = _Disks(stack, [disk])
         image = _image([_ROOT], sources, {})
@@ -200,7 +214,7 @@ def _image(devices: Sequence[str], sources: _Disks, members: Mapping[str, Any]) 
     snapshots = [
         Snapshot(
             snapshot_id=snapshot_id,
-            description=f"Imported from {printable(disk.path.name)}"[:_LONGEST],
+            description=_description(disk.path.name),
         )
         for snapshot_id, disk in sources.disks.items()
     ]
@@ -214,6 +228,10 @@ def _image(devices: Sequence[str], sources: _Disks, members: Mapping[str, Any]) 
             "snapshots": tuple(snapshots),
         }
     )
+
+
+def _description(name: str) -> str:
+    return f"Imported from {printable(name)}"[:_LONGEST]
 
 
 def _relay(

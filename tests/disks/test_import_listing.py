@@ -95,7 +95,7 @@ def test_a_disk_without_zeros_is_not_told_of(tmp_path: Path, caplog: pytest.LogC
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("wrong", [{"zeros": "skip"}, {"zeros": None}, {"format": "qcow2"}, {"format": ""}])
+@pytest.mark.parametrize("wrong", [{"zeros": "skip"}, {"zeros": None}, {"format": "qcow3"}, {"format": ""}])
 def test_other_ways_to_import_are_refused_before_the_disk_is_read(
     tmp_path: Path, wrong: dict[str, str]
 ) -> None:

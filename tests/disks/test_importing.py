@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import filecmp
+import gzip
+import io
+import lzma
 import os
 import pickle
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +20,7 @@ import boto3
 import children
 import images
 import pytest
+import zstandard
 from backends.aws.accounts import QUICK
 from objects.runs import Calls
 
@@ -270,3 +277,73 @@ def test_a_source_is_closed_opened_again_and_sent_to_another_process(tmp_path: P
             with source:
                 assert images.contents(source, source.snapshot_id) == (1, ROOT)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+COMPRESSED = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    "": bytes,
+}
+
+
+@pytest.mark.parametrize(("suffix", "fill"), [*((each, False) for each in COMPRESSED), (".gz", True)])
+def test_a_compressed_disk_becomes_a_snapshot_as_it_is_read(
+    tmp_path: Path, aws: FakeAWS, caplog: pytest.LogCaptureFixture, suffix: str, fill: bool
+) -> None:
+    raw = disk_of(tmp_path / "disk.raw", ROOT, 100 * BLOCK_SIZE + 7)
+    path = tmp_path / f"disk.raw{suffix}"
+    path.write_bytes(COMPRESSED[suffix](raw.read_bytes()))
+    backend = account(aws, snapshots=amistore.SnapshotSettings(encrypted=True))
+    stream = amistore.DiskStream(path, volume_size=1)
+    snapshot_id = amistore.import_snapshot(stream, backend.ebs, fill_holes=fill)
+    found = aws.read_snapshot(snapshot_id)
+    assert found.keys() == (set(range(GIB // BLOCK_SIZE)) if fill else {0, 3, 70, 71} - {71})
+    assert all(content == ROOT.get(index, bytes(BLOCK_SIZE)) for index, content in found.items())
+    assert ("fill_holes=True" in caplog.text) == (not fill)
+    assert aws.snapshots[snapshot_id].description == f"Imported from disk.raw{suffix}"
+
+
+@pytest.mark.parametrize("wrong", ["cut off", "too long", "put", "log"])
+def test_a_stream_that_is_not_whole_leaves_no_snapshot(tmp_path: Path, wrong: str) -> None:
+    raw = disk_of(tmp_path / "disk.raw", DATA, 90 * BLOCK_SIZE).read_bytes()
+    content = gzip.compress(raw)
+    if wrong == "too long":
+        content += gzip.compress(bytes(GIB))
+    backend = amistore.MemoryBackend()
+    calls = Calls(backend.ebs)
+    if wrong == "put":
+        calls.fail("put_snapshot_block", 20, amistore.BackendError("gone", operation="put_snapshot_block"))
+    stream = amistore.DiskStream(
+        io.BytesIO(content[:-9] if wrong == "cut off" else content), volume_size=1, compression="gzip"
+    )
+    log = tmp_path / "log" if wrong == "log" else None
+    with pytest.raises(amistore.AmistoreError, match=r"cut off|longer than the volume|gone|does not go"):
+        amistore.import_snapshot(stream, backend.ebs, log=log)
+    assert calls.made["delete_snapshot"] == calls.made["start_snapshot"] == (wrong != "log")
+    assert not calls.made["complete_snapshot"]
+
+
+@pytest.mark.parametrize("format", ["qcow2", "vmdk", "vhd", "vhdx", "vdi"])
+def test_an_image_of_another_format_is_imported_to_the_content_id_of_the_raw_disk(
+    tmp_path: Path, format: str
+) -> None:
+    if not shutil.which("qemu-img") and not os.environ.get("AMISTORE_REQUIRE_TOOLS"):
+        pytest.skip("qemu-img is not installed")
+    raw = disk_of(tmp_path / "disk.raw", {**ROOT, **DATA})
+    path = tmp_path / f"disk.{format}"
+    driver = "vpc" if format == "vhd" else format
+    options = ["-o", "force_size=on"] if format == "vhd" else []
+    subprocess.run(["qemu-img", "convert", "-O", driver, *options, raw, path], check=True)
+    backend = amistore.MemoryBackend()
+    # Which zeros are holes is not the same in all of them.
+    with DiskSource(path, zeros="unlisted") as disk, DiskSource(raw, zeros="unlisted") as expected:
+        # Their images have the same names, so that nothing but the blocks can differ.
+        ids = [amistore.import_snapshot(each, backend.ebs) for each in (disk, expected)]
+        packed = [amistore.pack(images.image([each.snapshot_id]), each) for each in (disk, expected)]
+        for each in packed:
+            for _ in each:
+                pass
+    assert packed[0].content_id == packed[1].content_id
+    assert images.contents(backend.ebs, ids[0]) == images.contents(backend.ebs, ids[1])
