@@ -31,7 +31,7 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qemu]:
 
 
 def _is_left(pid: int) -> bool:
-    """Whether a process runs, or is a zombie of ours; one whose parent was killed is another's to wait for."""
+    """Whether a process runs, or is a zombie of ours; a killed parent's is another's to wait for."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[:2]
     except (FileNotFoundError, ProcessLookupError):
