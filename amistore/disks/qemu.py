@@ -26,6 +26,7 @@ from typing import IO, Final
 from amistore import forks
 from amistore.backends.extents import blocks_of
 from amistore.disks.headers import Format, check_image, find_format
+from amistore.disks.imagefile import LARGEST_DISK
 from amistore.disks.nbdclient import NbdClient
 from amistore.disks.rawdisk import SourceDisk
 from amistore.errors import BackendError, InvalidRequestError
@@ -62,8 +63,7 @@ class QemuDisk:
         size: the virtual disk's size in bytes, at least 1.
 
     Raises:
-        BackendError: the server fails.
-        InvalidRequestError: the disk is empty.
+        BackendError: the server fails, or its disk is empty or larger than any volume.
     """
 
     def __init__(self, image: SourceDisk, connection: socket.socket, server: _Server) -> None:
@@ -75,8 +75,8 @@ class QemuDisk:
         with self._request():
             self._client = NbdClient(connection)
         self.size = self._client.size
-        if not self.size:
-            raise InvalidRequestError("the image's virtual disk is empty")
+        if not 0 < self.size <= LARGEST_DISK:
+            raise BackendError(f"{_PROGRAM} serves a disk of {self.size} bytes, of {LARGEST_DISK} at most")
 
     def blocks(self) -> Iterator[int]:
         """The indexes of the blocks that are no holes, ascending.
