@@ -229,6 +229,7 @@ class Archive:
         self,
         folder: str | os.PathLike[str],
         *,
+        format: str = "raw",
         overwrite: bool = False,
         resume: bool = False,
         allow_lost: bool = False,
@@ -236,13 +237,14 @@ class Archive:
         workers: int | None = None,
         progress: ProgressOption = None,
     ) -> list[Path]:
-        """Write ``ami.json`` and each volume, as ``<snapshot id>.raw``, into a folder.
+        """Write ``ami.json`` and each volume, as ``<snapshot id>.raw`` or ``.qcow2`` etc., into a folder.
 
         A volume with lost blocks becomes ``<snapshot id>.incomplete.raw``. Errors are those of
         `Volume.extract`. A link in the place of one of these files is refused.
 
         Args:
             folder: the path of the folder, which is made where it is missing and may be a link.
+            format: as in `Volume.extract`.
             overwrite: whether to replace files that exist.
             resume: whether to resume what an interrupted call left; files that exist are proved.
             allow_lost: whether to extract volumes with lost blocks, too.
@@ -267,6 +269,7 @@ class Archive:
                 expected=expected,
                 workers=workers,
                 progress=report,
+                format=format,
             )
             readers = [volume._reader for volume in self.volumes]
             return extract_all(encode_manifest(self.image), readers, root, how)
