@@ -30,6 +30,7 @@ from amistore.backends.checks import check_path
 from amistore.errors import AlreadyExistsError, InvalidRequestError, machine_limits
 from amistore.pipeline.workers import worker_count
 from amistore.text import printable
+from amistore.units import counted
 
 __all__ = ["NBDServer"]
 
@@ -79,6 +80,10 @@ class NBDServer:
         self._clients: dict[socket.socket, threading.Thread] = {}
         self._errors: dict[str, Exception] = {}
         forks.register(self, NBDServer._let_go)
+
+    def __repr__(self) -> str:
+        place = f"{_HOST}:{self._port}" if self._path is None else self._path
+        return f"<NBDServer {printable(str(place))}: {counted(len(self.uris), 'export')}>"
 
     def uri(self, name: str = "") -> str:
         """The URI of an export.

@@ -335,8 +335,8 @@ class _Serving:
 
     def _read_whole(self, request: _Request) -> None:
         """Answer a read by one piece, whose first word already says whether it has succeeded."""
-        content = bytearray(request.length)
         try:
+            content = bytearray(request.length)
             for piece in self.export.read(self.disk, request.offset, request.length):
                 if piece.content is not None:
                     start = piece.offset - request.offset
