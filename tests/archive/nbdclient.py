@@ -32,7 +32,7 @@ def connect(server: NBDServer) -> socket.socket:
     """A connection that says nothing yet."""
     parts = urlsplit(server.uri(next(iter(server.uris))))
     if parts.scheme == "nbd":
-        return socket.create_connection((parts.hostname, parts.port), SECONDS)
+        return socket.create_connection((parts.hostname or "", parts.port or 0), SECONDS)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(SECONDS)
     connection.connect(parse_qs(parts.query)["socket"][0])
@@ -177,4 +177,4 @@ class Client:
         """The length and state of each extent."""
         ((kind, content),) = self.chunks(self.request(Command.BLOCK_STATUS, offset, length, flags))
         assert kind == Chunk.BLOCK_STATUS
-        return list(nbd.EXTENT.iter_unpack(content[4:]))  # type: ignore[arg-type]
+        return [(length, state) for length, state in nbd.EXTENT.iter_unpack(content[4:])]
