@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -26,6 +27,7 @@ from mounts import require
 import amistore
 from amistore import BLOCK_SIZE, GIB, MIB
 from amistore.archive import NBDServer, nbdsession
+from amistore.archive import nbd as nbdserver
 from amistore.archive.archive import Archive
 from amistore.archive.reader import ContainerFile
 from amistore.backends.ranges import RangeReader
@@ -252,6 +254,22 @@ def test_no_more_than_64_clients_are_served_at_once(server: NBDServer) -> None:
             assert other.recv(1) == b""
         clients[5].go().leave()
         assert_served(server)
+
+
+def test_a_client_waits_while_the_process_has_no_descriptor_for_it(
+    server: NBDServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, failures = socket.socket.accept, [OSError(errno.EMFILE, "Too many open files")]
+
+    def failing(listener: socket.socket) -> object:
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(nbdserver, "_PAUSE", 0.01)
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    assert_served(server)
+    assert [type(error) for error in server.errors] == [OSError]
 
 
 def test_a_socket_file_is_this_users_alone_and_goes_with_the_server(archive: Archive, tmp_path: Path) -> None:

@@ -97,13 +97,16 @@ def test_all_volumes_of_an_archive_come_out_in_a_format(
     archive: amistore.Archive, tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = archive.extract("disks", format="qcow2")
+    paths = archive.extract("disks: all", format="qcow2")
     assert [path.name for path in paths] == [f"{volume.snapshot_id}.qcow2" for volume in archive.volumes]
-    assert sorted(each.name for each in Path("disks").iterdir()) == ["ami.json", *(p.name for p in paths)]
+    assert sorted(each.name for each in Path("disks: all").iterdir()) == [
+        "ami.json",
+        *(p.name for p in paths),
+    ]
     assert '"virtual-size": 2147483648' in qemu_img(tool, "info", "--output=json", paths[1])
     with pytest.raises(amistore.AlreadyExistsError):
-        archive.extract("disks", format="qcow2")
-    archive.extract("disks", format="qcow2", overwrite=True)
+        archive.extract("disks: all", format="qcow2")
+    archive.extract("disks: all", format="qcow2", overwrite=True)
 
 
 def test_a_file_is_replaced_only_when_that_is_asked_for(
@@ -117,6 +120,17 @@ def test_a_file_is_replaced_only_when_that_is_asked_for(
     archive.volumes[0].extract(target, format="qcow2", overwrite=True)
     assert target.read_bytes()[:4] == b"QFI\xfb"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(
+    archive: amistore.Archive, tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "disk.qcow2"
+    fake(tool, tmp_path / "bin", f'echo precious > {target}; exec "$real" "$@"', monkeypatch)
+    with pytest.raises(amistore.AlreadyExistsError):
+        archive.volumes[0].extract(target, format="qcow2")
+    assert target.read_text() == "precious\n"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bin", "disk.qcow2"]
 
 
 @pytest.mark.parametrize("script", ['exec "$real" "$@"', 'shift; exec "$real" convert --salvage "$@"'])
