@@ -4,8 +4,10 @@
 is one thing to do with them. Imports `pipeline`, `container` and `backends`.
 """
 
-from amistore.archive.archive import Archive, Located, open_archive
+from amistore.archive.archive import Archive, open_archive
 from amistore.archive.comparison import AttributeChange, Difference, VolumeDifference
+from amistore.archive.nbd import NBDServer
+from amistore.archive.opening import Located
 from amistore.archive.recovery import RecoveryReport, VolumeRecovery, recover
 from amistore.archive.report import VerifyReport
 from amistore.archive.volume import Volume
@@ -15,6 +17,7 @@ __all__ = [
     "AttributeChange",
     "Difference",
     "Located",
+    "NBDServer",
     "RecoveryReport",
     "VerifyReport",
     "Volume",

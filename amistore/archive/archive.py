@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Union, cast
+from typing import Any
 
 from typing_extensions import Self
 
 from amistore.archive.comparison import Difference, compare_live, compare_stored
 from amistore.archive.extraction import Extraction, extract_all
 from amistore.archive.framecache import CACHE_SIZE, FrameCache
+from amistore.archive.nbd import NBDServer
+from amistore.archive.opening import Openable, open_container
 from amistore.archive.reader import ContainerFile
 from amistore.archive.report import VerifyReport
 from amistore.archive.verify import verify
 from amistore.archive.volume import Volume
-from amistore.backends import Backend, BlockSource, ObjectLocation, ObjectStore, files
+from amistore.backends import Backend, BlockSource, files
 from amistore.backends.checks import check_flags, check_kind, check_path
-from amistore.backends.locations import ObjectRanges
-from amistore.backends.ranges import FileRanges, RangeReader, StreamRanges
-from amistore.backends.remote import is_url, open_url
 from amistore.container.identity import check_content_id, parse_content_id
-from amistore.errors import (
-    InvalidRequestError,
-    NotFoundError,
-    advising,
-    machine_limits,
-)
+from amistore.errors import InvalidRequestError, NotFoundError, advising
 from amistore.model import Image, encode_manifest
 from amistore.pipeline.orders import given_cluster
 from amistore.pipeline.progress import ProgressOption, reporting
 from amistore.text import html_table, printable
 from amistore.units import BLOCK_SIZE, GIB, MIB, counted, sized
 
-__all__ = ["Archive", "Located", "Openable", "open_archive", "open_container", "open_ranges"]
-
-
-class Located(Protocol):
-    """What tells where an archive is: a result of `store`, `copy` or `find_archives`."""
-
-    @property
-    def location(self) -> ObjectLocation | Path: ...
-
-
-Openable = Union[str, "os.PathLike[str]", BinaryIO, ObjectLocation, Located]
-"""What `open` takes."""
+__all__ = ["Archive", "open_archive"]
 
 
 def open_archive(
@@ -96,48 +78,6 @@ def open_archive(
 
 
 open_archive.__name__ = "open"  # as users know it, for help()
-
-
-def open_container(
-    what: Openable, options: Mapping[str, Any] | None = None, cache: FrameCache | None = None
-) -> ContainerFile:
-    """The container in what `open_archive` takes."""
-    ranges = open_ranges(what, options)
-    try:
-        with machine_limits():
-            return ContainerFile(ranges, cache)
-    except BaseException:
-        ranges.close()
-        raise
-
-
-def open_ranges(what: Openable, options: Mapping[str, Any] | None = None) -> RangeReader:
-    """The bytes of what `open_archive` takes."""
-    what = getattr(what, "location", what)
-    if what == "":
-        raise InvalidRequestError("an empty string is no path: give the archive's")
-    url = isinstance(what, str) and is_url(what)
-    if options is not None and not (url and isinstance(options, Mapping)):
-        raise InvalidRequestError("options= is a mapping, and for URLs only")
-    if isinstance(what, ObjectLocation):
-        return ObjectRanges(what)
-    if isinstance(what, str) and url:
-        return open_url(what, options)
-    if isinstance(what, (str, os.PathLike)):
-        try:
-            return FileRanges(what)
-        except NotFoundError:
-            raise NotFoundError(f"no such file: {os.fspath(what)}", operation="open") from None
-    if isinstance(what, (Backend, ObjectStore)):
-        raise InvalidRequestError("a bucket and a key name an object: give backend.s3.at(bucket, key)")
-    if isinstance(what, io.TextIOBase):
-        raise InvalidRequestError('the file is open as text: open it with open(path, "rb")')
-    if not (hasattr(what, "read") and hasattr(what, "seek")):
-        raise InvalidRequestError(
-            "an archive is given as a path, a URL, a seekable binary file, a location such as "
-            f"backend.s3.at(bucket, key), or a result that has one, not as {type(what).__name__}"
-        )
-    return StreamRanges(cast(BinaryIO, what))
 
 
 class Archive:
@@ -289,6 +229,7 @@ class Archive:
         self,
         folder: str | os.PathLike[str],
         *,
+        format: str = "raw",
         overwrite: bool = False,
         resume: bool = False,
         allow_lost: bool = False,
@@ -296,13 +237,14 @@ class Archive:
         workers: int | None = None,
         progress: ProgressOption = None,
     ) -> list[Path]:
-        """Write ``ami.json`` and each volume, as ``<snapshot id>.raw``, into a folder.
+        """Write ``ami.json`` and each volume, as ``<snapshot id>.raw`` or ``.qcow2`` etc., into a folder.
 
         A volume with lost blocks becomes ``<snapshot id>.incomplete.raw``. Errors are those of
         `Volume.extract`. A link in the place of one of these files is refused.
 
         Args:
             folder: the path of the folder, which is made where it is missing and may be a link.
+            format: as in `Volume.extract`.
             overwrite: whether to replace files that exist.
             resume: whether to resume what an interrupted call left; files that exist are proved.
             allow_lost: whether to extract volumes with lost blocks, too.
@@ -327,9 +269,46 @@ class Archive:
                 expected=expected,
                 workers=workers,
                 progress=report,
+                format=format,
             )
             readers = [volume._reader for volume in self.volumes]
             return extract_all(encode_manifest(self.image), readers, root, how)
+
+    def serve_nbd(
+        self,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        port: int | None = None,
+        workers: int | None = None,
+    ) -> NBDServer:
+        """Serve the disks by NBD, read-only, so that qemu reads or boots them without extracting them.
+
+        Each volume is an export by the name of each of its devices, and by its snapshot id; the default
+        export is the root device's. Holes and blocks of zeros are told as such, and never decompressed. What
+        is damaged or lost is an input/output error to the client, logged once as a WARNING; nothing wrong is
+        served. The archive must stay open.
+
+        Args:
+            path: the path of the Unix socket to make, which only this user may connect to; it is removed at
+                the end. None for one in a new temporary folder.
+            port: a port of 127.0.0.1 to serve on instead, to all users of the machine; 0 for a free one.
+            workers: the number of threads that read ahead for each client; None for the number of CPUs.
+
+        Returns:
+            A context manager, whose block the disks are served in.
+
+        Raises:
+            InvalidRequestError: the arguments do not go together, or the path is too long for a socket.
+            AlreadyExistsError: (as the block is entered) the path exists.
+            BackendError: (as the block is entered) the socket cannot be made, or the port is in use.
+        """
+        exports = {}
+        with contextlib.suppress(NotFoundError):
+            exports[""] = self.root_volume._reader
+        for volume in self.volumes:
+            for name in (*volume.device_names, volume.snapshot_id):
+                exports[name] = volume._reader
+        return NBDServer(exports, path=path, port=port, workers=workers)
 
     def compare(
         self,

@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 import attrs
 
+from amistore.archive.conversion import check_format, convert
+from amistore.archive.lostmap import map_path, write_map
 from amistore.archive.volumefile import VolumeFile
 from amistore.archive.volumereader import VolumeReader, VolumeSums
 from amistore.backends import files
@@ -59,6 +61,10 @@ class Extraction:
     expected: bytes | None
     workers: int | None
     progress: ProgressCallback
+    format: str = "raw"
+
+    def __attrs_post_init__(self) -> None:
+        check_format(self.format, resume=self.resume, allow_lost=self.allow_lost)
 
 
 def extract(volume: VolumeReader, target: str | os.PathLike[str] | BinaryIO, how: Extraction) -> None:
@@ -71,6 +77,7 @@ def extract(volume: VolumeReader, target: str | os.PathLike[str] | BinaryIO, how
             raise InvalidRequestError(
                 f"extract writes to a path or a binary file open for writing, not to {type(target).__name__}"
             )
+        _check_raw(how, "a stream")
         if how.expected is not None:  # what was written cannot be taken back: each block is proved by these
             for _ in volume.descriptors(how.workers):
                 pass
@@ -80,6 +87,7 @@ def extract(volume: VolumeReader, target: str | os.PathLike[str] | BinaryIO, how
     with files.operation("extract", path=path):
         writing = _Writing(volume, how)
         if os.path.lexists(path) and stat.S_ISBLK(path.lstat().st_mode):
+            _check_raw(how, "a block device")
             if not how.overwrite:
                 raise AlreadyExistsError(f"{path} is a block device: overwrite=True replaces its content")
             _to_device(writing, path)
@@ -88,9 +96,24 @@ def extract(volume: VolumeReader, target: str | os.PathLike[str] | BinaryIO, how
         with contextlib.suppress(OSError, ValueError):  # not every archive has a path
             if path.samefile(volume.container.name):
                 raise InvalidRequestError(f"{path} is the archive itself")
+        if how.format != "raw":
+            convert(
+                volume,
+                path,
+                how.format,
+                overwrite=how.overwrite,
+                workers=how.workers,
+                progress=how.progress,
+            )
+            return
         if volume.lost_blocks:
-            files.check_target(_map_path(path), overwrite=how.overwrite or how.resume)
+            files.check_target(map_path(path), overwrite=how.overwrite or how.resume)
         _to_file(writing, path)
+
+
+def _check_raw(how: Extraction, target: str) -> None:
+    if how.format != "raw":
+        raise InvalidRequestError(f"format={how.format!r} is for a new file: to {target} only raw is written")
 
 
 def extract_all(
@@ -104,7 +127,7 @@ def extract_all(
         check_lost(volume, how.allow_lost)
     root.mkdir(parents=True, exist_ok=True)
     paths = [
-        root / f"{volume.indexed.snapshot_id}.{'incomplete.raw' if volume.lost_blocks else 'raw'}"
+        root / f"{volume.indexed.snapshot_id}.{'incomplete.raw' if volume.lost_blocks else how.format}"
         for volume in volumes
     ]
     described = root / "ami.json"
@@ -160,7 +183,7 @@ def _to_file(writing: _Writing, path: Path) -> None:
         with files.new_file(path, overwrite=how.overwrite) as descriptor:
             os.truncate(descriptor, writing.volume.indexed.size)
             writing.write(descriptor)
-            _write_map(writing.volume, path)
+            write_map(writing.volume, path)
         return
     part = path.with_name(f"{path.name}.part")
     try:
@@ -185,7 +208,7 @@ def _to_file(writing: _Writing, path: Path) -> None:
                 f"{part} holds bytes of something else: remove it, then extract again", block_index=foreign
             )
         os.fsync(descriptor)
-        _write_map(writing.volume, path)
+        write_map(writing.volume, path)
         files.publish(part, path, overwrite=how.overwrite)
 
 
@@ -359,29 +382,3 @@ def _prove(volume: VolumeReader, path: Path, workers: int | None) -> None:
             found.extend(segment.runs)
         if not right or _foreign_block(descriptor, volume.indexed.size, Runs(found), lost) is not None:
             raise AlreadyExistsError(f"{path} exists, and is not the volume")
-
-
-def _map_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.map")
-
-
-def _write_map(volume: VolumeReader, path: Path) -> None:
-    """Write the map before the disk appears, so that no disk with lost blocks lacks one."""
-    if volume.lost_blocks:
-        with files.new_file(_map_path(path), overwrite=True) as descriptor:
-            files.write_at(descriptor, _ddrescue_map(volume).encode(), 0)
-
-
-def _ddrescue_map(volume: VolumeReader) -> str:
-    """The lost parts as a map file of GNU ddrescue (its manual, "Mapfile structure")."""
-    rows: list[tuple[int, int, str]] = []
-    position = 0
-    for lost in volume.lost_blocks:
-        start, end = lost.first_block * BLOCK_SIZE, lost.end * BLOCK_SIZE
-        rows += [(position, start - position, "+"), (start, end - start, "-")]
-        position = end
-    rows.append((position, volume.indexed.size - position, "+"))
-    lines = ["# Mapfile. Written by amistore", "# current_pos  current_status  current_pass", "0x0 + 1"]
-    lines += ["#      pos        size  status"]
-    lines += [f"0x{start:010X}  0x{size:010X}  {status}" for start, size, status in rows if size]
-    return "\n".join(lines) + "\n"

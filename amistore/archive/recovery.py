@@ -21,7 +21,8 @@ from typing import Any
 
 import attrs
 
-from amistore.archive.archive import Openable, open_archive, open_ranges
+from amistore.archive.archive import open_archive
+from amistore.archive.opening import Openable, open_ranges
 from amistore.archive.pieces import FoundVolume, Pieces, find_pieces
 from amistore.archive.reader import has_crc, has_digest
 from amistore.archive.scan import FoundSegment, scan

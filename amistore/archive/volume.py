@@ -72,6 +72,7 @@ class Volume:
         self,
         target: str | os.PathLike[str] | BinaryIO,
         *,
+        format: str = "raw",
         overwrite: bool = False,
         resume: bool = False,
         allow_lost: bool = False,
@@ -79,13 +80,16 @@ class Volume:
         workers: int | None = None,
         progress: ProgressOption = None,
     ) -> None:
-        """Write the disk to a new sparse raw file, a block device, or a writable stream.
+        """Write the disk to a new sparse raw file or one of another format, a block device, or a stream.
 
         A file keeps its holes, and gets its name once it is whole and on the disk. On a device holes are
         written as zeros. A stream gets every byte in order.
 
         Args:
             target: a path, whose links are followed, or a binary file, which you close yourself.
+            format: ``"raw"``; or for a new file ``"qcow2"``, ``"vmdk"`` (stream-optimized), ``"vhd"``,
+                ``"vhdx"`` or ``"vdi"``, which qemu-img writes: it must be installed. These have no `resume`
+                and no `allow_lost`.
             overwrite: whether to replace a file that exists; needed for a block device.
             resume: whether to keep an interrupted or failed extraction in ``<name>.part`` beside the file.
                 The next call proves and resumes it.
@@ -102,8 +106,10 @@ class Volume:
         Raises:
             AlreadyExistsError: the target is a file that exists or a device, without `overwrite`.
             NotFoundError: the target's folder does not exist.
-            InvalidRequestError: the target is a folder, the archive itself, or a device too small.
-            BackendError: the target or the archive failed, or another extraction writes to the target.
+            InvalidRequestError: the target is a folder, the archive itself, or a device too small; or the
+                format is unknown, not for this target, or needs qemu-img.
+            BackendError: the target, the archive or qemu-img failed, or another extraction writes to the
+                target.
             CorruptArchiveError: the archive is damaged; without `resume` no file is left.
             LostBlocksError: blocks were lost, without `allow_lost`.
             StorageFullError: the target has no room, or its filesystem takes no file of this size.
@@ -119,6 +125,7 @@ class Volume:
                 expected=parse_content_id(expected_content_id),
                 workers=workers,
                 progress=report,
+                format=format,
             )
             extract(self._reader, target, how)
 

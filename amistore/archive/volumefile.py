@@ -8,7 +8,6 @@ group of 8 MiB for each thread and one more.
 from __future__ import annotations
 
 import contextlib
-from bisect import bisect_right
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -43,7 +42,6 @@ class VolumeFile(RangeFile):
         self._in_order = in_order
         self._start()
         forks.register(self, VolumeFile._start)
-        self._lost_starts = [lost.first_block for lost in volume.lost_blocks]
         super().__init__(volume.indexed.size)
 
     def _start(self) -> None:
@@ -78,15 +76,14 @@ class VolumeFile(RangeFile):
 
     def _hole_end(self, index: int, end: int) -> int:
         """The end of the hole, or the beginning of lost blocks before it."""
-        at = bisect_right(self._lost_starts, index) - 1
-        if at >= 0 and index < self._volume.lost_blocks[at].end:
+        lost = self._volume.lost_from(index)
+        if lost is not None and lost.first_block <= index:
             raise LostBlocksError(
                 "the block was lost before this archive was recovered: what it held is not known",
                 snapshot_id=self._volume.indexed.snapshot_id,
                 block_index=index,
             )
-        following = self._lost_starts[at + 1 : at + 2]
-        return min([end, *following])
+        return end if lost is None else min(end, lost.first_block)
 
     def _frame_at(self, place: _Place, wanted: int) -> DecodedFrame:
         """A frame; `wanted` bytes from it on are to be read now."""

@@ -84,6 +84,7 @@ class VolumeReader:
         self.lost_blocks: tuple[BlockRange, ...] = container.image.snapshot(
             self.indexed.snapshot_id
         ).lost_blocks
+        self._lost_ends = [lost.end for lost in self.lost_blocks]
 
     def frames_of(self, sequence: int) -> int:
         """How many frames a segment has."""
@@ -102,6 +103,11 @@ class VolumeReader:
         if sequence + 1 < self.segments.stop:
             return Hole(firsts[sequence + 1])
         return Hole(self.indexed.size // BLOCK_SIZE)
+
+    def lost_from(self, index: int) -> BlockRange | None:
+        """The first range of lost blocks that ends behind a block."""
+        at = bisect_right(self._lost_ends, index)
+        return self.lost_blocks[at] if at < len(self.lost_blocks) else None
 
     def descriptors(self, workers: int | None) -> Generator[SegmentDescriptor, None, None]:
         """Each segment's descriptor, in order, read in parallel.

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from amistore.archive.archive import Openable, open_ranges
+from amistore.archive.opening import Openable, open_ranges
 from amistore.archive.reader import ContainerFile
 from amistore.backends import ObjectInfo, ObjectLocation, checks
 from amistore.backends.locations import ObjectRanges

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import attrs
 
 from amistore import forks
-from amistore.archive.archive import Openable, open_container
+from amistore.archive.opening import Openable, open_container
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, BlockSink, checks
 from amistore.backends.base import check_backend

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import attrs
 from attrs.validators import instance_of
 
-from amistore.archive.archive import open_container
+from amistore.archive.opening import open_container
 from amistore.archive.reader import ContainerFile
 from amistore.backends import Backend, checks
 from amistore.backends.quotas import Quotas

@@ -20,6 +20,7 @@ __all__ = [
     "FLAG_MULTI",
     "FLAG_PRESENT",
     "FLAG_READ_ONLY",
+    "FLAG_SEND_CACHE",
     "FLAG_SEND_DF",
     "GREETING",
     "HANDSHAKE_FIXED",
@@ -45,6 +46,12 @@ __all__ = [
     "Info",
     "Option",
     "Reply",
+    "chunk",
+    "error_chunk",
+    "option_reply",
+    "parse_contexts",
+    "parse_export",
+    "string",
 ]
 
 INIT_MAGIC: Final = 0x4E42444D41474943  # "NBDMAGIC"
@@ -70,6 +77,7 @@ FLAG_PRESENT: Final = 1
 FLAG_READ_ONLY: Final = 2
 FLAG_SEND_DF: Final = 128
 FLAG_MULTI: Final = 256
+FLAG_SEND_CACHE: Final = 1024
 COMMAND_DF: Final = 4
 COMMAND_ONE: Final = 8
 REPLY_ERROR: Final = 2**31  # the bit of all errors
@@ -152,3 +160,76 @@ class Errno(enum.IntEnum):
     EOVERFLOW = 75
     ENOTSUP = 95
     ESHUTDOWN = 108
+
+
+_MOST_TEXT = 4096  # bytes; a client may refuse longer strings (doc/proto.md, "String values")
+
+
+def string(text: str) -> bytes:
+    """A text with its length before it."""
+    encoded = text.encode()
+    return len(encoded).to_bytes(4, "big") + encoded
+
+
+def option_reply(option: int, reply: Reply, data: bytes = b"") -> bytes:
+    """An answer to an option."""
+    return OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
+
+
+def chunk(cookie: int, kind: Chunk, fields: bytes = b"", *, follows: int = 0, done: bool = False) -> bytes:
+    """A chunk of a structured reply, without its last `follows` bytes."""
+    flags = STRUCTURED_DONE if done else 0
+    length = len(fields) + follows
+    return STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, flags, kind, cookie, length) + fields
+
+
+def error_chunk(cookie: int, error: Errno, text: str, offset: int | None = None) -> bytes:
+    """The last chunk of a reply that failed, at an offset of the disk if that is known."""
+    message = text.encode(errors="replace")[:_MOST_TEXT].decode(errors="ignore").encode()
+    fields = struct.pack(">IH", error, len(message)) + message
+    if offset is None:
+        return chunk(cookie, Chunk.ERROR, fields, done=True)
+    return chunk(cookie, Chunk.ERROR_OFFSET, fields + struct.pack(">Q", offset), done=True)
+
+
+def parse_export(data: bytes) -> tuple[str, list[int]]:
+    """The export's name and the wanted facts, from the data of GO and INFO.
+
+    Raises:
+        ValueError: the data are malformed.
+    """
+    name, at = _parse_string(data, 0)
+    count = _parse_number(data, at, 2)
+    if len(data) != at + 2 + 2 * count:
+        raise ValueError("the facts have another length")
+    return name, [_parse_number(data, at + 2 + 2 * number, 2) for number in range(count)]
+
+
+def parse_contexts(data: bytes) -> tuple[str, list[str]]:
+    """The export's name and the queries, from the data of LIST_META_CONTEXT and SET_META_CONTEXT.
+
+    Raises:
+        ValueError: the data are malformed.
+    """
+    name, at = _parse_string(data, 0)
+    count, at = _parse_number(data, at, 4), at + 4
+    queries = []
+    for _ in range(count):
+        query, at = _parse_string(data, at)
+        queries.append(query)
+    if at != len(data):
+        raise ValueError("something follows the queries")
+    return name, queries
+
+
+def _parse_string(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 4 + _parse_number(data, at, 4)
+    if end > len(data):
+        raise ValueError("a string is cut short")
+    return data[at + 4 : end].decode(), end
+
+
+def _parse_number(data: bytes, at: int, size: int) -> int:
+    if at + size > len(data):
+        raise ValueError("a number is cut short")
+    return int.from_bytes(data[at : at + size], "big")
