@@ -306,6 +306,16 @@ def test_only_the_chosen_context_of_the_chosen_export_is_told(server: NBDServer)
                 client.status(0, BLOCK_SIZE)
 
 
+def test_a_long_map_is_told_in_several_answers() -> None:
+    content = images.packed([(2, {index: images.block(1) for index in range(0, 4096, 2)})], None)
+    with amistore.open(io.BytesIO(content)) as archive, archive.serve_nbd() as server:
+        with Client(server) as client:
+            client.go()
+            assert client.status(0, 2 * GIB) == 512 * [(BLOCK_SIZE, DATA), (BLOCK_SIZE, HOLE)]
+        found = json.loads(run("nbdinfo", "--map", "--json", server.uri()))
+    assert [each["offset"] for each in found] == [index * BLOCK_SIZE for index in range(4096)]
+
+
 def test_an_archive_that_does_not_know_its_root_device_has_no_default_export() -> None:
     content = images.packed([(1, {0: images.block(1)})], root_device_name=None)
     with amistore.open(io.BytesIO(content)) as archive, archive.serve_nbd() as server:

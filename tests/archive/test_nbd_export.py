@@ -103,7 +103,7 @@ def test_all_volumes_of_an_archive_come_out_in_a_format(
         "ami.json",
         *(p.name for p in paths),
     ]
-    assert '"virtual-size": 2147483648' in qemu_img(tool, "info", "--output=json", paths[1])
+    assert '"virtual-size": 2147483648' in qemu_img(tool, "info", "--output=json", paths[1].absolute())
     with pytest.raises(amistore.AlreadyExistsError):
         archive.extract("disks: all", format="qcow2")
     archive.extract("disks: all", format="qcow2", overwrite=True)
