@@ -109,6 +109,7 @@ def test_a_vhd_of_a_creator_that_qemu_does_not_know_is_not_cut_short(
     content = path.read_bytes()
     footer = bytearray(content[-512:])
     footer[28:32] = b"vbox"
+    footer[56:60] = bytes([0, 100, 16, 17])  # cylinders, heads, sectors: 13 MiB
     footer[64:68] = bytes(4)
     footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
     path.write_bytes(content[:-512] + bytes(footer))
@@ -221,6 +222,20 @@ def test_a_killed_server_is_a_typed_error_from_then_on(qemu: Qemu, image: Path) 
                 disk.read(0)
         with pytest.raises(BackendError):
             list(disk.blocks())
+
+
+def test_an_interrupted_request_leaves_no_answer_for_the_next_one(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(length: int) -> bytes:
+        raise KeyboardInterrupt
+
+    with open_image(image, "qcow2") as disk:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(disk._client, "_receive", interrupted)
+            disk.read(0)
+        with pytest.raises(BackendError, match="was interrupted"):
+            disk.read(40)
 
 
 def test_the_last_line_of_a_server_that_fails_is_told(qemu: Qemu, image: Path) -> None:
