@@ -59,8 +59,8 @@ def find_format(format: str) -> Format:
     return FORMATS[format]
 
 
-def check_image(path: Path, descriptor: int, format: str) -> None:
-    """Refuse an image that is not one whole file of its format.
+def check_image(path: Path, descriptor: int, format: str) -> ImageFile:
+    """Refuse an image that is not one whole file of its format; return the file.
 
     Args:
         path: the image's path, for messages.
@@ -73,4 +73,6 @@ def check_image(path: Path, descriptor: int, format: str) -> None:
     """
     found = find_format(format)
     size = os.fstat(descriptor).st_size
-    found.check(ImageFile(path=path, descriptor=descriptor, size=size, driver=found.driver))
+    image = ImageFile(path=path, descriptor=descriptor, size=size, driver=found.driver)
+    found.check(image)
+    return image

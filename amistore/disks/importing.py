@@ -82,7 +82,8 @@ def import_disks(
         workers: the number of segments worked on at once; None for the number of CPUs.
         progress: True for a bar (extra ``progress``), or a function called with a `Progress`.
         **attributes: the further fields of `Image`, such as ``architecture="arm64"`` or
-            ``boot_mode="uefi"``; ``block_device_mappings`` are added to those of the disks.
+            ``boot_mode="uefi"``; ``block_device_mappings`` without snapshots are added to those of
+            the disks.
 
     Returns:
         The new AMI, and the content id that an archive of these disks would have.
@@ -204,6 +205,13 @@ class _Disks(BlockSource):
 def _image(devices: Sequence[str], sources: _Disks, members: Mapping[str, Any]) -> Image:
     """The image of disks, under ids that it has until it is registered."""
     others = tuple(members.get("block_device_mappings", ()))
+    for mapping in others:
+        ebs = mapping.ebs if isinstance(mapping, BlockDeviceMapping) else None
+        if ebs is not None and ebs.snapshot_id is not None:
+            raise InvalidRequestError(
+                f"{mapping.device_name} is on {ebs.snapshot_id}: only mappings without a snapshot can be "
+                "added; give its disk instead, or register the image yourself"
+            )
     mappings = [
         BlockDeviceMapping(
             device_name=device,

@@ -10,13 +10,13 @@ from typing import Final
 
 from amistore.disks.imagefile import ImageFile
 
-__all__ = ["check"]
+__all__ = ["FEATURES", "HEADER", "check"]
 
 _MAGIC: Final = b"QFI\xfb"
 # Magic, version, backing file's offset and size, cluster bits, disk size, encryption, L1 entries, L1 and
 # refcount table's offsets, clusters of the latter, snapshots and their offset. Version 2 ends here.
-_HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQ")
-_FEATURES: Final = struct.Struct(
+HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQ")
+FEATURES: Final = struct.Struct(
     ">QQQII"
 )  # incompatible, compatible, autoclear, refcount order, header length
 _EXTENSION: Final = struct.Struct(">II")  # type, length of its data, which is padded to 8 bytes
@@ -38,7 +38,7 @@ def check(image: ImageFile) -> None:
     Raises:
         InvalidRequestError: the image names other files, is encrypted, or its header is damaged or unknown.
     """
-    header = image.unpack(_HEADER, 0, "the header")
+    header = image.unpack(HEADER, 0, "the header")
     magic, version, backing, backing_size, cluster_bits, size, encryption = header[:7]
     if magic != _MAGIC:
         raise image.damaged("it does not begin as a qcow2 image", 0)
@@ -54,12 +54,12 @@ def check(image: ImageFile) -> None:
         raise image.convertible("it is encrypted", _AT_ENCRYPTION)
     image.check_disk_size(size, _AT_SIZE)
     cluster = 1 << cluster_bits
-    _check_extensions(image, _check_features(image, cluster) if version == 3 else _HEADER.size, cluster)
+    _check_extensions(image, _check_features(image, cluster) if version == 3 else HEADER.size, cluster)
 
 
 def _check_features(image: ImageFile, cluster: int) -> int:
     """The header's length, of version 3."""
-    incompatible, _, _, _, length = image.unpack(_FEATURES, _HEADER.size, "the header")
+    incompatible, _, _, _, length = image.unpack(FEATURES, HEADER.size, "the header")
     if incompatible & _DATA_FILE:
         raise image.convertible("its data is in another file (a data file)", _AT_FEATURES)
     if incompatible & ~_KNOWN:
@@ -70,7 +70,7 @@ def _check_features(image: ImageFile, cluster: int) -> int:
             _AT_FEATURES,
             "repair it with `qemu-img check -r all`, or take another copy",
         )
-    if not _HEADER.size + _FEATURES.size <= length <= min(cluster, image.size) or length % 8:
+    if not HEADER.size + FEATURES.size <= length <= min(cluster, image.size) or length % 8:
         raise image.damaged(f"its header has {length} bytes", _AT_LENGTH)
     return int(length)
 

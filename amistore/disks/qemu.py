@@ -25,6 +25,7 @@ from typing import IO, Final
 
 from amistore import forks
 from amistore.backends.extents import blocks_of
+from amistore.disks.clusters import check_clusters
 from amistore.disks.headers import Format, check_image, find_format
 from amistore.disks.imagefile import LARGEST_DISK
 from amistore.disks.nbdclient import NbdClient
@@ -77,6 +78,11 @@ class QemuDisk:
         self.size = self._client.size
         if not 0 < self.size <= LARGEST_DISK:
             raise BackendError(f"{_PROGRAM} serves a disk of {self.size} bytes, of {LARGEST_DISK} at most")
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """As of `SourceDisk`: of the image's file."""
+        return self._image.state
 
     def blocks(self) -> Iterator[int]:
         """The indexes of the blocks that are no holes, ascending.
@@ -157,7 +163,7 @@ def open_image(path: Path, format: str) -> Iterator[QemuDisk]:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InvalidRequestError(f"{path} is not a file")
         image = SourceDisk(path, descriptor)
-        check_image(path, descriptor, format)
+        check_clusters(check_image(path, descriptor, format), format)
         with _served(path, descriptor, found) as (server, connection):
             disk = QemuDisk(image, connection, server)
             image.check()  # before anything is read: the header that qemu read is the one that was judged

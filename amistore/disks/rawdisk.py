@@ -59,6 +59,11 @@ class SourceDisk:
         with _unless_unsupported():
             os.fsync(descriptor)
 
+    @property
+    def state(self) -> tuple[int, ...]:
+        """What tells that it is the same, and unchanged: for who opens it again."""
+        return self._state
+
     def blocks(self) -> Iterator[int]:
         """The indexes of the blocks that are no holes, ascending.
 

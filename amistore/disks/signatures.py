@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 
 from amistore.errors import InvalidRequestError
+from amistore.text import printable
 
 __all__ = ["SECTOR", "refuse_foreign"]
 
@@ -44,6 +45,13 @@ _BEGINNINGS = [
     ("compressed", rb"\x1f\x8b\x08[\0-\x1f].{4}[\0\x02\x04][\0-\x0d\xff]", "gzip -dc {path} > {path}.raw"),
     ("compressed", rb"BZh[1-9]1AY&SY", "bzip2 -dc {path} > {path}.raw"),
     ("compressed", rb"\xfd7zXZ\0", "xz -dc {path} > {path}.raw"),
+    ("compressed", rb"\x04\x22\x4d\x18", "lz4 -dc {path} > {path}.raw"),  # LZ4 frame format, 1.6
+    ("compressed", rb"7z\xbc\xaf\x27\x1c", "7z x -so {path} > {path}.raw"),  # 7zFormat.txt
+    ("a zip archive", rb"PK\x03\x04", "unzip -p {path} > {path}.raw"),  # APPNOTE.TXT, 4.3.7
+    # POSIX, ustar: at 257. An OVA, and what Google's cloud exports, are tar archives.
+    ("a tar archive", rb".{257}ustar", "tar -xOf {path} > {path}.raw"),
+    ("a QED image", rb"QED\0", _QEMU("qed")),  # qemu, docs/interop/qed_spec.rst
+    ("a Parallels image", rb"WithoutFreeSpace|WithouFreSpacExt", _QEMU("parallels")),
     ("compressed", rb"\x28\xb5\x2f\xfd", "zstd -dc {path} > {path}.raw"),  # RFC 8878, 3.1.1
 ]
 _BEGINNING = re.compile(b"|".join(b"(%b)" % beginning for _, beginning, _ in _BEGINNINGS), re.DOTALL)
@@ -66,6 +74,8 @@ def refuse_foreign(path: Path, first: bytes, last: bytes) -> None:
     if found is not None and found.lastindex is not None:
         what, _, command = _BEGINNINGS[found.lastindex - 1]
         raise _foreign(path, what, command)
+    if last[-SECTOR:].startswith(b"koly") and len(last) >= SECTOR:  # Apple's Disk Copy: UDIFResourceFile
+        raise _foreign(path, "a DMG image", _QEMU("dmg"))
     if _is_footer(last):
         raise _foreign(path, "a fixed VHD image", _QEMU("vpc") + _READING("vhd"))
 
@@ -81,8 +91,8 @@ def _is_footer(sector: bytes) -> bool:
 def _foreign(path: Path, what: str, command: str) -> InvalidRequestError:
     command, _, format = command.partition("\n")
     reading = f'format="{format}" reads it, and ' if format else ""
-    making = command.format(path=shlex.quote(str(path)))
+    making = command.format(path=printable(shlex.quote(str(path))))
     return InvalidRequestError(
-        f"{path} is {what}, no raw disk: {reading}`{making}` makes one of it; "
+        f"{printable(str(path))} is {what}, no raw disk: {reading}`{making}` makes one of it; "
         'format="raw" takes its bytes as they are'
     )

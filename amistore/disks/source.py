@@ -22,7 +22,7 @@ from amistore.disks.headers import FORMATS
 from amistore.disks.qemu import open_image
 from amistore.disks.rawdisk import open_disk
 from amistore.disks.signatures import SECTOR, refuse_foreign
-from amistore.errors import InvalidRequestError, NotFoundError
+from amistore.errors import InvalidRequestError, NotFoundError, SourceChangedError
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, sized
 
@@ -45,6 +45,11 @@ class Disk(Protocol):
     """
 
     size: int
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """What tells that it is the same, and unchanged."""
+        ...
 
     def blocks(self) -> Iterator[int]:
         """The indexes of the blocks that are no holes, ascending."""
@@ -133,12 +138,14 @@ class DiskSource(BlockSource):
         self._zeros = zeros
         self._lock = threading.Lock()
         self._open: _OpenDisk | None = None
+        self._state: tuple[int, ...] | None = None  # of the disk that another process has opened
 
     def __repr__(self) -> str:
         return f"DiskSource({str(self.path)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.path, self._format, self._wanted, self._zeros)
+        # What another process opens must be what was listed here.
+        return _remake, (self.path, self._format, self._wanted, self._zeros, self._opened().disk.state)
 
     def __enter__(self) -> Self:
         return self
@@ -241,6 +248,10 @@ class DiskSource(BlockSource):
             if self._open is None:
                 with files.operation("import", path=self.path), contextlib.ExitStack() as stack:
                     disk = stack.enter_context(self._opening())
+                    if self._state not in (None, disk.state):
+                        raise SourceChangedError(
+                            f"{self.path} is not what another process has opened: stop what writes to it"
+                        )
                     self._open = _OpenDisk(disk, self._size(disk), stack.pop_all())
             return self._open
 
@@ -265,6 +276,10 @@ class DiskSource(BlockSource):
         return self._wanted or size
 
 
-def _remake(path: Path, format: Format | None, volume_size: int | None, zeros: Zeros) -> DiskSource:
+def _remake(
+    path: Path, format: Format | None, volume_size: int | None, zeros: Zeros, state: tuple[int, ...]
+) -> DiskSource:
     """A source in another process."""
-    return DiskSource(path, format=format, volume_size=volume_size, zeros=zeros)
+    source = DiskSource(path, format=format, volume_size=volume_size, zeros=zeros)
+    source._state = state
+    return source

@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Literal, cast
 
 import attrs
 
@@ -19,6 +19,7 @@ from amistore import forks
 from amistore.backends import BlockSink, files
 from amistore.backends.checks import check_path
 from amistore.container.layout import MAX_VOLUME_GIB
+from amistore.disks.signatures import SECTOR, refuse_foreign
 from amistore.disks.streams import COMPRESSIONS, StreamDisk
 from amistore.errors import InvalidRequestError
 from amistore.model import Tag
@@ -48,6 +49,8 @@ class DiskStream:
         volume_size: the volume's size in GiB; the disk may be shorter, and is refused if it is longer.
         compression: ``"gzip"``, ``"bzip2"``, ``"xz"``, ``"zstd"``, or ``"none"``; None for what the path's
             suffix says: ``.gz``, ``.bz2``, ``.xz``, ``.zst``, or none.
+        format: ``"raw"`` takes the bytes as they are, also if they look like another format, such as a
+            compressed one; None refuses these.
 
     Attributes:
         volume_size: the volume's size in GiB.
@@ -63,6 +66,7 @@ class DiskStream:
         *,
         volume_size: int,
         compression: str | None = None,
+        format: Literal["raw"] | None = None,
     ) -> None:
         self._stream: BinaryIO | None = None
         self._path: Path | None = None
@@ -80,13 +84,21 @@ class DiskStream:
             raise InvalidRequestError(
                 f"compression is none, {', '.join(COMPRESSIONS.values())} or None, not {compression!r}"
             )
+        if format not in (None, "raw"):
+            raise InvalidRequestError(f'format is "raw" or None, not {format!r}')
         self.volume_size = volume_size
+        self._is_raw = format == "raw"
         suffix = "" if self._path is None else self._path.suffix.lower()
         self._compression = COMPRESSIONS.get(suffix) if compression is None else compression
         self.name = "a stream" if self._path is None else printable(self._path.name)
 
     def __repr__(self) -> str:
         return f"DiskStream({self.name!r}, volume_size={self.volume_size})"
+
+    def check_signatures(self, first: bytes, last: bytes) -> None:
+        """Refuse what is no raw disk, by its first and its last sector."""
+        if not self._is_raw:
+            refuse_foreign(Path(self.name), first, last)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[StreamDisk]:
@@ -133,7 +145,8 @@ def put_stream(
             given.volume_size, description=description, tags=tags, client_token=secrets.token_hex(16)
         )
         with forks.undoing(lambda _: _discard(snapshot_id, sink)):
-            blocks = _with_holes(stream, given.volume_size) if fill_holes else _without_zeros(stream)
+            blocks = _checked(given, stream)
+            blocks = _with_holes(blocks, given.volume_size) if fill_holes else _without_zeros(blocks)
             put, linear = _put_all(blocks, snapshot_id, sink, workers, progress)
             _warn_of_holes(snapshot_id, given.volume_size * GIB // BLOCK_SIZE - put, sink)
             sink.complete_snapshot(snapshot_id, put, linear)
@@ -173,14 +186,24 @@ def _weigh(item: tuple[Blocks, PutBatch | None]) -> int:
     return len(item[0]) * BLOCK_SIZE
 
 
-def _without_zeros(stream: StreamDisk) -> Iterator[tuple[int, bytes]]:
-    return ((index, content) for index, content in stream.blocks() if content != _ZEROS)
+def _checked(given: DiskStream, stream: StreamDisk) -> Iterator[tuple[int, bytes]]:
+    first = b""
+    for index, content in stream.blocks():
+        if index == 0:
+            first = content[:SECTOR]
+            given.check_signatures(first, b"")
+        yield index, content
+    given.check_signatures(first, stream.last)
 
 
-def _with_holes(stream: StreamDisk, volume_size: int) -> Iterator[tuple[int, bytes]]:
+def _without_zeros(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    return ((index, content) for index, content in blocks if content != _ZEROS)
+
+
+def _with_holes(blocks: Iterator[tuple[int, bytes]], volume_size: int) -> Iterator[tuple[int, bytes]]:
     """Every block of the volume, also behind the disk's end."""
     following = 0
-    for index, content in stream.blocks():
+    for index, content in blocks:
         following = index + 1
         yield index, content
     for index in range(following, volume_size * GIB // BLOCK_SIZE):

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final, Protocol
 
 import zstandard
 
+from amistore.disks.signatures import SECTOR
 from amistore.errors import BackendError, InvalidRequestError, foreign_errors
 from amistore.text import printable
 from amistore.units import BLOCK_SIZE, GIB, KIB, MIB, counted
@@ -44,6 +45,9 @@ class StreamDisk:
         compression: ``"gzip"``, ``"bzip2"``, ``"xz"``, ``"zstd"``, or None for a raw disk.
         name: what messages call the stream.
 
+    Attributes:
+        last: the last sector that was read, or all bytes of a shorter disk.
+
     Raises:
         InvalidRequestError: the compression is unknown, or the size is not positive.
     """
@@ -59,6 +63,7 @@ class StreamDisk:
         self._volume_size = volume_size
         self._compression = compression
         self._begun = False
+        self.last = b""
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """All blocks as pairs of an index and the content, ascending; the last is filled up with zeros.
@@ -82,6 +87,7 @@ class StreamDisk:
                     "volume_size"
                 )
             rest += piece
+            self.last = (self.last + piece)[-SECTOR:]
             while len(rest) >= BLOCK_SIZE:
                 yield (size - len(rest)) // BLOCK_SIZE, bytes(rest[:BLOCK_SIZE])
                 del rest[:BLOCK_SIZE]

@@ -10,12 +10,12 @@ from typing import Final
 
 from amistore.disks.imagefile import ImageFile
 
-__all__ = ["check"]
+__all__ = ["HEADER", "check"]
 
 # A text; magic, version, the header's size, type, flags; a comment; the offsets of the block map and of the
 # blocks; geometry; the disk's size, a block's size and extra bytes, blocks, allocated blocks; the ids of the
 # image, of its last change, of the image it is linked to and of that one's last change.
-_HEADER: Final = struct.Struct("<64x4sIIII256xII20xQIIII16s16s16s16s")
+HEADER: Final = struct.Struct("<64x4sIIII256xII20xQIIII16s16s16s16s")
 _MAGIC: Final = b"\x7f\x10\xda\xbe"
 _VERSION: Final = 0x00010001
 _NORMAL, _FIXED, _UNDO, _DIFFERENCING = 1, 2, 3, 4
@@ -30,7 +30,7 @@ def check(image: ImageFile) -> None:
     Raises:
         InvalidRequestError: the image is based on another file, or damaged.
     """
-    fields = image.unpack(_HEADER, 0, "the header")
+    fields = image.unpack(HEADER, 0, "the header")
     magic, version, _, kind, _, table, _, size, block, _, blocks, _, _, _, link, parent = fields
     if magic != _MAGIC:
         raise image.damaged("it does not begin as a VDI image", _AT_MAGIC)

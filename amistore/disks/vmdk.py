@@ -11,15 +11,15 @@ from typing import Any, Final
 
 from amistore.disks.imagefile import ImageFile
 
-__all__ = ["check"]
+__all__ = ["AT_END", "HEADER", "check"]
 
 _SECTOR: Final = 512
 _MAGIC: Final = b"KDMV"
 # Magic, version, flags, capacity, grain size, the description's offset and size, entries of a grain table,
 # the redundant and the used grain directory's offsets, overhead.
-_HEADER: Final = struct.Struct("<4sIIQQQQIQQQ")
+HEADER: Final = struct.Struct("<4sIIQQQQIQQQ")
 _AT_CAPACITY, _AT_DESCRIPTION, _AT_DIRECTORY = 12, 28, 56
-_AT_END: Final = 2**64 - 1  # the directory's offset where a footer has it
+AT_END: Final = 2**64 - 1  # the directory's offset where a footer has it
 _FOOTER: Final = 3 * _SECTOR  # from the file's end: a marker, the header again, the end's marker
 
 # qemu (block/vmdk.c) looks for a parent in 20 sectors behind the header, whatever the header says.
@@ -56,7 +56,7 @@ def check(image: ImageFile) -> None:
             f"its description has {sectors} sectors at sector {start}, and not some at sector 1",
             _AT_DESCRIPTION,
         )
-    if directory == _AT_END:
+    if directory == AT_END:
         _check_header(image, image.size - _FOOTER + _SECTOR)
     text = image.read(start * _SECTOR, sectors * _SECTOR, "the description")
     behind = min(_DESCRIPTION_SIZE * _SECTOR, image.size - start * _SECTOR)
@@ -64,7 +64,7 @@ def check(image: ImageFile) -> None:
 
 
 def _check_header(image: ImageFile, offset: int) -> tuple[Any, ...]:
-    header = image.unpack(_HEADER, offset, "the header")
+    header = image.unpack(HEADER, offset, "the header")
     magic, _, _, capacity = header[:4]
     if magic != _MAGIC:
         raise image.damaged("its footer does not begin as a header", offset)

@@ -12,6 +12,8 @@ import pickle
 import shutil
 import signal
 import subprocess
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,3 +349,84 @@ def test_an_image_of_another_format_is_imported_to_the_content_id_of_the_raw_dis
                 pass
     assert packed[0].content_id == packed[1].content_id
     assert images.contents(backend.ebs, ids[0]) == images.contents(backend.ebs, ids[1])
+
+
+def test_a_source_that_was_sent_to_another_process_refuses_a_disk_that_changed_since(tmp_path: Path) -> None:
+    path = disk_of(tmp_path / "disk.raw", ROOT)
+    disk = DiskSource(path)
+    assert images.contents(disk, disk.snapshot_id) == (1, ROOT)
+    sent = pickle.dumps(disk)
+    with path.open("r+b") as file:
+        file.seek(40 * BLOCK_SIZE)
+        file.write(b"written meanwhile")
+    other = pickle.loads(sent)
+    with pytest.raises(amistore.SourceChangedError, match="not what another process has opened"):
+        other.get_snapshot_block(other.snapshot_id, 0, "")
+
+
+def a_tar(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("disk.raw")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def a_zip(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("disk.raw", content)
+    return packed.getvalue()
+
+
+FOREIGN: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "tar": a_tar,
+    "zip": a_zip,
+    "qcow2": lambda content: b"QFI\xfb\0\0\0\3" + content,
+    "qed": lambda content: b"QED\0" + content,
+    "dmg": lambda content: content + b"koly".ljust(512, b"\0"),
+    "fixed vhd": lambda content: content + vhd_footer(),
+}
+
+
+def vhd_footer() -> bytes:
+    footer = bytearray(b"conectix".ljust(512, b"\0"))
+    footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(footer)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_stream_or_disk_of_another_format_is_refused_unless_its_bytes_are_wanted(
+    tmp_path: Path, kind: str, compressed: bool
+) -> None:
+    content = FOREIGN[kind](images.noise(1) * 3)
+    backend = amistore.MemoryBackend()
+    calls = Calls(backend.ebs)
+    given = gzip.compress(content) if compressed else content
+    options: dict[str, Any] = {"volume_size": 1, "compression": "gzip" if compressed else None}
+    with pytest.raises(amistore.InvalidRequestError, match=r'format="raw" takes its bytes'):
+        amistore.import_snapshot(amistore.DiskStream(io.BytesIO(given), **options), backend.ebs)
+    assert calls.made["delete_snapshot"] == calls.made["start_snapshot"] == 1
+    stream = amistore.DiskStream(io.BytesIO(given), format="raw", **options)
+    snapshot_id = amistore.import_snapshot(stream, backend.ebs)
+    found = images.contents(backend.ebs, snapshot_id)[1]
+    assert b"".join(found[index] for index in sorted(found))[: len(content)] == content
+    if not compressed:
+        (tmp_path / "disk").write_bytes(content)
+        with pytest.raises(amistore.InvalidRequestError, match=r'format="raw" takes its bytes'):
+            amistore.import_snapshot(tmp_path / "disk", backend.ebs)
+
+
+def test_a_mapping_of_another_snapshot_is_refused_and_one_without_is_added(tmp_path: Path) -> None:
+    disk, backend = disk_of(tmp_path / "disk.raw", ROOT), amistore.MemoryBackend()
+    other = amistore.BlockDeviceMapping(
+        device_name="/dev/sdh", ebs=amistore.EbsBlockDevice(snapshot_id="snap-0123456789abcdef0")
+    )
+    with pytest.raises(amistore.InvalidRequestError, match="/dev/sdh is on snap-0123456789abcdef0"):
+        amistore.import_disks(disk, backend, name="web", block_device_mappings=[other])
+    empty = amistore.BlockDeviceMapping(device_name="/dev/sdh", virtual_name="ephemeral0")
+    made = amistore.import_disks(disk, backend, name="web", block_device_mappings=[empty])
+    assert empty in made.image.block_device_mappings

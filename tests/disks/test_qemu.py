@@ -254,6 +254,7 @@ def test_a_server_that_prints_without_end_is_ended_by_its_limit(qemu: Qemu, imag
 
 
 def test_an_image_that_qemu_refuses_is_a_typed_error(qemu: Qemu, tmp_path: Path) -> None:
+    refused = 0
     for format, contents in diskheaders.WHOLE.items():
         for content in contents:
             (tmp_path / "disk").write_bytes(content)
@@ -261,9 +262,11 @@ def test_an_image_that_qemu_refuses_is_a_typed_error(qemu: Qemu, tmp_path: Path)
                 with open_image(tmp_path / "disk", format) as disk:
                     list(disk.blocks())
                     disk.read(0)
+            except InvalidRequestError:  # headers alone: their tables are behind the file's end
+                refused += 1
             except BackendError as error:
                 assert "qemu-nbd says: " in str(error)
-    assert len(qemu.started) == sum(map(len, diskheaders.WHOLE.values()))
+    assert qemu.started and len(qemu.started) + refused == sum(map(len, diskheaders.WHOLE.values()))
 
 
 def test_a_silent_server_is_given_up_and_killed(
