@@ -113,7 +113,7 @@ def boot(session: nox.Session) -> None:
     It needs Debian's packages mmdebstrap, qemu-system-x86, qemu-utils, syslinux, syslinux-common, mtools,
     dosfstools, fdisk and e2fsprogs, and fails without them.
     """
-    session.install("-q", "-e", ".[testing,remote,aws]", "pytest<9.2", "pytest-xdist>=3.6")
+    session.install("-q", "-e", ".[testing,remote,aws]")
     session.env["AMISTORE_REQUIRE_TOOLS"] = "1"
     session.env["AMISTORE_LONG"] = "1"
     session.run("pytest", "-s", "tests/archive/test_boot.py", *session.posargs)

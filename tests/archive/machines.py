@@ -23,7 +23,7 @@ from mounts import require
 
 from amistore import GIB, MIB
 
-__all__ = ["Boot", "Machine", "boot", "make_machine", "require_tools"]
+__all__ = ["Boot", "Machine", "boot", "make_machine", "noise", "require_tools"]
 
 BOOTED = "AMISTORE-BOOTED"
 """What the guest says once it has proved its files."""
@@ -77,6 +77,11 @@ class Machine:
     sums: dict[str, str]
 
 
+def noise(number: int) -> bytes:
+    """What a file of the disk of data holds."""
+    return random.Random(number).randbytes(4 * MIB + number)
+
+
 def require_tools() -> None:
     """Skip without root, who alone makes a Debian whose files are root's, or without a tool."""
     if os.geteuid():
@@ -93,7 +98,7 @@ def make_machine(folder: Path) -> Machine:
     _make_debian(debian)
     data.mkdir()
     for number in range(8):
-        (data / f"noise-{number}").write_bytes(random.Random(number).randbytes(4 * MIB + number))
+        (data / f"noise-{number}").write_bytes(noise(number))
     with (data / "sparse").open("wb") as sparse:
         sparse.seek(100 * MIB)
         sparse.write(b"the end")

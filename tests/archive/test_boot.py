@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import boto3
 import pytest
-from archive.machines import Boot, Machine, boot, make_machine, require_tools
+from archive.machines import Boot, Machine, boot, make_machine, noise, require_tools
 from backends.aws.accounts import QUICK
 from mounts import require
 
@@ -123,6 +123,37 @@ def test_a_machine_boots_from_an_archive_behind_http_which_gives_a_part_of_it(st
     assert sum(sizes) < whole
     given = f"{sum(sizes) / MIB:.1f} of {size(stored.path)} in {len(sizes)} answers"
     show("the archive behind HTTP", f"{booted.seconds:.1f} s until the marker; {given}")
+
+
+def test_a_machine_meets_damage_as_an_error_of_the_file_that_has_it(stored: Stored, folder: Path) -> None:
+    damaged = folder / "damaged.bin"
+    shutil.copyfile(stored.path, damaged)
+    with amistore.open(damaged) as archive, damaged.open("r+b") as file:
+        place = place_of(archive, DATA, noise(3)[2 * MIB :][:64])
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with amistore.open(damaged) as archive, archive.serve_nbd() as server:
+        booted = boot(served(server))
+        assert {type(error) for error in server.errors} == {amistore.CorruptArchiveError}
+    assert "/srv/data/noise-3: Input/output error" in booted.text
+    assert "/srv/data/noise-3" not in booted.sums
+    assert booted.sums.items() < stored.machine.sums.items()
+    lost = len(stored.machine.sums) - len(booted.sums)
+    show("a flipped bit", f"{lost} of {len(stored.machine.sums)} files cannot be read, none is wrong")
+
+
+def place_of(archive: amistore.Archive, device: str, content: bytes) -> int:
+    """The offset in an archive of a byte in the frame that holds this content of a disk."""
+    volume = archive.volume(device)
+    with volume.open() as disk:
+        index = next(index for index in range(volume.size // BLOCK_SIZE) if content in disk.read(BLOCK_SIZE))
+    where = volume._reader.locate(index)
+    assert isinstance(where, tuple)
+    segment = archive._container.segment(where[0])
+    frames = segment.descriptor.frames
+    return segment.payload + sum(each.size for each in frames[: where[1]]) + frames[where[1]].size // 2
 
 
 def test_a_machine_that_was_restored_under_encryption_boots_as_qcow2(stored: Stored, folder: Path) -> None:
