@@ -108,7 +108,7 @@ def reliability(session: nox.Session) -> None:
 
 @nox.session
 def boot(session: nox.Session) -> None:
-    """A Debian boots from its archive, and after a restore; with figures. Five minutes, as root.
+    """A Debian boots from its archive, and after a restore; with figures. Four minutes, as root.
 
     It needs Debian's packages mmdebstrap, qemu-system-x86, qemu-utils, syslinux, syslinux-common, mtools,
     dosfstools, fdisk and e2fsprogs, and fails without them.

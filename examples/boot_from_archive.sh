@@ -4,10 +4,11 @@
 #   sh examples/boot_from_archive.sh ARCHIVE [QEMU'S WORDS]
 #
 # ARCHIVE is a path or a URL: web.bin, https://example.com/web.bin, s3://archive/web.bin (extra "remote").
-# QEMU'S WORDS are added, such as -m 4G, or -bios /usr/share/ovmf/OVMF.fd where the image's boot_mode is uefi.
+# QEMU'S WORDS are added: -enable-kvm where there is KVM, else the machine is emulated, which is slow;
+# -bios /usr/share/ovmf/OVMF.fd where the image's boot_mode is uefi; -m 4G for more memory.
 # The serial line is this terminal; Ctrl-A X ends the machine. PYTHON is a Python that has amistore.
 set -eu
-[ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 archive=$1
 shift
 
@@ -36,5 +37,5 @@ while read -r uri && [ "$uri" != ready ]; do
 done <"$folder/uris"
 [ "$uri" = ready ] || exit 1 # the server has said why
 
-# -snapshot keeps what the guest writes in a temporary file. Without KVM the machine is emulated, which is slow.
-qemu-system-x86_64 -accel kvm -accel tcg -cpu max -m 2G -nographic -snapshot "$@"
+# -snapshot keeps what the guest writes in a temporary file.
+qemu-system-x86_64 -cpu max -m 2G -nographic -snapshot "$@"
