@@ -107,6 +107,19 @@ def reliability(session: nox.Session) -> None:
 
 
 @nox.session
+def boot(session: nox.Session) -> None:
+    """A Debian boots from its archive, and after a restore; with figures. Four minutes, as root.
+
+    It needs Debian's packages mmdebstrap, qemu-system-x86, qemu-utils, syslinux, syslinux-common, mtools,
+    dosfstools, fdisk and e2fsprogs, and fails without them.
+    """
+    session.install("-q", "-e", ".[testing,remote,aws]")
+    session.env["AMISTORE_REQUIRE_TOOLS"] = "1"
+    session.env["AMISTORE_LONG"] = "1"
+    session.run("pytest", "-s", "tests/archive/test_boot.py", *session.posargs)
+
+
+@nox.session
 def stores(session: nox.Session) -> None:
     """What archives of 300 MiB do on each store, in a table; some minutes."""
     session.install("-q", "-e", ".[testing,remote,aws]", "pytest<9.2", "pytest-xdist>=3.6", *BESIDE)

@@ -256,6 +256,13 @@ def test_no_more_than_64_clients_are_served_at_once(server: NBDServer) -> None:
         assert_served(server)
 
 
+def test_an_answer_over_tcp_is_sent_at_once(archive: Archive) -> None:
+    with archive.serve_nbd(port=0) as server, Client(server) as client:
+        client.go()
+        (connection,) = server._clients
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_client_waits_while_the_process_has_no_descriptor_for_it(
     server: NBDServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
