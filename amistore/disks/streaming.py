@@ -95,13 +95,13 @@ class DiskStream:
     def __repr__(self) -> str:
         return f"DiskStream({self.name!r}, volume_size={self.volume_size})"
 
-    def check_signatures(self, first: bytes, last: bytes) -> None:
+    def _check_signatures(self, first: bytes, last: bytes) -> None:
         """Refuse what is no raw disk, by its first and its last sector."""
         if not self._is_raw:
             refuse_foreign(Path(self.name), first, last)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[StreamDisk]:
+    def _opened(self) -> Iterator[StreamDisk]:
         """The disk, open."""
         compression = None if self._compression == "none" else self._compression
         with contextlib.ExitStack() as stack:
@@ -140,7 +140,7 @@ def put_stream(
     progress: ProgressCallback,
 ) -> str:
     """As `import_snapshot`; every error deletes the snapshot."""
-    with given.opened() as stream:
+    with given._opened() as stream:
         snapshot_id = sink.start_snapshot(
             given.volume_size, description=description, tags=tags, client_token=secrets.token_hex(16)
         )
@@ -191,9 +191,9 @@ def _checked(given: DiskStream, stream: StreamDisk) -> Iterator[tuple[int, bytes
     for index, content in stream.blocks():
         if index == 0:
             first = content[:SECTOR]
-            given.check_signatures(first, b"")
+            given._check_signatures(first, b"")
         yield index, content
-    given.check_signatures(first, stream.last)
+    given._check_signatures(first, stream.last)
 
 
 def _without_zeros(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
