@@ -10,7 +10,7 @@ from pathlib import Path
 
 import images
 
-from amistore import GIB, MIB
+from amistore import MIB
 from amistore.backends.directory.s3 import DirectoryS3
 
 LONG = bool(os.environ.get("AMISTORE_LONG"))
